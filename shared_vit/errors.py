@@ -1,0 +1,25 @@
+"""The one exception that means "the user can mend this"; everything else is a bug and keeps its traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """What was wrong, where, and what to do, in one message. `main` prints it without a traceback, exit status 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a name close to a known one, else an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a command's main function: a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    sys.exit(status or 0)

@@ -59,7 +59,9 @@ def check(cfg: ModelConfig, arrays: Mapping[str, np.ndarray], where: str = "thes
     extra = [n for n in arrays if n not in expected]
     if not (wrong or missing or extra):
         return
-    parts = [_some(label, items) for label, items in (("", wrong), ("missing: ", missing), ("unknown: ", extra)) if items]
+    parts = [
+        _some(label, items) for label, items in (("", wrong), ("missing: ", missing), ("unknown: ", extra)) if items
+    ]
     raise UserError(
         f"{where} do not fit the model (width {cfg.width}, depth {cfg.depth}, patch {cfg.patch_size}, image "
         f"{cfg.image_size} px, {cfg.num_classes} classes): {'; '.join(parts)}"

@@ -1,0 +1,60 @@
+"""What a data set is to the pipeline: two random-access splits, their classes, and the images it had to replace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """One split. Picklable and cheap to pickle: worker processes get a copy."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        """An image, encoded (bytes) or decoded (uint8 RGB [H, W, 3]), and its class."""
+
+    def where(self, index: int) -> str:
+        """Names the example in a message: its path, where it has one."""
+
+
+@dataclass
+class BadImages:
+    """Images that could not be decoded and were replaced by a neighbour, so far.
+
+    `count` counts the replacements (once each time such an image is drawn), `reasons` maps each path to why.
+    """
+
+    count: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[str]:
+        return sorted(self.reasons)
+
+    def add(self, path: str, reason: str) -> None:
+        self.count += 1
+        self.reasons[path] = reason
+
+
+@dataclass
+class Dataset:
+    """A training and a validation split with the same classes.
+
+    fingerprint: hexadecimal, changes when the data changes and not with where they lie. photographs: whether the images
+    are cropped at random and flipped in training, and centre-cropped in evaluation, rather than only resized.
+    """
+
+    name: str
+    train: Source
+    val: Source
+    class_names: list[str]
+    fingerprint: str
+    photographs: bool = True
+    bad_images: BadImages = field(default_factory=BadImages)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)

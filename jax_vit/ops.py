@@ -1,0 +1,81 @@
+"""Layers and operations by the precision policy of `shared_vit/config.py`, where Flax's and JAX's own would round otherwise."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def Conv(in_channels: int, out_channels: int, size: int, param_dtype) -> nnx.Conv:  # noqa: N802 - torch has nn.Conv2d
+    """A convolution of stride `size`: kernel [size, size, in, out] and bias [out], zero until weights are loaded."""
+    zeros = nnx.initializers.zeros
+    return nnx.Conv(
+        in_channels, out_channels, (size, size), size, param_dtype=param_dtype, kernel_init=zeros, rngs=nnx.Rngs(0)
+    )
+
+
+def LayerNorm(width: int, eps: float, param_dtype) -> nnx.LayerNorm:  # noqa: N802 - torch has nn.LayerNorm
+    """LayerNorm (Ba et al. 2016) whose variance takes two passes: Flax's default, E[x^2] - E[x]^2, cancels in float32."""
+    return nnx.LayerNorm(
+        width, epsilon=eps, dtype=param_dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=nnx.Rngs(0)
+    )
+
+
+def product(x, kernel, bias, dtype, tf32: bool):
+    """x [..., in] times kernel [in, out] plus bias [out]: inputs in `dtype`, sum and bias in float32 or more, one rounding."""
+    return _product(x.astype(dtype), kernel.astype(dtype), bias, tf32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _product(x, kernel, bias, tf32):
+    return (_dot(x, kernel, (x.ndim - 1,), (0,), tf32) + bias).astype(x.dtype)
+
+
+def _product_forward(x, kernel, bias, tf32):
+    return _product(x, kernel, bias, tf32), (x, kernel, bias)
+
+
+def _product_backward(tf32, residuals, g):
+    # Written out because JAX would transpose the float32-summing product into products of float32 cotangents,
+    # several times slower than those of the compute dtype on a GPU.
+    x, kernel, bias = residuals
+    rows = tuple(range(x.ndim - 1))
+    dx = _dot(g, kernel, (g.ndim - 1,), (1,), tf32).astype(x.dtype)
+    dkernel = _dot(x, g, rows, rows, tf32).astype(kernel.dtype)
+    return dx, dkernel, g.astype(bias.dtype).sum(rows)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a, b, a_axes, b_axes, tf32):
+    return lax.dot_general(
+        a, b, ((a_axes, b_axes), ((), ())), precision=_precision(tf32), preferred_element_type=_sum_dtype(a.dtype)
+    )
+
+
+def _precision(tf32: bool) -> lax.Precision:
+    """JAX's default rounds float32 products to TF32 on GPUs; full float32 has to be asked for. No effect on bf16."""
+    return lax.Precision.DEFAULT if tf32 else lax.Precision.HIGHEST
+
+
+def _sum_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def gelu(x, approximate: bool):
+    """GELU (Hendrycks and Gimpel 2016), in the dtype of x, computed in float32 or more and rounded once."""
+    return jax.nn.gelu(x.astype(_sum_dtype(x.dtype)), approximate=approximate).astype(x.dtype)
+
+
+def attention(q, k, v, tf32: bool):
+    """softmax(q k^T / sqrt(d)) v for q, k, v [B, N, heads, d], in their dtype; the softmax in float32 or more."""
+    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    dtype, sums, precision = q.dtype, _sum_dtype(q.dtype), _precision(tf32)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision=precision, preferred_element_type=sums)
+    weights = jax.nn.softmax(scores * (q.shape[-1] ** -0.5), axis=-1).astype(dtype)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision, preferred_element_type=sums)
+    return out.astype(dtype)

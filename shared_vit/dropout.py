@@ -1,0 +1,36 @@
+"""Keys of the dropout masks: one function of seed, step and site, evaluated on the host for both twins.
+
+A mask's bits are threefry2x32 (Salmon et al. 2011, 20 rounds) of the element's number in the global [batch, ...] tensor, so a
+device or a microbatch draws just its rows; with the same key `jax.random.bits` gives the same bits.
+"""
+
+import numpy as np
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA  # the key schedule's constant (Skein)
+
+
+def num_sites(depth: int) -> int:
+    """Site 0 is the embedding; 1 + 3 block + {0, 1, 2} are attention output, GELU and second MLP product."""
+    return 1 + 3 * depth
+
+
+def site_keys(seed: int, step: int, depth: int) -> np.ndarray:
+    """Keys uint32 [sites, 2] of update `step`: `jax.random.fold_in` of the seed's key with the step, then the site."""
+    key = (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF)
+    key = threefry2x32(key, 0, step)
+    return np.array([threefry2x32(key, 0, site) for site in range(num_sites(depth))], np.uint32)
+
+
+def threefry2x32(key: tuple[int, int], x0: int, x1: int) -> tuple[int, int]:
+    """Two output words of the counter (x0, x1) under a key; all are 32-bit unsigned numbers."""
+    mask = 0xFFFFFFFF
+    ks = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
+    x0, x1 = (x0 + ks[0]) & mask, (x1 + ks[1]) & mask
+    for i in range(5):
+        for r in ROTATIONS[i % 2]:
+            x0 = (x0 + x1) & mask
+            x1 = ((x1 << r | x1 >> (32 - r)) & mask) ^ x0
+        x0 = (x0 + ks[(i + 1) % 3]) & mask
+        x1 = (x1 + ks[(i + 2) % 3] + i + 1) & mask
+    return x0, x1

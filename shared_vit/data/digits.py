@@ -1,11 +1,10 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8x8 that come with the package: data for every machine."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from shared_vit.data.dataset import Dataset
+from shared_vit.data.dataset import Dataset, fingerprint
 
 NUM_VAL = 360
 SPLIT_SEED = 0
@@ -43,12 +42,11 @@ def digits() -> Dataset:
     labels = raw.target.astype(np.int32)
     order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
     val, train = order[:NUM_VAL], order[NUM_VAL:]
-    digest = hashlib.sha256(grey.tobytes() + labels.tobytes() + order.astype("<i8").tobytes()).hexdigest()
     return Dataset(
         name="digits",
         train=ArraySource(images[train], labels[train], "digits, training split"),
         val=ArraySource(images[val], labels[val], "digits, validation split"),
         class_names=[str(d) for d in range(10)],
-        fingerprint=digest[:32],
+        fingerprint=fingerprint(grey.tobytes(), labels.tobytes(), order.astype("<i8").tobytes()),
         photographs=False,
     )

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared_vit.config import TrainConfig
+from shared_vit.config import TrainConfig, find_imagenet, imagenet_places
 from shared_vit.data.dataset import Dataset
-from shared_vit.data.digits import digits
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, nearest
+
+_PREPARE = (
+    "`twinvit prepare imagenet --train_tar ... --val_tar ... --devkit ... --out DIR` makes one from the official files"
+)
 
 
 def open_dataset(cfg: TrainConfig, cache_dir: Path | None = None) -> Dataset:
-    """The data set that `cfg.data` names. Raises UserError where it is not there or not what it should be.
+    """The data set that `cfg.data` names, in `cfg.data_dir`.
 
-    cache_dir: where the listing of an image folder is kept; None keeps none.
+    cache_dir: where the listing of an image folder is kept from one run to the next; None keeps none.
+    Raises UserError where the data are not there, cannot be read, or are not what they should be.
     """
     data = cfg.data or "digits"
     if data == "digits":
+        from shared_vit.data.digits import digits
+
         return digits()
-    raise UserError(f"unknown data set {data!r}")
+    if data.startswith("tfds:"):
+        from shared_vit.data.tfds_source import tfds_dataset
+
+        return tfds_dataset(data.removeprefix("tfds:"), cfg.data_dir)
+    if data not in ("folder", "imagenet"):
+        known = ("digits", "folder", "imagenet", "tfds:<name>")
+        raise UserError(f"unknown data set {data!r}{nearest(data, known)} Data sets: {', '.join(known)}.")
+    from shared_vit.data.folder import folder
+
+    return folder(_folder_root(data, cfg.data_dir), cache_dir, imagenet=data == "imagenet")
+
+
+def _folder_root(data: str, data_dir: str | None) -> Path:
+    if data_dir:
+        root = Path(data_dir).expanduser()
+        if data == "imagenet" and not root.exists():
+            raise UserError(f"--data_dir={data_dir} is not there: no ImageNet. {_PREPARE}")
+        return root
+    if data == "folder":
+        raise UserError("--data=folder needs --data_dir, a folder with train/<class>/ and val/<class>/")
+    found = find_imagenet()
+    if found is None:
+        places = ", ".join(str(p) for p in imagenet_places())
+        raise UserError(f"no ImageNet found: looked for a folder with train/ at {places}. Give --data_dir; {_PREPARE}")
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
-from shared_vit.data.load import ResizedLoader
+from shared_vit.data.load import make_loader
 from shared_vit.data.open import open_dataset
 from shared_vit.errors import UserError
 
@@ -47,7 +47,7 @@ def batches(
     rows = cfg.batch_size // num_processes
     share = stream.Share(cfg.batch_size, first=process * rows, rows=rows, start=start)
     source = getattr(dataset, split)
-    load = ResizedLoader(source, size)
+    load = make_loader(dataset, split, size, skip_bad=cfg.on_bad_image == "skip")
     if split == "train":
         chunks = stream.train_chunks(load, len(source), cfg.seed, share, size)
     else:

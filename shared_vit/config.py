@@ -74,7 +74,9 @@ class ModelConfig:
         if self.pool == "token" and not self.class_token:
             raise UserError("pool='token' needs class_token=True; without one, use pool='mean'")
         if self.pool == "token" and self.norm_after_pool:
-            raise UserError("norm_after_pool belongs to pool='mean'; for pool='token' both orders are the same function")
+            raise UserError(
+                "norm_after_pool belongs to pool='mean'; for pool='token' both orders are the same function"
+            )
         if self.pool_class_token and not (self.class_token and self.pool == "mean"):
             raise UserError("pool_class_token needs class_token=True and pool='mean'")
         if self.pos_embed == "sincos2d" and self.width % 4:

@@ -1,6 +1,7 @@
 """The one exception that means "the user can mend this"; everything else is a bug and keeps its traceback."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -16,10 +17,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command's main function: a `UserError` becomes one line on stderr (of process 0) and exit status 2."""
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK") or 0) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     sys.exit(status or 0)

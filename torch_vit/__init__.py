@@ -1,6 +1,14 @@
 """The Vision Transformer in PyTorch, twin of `jax_vit`."""
 
-from torch_vit.bridge import create, from_arrays, load, save, to_arrays
-from torch_vit.model import VisionTransformer
+import importlib
 
-__all__ = ["VisionTransformer", "create", "from_arrays", "load", "save", "to_arrays"]
+_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {"VisionTransformer": "model"}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str):
+    # Late, so that `--help` does not wait for the framework.
+    if name in _HOME:
+        return getattr(importlib.import_module(f"torch_vit.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'torch_vit' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared_vit import dropout
-from shared_vit.config import ModelConfig, TrainConfig
+from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
 from shared_vit.state import Counts, StepMetrics, TrainState, normalization
 from shared_vit.weights import canonical

@@ -1,0 +1,119 @@
+"""Everything about a run that is settled before any device works: data, model, length, directory, first state."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared_vit import init, weights
+from shared_vit.config import ModelConfig, TrainConfig, build_model_config
+from shared_vit.data import Dataset, open_dataset
+from shared_vit.errors import UserError
+from shared_vit.schedule import learning_rate
+from shared_vit.state import TrainState, first_state
+from shared_vit.weights import canonical
+
+
+@dataclass
+class Plan:
+    """A run whose every setting is known. `cfg` has no None that matters."""
+
+    cfg: TrainConfig
+    model: ModelConfig
+    dataset: Dataset
+    run_dir: Path
+    total_steps: int
+    eval_every: int  # 0: only at the end
+    checkpoint_every: int  # 0: only at the end
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training split after `step` updates."""
+        return step * self.cfg.batch_size / len(self.dataset.train)
+
+    def lr(self, update: int) -> float:
+        """Learning rate of update number `update`, from 0."""
+        return learning_rate(update, self.total_steps, self.cfg.lr, self.cfg.warmup_steps)
+
+    def record(self) -> dict:
+        """What config.json holds."""
+        return {
+            "train": dataclasses.asdict(self.cfg) | {"run_dir": None, "resume": False, "stop_at": None},
+            "model": dataclasses.asdict(self.model),
+            "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "total_steps": self.total_steps,
+        }
+
+
+def make_plan(cfg: TrainConfig, framework: str) -> Plan:
+    """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes nothing."""
+    run_dir = Path(cfg.run_dir) if cfg.run_dir else _free_run_dir(cfg, framework)
+    if cfg.init_from or cfg.mode == "eval":
+        source = cfg.init_from or run_dir
+        model, _ = weights.read(source, num_heads=cfg.num_heads)
+        if cfg.mode == "eval":
+            cfg = dataclasses.replace(cfg, image_size=model.image_size, num_classes=model.num_classes)
+    dataset = open_dataset(cfg, cache_dir=run_dir)
+    wanted = build_model_config(cfg, dataset.num_classes)
+    if not (cfg.init_from or cfg.mode == "eval"):
+        model = wanted
+    elif cfg.mode == "train":
+        model = _adapted(cfg, model, wanted)
+    if model.num_classes < dataset.num_classes:
+        raise UserError(
+            f"the data set {dataset.name} has {dataset.num_classes} classes, the model's head only {model.num_classes}: "
+            f"set --num_classes={dataset.num_classes}"
+        )
+    cfg = dataclasses.replace(cfg, num_classes=model.num_classes, image_size=model.image_size)
+    epoch_steps = max(1, round(len(dataset.train) / cfg.batch_size))
+    total = cfg.steps or max(1, round(cfg.epochs * len(dataset.train) / cfg.batch_size))
+    eval_every = epoch_steps if cfg.eval_every is None else cfg.eval_every
+    every = eval_every if cfg.checkpoint_every is None else cfg.checkpoint_every
+    return Plan(cfg, model, dataset, run_dir, total, eval_every, every)
+
+
+def first_or_given_state(plan: Plan) -> TrainState:
+    """The state before the first update: drawn from the seed, or read from --init_from."""
+    if plan.cfg.init_from:
+        from shared_vit.weights import adapt
+
+        file_model, arrays = weights.read(plan.cfg.init_from, num_heads=plan.cfg.num_heads)
+        size, classes = plan.model.image_size, plan.model.num_classes
+        _, arrays = adapt.adapt(file_model, arrays, image_size=size, num_classes=classes)
+    else:
+        arrays = init.draw(plan.model, plan.cfg.seed)
+    return first_state(plan.model, arrays, plan.cfg.precision)
+
+
+def state_to_evaluate(plan: Plan) -> TrainState:
+    """The weights of --init_from, or of the run's newest whole checkpoint, with empty moments."""
+    _, arrays = weights.read(plan.cfg.init_from or plan.run_dir, num_heads=plan.cfg.num_heads)
+    return first_state(plan.model, arrays, plan.cfg.precision)
+
+
+def _adapted(cfg: TrainConfig, of_file: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """The file's function at the size and with the classes and dropout that the flags want."""
+    sizes = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
+    different = [f"{n}: {getattr(of_file, n)}, not {getattr(wanted, n)}" for n in sizes
+                 if getattr(of_file, n) != getattr(wanted, n)]  # fmt: skip
+    if different:
+        expected, found = canonical.shapes(wanted), canonical.shapes(of_file)
+        tensors = [f"{n} is {found.get(n, 'absent')}, expected {s}" for n, s in expected.items() if found.get(n) != s]
+        raise UserError(
+            f"--init_from={cfg.init_from} holds another model than --model={cfg.model} ({'; '.join(different)}); its tensor "
+            f"{'; '.join(tensors[:3])}" + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+        )
+    for name in ("gelu", "pool", "pos_embed"):
+        asked = getattr(cfg, name)
+        if asked is not None and asked != getattr(of_file, name):
+            raise UserError(
+                f"--{name}={asked}, but the weights of {cfg.init_from} were trained with {getattr(of_file, name)}"
+            )
+    changes = dict(image_size=wanted.image_size, num_classes=wanted.num_classes, dropout=wanted.dropout)
+    return dataclasses.replace(of_file, **changes)
+
+
+def _free_run_dir(cfg: TrainConfig, framework: str) -> Path:
+    """runs/<preset>-<framework>, numbered where that is taken."""
+    base = Path("runs") / f"{cfg.preset or 'run'}-{framework}"
+    names = itertools.chain([base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2)))
+    return next(p for p in names if not p.exists())

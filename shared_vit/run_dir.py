@@ -1,0 +1,197 @@
+"""A run's folder: its configuration, its lock, and its two line files."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shared_vit.config import FREE_FIELDS, LENGTH_FIELDS
+from shared_vit.errors import UserError
+from shared_vit.weights.files import whole_file
+
+_FORMAT = "twinvit_run"
+
+
+class RunDir:
+    """The folder of a run, for the one process that writes there.
+
+    `with RunDir(path) as run_dir`, then `open_new` or `open_resume`, which take the folder's lock; leaving the context
+    gives it back. Methods raise UserError where the folder cannot be used or written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._lock: BinaryIO | None = None
+        self._files: dict[str, BinaryIO] = {}
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in (*self._files.values(), self._lock):
+            if file is not None:
+                file.close()
+        self._files, self._lock = {}, None
+
+    def open_new(self, config: dict[str, Any]) -> None:
+        """Begin a run with this configuration (for JSON). Raises UserError where there is a run already."""
+        self._make()
+        self._take_lock()
+        known = self._read_config()
+        if self._has_progress():
+            if known is None:
+                raise UserError(
+                    f"{self.path} holds metrics or checkpoints and no config.json: choose another --run_dir"
+                )
+            changed = differences(known, config)
+            if changed:
+                raise UserError(
+                    f"{self.path} holds another run ({'; '.join(changed)}): choose another --run_dir, or continue that "
+                    "run with its own flags and --resume"
+                )
+            raise UserError(f"{self.path} holds this run already: --resume continues it, another --run_dir begins anew")
+        self._write_config(config)
+
+    def open_resume(self, config: dict[str, Any]) -> list[str]:
+        """Continue the run in this folder; returns notices about its length. Raises UserError for another run's flags."""
+        if not (self.path / "config.json").exists():
+            raise UserError(f"there is no run to resume in {self.path}: start it without --resume, or check --run_dir")
+        self._take_lock()
+        known = self._read_config()
+        changed = differences(known, config)
+        if changed:
+            raise UserError(
+                f"cannot resume {self.path} with other settings than it has ({'; '.join(changed)}): only its length and "
+                "what cannot change the curve may differ"
+            )
+        notices = [
+            f"the run's length changes: --{name} was {known.get(name)}, is {config.get(name)}; the learning rate "
+            "follows the new schedule from here on"
+            for name in sorted(LENGTH_FIELDS)
+            if known.get(name) != config.get(name)
+        ]
+        self._write_config(config)
+        return notices
+
+    def cut_metrics(self, step: int, evaluated: bool = True) -> int:
+        """Cut metrics.jsonl to the lines of steps <= `step`; returns the last step that is left (0: none).
+
+        A torn line ends the file too. Without `evaluated`, an evaluation at `step` is cut as well: it is to be done
+        again.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return 0
+        last, end = 0, 0
+        with open(path, "rb") as file:
+            for line in file:
+                at = _step_of(line)
+                if at is None or at > step or (at == step and not evaluated and b'"val_loss"' in line):
+                    break
+                last, end = at, end + len(line)
+            if end == os.fstat(file.fileno()).st_size:
+                return last
+            file.seek(0)
+            with whole_file(path) as new:
+                _copy(file, new, end)
+        if path.name in self._files:  # it is open on the file that was replaced
+            self._files.pop(path.name).close()
+        return last
+
+    def append_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append to metrics.jsonl; the lines outlive this process at once, and the machine from the next checkpoint on."""
+        self._append("metrics.jsonl", lines)
+
+    def append_timing(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append to timing.jsonl."""
+        self._append("timing.jsonl", lines)
+
+    def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
+        try:
+            if name not in self._files:
+                self._files[name] = open(self.path / name, "ab", buffering=0)
+            data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            while data:
+                data = data[self._files[name].write(data) :]
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path / name}: {error.strerror}; --resume goes on once it can"
+            ) from error
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {self.path}: {error.strerror}; choose another --run_dir"
+            ) from error
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock = open(self.path / ".lock", "a+b")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise UserError(
+                f"another process is training in {self.path}: wait for it, or choose another --run_dir"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --run_dir") from error
+
+    def _has_progress(self) -> bool:
+        metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
+        return (metrics.exists() and metrics.stat().st_size > 0) or any(checkpoints.glob("step_*"))
+
+    def _read_config(self) -> dict[str, Any] | None:
+        """config.json, or None where there is none. Raises UserError for one that is not a run's."""
+        path = self.path / "config.json"
+        try:
+            config = json.loads(path.read_bytes())
+            if not isinstance(config, dict) or _FORMAT not in config:
+                raise ValueError("it is not a run's")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot use {path}: {error}; choose another --run_dir") from error
+        return config
+
+    def _write_config(self, config: dict[str, Any]) -> None:
+        text = json.dumps({_FORMAT: 1, **config}, indent=1) + "\n"
+        with whole_file(self.path / "config.json") as file:
+            file.write(text.encode())
+
+
+def differences(known: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What must not differ between a run's configuration and another one, and does: a line for each field."""
+    known, config = _flat(known), _flat(json.loads(json.dumps(config)))
+    names = [n for n in dict.fromkeys([*known, *config]) if n not in FREE_FIELDS | LENGTH_FIELDS | {_FORMAT}]
+    return [f"{n} is {known.get(n)} there, {config.get(n)} here" for n in names if known.get(n) != config.get(n)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics, or None for a line that is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        data = source.read(min(count, shutil.COPY_BUFSIZE))
+        target.write(data)
+        count -= len(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,9 +13,13 @@ from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
 from shared_vit.data.load import make_loader
 from shared_vit.data.open import open_dataset
+from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
 
 __all__ = ["Batch", "Dataset", "batches", "open_dataset"]
+
+_CHUNKS_IN_FLIGHT = 4  # of each worker: made, in its queue, in the reader's buffer, in the reader's hand
+_MIN_SHARED = 1 << 16
 
 
 def batches(
@@ -52,42 +56,31 @@ def batches(
         chunks = stream.train_chunks(load, len(source), cfg.seed, share, size)
     else:
         chunks = stream.val_chunks(load, len(source), share, size)
-    return Batches(chunks, share, cfg.workers or 0, dataset.bad_images)
+    workers, threads = plan(cfg.workers, dataset.photographs)
+    return Batches(chunks, share, workers, threads, dataset.bad_images)
 
 
 class Batches(Iterator[Batch]):
     """Runs a stream of chunks ahead of its reader, in threads or worker processes, and joins chunks to batches."""
 
-    def __init__(self, chunks, share, workers: int, bad_images: BadImages):
-        import grain
-
+    def __init__(self, chunks, share, workers: int, threads: int, bad_images: BadImages):
         self._share, self._bad_images, self._step = share, bad_images, share.start
-        threads = max(1, len(os.sched_getaffinity(0)) // max(1, workers))
-        ahead = max(threads + 1, -(-2 * share.chunks // max(1, workers)))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        dataset = chunks.to_iter_dataset(options)
-        if workers:
-            from absl import flags
-
-            if not flags.FLAGS.is_parsed():  # grain reads its absl flags when it starts a process; ours is no absl app
-                flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
-        self._chunks = iter(dataset)
+        self._chunks = iter(_run_ahead(chunks, share, workers, threads))
 
     def __next__(self) -> Batch:
         if self._chunks is None:
             raise StopIteration
-        parts = [next(self._chunks) for _ in range(self._share.chunks)]
+        try:
+            parts = [next(self._chunks) for _ in range(self._share.chunks)]
+        except BaseException:
+            self.close()
+            raise
         for part in parts:
             for path, reason in part["replaced"]:
                 self._bad_images.add(path, reason)
-        batch = Batch(
-            images=np.concatenate([p["images"] for p in parts]),
-            labels=np.concatenate([p["labels"] for p in parts]),
-            weight=np.concatenate([p["weight"] for p in parts]),
-            rows=np.arange(self._share.first, self._share.first + self._share.rows),
-            step=self._step,
-        )
+        images, labels, weight = (np.concatenate([p[k] for p in parts]) for k in ("images", "labels", "weight"))
+        rows = np.arange(self._share.first, self._share.first + self._share.rows)
+        batch = Batch(images, labels, weight, rows, self._step)
         self._step += 1
         return batch
 
@@ -100,3 +93,23 @@ class Batches(Iterator[Batch]):
     def __del__(self):
         if getattr(self, "_chunks", None) is not None:
             self.close()
+
+
+def _run_ahead(chunks, share, workers: int, threads: int):
+    """The chunks as a Grain IterDataset that keeps about two batches ready."""
+    import grain
+
+    ahead = max(threads + 1, -(-2 * share.chunks // max(1, workers)))
+    dataset = chunks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    if not workers:
+        return dataset
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # grain reads its absl flags when it starts a process; ours is no absl program
+        flags.FLAGS.mark_as_parsed()
+    fits = shared_memory_fits(workers * _CHUNKS_IN_FLIGHT * chunks.chunk_bytes)
+    # Small arrays are quicker through a pipe; all are where there is no room for shared memory.
+    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED if fits else sys.maxsize)
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    return dataset.mp_prefetch(processes, worker_init_fn=start_worker)

@@ -51,6 +51,11 @@ class ChunkMapDataset(grain.MapDataset):
         self._share, self._size = share, size
         self._length = max(0, num_batches - share.start) * share.chunks
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk's images."""
+        return -(-self._share.rows // self._share.chunks) * self._size * self._size * 3
+
     def __len__(self) -> int:
         return self._length
 

@@ -9,10 +9,22 @@ VAL_NAMES = ("validation", "val", "test")
 
 
 class TfdsSource:
-    """A split of a prepared builder: encoded images."""
+    """A prepared split: encoded images. A copy in another process opens the files anew, without the builder's code."""
 
-    def __init__(self, source, image: str, label: str, name: str):
-        self._source, self._image, self._label, self._name = source, image, label, name
+    def __init__(self, directory: str, split: str, image: str, label: str, name: str):
+        self._where = (directory, split, image, label, name)
+        self._open()
+
+    def _open(self) -> None:
+        import tensorflow_datasets as tfds
+
+        directory, split, self._image, self._label, name = self._where
+        self._name = f"{name}, split {split}"
+        builder = tfds.builder_from_directory(directory)
+        self._source = builder.as_data_source(split, decoders={self._image: tfds.decode.SkipDecoding()})
+
+    def __reduce__(self):
+        return TfdsSource, self._where
 
     def __len__(self) -> int:
         return len(self._source)
@@ -40,20 +52,22 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except registered.DatasetNotFoundError as error:
+    except (registered.DatasetNotFoundError, ValueError, AssertionError) as error:  # unknown name, config, version
         raise UserError(f"--data=tfds:{name}: {str(error).splitlines()[0]}") from error
     splits = dict(builder.info.splits)
     if not splits:
-        raise UserError(f"--data=tfds:{name} is not prepared in {builder.data_dir}. Prepare it with\n  {prepare}")
+        raise UserError(
+            f"--data=tfds:{name} is not prepared in {builder.data_dir}. Prepare it (which may need "
+            f"TensorFlow; reading it does not) with\n  {prepare}"
+        )
     if "train" not in splits or not splits["train"].num_examples:
         raise UserError(f"--data=tfds:{name} has no split train; it has {', '.join(sorted(splits))}")
     val = next((v for v in VAL_NAMES if v in splits and splits[v].num_examples), None)
     if val is None:
         raise UserError(f"--data=tfds:{name} has none of the splits {', '.join(VAL_NAMES)} to validate on")
     image, label = _features(builder, name)
-    decoders = {image: tfds.decode.SkipDecoding()}
     try:
-        sources = {split: builder.as_data_source(split, decoders=decoders) for split in ("train", val)}
+        sources = [TfdsSource(str(builder.data_dir), s, image, label, f"tfds:{name}") for s in ("train", val)]
     except NotImplementedError as error:
         raise UserError(
             f"--data=tfds:{name} is prepared in {builder.data_dir} in a format without random access "
@@ -65,8 +79,8 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
     ]
     return Dataset(
         name=f"tfds:{name}",
-        train=TfdsSource(sources["train"], image, label, f"tfds:{name}, split train"),
-        val=TfdsSource(sources[val], image, label, f"tfds:{name}, split {val}"),
+        train=sources[0],
+        val=sources[1],
         class_names=list(builder.info.features[label].names),
         fingerprint=fingerprint(builder.info.full_name.encode(), *(line.encode() for line in kept)),
     )

@@ -82,8 +82,8 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
 
 def _lazy(path: Path, name: str, tensor: torch.Tensor) -> LazyArray:
     if tensor.dtype == torch.bfloat16:
-        bits = tensor.view(torch.int16)
-        return LazyArray(tuple(tensor.shape), np.dtype(ml_dtypes.bfloat16), lambda: bits.numpy().view(ml_dtypes.bfloat16))
+        bits = tensor.detach().view(torch.int16).numpy()
+        return LazyArray(bits.shape, np.dtype(ml_dtypes.bfloat16), lambda: bits.view(ml_dtypes.bfloat16))
     try:
         tensor = tensor.detach().resolve_conj().resolve_neg()
         return LazyArray(tuple(tensor.shape), tensor.numpy().dtype, tensor.numpy)

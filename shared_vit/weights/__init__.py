@@ -1,22 +1,39 @@
 """Weights on disk: canonical arrays from and to every known format."""
 
 import os
+import warnings
 
 import numpy as np
 
 from shared_vit.config import ModelConfig
-from shared_vit.weights import native
+from shared_vit.weights.adapt import in_memory
 from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.source import NAMES, Source, open_weights
+from shared_vit.weights.target import write_weights
+
+__all__ = ["NAMES", "Source", "open_weights", "read", "write"]
 
 
 def read(
-    path: str | os.PathLike, format: str = "auto", num_heads: int | None = None
+    path: str | os.PathLike, format: str = "auto", num_heads: int | None = None, num_classes: int | None = None
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """`(cfg, arrays)` of a weight file, run directory or checkpoint; canonical names, dtypes as in the file."""
-    cfg, arrays = native.open_model(path)
-    return cfg, {name: np.asarray(array) for name, array in arrays.items()}
+    """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder; dtypes as in the file.
+
+    `format` is one of `NAMES`, or found from the file; `num_heads` is for files that do not say (timm's, torchvision's);
+    `num_classes` for those without a head, which get one of zeros. Warns where something had to be guessed. Raises
+    UserError. `open_weights` does the same without reading the arrays into memory.
+    """
+    source = open_weights(path, format, num_heads, num_classes)
+    for notice in source.notices:
+        warnings.warn(notice, stacklevel=2)
+    return source.cfg, in_memory(source.arrays)
 
 
 def write(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, format: str = "torch") -> None:
-    """Write canonical arrays in a format; nothing is left behind when it fails."""
-    native.write(path, cfg, arrays)
+    """Write canonical arrays in a format; the file is whole, or nothing is left behind.
+
+    Warns where the target's code computes another function unless told, and says how. Raises UserError where the
+    format cannot hold the model, or the file cannot be written.
+    """
+    for note in write_weights(path, cfg, arrays, format):
+        warnings.warn(note, stacklevel=2)

@@ -1,0 +1,102 @@
+"""Writing weights: canonical arrays to a file or folder of any format."""
+
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from shared_vit.config import ModelConfig
+from shared_vit.errors import UserError, nearest
+from shared_vit.weights import canonical, layout, native, npz
+from shared_vit.weights.files import whole_file
+from shared_vit.weights.formats import Format
+from shared_vit.weights.lazy import Arrays, LazyArray
+from shared_vit.weights.source import FORMATS, NAMES, NATIVE, card_path, checksum
+
+
+def check_target(path: str | os.PathLike, cfg: ModelConfig, format: str) -> None:
+    """Raise UserError where the model cannot be written to `path` in `format`, before any work."""
+    path = Path(path)
+    if format not in NAMES:
+        raise UserError(f"unknown format {format!r}{nearest(format, NAMES)} Formats: {', '.join(NAMES)}.")
+    suffixes = (".safetensors",) if format in NATIVE else FORMATS[format].suffixes
+    if path.suffix not in suffixes:
+        kinds = " or ".join(suffix or "a folder (a name without a suffix)" for suffix in suffixes)
+        raise UserError(f"{format} is written to {kinds}, not to {path.name}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already: choose another name, or remove it")
+    if path.suffix and path.is_dir():
+        raise UserError(f"cannot write {path}: there is a folder of that name")
+    if format not in NATIVE:
+        FORMATS[format].refuse(cfg)
+
+
+def write_weights(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, format: str = "torch") -> list[str]:
+    """Write canonical arrays, one at a time in memory if they are lazy (but for `.pth`); whole or not at all.
+
+    Returns what has to be set in the target's code, so that it computes this model's function. A foreign file gets a
+    card beside it, `<name>.json`, with the function, a checksum and the code that builds the model. Raises UserError.
+    """
+    path = Path(path)
+    check_target(path, cfg, format)
+    if format in NATIVE:
+        native.write(path, cfg, arrays)
+        return []
+    canonical.check(cfg, arrays)
+    fmt = FORMATS[format]
+    file_arrays = layout.to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
+    if path.suffix == "":
+        _write_folder(path, fmt, cfg, file_arrays)
+    else:
+        card = card_path(path)
+        card.unlink(missing_ok=True)  # of an earlier file of this name
+        _write_file(path, fmt, cfg, file_arrays)
+        _write_json(card, _card(path, fmt, cfg))
+    return fmt.notes(cfg) if path.suffix or fmt.name != "huggingface" else []
+
+
+def _write_file(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:
+    if path.suffix == ".npz":
+        npz.write_npz(path, arrays)
+    elif path.suffix == ".pth":
+        importlib.import_module("torch_vit.pth").write_pth(path, arrays)
+    else:  # "pt" is what transformers wants to see; its own config.json holds the function
+        metadata = {"format": "pt"} | ({} if fmt.name == "huggingface" else {"model_config": cfg.to_json()})
+        native.write_safetensors(path, arrays, metadata)
+
+
+def _write_folder(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        _write_file(temporary / "model.safetensors", fmt, cfg, arrays)
+        dtype = np.result_type(*{array.dtype for array in arrays.values()})
+        for name, content in fmt.extras(cfg, dtype).items():
+            _write_json(temporary / name, content)
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _card(path: Path, fmt: Format, cfg: ModelConfig) -> dict[str, object]:
+    return {
+        "format": fmt.name,
+        "load": fmt.how_to_load(cfg),
+        "set_there": fmt.notes(cfg),
+        "preprocessing": {"image_size": cfg.image_size, "mean": cfg.mean, "std": cfg.std, "of": "RGB in [0, 1]"},
+        "model_config": json.loads(cfg.to_json()),
+        "sha256": checksum(path),
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

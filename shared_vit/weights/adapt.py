@@ -30,8 +30,8 @@ def adapt(
 
     Learned positions are resampled, fixed ones computed anew. Another number of classes means a new task: the
     pre-logits layer and the head are left out, and the new head is zero, as in fine-tuning by Dosovitskiy et al. (2021).
-    Nothing is computed before an array is asked for. Raises UserError for sizes that the model cannot have, and, when
-    an array is asked for, where a value does not fit in the dtype.
+    Lazy arrays stay lazy, arrays in memory are computed at once. Raises UserError for sizes that the model cannot have,
+    and, when an array is computed, where a value does not fit in the dtype.
     """
     out = dict(arrays)
     if num_classes not in (None, cfg.num_classes):
@@ -49,7 +49,8 @@ def adapt(
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
         out = {name: _cast(name, array, DTYPES[dtype]) for name, array in out.items()}
-    return cfg, {name: out[name] for name in canonical.shapes(cfg)}
+    out = {name: out[name] for name in canonical.shapes(cfg)}
+    return cfg, in_memory(out) if all(isinstance(array, np.ndarray) for array in arrays.values()) else out
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype):

@@ -28,7 +28,7 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
         if process == 0 and result is not None:
             print(describe(result), flush=True)
         return 0
-    with Interrupt() as interrupt, RunDir(plan.run_dir) if process == 0 else nullcontext() as run_dir:
+    with Interrupt(quiet=process != 0) as interrupt, RunDir(plan.run_dir) if process == 0 else nullcontext() as run_dir:
         state, pending_evaluation = _begin(plan, run_dir)
         trainer = make_trainer(state)
         return _Loop(plan, trainer, run_dir, interrupt).train(state.step, pending_evaluation)
@@ -96,10 +96,10 @@ class _Loop:
             self.writer = checkpoint.Writer(self.plan.run_dir, cfg.keep)
         stream = None
         step = saved = start
-        if pending_evaluation and not self._evaluate(step):
-            return self._leave(step)
         try:
-            if start < end:
+            if pending_evaluation:
+                self._evaluate(step)
+            if start < end and not self.stopping:
                 stream = batches(
                     cfg, "train", start, self.trainer.process, self.trainer.num_processes, dataset=self.plan.dataset
                 )
@@ -114,6 +114,8 @@ class _Loop:
                 if step < end:
                     ahead = self._next(stream)
                 self._read(LAG)
+                if self.writer is not None:
+                    self.writer.poll()
                 due_evaluation = self._due(step, self.plan.eval_every)
                 due_checkpoint = self._due(step, self.plan.checkpoint_every) or step == end
                 if due_evaluation or due_checkpoint or self.stopping:
@@ -134,7 +136,8 @@ class _Loop:
     def _leave(self, step: int) -> int:
         if self.tracker is not None:
             done = "interrupted" if self.stopping else "done" if step == self.plan.total_steps else "stopped"
-            self.tracker.say(f"{done} at step {step}; {self.plan.run_dir}")
+            goes_on = "" if done == "done" else "; --resume continues it"
+            self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
             bad = self.plan.dataset.bad_images
             if bad.count:
                 self.tracker.say(bad.describe())
@@ -164,6 +167,8 @@ class _Loop:
                 self.tracker.step(step, lr, metrics)
 
     def _not_finite(self, step: int, metrics: StepMetrics) -> None:
+        if self.writer is not None:
+            self.writer.wait()
         found = checkpoint.newest(self.plan.run_dir)
         where = f"The newest checkpoint, from before, is {found.path}" if found else "There is no checkpoint yet"
         good = (

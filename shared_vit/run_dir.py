@@ -67,19 +67,18 @@ class RunDir:
                 f"cannot resume {self.path} with other settings than it has ({'; '.join(changed)}): only its length and "
                 "what cannot change the curve may differ"
             )
-        notices = [
-            f"the run's length changes: --{name} was {known.get(name)}, is {config.get(name)}; the learning rate "
-            "follows the new schedule from here on"
-            for name in sorted(LENGTH_FIELDS)
-            if known.get(name) != config.get(name)
-        ]
         self._write_config(config)
-        return notices
+        was, now = known["total_steps"], config["total_steps"]
+        if was == now:
+            return []
+        return [
+            f"the run's length was {was} steps and is {now}: the learning rate follows the new schedule from here on"
+        ]
 
-    def cut_metrics(self, step: int, evaluated: bool = True) -> int:
+    def cut_metrics(self, step: int, keep_evaluation: bool = True) -> int:
         """Cut metrics.jsonl to the lines of steps <= `step`; returns the last step that is left (0: none).
 
-        A torn line ends the file too. Without `evaluated`, an evaluation at `step` is cut as well: it is to be done
+        A torn line ends the file too. Without `keep_evaluation`, an evaluation at `step` is cut as well: it is to be done
         again.
         """
         path = self.path / "metrics.jsonl"
@@ -89,7 +88,7 @@ class RunDir:
         with open(path, "rb") as file:
             for line in file:
                 at = _step_of(line)
-                if at is None or at > step or (at == step and not evaluated and b'"val_loss"' in line):
+                if at is None or at > step or (at == step and not keep_evaluation and b'"val_loss"' in line):
                     break
                 last, end = at, end + len(line)
             if end == os.fstat(file.fileno()).st_size:
@@ -101,19 +100,20 @@ class RunDir:
             self._files.pop(path.name).close()
         return last
 
-    def append_metrics(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append to metrics.jsonl; the lines outlive this process at once, and the machine from the next checkpoint on."""
+    def append_metrics(self, lines: Iterable[str]) -> None:
+        """Append lines of JSON to metrics.jsonl: safe from the end of this process at once, and from the machine's from
+        the next checkpoint on."""
         self._append("metrics.jsonl", lines)
 
-    def append_timing(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append to timing.jsonl."""
+    def append_timing(self, lines: Iterable[str]) -> None:
+        """Append lines of JSON to timing.jsonl."""
         self._append("timing.jsonl", lines)
 
-    def _append(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
+    def _append(self, name: str, lines: Iterable[str]) -> None:
         try:
             if name not in self._files:
                 self._files[name] = open(self.path / name, "ab", buffering=0)
-            data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+            data = "".join(line + "\n" for line in lines).encode()
             while data:
                 data = data[self._files[name].write(data) :]
         except OSError as error:
@@ -150,7 +150,8 @@ class RunDir:
         path = self.path / "config.json"
         try:
             config = json.loads(path.read_bytes())
-            if not isinstance(config, dict) or _FORMAT not in config:
+            parts = {_FORMAT: int, "train": dict, "model": dict, "data": dict, "total_steps": int}
+            if not isinstance(config, dict) or any(not isinstance(config.get(k), v) for k, v in parts.items()):
                 raise ValueError("it is not a run's")
         except FileNotFoundError:
             return None
@@ -165,18 +166,19 @@ class RunDir:
 
 
 def differences(known: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What must not differ between a run's configuration and another one, and does: a line for each field."""
-    known, config = _flat(known), _flat(json.loads(json.dumps(config)))
-    names = [n for n in dict.fromkeys([*known, *config]) if n not in FREE_FIELDS | LENGTH_FIELDS | {_FORMAT}]
-    return [f"{n} is {known.get(n)} there, {config.get(n)} here" for n in names if known.get(n) != config.get(n)]
+    """What must be the same in a run's record and in another one, and is not: a line for each.
 
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    Records hold "train" (flags), "model" (a ModelConfig), "data" and "total_steps". Where flags differ, what follows
+    from them is left out.
+    """
+    config = json.loads(json.dumps(config))  # tuples become lists
+    for part, name in (("train", "--{}"), ("model", "the model's {}"), ("data", "the data's {}")):
+        a, b = known[part], config[part]
+        fields = [f for f in dict.fromkeys([*a, *b]) if part != "train" or f not in FREE_FIELDS | LENGTH_FIELDS]
+        found = [f"{name.format(f)} is {a.get(f)} there, {b.get(f)} here" for f in fields if a.get(f) != b.get(f)]
+        if found:
+            return found
+    return []
 
 
 def _step_of(line: bytes) -> int | None:

@@ -6,6 +6,7 @@ Batch t is a pure function of (seed, data, batch size, t): position p = t * B + 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,43 @@ class Share:
         begin = part * self.rows // self.chunks
         end = (part + 1) * self.rows // self.chunks
         return self.start + batch, range(self.first + begin, self.first + end)
+
+
+class ShuffleMapDataset(grain.MapDataset):
+    """The parent in a new, uniformly random order each epoch, a function of (seed, epoch) alone.
+
+    Grain's own shuffle walks a cipher's cycle, 5 us an example among a million but 30 us among a thousand and 280 us
+    among a hundred, and gives epoch e of seed s the order of epoch e+1 of seed s-1. A permutation costs a look-up, and
+    of a million examples 0.2 s and 10 MB once an epoch. Drawn from raw Philox words, whose stream numpy does not change.
+    """
+
+    def __init__(self, parent: grain.MapDataset, seed: int):
+        super().__init__(parent)
+        self._seed, self._orders, self._lock = seed, {}, threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return self.slice(position)
+        epoch, index = divmod(position, len(self))
+        order = self._orders.get(epoch)
+        return self._parent[int((self._draw(epoch) if order is None else order)[index])]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            if epoch not in self._orders:
+                words = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self))
+                kept = {e: o for e, o in self._orders.items() if e == epoch - 1}  # threads are about its last examples
+                self._orders = kept | {epoch: np.argsort(words, kind="stable")}
+            return self._orders[epoch]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_orders": {}, "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 class ChunkMapDataset(grain.MapDataset):
@@ -82,7 +120,7 @@ Loader = Callable[[int, np.random.Generator], Example]
 def train_chunks(load: Loader, num_examples: int, seed: int, share: Share, size: int) -> grain.MapDataset:
     """The endless training stream: shuffled anew each epoch, every example once an epoch, carried over its end."""
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-    stream = grain.MapDataset.range(num_examples).shuffle(seed=shuffle_seed).repeat()
+    stream = ShuffleMapDataset(grain.MapDataset.range(num_examples), shuffle_seed).repeat()
     stream = stream.random_map(load, seed=augment_seed)
     return ChunkMapDataset(stream, share, num_batches=len(stream) // share.batch_size, size=size)
 

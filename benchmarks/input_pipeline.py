@@ -1,0 +1,291 @@
+"""Images per second of this package's input pipeline, of torchvision's, and of a bare loop that only decodes and resizes.
+
+    python benchmarks/input_pipeline.py --data_dir DIR [--json FILE]
+
+DIR has class folders in train/ (or val/, or test/); the three read the same files, at random and over and over, and
+give training batches at 224 px. They run in turn, several rounds, each in a process of its own; a round's slower
+moments hit all three. torchvision's path is its own code: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
+and a DataLoader with the number of workers that serves it best here. The bare loop is read, decode, crop, resize in
+as many threads as there are cores, and nothing else: no order, no labels, no batches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import threading
+import time
+import types
+import warnings
+from json import dumps
+from pathlib import Path
+
+import numpy as np
+
+SIZE = 224
+BATCH = 64
+WARM_UP = 1  # seconds
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def benchmark(
+    data_dir: Path,
+    json: Path | None = None,
+    seconds: float = 8,
+    rounds: int = 5,
+    memory_images: int = 20_000,
+    workers: int | None = None,
+) -> None:
+    """Measure, print a table, and write it as JSON.
+
+    Args:
+        data_dir: Folder with class folders in train/, val/ or test/.
+        json: Where to write the numbers.
+        seconds: Of each measurement.
+        rounds: Measurements of each of the three; medians are reported.
+        memory_images: How many images to read for the curve of memory; 0 leaves it out.
+        workers: The pipeline's --workers; by default its own choice.
+    """
+    threads = len(os.sched_getaffinity(0))
+    load_before = os.getloadavg()
+    best = max((0, *sorted({1, threads, 2 * threads})), key=lambda n: _run(_torchvision, data_dir, seconds / 2, n))
+    candidates = {
+        "ours": lambda: _run(_ours, data_dir, seconds, workers),
+        "torchvision": lambda: _run(_torchvision, data_dir, seconds, best),
+        "bare_loop": lambda: _run(_bare_loop, data_dir, seconds, threads),
+    }
+    measured = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            measured[name].append(run())
+    rates = {name: [rate for rate, _ in pairs] for name, pairs in measured.items()}
+    result = {f"{name}_per_s": round(statistics.median(rates[name]), 1) for name in rates}
+    for name, pairs in measured.items():
+        result[f"{name}_per_cpu_s"] = round(statistics.median(cpu for _, cpu in pairs), 1)
+    result |= {
+        "threads": threads,
+        "ours_over_torchvision": round(result["ours_per_s"] / result["torchvision_per_s"], 3),
+        "ours_over_bare_loop": round(result["ours_per_s"] / result["bare_loop_per_s"], 3),
+        "ours_per_s_per_core": round(result["ours_per_s"] / threads, 1),
+        "torchvision_workers": best,
+        "rounds": {name: [round(v, 1) for v in values] for name, values in rates.items()},
+        "image_size": SIZE,
+        "batch_size": BATCH,
+        "load_before": [round(v, 2) for v in load_before],
+        "load_after": [round(v, 2) for v in os.getloadavg()],
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+    if memory_images:
+        result["memory_mb"] = _run(_memory, data_dir, memory_images, workers)
+    _print_table(result)
+    if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(dumps(result, indent=1) + "\n")
+
+
+def _run(measure, *args):
+    """`measure(*args)` in a fresh process, so that none inherits another's threads, caches or memory."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, measure, args))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        sys.exit(f"{measure.__name__}{args} failed with status {process.exitcode}; its traceback is above")
+    finally:
+        process.join()
+
+
+def _send(sender, measure, args) -> None:
+    sender.send(measure(*args))
+
+
+def _split(data_dir: Path) -> Path:
+    for name in ("train", "val", "test"):
+        if (data_dir / name).is_dir():
+            return data_dir / name
+    sys.exit(f"{data_dir} has no folder train, val or test")
+
+
+def _our_batches(data_dir: Path, workers: int | None):
+    from shared_vit.config import TrainConfig
+    from shared_vit.data import Dataset, batches
+    from shared_vit.data.folder import FolderSource
+    from shared_vit.data.listing import list_split
+
+    listing = list_split(data_dir, _split(data_dir).name)
+    source = FolderSource(data_dir, listing)
+    dataset = Dataset("folder", source, source, listing.class_names, fingerprint="")
+    return batches(TrainConfig(image_size=SIZE, batch_size=BATCH, workers=workers), dataset=dataset)
+
+
+def _rate(stream, seconds: float) -> tuple[float, float]:
+    """Images per second, and per second of processor time, of an endless stream of (number of images)."""
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP:
+        next(stream)
+    count, begin, cpu = 0, time.perf_counter(), _cpu_seconds()
+    while (passed := time.perf_counter() - begin) < seconds:
+        count += next(stream)
+    return count / passed, count / (_cpu_seconds() - cpu)
+
+
+def _family() -> list[int]:
+    """This process and its children."""
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and its children so far."""
+    ticks = 0
+    for process in _family():
+        with open(f"/proc/{process}/stat") as file:
+            ticks += sum(int(v) for v in file.read().rpartition(")")[2].split()[11:13])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ours(data_dir: Path, seconds: float, workers: int | None) -> tuple[float, float]:
+    stream = _our_batches(data_dir, workers)
+    rate = _rate((len(batch.images) for batch in stream), seconds)
+    stream.close()
+    return rate
+
+
+def _torchvision(data_dir: Path, seconds: float, workers: int) -> tuple[float, float]:
+    import torch
+
+    # torchvision registers shape functions for operators that a CPU build of it may lack; none is used here
+    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    from torchvision import datasets, transforms
+
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    folder = datasets.ImageFolder(
+        str(_split(data_dir)),
+        transforms.Compose([
+            transforms.RandomResizedCrop(SIZE),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]),
+    )  # fmt: skip
+    sampler = torch.utils.data.RandomSampler(folder, replacement=True, num_samples=10**8)
+    loader = torch.utils.data.DataLoader(
+        folder, BATCH, sampler=sampler, num_workers=workers, multiprocessing_context="fork" if workers else None
+    )  # fork, as it is in a program on Linux; this process is a spawned one, whose children would be too
+    return _rate((len(images) for images, _ in loader), seconds)
+
+
+def _bare_loop(data_dir: Path, seconds: float, threads: int) -> tuple[float, float]:
+    import cv2
+    import simplejpeg
+
+    from shared_vit.data.augment import NUM_UNIFORMS, crop_box
+
+    cv2.setNumThreads(0)
+    paths = sorted(str(p) for p in _split(data_dir).rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
+    uniforms = np.random.default_rng(0).random((len(paths), NUM_UNIFORMS))
+    sizes = [simplejpeg.decode_jpeg_header(Path(p).read_bytes())[:2] for p in paths]
+    boxes = [crop_box(u, *size) for u, size in zip(uniforms, sizes)]
+    counts = [0] * threads
+    stop = threading.Event()
+
+    def loop(number: int) -> None:
+        i = number
+        while not stop.is_set():
+            with open(paths[i % len(paths)], "rb") as file:
+                image = simplejpeg.decode_jpeg(file.read(), "RGB")
+            top, left, height, width = boxes[i % len(paths)]
+            crop = image[top : top + height, left : left + width]
+            cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR_EXACT)
+            counts[number] += 1
+            i += 7
+
+    pool = [threading.Thread(target=loop, args=(n,)) for n in range(threads)]
+    for thread in pool:
+        thread.start()
+    done = 0
+
+    def stream():
+        nonlocal done
+        while True:
+            time.sleep(0.05)
+            before, done = done, sum(counts)
+            yield done - before
+
+    rate = _rate(stream(), seconds)
+    stop.set()
+    for thread in pool:
+        thread.join()
+    return rate
+
+
+def _memory(data_dir: Path, images: int, workers: int | None) -> dict:
+    """Memory of the process and its workers (proportional set size, MB) at ten points over `images` images."""
+    stream = _our_batches(data_dir, workers)
+    points, count = [], 0
+    while count < images:
+        count += len(next(stream).images)
+        if count * 10 // images > len(points):
+            points.append(round(_family_memory(), 1))
+    stream.close()
+    return {"images": count, "curve": points, "growth": round(points[-1] - points[1], 1)}
+
+
+def _family_memory() -> float:
+    total = 0
+    for process in _family():
+        with open(f"/proc/{process}/smaps_rollup") as file:
+            total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+    return total / 1024
+
+
+def _machine() -> dict:
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "")
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def _versions() -> dict:
+    from importlib.metadata import version
+
+    names = ("numpy", "grain", "simplejpeg", "opencv-python-headless", "pillow", "torch", "torchvision")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def _print_table(result: dict) -> None:
+    print(
+        f"{SIZE} px, batches of {BATCH}, {result['threads']} cores; median of {len(result['rounds']['ours'])} rounds\n"
+    )
+    print(f"{'':<28}{'images/s':>10}{'per core':>10}{'per CPU s':>11}")
+    for name, label in (
+        ("ours", "this pipeline"),
+        ("torchvision", f"torchvision, {result['torchvision_workers']} workers"),
+        ("bare_loop", "bare decode, crop, resize"),
+    ):
+        rate = result[f"{name}_per_s"]
+        print(f"{label:<28}{rate:>10.0f}{rate / result['threads']:>10.0f}{result[name + '_per_cpu_s']:>11.0f}")
+    print(
+        f"\n{result['ours_over_torchvision']:.2f} times torchvision, {result['ours_over_bare_loop']:.0%} of the bare loop"
+    )
+    if "memory_mb" in result:
+        memory = result["memory_mb"]
+        print(f"memory over {memory['images']:,} images: {memory['curve']} MB")
+
+
+def main() -> None:
+    import tyro
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    tyro.cli(benchmark, use_underscores=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared_vit.data.augment import NUM_UNIFORMS, center_crop, random_crop_flip
+from shared_vit.data.augment import NUM_UNIFORMS, center_crop, random_affine, random_crop_flip
 from shared_vit.data.dataset import Dataset, Source
 from shared_vit.data.decode import DecodeError, decode
 from shared_vit.errors import UserError
@@ -26,7 +26,7 @@ def make_loader(dataset: Dataset, split: str, size: int, skip_bad: bool) -> Phot
     """The loader of a split of a data set, giving images of `size` x `size`."""
     source = getattr(dataset, split)
     if not dataset.photographs:
-        return ArrayLoader(source, size)
+        return ArrayLoader(source, size, random=split == "train")
     return PhotoLoader(source, size, random=split == "train", skip_bad=skip_bad)
 
 
@@ -63,13 +63,15 @@ class PhotoLoader:
 
 
 class ArrayLoader:
-    """Loads decoded images as they are, resized to `size` by the nearest pixel; nothing is random."""
+    """Loads decoded images: a small random turn, scaling and shift where `random`; resized to `size` by the nearest pixel."""
 
-    def __init__(self, source: Source, size: int):
-        self.source, self.size = source, size
+    def __init__(self, source: Source, size: int, random: bool):
+        self.source, self.size, self.random = source, size, random
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         image, label = self.source.read(index)
+        if self.random:
+            image = random_affine(image, rng.random(NUM_UNIFORMS))
         height, width = image.shape[:2]
         if (height, width) != (self.size, self.size):
             rows = np.arange(self.size) * height // self.size

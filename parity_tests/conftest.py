@@ -1,0 +1,37 @@
+"""Set-up for every test: one torch thread, eight CPU devices for JAX, float64 only where a test asks for it."""
+
+import jax
+import pytest
+import torch
+
+torch.set_num_threads(1)  # two threads on a busy machine can be several times slower than one
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--imagenet", metavar="DIR", help="run the logits and curve claims on this ImageNet folder as well"
+    )
+
+
+def pytest_configure(config):
+    # The same small step is compiled in many tests.
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for one test; float32 tests run as users do, with x64 off."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(params=["fp32", "fp64"])
+def precision(request):
+    """A test run twice, in float32 and in float64."""
+    if request.param == "fp64":
+        request.getfixturevalue("x64")
+    return request.param

@@ -1,0 +1,65 @@
+"""Claim: both twins give the same gradient for every tensor."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from helpers import SMALL, VARIANTS, random_arrays, random_images, worst
+
+import jax_vit
+import torch_vit
+from jax_vit.bridge import state_arrays
+from jax_vit.trainer import Objective as JaxObjective
+from shared_vit import model_config
+from torch_vit.trainer import Objective as TorchObjective
+
+LIMIT = {"fp32": 1e-5, "fp64": 1e-11}
+
+
+def gradients(cfg, arrays, precision, batch_size=3) -> tuple[dict, dict]:
+    """The gradient of the mean cross-entropy with respect to every trained tensor, by canonical name, of both twins."""
+    images = (random_images(cfg, batch_size) * 50 + 128).clip(0, 255).astype(np.uint8)
+    labels = np.arange(batch_size, dtype=np.int64) % cfg.num_classes
+
+    graphdef, params, fixed = nnx.split(jax_vit.from_arrays(cfg, arrays, precision), nnx.Param, ...)
+    objective = JaxObjective(graphdef, cfg, jax.tree.leaves(params)[0].dtype)
+    in_jax = state_arrays(jax.grad(objective)(params, fixed, images, labels.astype(np.int32)))
+
+    model = torch_vit.from_arrays(cfg, arrays, precision)
+    TorchObjective(model)(torch.from_numpy(images), torch.from_numpy(labels)).backward()
+    in_torch = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    return {name: in_jax[name] for name in in_torch}, in_torch
+
+
+def check(cfg, precision, batch_size=3):
+    a, b = gradients(cfg, random_arrays(cfg), precision, batch_size)
+    for i in range(cfg.depth):
+        # The key bias has no true gradient (softmax does not see it): what is there is rounding, judged by its size.
+        name, d = f"blocks.{i}.attn.qkv.bias", cfg.width
+        for side in (a, b):
+            assert np.abs(side[name][d : 2 * d]).max() < LIMIT[precision] * np.abs(side[name]).max()
+            side[name] = np.delete(side[name], np.s_[d : 2 * d])
+    assert all(np.linalg.norm(g) > 1e-4 for g in b.values())  # there is something to compare
+    distance, name = worst(a, b)
+    assert distance <= LIMIT[precision], name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_gradient(variant, precision):
+    check(VARIANTS[variant], precision)
+
+
+@pytest.mark.parametrize("name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))])
+def test_published_sizes_at_224(name, x64):
+    check(model_config(name), "fp64", batch_size=1)
+
+
+def test_mutation_is_caught(x64):
+    """An eps of 1e-5 in one twin shows in the gradients."""
+    arrays = random_arrays(SMALL)
+    a, _ = gradients(SMALL, arrays, "fp64")
+    _, b = gradients(dataclasses.replace(SMALL, norm_eps=1e-5), arrays, "fp64")
+    assert worst(a, b)[0] > LIMIT["fp32"]

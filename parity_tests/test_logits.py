@@ -1,0 +1,66 @@
+"""Claim: both twins give the same logits and the same output of every module."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import SMALL, VARIANTS, random_arrays, random_images, traces, worst
+
+from shared_vit import model_config
+from shared_vit.compare import relative_l2
+
+LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_output(variant, precision):
+    cfg = VARIANTS[variant]
+    a, b = traces(cfg, random_arrays(cfg), precision)
+    assert np.ptp(a[""], axis=0).min() > 0.1  # there is something to compare
+    distance, layer = worst(a, b)
+    assert distance <= LIMIT[precision], layer
+    in_block = ("", ".norm1", ".attn", ".attn.qkv", ".attn.proj", ".norm2", ".mlp", ".mlp.fc1", ".mlp.fc2")
+    expected = {f"blocks.{i}{name}" for i in range(cfg.depth) for name in in_block}
+    assert set(a) - {"pre_logits"} == expected | {"patch_embed", cfg.norm_name, "head", ""}
+
+
+@pytest.mark.parametrize("name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))])
+def test_published_sizes_at_224(name, precision):
+    cfg = model_config(name)
+    a, b = traces(cfg, random_arrays(cfg), precision, random_images(cfg, batch_size=1))
+    distance, layer = worst(a, b)
+    assert distance <= LIMIT[precision], layer
+
+
+@pytest.mark.parametrize(
+    "change", [dict(norm_eps=1e-5), dict(gelu="tanh"), dict(pool="mean"), "swap q and k", "no last norm", "heads"], ids=str
+)
+def test_mutations_are_caught(change, x64):
+    """One formula wrong in one twin is far beyond the limit, in float32's as well."""
+    arrays = random_arrays(SMALL)
+    a, _ = traces(SMALL, arrays, "fp64")
+    if change == "swap q and k":
+        wrong = dict(arrays)
+        for name in (n for n in arrays if ".attn.qkv." in n):
+            # Swapped in one block only: softmax(q k') and softmax(k q') differ.
+            q, k, v = np.split(arrays[name], 3)
+            wrong[name] = np.concatenate([k, q, v])
+        _, b = traces(SMALL, wrong, "fp64")
+    elif change == "no last norm":
+        wrong = arrays | {"norm.weight": np.ones_like(arrays["norm.weight"])}
+        _, b = traces(SMALL, wrong, "fp64")
+    elif change == "heads":
+        _, b = traces(dataclasses.replace(SMALL, num_heads=4), arrays, "fp64")
+    else:
+        _, b = traces(dataclasses.replace(SMALL, **change), arrays, "fp64")
+    assert relative_l2(a[""], b[""]) > 5 * LIMIT["fp32"]
+
+
+def test_transposed_square_weight_is_caught(x64):
+    """attn.proj is square: a wrong transpose loads without an error, and only numbers show it."""
+    arrays = random_arrays(SMALL)
+    name = "blocks.1.attn.proj.weight"
+    a, _ = traces(SMALL, arrays, "fp64")
+    _, b = traces(SMALL, arrays | {name: np.ascontiguousarray(arrays[name].T)}, "fp64")
+    first = next(n for n in a if relative_l2(a[n], b[n]) > LIMIT["fp64"])
+    assert first == "blocks.1.attn.proj"

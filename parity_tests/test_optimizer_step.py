@@ -1,0 +1,142 @@
+"""Claim: one optimizer step gives the same parameters and moments, with Adam and AdamW, clipping and weight decay."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
+
+import jax_vit.optim
+import jax_vit.trainer
+import torch_vit.optim
+import torch_vit.trainer
+from shared_vit import model_config
+from shared_vit.state import BETA1, BETA2, EPS
+from shared_vit.weights import canonical
+
+LIMIT = 1e-11
+
+
+def train_config(**changes):
+    return dataclasses.replace(DIGITS, precision="fp64", **changes)
+
+
+def states_after(train, steps=1, cfg=TINY, jax_cfg=None):
+    state = random_state(cfg, "fp64")
+    trainers = jax_trainer(dataclasses.replace(state, config=jax_cfg or cfg), train), torch_trainer(state, train)
+    curves = [run(t, train, steps, total=100) for t in trainers]
+    return [t.state() for t in trainers], curves, state
+
+
+def without_key_bias(cfg, arrays):
+    """The key part of qkv.bias has no true gradient, and Adam scales its rounding up to whole steps."""
+    d = cfg.width
+    return {n: np.delete(a, np.s_[d : 2 * d]) if n.endswith("qkv.bias") else a for n, a in arrays.items()}
+
+
+def distance(a, b, cfg=TINY):
+    return max(
+        worst(without_key_bias(cfg, getattr(a, part)), without_key_bias(cfg, getattr(b, part)))
+        for part in ("params", "exp_avg", "exp_avg_sq")
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(optimizer="adamw", weight_decay=0.3), dict(optimizer="adam", weight_decay=0.0), dict(clip=0.01)],
+    ids=str,
+)
+def test_every_parameter_and_moment(changes, x64):
+    train = train_config(**changes)
+    (a, b), (curve_a, curve_b), before = states_after(train)
+    gap, name = distance(a, b)
+    assert gap <= LIMIT, name
+    assert relative_l2(curve_a.grad_norm, curve_b.grad_norm) <= LIMIT
+    for name in a.params:
+        moved = np.abs(a.params[name] - before.params[name]).max()
+        assert moved > 1e-6, name  # something to compare
+    for side in (a, b):
+        for i in range(TINY.depth):
+            d, name = TINY.width, f"blocks.{i}.attn.qkv.bias"
+            # Bounded by itself: rounding, over eps, times lr.
+            keys = np.s_[d : 2 * d]
+            assert np.abs(side.params[name][keys] - before.params[name][keys]).max() <= 1e-4 * train.lr / 10
+
+
+def test_formula(x64):
+    """AdamW as written in the design, in NumPy, from each twin's own first moments."""
+    train = train_config(weight_decay=0.3, clip=0.5)
+    (a, b), (curve, _), before = states_after(train)
+    lr = train.lr / train.warmup_steps
+    for side in (a, b):
+        for name, p in before.params.items():
+            g = side.exp_avg[name] / (1 - BETA1)  # the clipped gradient
+            np.testing.assert_allclose(side.exp_avg_sq[name], (1 - BETA2) * g * g, rtol=1e-10)
+            direction = g / (np.abs(g) + EPS)
+            wd = 0.3 if name.endswith(".weight") and "norm" not in name else 0.0
+            np.testing.assert_allclose(side.params[name], p - lr * (direction + wd * p), rtol=1e-10, atol=1e-13)
+        norm = np.sqrt(sum(((m / (1 - BETA1)) ** 2).sum() for m in side.exp_avg.values()))
+        assert curve.grad_norm[0] > 0.5 and norm == pytest.approx(0.5, rel=1e-12)  # clipped exactly, nothing added
+
+
+def test_float32_next_step():
+    """In float32 a near-zero gradient's sign is rounding, so a step is judged by what it leads to."""
+    train = dataclasses.replace(DIGITS, precision="fp32")
+    state = random_state(TINY, "fp32")
+    a, b = (run(t, train, 2, total=100) for t in (jax_trainer(state, train), torch_trainer(state, train)))
+    assert relative_l2(a.loss, b.loss) <= 1e-5 and relative_l2(a.grad_norm, b.grad_norm) <= 1e-5
+    assert a.loss[0] != a.loss[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_ti16", "vit_s16", "vit_b16"])
+def test_published_sizes_at_224(name, x64):
+    cfg = model_config(name, num_classes=10)
+    train = train_config(batch_size=1, image_size=224, weight_decay=0.3)
+    (a, b), _, _ = states_after(train, cfg=cfg)
+    gap, where = distance(a, b, cfg)
+    assert gap <= LIMIT, where
+
+
+def test_decayed_elements():
+    """Products only: not biases, norms, the class token or positions (counted, as an ndim rule would differ)."""
+    cfg = model_config("vit_b16")
+    table = canonical.shapes(cfg)
+    decayed = {n for n in table if canonical.is_decayed(n)}
+    expected = {"patch_embed.proj.weight", "head.weight"} | {
+        f"blocks.{i}.{p}.weight" for i in range(12) for p in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    assert decayed == expected
+
+
+def clip_with_eps(grads, clip):
+    """As `torch.nn.utils.clip_grad_norm_` does it."""
+    norm = torch.nn.utils.get_total_norm(grads)
+    torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
+MUTATIONS = {
+    "clip adds 1e-6": (torch_vit.trainer, "clip_by_global_norm", clip_with_eps),
+    "decay on the wrong tensors": (torch_vit.optim.canonical, "is_decayed", lambda name: name.endswith(".weight")),
+    "another eps": (jax_vit.optim, "EPS", 1e-7),
+    "no bias correction": (jax_vit.trainer, "BETA1", 0.0),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutations_are_caught(mutation, x64, monkeypatch):
+    train, state = train_config(weight_decay=0.3, clip=0.5), random_state(TINY, "fp64")
+    sound = {"jax": jax_trainer, "torch": torch_trainer}
+    module = MUTATIONS[mutation][0]
+    broken = "jax" if module.__name__.startswith("jax_vit") else "torch"
+    results = {}
+    for twin in ("jax", "torch"):
+        with monkeypatch.context() as patch:
+            if twin == broken:
+                patch.setattr(*MUTATIONS[mutation])
+            trainer = sound[twin](state, train)
+            run(trainer, train, 1, total=100)
+            results[twin] = trainer.state()
+    assert distance(results["jax"], results["torch"])[0] > 100 * LIMIT

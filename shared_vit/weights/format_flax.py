@@ -104,7 +104,7 @@ class Flax(Format):
                 f"{'has a class token' if cfg.class_token else 'takes it before the norm'}: timm can hold it"
             )
 
-    def notes(self, cfg: ModelConfig) -> list[str]:
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = []
         if cfg.gelu != "tanh":
             out.append(
@@ -180,8 +180,8 @@ class BigVision(Flax):
         )
         return {**arrays, "cls_token": folded}
 
-    def notes(self, cfg: ModelConfig) -> list[str]:
-        out = super().notes(cfg)
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
+        out = super().notes(cfg, folder)
         if cfg.pos_embed == "sincos2d":
             out.append("the fixed positions are written as learned ones (posemb='learn'), which big_vision would train")
         return out

@@ -162,6 +162,14 @@ class HuggingFace(Format):
             },
         }  # fmt: skip
 
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
+        usual = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+        own = {key: value for key, value in self.config(cfg).items() if usual.get(key, value) != value}
+        if folder or not own:
+            return []
+        text = ", ".join(f"{key}={value!r}" for key, value in own.items())
+        return [f"transformers computes another function unless told: ViTConfig(..., {text}); a folder would say so"]
+
     def config(self, cfg: ModelConfig) -> dict[str, object]:
         """ViTConfig's arguments that decide sizes and function."""
         return {

@@ -99,11 +99,11 @@ class Timm(Format):
                 "of zeros takes their place; torchvision, google and big_vision keep both"
             )
 
-    def notes(self, cfg: ModelConfig) -> list[str]:
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         function = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
         extra = {key: value for key, value in model_args(cfg).items() if key in function}
         out = []
-        if extra:
+        if extra and not folder:
             text = ", ".join(f"{k}={v!r}" for k, v in extra.items())
             out.append(f"timm computes another function unless told: timm.create_model(..., {text})")
         if cfg.norm_eps != 1e-6:

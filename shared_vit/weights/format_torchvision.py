@@ -74,7 +74,7 @@ class Torchvision(Format):
                 "torchvision's ViT pools by the class token only; this model takes a mean: timm can hold it"
             )
 
-    def notes(self, cfg: ModelConfig) -> list[str]:
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = []
         if cfg.gelu == "tanh":
             out.append(

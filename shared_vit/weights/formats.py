@@ -65,8 +65,8 @@ class Format:
     def refuse(self, cfg: ModelConfig) -> None:
         """Raise UserError for a model whose function nothing built with the target's own code computes."""
 
-    def notes(self, cfg: ModelConfig) -> list[str]:
-        """What has to be set in the target's code, so that it computes the model's function."""
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
+        """What has to be set in the target's code, so that it computes the function; a folder's JSON may set it."""
         return []
 
     def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:

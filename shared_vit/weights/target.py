@@ -58,7 +58,7 @@ def write_weights(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, for
         card.unlink(missing_ok=True)  # of an earlier file of this name
         _write_file(path, fmt, cfg, file_arrays)
         _write_json(card, _card(path, fmt, cfg))
-    return fmt.notes(cfg) if path.suffix or fmt.name != "huggingface" else []
+    return fmt.notes(cfg, folder=path.suffix == "")
 
 
 def _write_file(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:

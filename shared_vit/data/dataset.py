@@ -39,13 +39,19 @@ class BadImages:
         self.count += 1
         self.reasons[path] = reason
 
+    def describe(self) -> str:
+        """How many replacements, of which images and why, a line each."""
+        head = f"{self.count:,} times an undecodable image was replaced by its neighbour; {len(self.reasons):,} such images:"
+        return "\n".join([head, *(f"  {path}: {self.reasons[path]}" for path in self.paths)])
+
 
 @dataclass
 class Dataset:
     """A training and a validation split with the same classes.
 
     fingerprint: hexadecimal, changes when the data changes and not with where they lie. photographs: whether the images
-    are cropped at random and flipped in training, and centre-cropped in evaluation, rather than only resized.
+    are cropped at random and flipped in training and centre-cropped in evaluation; if not, they are turned and shifted a
+    little in training and as they are in evaluation.
     """
 
     name: str

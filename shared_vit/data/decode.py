@@ -50,6 +50,8 @@ def _decode_any(data: bytes) -> np.ndarray:
             if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 255
                 grey = np.asarray(image)
                 return np.repeat((grey >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # Pillow warns of going to RGB at once
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise DecodeError("not an image of a known format") from None

@@ -1,0 +1,110 @@
+"""Whole runs, in real processes or in this one, and what of them must be equal."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TWINS = ("jax", "torch")
+SMALL_RUN = (
+    "--preset=digits", "--device=cpu", "--steps=20", "--batch_size=32", "--dropout=0.1", "--warmup_steps=5",
+    "--eval_every=10", "--checkpoint_every=2", "--keep=20",
+)  # fmt: skip
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """One thread to a process, and JAX's compiled programs kept from process to process."""
+    cache = tempfile.mkdtemp(prefix="twinvit_jax_cache_")
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(twin: str, run_dir: Path, *flags: str, **options) -> subprocess.Popen:
+    """A trainer in a process (and process group) of its own; stdout and stderr go to `run_dir`.log."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(run_dir), "ab") as log:
+        command = [sys.executable, str(ROOT / f"train_{twin}.py"), f"--run_dir={run_dir}", *flags]
+        options = {"env": environment(), "start_new_session": True, "cwd": run_dir.parent} | options
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+
+
+def train(twin: str, run_dir: Path, *flags: str, status: int = 0, timeout: float = 300, **options) -> str:
+    """Run a trainer to its end, which must be this exit status; returns all that it and earlier ones there said."""
+    process = start(twin, run_dir, *flags, **options)
+    try:
+        found = process.wait(timeout)
+    finally:
+        process.kill()
+    said = log_of(run_dir).read_text()
+    assert found == status, f"exit status {found}, expected {status}:\n{said}"
+    return said
+
+
+def train_here(twin: str, run_dir: Path, *flags: str) -> int:
+    """`train` in this process: no start-up, no signals. Float64 in JAX needs x64 on."""
+    from shared_vit import loop
+    from shared_vit.command_line import parse
+    from shared_vit.plan import make_plan
+
+    cfg = parse([f"--run_dir={run_dir}", *flags], prog="train")
+    cfg = dataclasses.replace(cfg, device="cpu", world_size=1, precision=cfg.precision or "fp32", compile="off")
+    plan = make_plan(cfg, twin)
+    if twin == "jax":
+        import jax
+        import numpy as np
+        from jax.sharding import Mesh
+
+        from jax_vit.trainer import Trainer
+
+        mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+        return loop.run(plan, 0, lambda state: Trainer(state, plan.cfg, mesh))
+    import torch
+
+    from torch_vit.trainer import Trainer
+
+    return loop.run(plan, 0, lambda state: Trainer(state, plan.cfg, torch.device("cpu")))
+
+
+def log_of(run_dir: Path) -> Path:
+    return run_dir.with_name(run_dir.name + ".log")
+
+
+def wait_for(condition, process: subprocess.Popen | None = None, timeout: float = 120) -> bool:
+    """Wait until `condition()`; False if the process has ended before."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process is not None and process.poll() is not None:
+            return bool(condition())
+        if time.monotonic() > deadline:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.002)
+    return True
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of metrics.jsonl and of the weights and moments of every checkpoint."""
+    files = [run_dir / "metrics.jsonl", *sorted(run_dir.glob("checkpoints/step_*/*.safetensors"))]
+    return {str(f.relative_to(run_dir)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@functools.cache
+def reference(twin: str, *flags: str) -> Path:
+    """The folder of a run of `SMALL_RUN` and `flags` that nothing stopped."""
+    run_dir = Path(tempfile.mkdtemp(prefix="twinvit_reference_")) / twin
+    train(twin, run_dir, *SMALL_RUN, *flags)
+    return run_dir

@@ -1,0 +1,157 @@
+"""Claim: a run that was stopped, killed or moved to the other framework, and resumed, is the run that was not."""
+
+import json
+import shutil
+import signal
+
+import pytest
+from runs import SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
+
+from shared_vit import checkpoint
+from shared_vit.interrupt import EXIT_INTERRUPTED
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_signal_and_a_kill_leave_no_trace(twin, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(twin, run_dir, *SMALL_RUN)
+    assert wait_for((run_dir / "checkpoints/step_4").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == EXIT_INTERRUPTED
+    stopped_at = metrics(run_dir)[-1]["step"]
+    assert 4 <= stopped_at < 20 and (run_dir / f"checkpoints/step_{stopped_at}").exists()
+
+    process = start(twin, run_dir, "--resume")
+    assert wait_for((run_dir / f"checkpoints/step_{min(stopped_at + 4, 18) // 2 * 2}").exists, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+    said = train(twin, run_dir, "--resume", "--workers=2")
+    assert "resuming from" in said
+    expected, found = digests(reference(twin)), digests(run_dir)
+    assert len(expected) == 21
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_a_run_that_differs_is_seen(tmp_path):
+    """The test of the comparison: one bit of the seed moves every file."""
+    train_here("torch", tmp_path / "run", *SMALL_RUN, "--seed=1")
+    expected, found = digests(reference("torch")), digests(tmp_path / "run")
+    assert set(expected) == set(found) and all(found[name] != expected[name] for name in expected)
+
+
+def test_state_says_where_the_run_is():
+    path = reference("torch") / "checkpoints/step_10"
+    document = json.loads((path / "state.json").read_text())
+    assert document["step"] == document["adam_count"] == 10 and document["seed"] == 0
+    assert document["epoch"] == pytest.approx(10 * 32 / 1437)
+    assert document["versions"]["framework"] == "torch"
+
+
+def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
+    """Stopped within the evaluation at step 10: no line of it, then one; also when killed right after it."""
+    from shared_vit import loop
+
+    twin, run_dir, whole = "torch", tmp_path / "run", loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda plan, trainer, interrupt: None)
+    assert train_here(twin, run_dir, *SMALL_RUN) == EXIT_INTERRUPTED
+    assert metrics(run_dir)[-1] == metrics(reference(twin))[9]
+    monkeypatch.setattr(loop, "evaluate", whole)
+    assert train_here(twin, run_dir, "--resume", "--stop_at=11") == 0
+    for path in run_dir.glob("checkpoints/step_11"):  # as if killed before it was saved
+        shutil.rmtree(path)
+    assert checkpoint.newest(run_dir).step == 10
+    assert train_here(twin, run_dir, "--resume") == 0
+    assert [line["step"] for line in metrics(run_dir) if "val_loss" in line] == [10, 20]
+    assert (run_dir / "metrics.jsonl").read_bytes() == (reference(twin) / "metrics.jsonl").read_bytes()
+
+
+def test_lines_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference("torch"), run_dir)
+    for step in range(14, 21, 2):
+        shutil.rmtree(run_dir / f"checkpoints/step_{step}")
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 21, "lo')
+    assert train_here("torch", run_dir, "--resume") == 0
+    assert [line["step"] for line in metrics(run_dir)] == [*range(1, 11), 10, *range(11, 21), 20]
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference("torch"), run_dir)
+    (run_dir / "checkpoints/step_20/optimizer.safetensors").unlink()
+    path = run_dir / "checkpoints/step_18/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 4
+    path.write_bytes(data)
+    assert train_here("torch", run_dir, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "step_20: " in said and "step_18: " in said and "was altered" in said
+    assert f"resuming from {run_dir / 'checkpoints/step_16'}" in said
+    before, after = metrics(reference("torch")), metrics(run_dir)
+    assert [line["step"] for line in after] == [line["step"] for line in before]
+    assert checkpoint.newest(run_dir).step == 20 and not checkpoint.newest(run_dir).skipped
+
+
+def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, capsys):
+    from shared_vit.errors import UserError
+
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference("torch"), run_dir)
+    before = digests(run_dir)
+    for flag, value in (("lr", 1.0), ("dropout", 0.2), ("batch_size", 64), ("seed", 3)):
+        with pytest.raises(UserError, match=f"--{flag} is .* there, {value} here"):
+            train_here("torch", run_dir, "--resume", f"--{flag}={value}")
+    with pytest.raises(UserError, match="holds this run already: --resume"):
+        train_here("torch", run_dir, *SMALL_RUN)
+    with pytest.raises(UserError, match="holds another run .*--lr"):
+        train_here("torch", run_dir, *SMALL_RUN, "--lr=1")
+    assert digests(run_dir) == before
+    assert train_here("torch", run_dir, "--resume", "--steps=22") == 0
+    assert "length was 20 steps and is 22" in capsys.readouterr().out
+    assert len(metrics(run_dir)) == 25
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start("torch", run_dir, *SMALL_RUN[:2], "--steps=100000", "--checkpoint_every=5")
+    assert wait_for((run_dir / "checkpoints/step_5").exists, process)
+    said = train("torch", run_dir, "--resume", status=2)
+    assert f"another process is training in {run_dir}" in said
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
+def test_switching_frameworks_in_float64(tmp_path, x64):
+    """jax -> torch -> jax -> torch, a switch each 5 steps, against torch alone; the rule proper is in the slow test."""
+    flags = (*SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5")
+    train_here("torch", tmp_path / "whole", *flags)
+    for i, twin in enumerate(TWINS * 2):
+        more = ("--resume",) if i else flags
+        assert train_here(twin, tmp_path / "run", *more, f"--stop_at={5 * i + 5}") == 0
+    assert _largest_gap(tmp_path / "whole", tmp_path / "run") < 1e-13
+
+
+def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
+    """The test of the test above: a switch that forgets Adam's second moment by one part in 1e6 does not pass."""
+    flags = (*SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5")
+    train_here("torch", tmp_path / "whole", *flags)
+    train_here("jax", tmp_path / "run", *flags, "--stop_at=5")
+    whole = checkpoint.load
+
+    def forgetful(path):
+        state, extra = whole(path)
+        state.exp_avg_sq.update({name: array * (1 - 1e-6) for name, array in state.exp_avg_sq.items()})
+        return state, extra
+
+    monkeypatch.setattr(checkpoint, "load", forgetful)
+    train_here("torch", tmp_path / "run", "--resume")
+    assert _largest_gap(tmp_path / "whole", tmp_path / "run") > 1e-11
+
+
+def _largest_gap(a, b) -> float:
+    a, b = metrics(a), metrics(b)
+    assert [line["step"] for line in a] == [line["step"] for line in b] and a[0]["loss"] - a[-2]["loss"] > 0.01
+    return max(abs(x[k] - y[k]) / max(1, abs(x[k])) for x, y in zip(a, b) for k in ("loss", "grad_norm") if k in x)

@@ -72,10 +72,41 @@ def gelu(x, approximate: bool):
 
 def attention(q, k, v, tf32: bool):
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, N, heads, d], in their dtype; the softmax in float32 or more."""
-    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+    if _cudnn_applies(q):
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    dtype, sums, precision = q.dtype, _sum_dtype(q.dtype), _precision(tf32)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision=precision, preferred_element_type=sums)
-    weights = jax.nn.softmax(scores * (q.shape[-1] ** -0.5), axis=-1).astype(dtype)
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision, preferred_element_type=sums)
-    return out.astype(dtype)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # XLA on CPUs lacks bf16 products of some other orders
+    scores = _einsum("bhqd,bhkd->bhqk", q, k, tf32) * (q.shape[-1] ** -0.5)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return _einsum("bhqk,bhkd->bhqd", weights, v, tf32).astype(q.dtype).swapaxes(1, 2)
+
+
+def _cudnn_applies(q) -> bool:
+    """Whether cuDNN's fused attention takes q [B, N, heads, d] (the checks of jax/_src/cudnn/fused_attention_stablehlo.py)."""
+    device = jax.devices()[0]
+    if q.dtype != jnp.bfloat16 or device.platform != "gpu" or "rocm" in device.client.platform_version:
+        return False
+    capability = float(device.compute_capability)
+    return capability >= 8 and q.shape[-1] % 8 == 0 and q.shape[-1] <= (256 if capability >= 9 else 128)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _einsum(spec: str, a, b, tf32: bool):
+    """Product of a and b, summed and given in float32 or more; its gradients round the cotangent, as fused attention does."""
+    return jnp.einsum(spec, a, b, precision=_precision(tf32), preferred_element_type=_sum_dtype(a.dtype))
+
+
+def _einsum_forward(spec, a, b, tf32):
+    return _einsum(spec, a, b, tf32), (a, b)
+
+
+def _einsum_backward(spec, tf32, residuals, g):
+    a, b = residuals
+    inputs, output = spec.split("->")
+    of_a, of_b = inputs.split(",")
+    g = g.astype(a.dtype)
+    da = _einsum(f"{output},{of_b}->{of_a}", g, b, tf32).astype(a.dtype)
+    db = _einsum(f"{output},{of_a}->{of_b}", g, a, tf32).astype(b.dtype)
+    return da, db
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)

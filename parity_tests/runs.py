@@ -1,4 +1,4 @@
-"""Whole runs, in real processes or in this one, and what of them must be equal."""
+"""Whole runs, in real processes or in this one, what of them must be equal, and small states to save."""
 
 import dataclasses
 import functools
@@ -10,6 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+from helpers import SMALL, random_arrays
+
+from shared_vit import checkpoint
+from shared_vit.state import TrainState, first_state
 
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("jax", "torch")
@@ -62,7 +68,6 @@ def train_here(twin: str, run_dir: Path, *flags: str) -> int:
     plan = make_plan(cfg, twin)
     if twin == "jax":
         import jax
-        import numpy as np
         from jax.sharding import Mesh
 
         from jax_vit.trainer import Trainer
@@ -108,3 +113,23 @@ def reference(twin: str, *flags: str) -> Path:
     run_dir = Path(tempfile.mkdtemp(prefix="twinvit_reference_")) / twin
     train(twin, run_dir, *SMALL_RUN, *flags)
     return run_dir
+
+
+EXTRA = {"epoch": 0.25, "seed": 3, "pending_evaluation": False, "versions": {"framework": "none"}}
+
+
+def small_state(step: int = 7, precision: str = "fp32") -> TrainState:
+    """A state in which every array differs from every other, moments included."""
+    state = first_state(SMALL, random_arrays(SMALL, seed=step), precision)
+    for seed, arrays in ((1, state.exp_avg), (2, state.exp_avg_sq)):
+        values = random_arrays(SMALL, seed=1000 * seed + step)
+        arrays.update({name: np.square(values[name]).astype(array.dtype) for name, array in arrays.items()})
+    return dataclasses.replace(state, step=step, adam_count=step - 1)
+
+
+def save(run_dir: Path, *steps: int, keep: int = 9) -> None:
+    """Save small states of these steps."""
+    writer = checkpoint.Writer(run_dir, keep)
+    for step in steps:
+        writer.save(small_state(step), EXTRA)
+    writer.close()

@@ -75,6 +75,7 @@ class Writer:
         final = self.folder / f"step_{state.step}"
         temporary = None
         try:
+            _check_finite(state)
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._metrics.exists():
                 _sync(self._metrics)
@@ -96,8 +97,8 @@ class Writer:
         if not whole:
             return "No checkpoint was saved before it."
         return (
-            f"The earlier ones are as they were, the newest is {self.folder / f'step_{whole[0]}'}: once there is room "
-            "to write, --resume continues from it"
+            f"The earlier ones are as they were: the newest is {self.folder / f'step_{whole[0]}'}, and --resume "
+            "continues from it"
         )
 
 
@@ -125,9 +126,12 @@ def newest(run_dir: Path) -> Found | None:
                 raise UserError(f"{path} holds step {state.step}: it was renamed")
             return Found(path, step, skipped)
         except UserError as error:
-            skipped.append(f"skipped {path.name}: {error}")
+            skipped.append(f"{path.name}: {error}")
     if skipped:
-        raise UserError(f"no checkpoint of {run_dir} is whole; {'; '.join(skipped)}")
+        raise UserError(
+            f"no checkpoint of {run_dir} is whole: {'; '.join(skipped)}. Put copies in their place, or remove {folder} to "
+            "begin again at step 0"
+        )
     return None
 
 
@@ -215,6 +219,14 @@ def _steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, newest first."""
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(n[5:]) for n in names if re.fullmatch(r"step_(0|[1-9]\d*)", n)), reverse=True)
+
+
+def _check_finite(state: TrainState) -> None:
+    """Raise UserError for weights that are of no use: they would push the last good ones out."""
+    for arrays in (state.params, state.exp_avg, state.exp_avg_sq):
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"{name} is no longer finite at step {state.step}; try a lower --lr in a new --run_dir")
 
 
 def _replace_folder(temporary: Path, final: Path) -> None:

@@ -1,0 +1,256 @@
+"""Claim: a checkpoint is whole or absent; what is on disk is what was saved, or is refused by name."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import random_arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import EXTRA, ROOT, save, small_state
+
+from shared_vit import checkpoint
+from shared_vit.config import ModelConfig
+from shared_vit.errors import UserError
+from shared_vit.run_dir import RunDir
+from shared_vit.state import TrainState, first_state
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+    arrays = ("params", "exp_avg", "exp_avg_sq")
+    rest = [f.name for f in dataclasses.fields(TrainState) if f.name not in arrays]
+    return all(getattr(a, name) == getattr(b, name) for name in rest) and all(
+        list(getattr(a, k)) == list(getattr(b, k))
+        and all(
+            x.dtype == y.dtype and x.tobytes() == y.tobytes()
+            for x, y in zip(getattr(a, k).values(), getattr(b, k).values())
+        )
+        for k in arrays
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "fp16"])
+def test_what_is_read_is_what_was_saved(tmp_path, precision):
+    state = small_state(precision=precision)
+    writer = checkpoint.Writer(tmp_path, 1)
+    writer.save(state, EXTRA)
+    writer.close()
+    read, extra = checkpoint.load(tmp_path / "checkpoints/step_7")
+    assert same(read, state) and extra == EXTRA
+    assert (read.scaler is None) == (precision != "fp16")
+    assert not same(read, small_state(8, precision))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    depth=st.integers(1, 3),
+    heads=st.sampled_from([1, 2, 4]),
+    dropout=st.floats(0, 0.99),
+    eps=st.floats(1e-300, 1),
+    mean=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3),
+    token=st.booleans(),
+    gelu=st.sampled_from(["erf", "tanh"]),
+    step=st.integers(0, 2**53),
+    extra=st.dictionaries(st.text().map(lambda s: "x" + s), st.integers() | st.floats(allow_nan=False) | st.text()),
+)
+def test_any_configuration_survives(tmp_path_factory, depth, heads, dropout, eps, mean, token, gelu, step, extra):
+    cfg = ModelConfig(
+        image_size=4, patch_size=2, width=4, depth=depth, num_heads=heads, mlp_dim=3, num_classes=2, class_token=token,
+        pool="token" if token else "mean", gelu=gelu, norm_eps=eps, dropout=dropout, mean=mean,
+    )  # fmt: skip
+    state = dataclasses.replace(first_state(cfg, random_arrays(cfg), "fp64"), step=step)
+    folder = tmp_path_factory.mktemp("c")
+    checkpoint.write(folder, state, extra)
+    read, read_extra = checkpoint.load(folder)
+    assert same(read, state) and read_extra == extra
+
+
+def test_equal_states_are_equal_files_and_other_tools_read_them(tmp_path):
+    from safetensors.numpy import load_file
+
+    for name in "ab":
+        save(tmp_path / name, 7)
+    files = ["model.safetensors", "optimizer.safetensors", "state.json"]
+    a, b = (tmp_path / name / "checkpoints/step_7" for name in "ab")
+    assert sorted(os.listdir(a)) == files
+    assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
+    state = small_state(7)
+    assert all(np.array_equal(v, state.params[k]) for k, v in load_file(a / files[0]).items())
+    moments = load_file(a / files[1])
+    assert np.array_equal(moments["exp_avg_sq.blocks.2.mlp.fc1.bias"], state.exp_avg_sq["blocks.2.mlp.fc1.bias"])
+    assert len(moments) == 2 * len(state.params)
+
+
+def test_the_newest_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 10, keep=2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_10", "step_3"]
+    assert checkpoint.newest(tmp_path).step == 10
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint_and_goes(tmp_path):
+    save(tmp_path, 4)
+    shutil.copytree(tmp_path / "checkpoints/step_4", tmp_path / "checkpoints/.step_9.abc.tmp")
+    assert checkpoint.newest(tmp_path).step == 4
+    save(tmp_path, 5)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_4", "step_5"]
+
+
+FILES = (checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_cut_or_altered_file_is_named_and_the_earlier_checkpoint_taken(tmp_path, name):
+    save(tmp_path, 3, 5)
+    path = tmp_path / "checkpoints/step_5" / name
+    data = path.read_bytes()
+
+    def refused() -> str:
+        found = checkpoint.newest(tmp_path)
+        assert found.step == 3 and len(found.skipped) == 1 and str(path) in found.skipped[0]
+        return found.skipped[0]
+
+    path.unlink()
+    assert "No such file" in refused()
+    path.mkdir()
+    refused()
+    path.rmdir()
+    for size in (0, 5, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        refused()
+    for place in (0, 9, len(data) // 3, len(data) // 2, len(data) - 1):
+        changed = bytearray(data)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        refused()
+    path.write_bytes(data + b"\n")
+    refused()
+    path.write_bytes((tmp_path / "checkpoints/step_3" / name).read_bytes())
+    assert checkpoint.newest(tmp_path).step == 3  # a whole file of another checkpoint
+    path.write_bytes(data)
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(path.parent, 5, [])
+
+
+def test_without_any_whole_checkpoint_resume_stops_and_says_why(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    save(tmp_path, 3, 5)
+    for step in (3, 5):
+        (tmp_path / f"checkpoints/step_{step}/state.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole: step_5: .*; step_3: "):
+        checkpoint.newest(tmp_path)
+
+
+def test_the_checks_are_what_refuses(tmp_path, monkeypatch):
+    """The test of the tests above: without the checksum of state.json, another step is believed."""
+    save(tmp_path, 3)
+    path = tmp_path / "checkpoints/step_3/state.json"
+    path.write_text(path.read_text().replace('"adam_count": 2', '"adam_count": 1'))
+    with pytest.raises(UserError, match="altered"):
+        checkpoint.load(path.parent)
+    monkeypatch.setattr(checkpoint, "_read_state", lambda path: json.loads(path.read_text()))
+    assert checkpoint.load(path.parent)[0].adam_count == 1
+
+
+def test_weights_that_are_not_finite_push_nothing_out(tmp_path):
+    save(tmp_path, 3)
+    writer = checkpoint.Writer(tmp_path, 1)
+    state = small_state(5)
+    state.params["head.bias"][1] = np.nan
+    writer.save(state, EXTRA)
+    with pytest.raises(UserError, match=r"head\.bias is no longer finite at step 5.*newest is .*step_3"):
+        writer.close()
+    assert os.listdir(tmp_path / "checkpoints") == ["step_3"]
+
+
+WRITE = """
+import sys; sys.path.insert(0, "parity_tests")
+from runs import save
+from shared_vit.errors import run_main
+run_main(lambda: save(sys.argv[1], *map(int, sys.argv[2:])))
+"""
+
+
+def write_in_process(run_dir, *steps, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", WRITE, str(run_dir), *map(str, steps)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
+    """A real process whose files may not grow beyond 100 kB: the file system refuses the rest, as a full one does."""
+    save(tmp_path, 3)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    done = write_in_process(tmp_path, 5, preexec_fn=limit)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot save {tmp_path}/checkpoints/step_5: File too large. The earlier ones")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path / "checkpoints") == ["step_3"] and checkpoint.newest(tmp_path).step == 3
+    assert write_in_process(tmp_path, 5).returncode == 0  # the test of the test
+    assert checkpoint.newest(tmp_path).step == 5
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_or_read_only_file_system(tmp_path, full):
+    """A file system of its own for one process, where the system lets a user mount one."""
+    mount = f"mount -t tmpfs -o size=2m none {tmp_path} && "
+    if subprocess.run(["unshare", "-Urm", "sh", "-c", mount + "true"], capture_output=True).returncode:
+        pytest.skip("no name spaces for users here")
+    state_bytes = sum(a.nbytes for k in ("params", "exp_avg", "exp_avg_sq") for a in getattr(small_state(), k).values())
+    assert 2**20 < state_bytes < 2**21  # one fits, two do not
+    write = f"{sys.executable} -c '{WRITE}' {tmp_path}"
+    change = "" if full else f"mount -o remount,ro {tmp_path}; "
+    script = f"{mount} {write} 3; {change} {write} 5; echo status $?; ls -A {tmp_path}/checkpoints"
+    done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    reason = "No space left on device" if full else "Read-only file system"
+    assert f"cannot save {tmp_path}/checkpoints/step_5: {reason}. The earlier ones" in done.stderr
+    assert done.stdout == "status 2\nstep_3\n"
+
+
+def test_a_full_disk_ends_a_run_when_its_lines_cannot_be_written(tmp_path):
+    config = {"train": {}, "model": {}, "data": {}, "total_steps": 3}
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with RunDir(tmp_path) as run_dir:
+        run_dir.open_new(config)
+        with pytest.raises(UserError, match="metrics.jsonl: No space left on device"):
+            run_dir.append_metrics(['{"step": 1}'])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        RunDir(tmp_path / "file" / "run") as run_dir,
+        pytest.raises(UserError, match="cannot make the folder .*run_dir"),
+    ):
+        run_dir.open_new({})
+
+
+def test_a_folder_with_another_config_json_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
+    with RunDir(tmp_path) as run_dir, pytest.raises(UserError, match="not a run's.*another --run_dir"):
+        run_dir.open_new({"train": {}, "model": {}, "data": {}, "total_steps": 3})
+    assert "ViTModel" in (tmp_path / "config.json").read_text()
+
+
+def test_lines_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    """metrics.jsonl is synced before the checkpoint's folder has its name, and the files of the checkpoint too."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
+    events, fsync, rename = [], os.fsync, os.rename
+
+    def note_fsync(handle):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def note_rename(a, b):
+        events.append("rename")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    save(tmp_path, 3)
+    assert events[0] == "metrics.jsonl" and events[-2:] == ["rename", "checkpoints"]
+    assert sum("safetensors" in e for e in events) == 2 and sum("state.json" in e for e in events) == 1
+    assert events[-3].startswith(".step_3.")  # the folder itself

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from shared_vit.errors import UserError
-from shared_vit.weights.files import whole_file
+from shared_vit.weights.files import check_name, reason, whole_file
 from shared_vit.weights.lazy import Arrays, LazyArray
+from shared_vit.weights.npz import open_zip
 
 _NESTED = ("model", "state_dict", "model_state_dict", "module")  # where training scripts keep the weights
 
@@ -32,12 +34,13 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the flags that many training scripts keep
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
+        thing = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
         raise UserError(
-            f"{path} was not read: it holds more than tensors, and reading that could run code of its author. Where "
-            f"you trust it, load it yourself and save only its state_dict. ({_first_line(error)})"
+            f"{path} was not read: it holds more than tensors{f' ({thing[1]})' if thing else ''}, and reading that could "
+            "run code of its author. Where you trust it, load it yourself and save only its state_dict."
         ) from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
-        raise UserError(f"{path} is not a whole PyTorch file: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a whole PyTorch file: {reason(error)}") from error
     tensors = _state_dict(path, content)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if size > os.path.getsize(path):
@@ -53,11 +56,8 @@ def write_pth(path: str | os.PathLike, arrays: Arrays) -> None:
 
 
 def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path} is not a whole PyTorch file: {error}") from error
+    with open_zip(path) as archive:
+        entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > os.path.getsize(path):
         raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such file")
@@ -73,8 +73,9 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
         raise UserError(f"{path} holds no state_dict: it is a {type(content).__name__} without tensors in it")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: the entry {name!r} of its state_dict is a {type(value).__name__}, not a tensor")
+        check_name(path, name)
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{path}: the entry {name} of its state_dict is a {type(value).__name__}, not a tensor")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise UserError(f"{path}: the tensor {name} is {value.layout} on {value.device}; expected plain numbers")
     return dict(content)
@@ -95,7 +96,3 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

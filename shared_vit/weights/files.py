@@ -37,6 +37,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_name(where: str | os.PathLike, name: object) -> None:
+    """Raise UserError for an array's name that no message should repeat: not text, not printable, or endless."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 300:
+        raise UserError(f"{where} has an array with an unreadable name, {name!r:.80}")
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a spoiled file: one line of at most 200 characters."""
+    return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
 from shared_vit.weights import canonical
-from shared_vit.weights.files import whole_file
+from shared_vit.weights.files import check_name, reason, whole_file
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 FORMAT = "twinvit"
@@ -95,6 +95,7 @@ def open_safetensors(path: str | os.PathLike, own: bool = False) -> tuple[dict[s
         _verify(path, file, start, metadata)
     arrays = {}
     for name, entry in header.items():
+        check_name(path, name)
         if entry["dtype"] not in _DTYPES:
             raise UserError(f"{path}: tensor {name} has the type {entry['dtype']}; known are {', '.join(_DTYPES)}")
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
@@ -147,7 +148,7 @@ def _header(path: Path, file: BinaryIO) -> tuple[bytes, dict]:
         text = file.read(length)
         return length.to_bytes(8, "little") + text, json.loads(text, object_pairs_hook=_no_twice)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from error
+        raise UserError(f"{path} is not a whole safetensors file: {reason(error)}") from error
 
 
 def _no_twice(pairs: list[tuple[str, object]]) -> dict:

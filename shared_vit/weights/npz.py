@@ -1,6 +1,7 @@
 """NumPy `.npz` archives, read without pickle and array by array, written without time stamps."""
 
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,10 +11,15 @@ import numpy as np
 from numpy.lib import format as npy
 
 from shared_vit.errors import UserError
-from shared_vit.weights.files import whole_file
+from shared_vit.weights.files import check_name, reason, whole_file
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 _RATIO = 20  # trained weights hardly compress; a file that grows more than this is no weight file
+# What zipfile raises for spoiled archives: ValueError for names that are no text, RuntimeError for encryption, ...
+_ZIP_ERRORS = (
+    OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error,
+    OverflowError,
+)  # fmt: skip
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -24,23 +30,29 @@ def open_npz(path: str | os.PathLike) -> dict[str, LazyArray]:
     whole, would unpack to far more than its size, or holds Python objects.
     """
     path = Path(path)
+    archive = open_zip(path)
+    entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > _RATIO * os.path.getsize(path) + (1 << 20):
+        raise UserError(f"{path} would unpack to {unpacked:,} bytes, far more than weights do: not read")
+    arrays: dict[str, LazyArray] = {}
+    for entry in entries:
+        check_name(path, entry.filename)
+        if not entry.filename.endswith(".npy"):
+            raise UserError(f"{path}: {entry.filename} is not an array")
+        name = entry.filename.removesuffix(".npy")
+        if name in arrays:
+            raise UserError(f"{path}: the array {name} is there twice")
+        arrays[name] = _lazy(path, archive, entry, name)
+    return arrays
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """An archive whose table of contents is sound. Raises UserError for any other file."""
     try:
-        archive = zipfile.ZipFile(path)
-        entries = archive.infolist()
-        unpacked = sum(entry.file_size for entry in entries)
-        if unpacked > _RATIO * os.path.getsize(path) + (1 << 20):
-            raise UserError(f"{path} would unpack to {unpacked:,} bytes, far more than weights do: not read")
-        arrays: dict[str, LazyArray] = {}
-        for entry in entries:
-            if not entry.filename.endswith(".npy"):
-                raise UserError(f"{path}: {entry.filename} is not an array")
-            name = entry.filename.removesuffix(".npy")
-            if name in arrays:
-                raise UserError(f"{path}: the array {name} is there twice")
-            arrays[name] = _lazy(path, archive, entry, name)
-        return arrays
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npz archive: {error}") from error
+        return zipfile.ZipFile(path)
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{path} is not a whole archive: {reason(error)}") from error
 
 
 def _lazy(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> LazyArray:
@@ -63,10 +75,8 @@ def _lazy(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: st
                     done += count
                 if done < size or file.read(1):  # reading past the end makes zipfile compare its CRC
                     raise EOFError("an array ends early")
-        except Exception as error:
-            if not isinstance(error, (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)):
-                raise
-            raise UserError(f"{path}: the array {name} cannot be read: {error}") from error
+        except _ZIP_ERRORS as error:
+            raise UserError(f"{path}: the array {name} cannot be read: {reason(error)}") from error
         array = np.frombuffer(buffer, stored).view(dtype)
         return array.reshape(shape, order="F" if fortran else "C")
 
@@ -83,8 +93,8 @@ def _header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: 
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start = file.tell()
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, zlib.error) as error:
-        raise UserError(f"{path}: the array {name} has no readable header: {error}") from error
+    except (*_ZIP_ERRORS, TypeError, SyntaxError, MemoryError) as error:
+        raise UserError(f"{path}: the array {name} has no readable header: {reason(error)}") from error
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16
     if dtype.hasobject or dtype.kind not in "fiub" and dtype != _BFLOAT16 or min(shape, default=0) < 0:

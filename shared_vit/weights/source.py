@@ -14,6 +14,7 @@ import numpy as np
 from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError, nearest
 from shared_vit.weights import canonical, layout, native, npz
+from shared_vit.weights.files import reason
 from shared_vit.weights.format_flax import BigVision, Google
 from shared_vit.weights.format_huggingface import HuggingFace
 from shared_vit.weights.format_timm import Timm
@@ -176,7 +177,7 @@ def read_json(path: Path) -> dict:
             raise ValueError("expected an object")
         return content
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON: {error}") from error
+        raise UserError(f"{path} is no readable JSON: {reason(error)}") from error
 
 
 def _contents(files: list[Path]) -> tuple[dict[str, LazyArray], dict[str, str]]:
@@ -194,8 +195,6 @@ def _contents(files: list[Path]) -> tuple[dict[str, LazyArray], dict[str, str]]:
 
 def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """By the first bytes, not by the name: safetensors, `.npz`, or PyTorch's zip or pickle."""
-    import zipfile
-
     try:
         with open(file, "rb") as stream:
             head = stream.read(9)
@@ -204,11 +203,8 @@ def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
     if head[8:9] == b"{":
         return native.open_safetensors(file)
     if head[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(file) as archive:
-                names = archive.namelist()
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise UserError(f"{file} is not whole: {error}") from error
+        with npz.open_zip(file) as archive:
+            names = archive.namelist()
         if not any(name.endswith("data.pkl") for name in names):
             return npz.open_npz(file), {}
     elif head[:1] != b"\x80":

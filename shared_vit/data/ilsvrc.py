@@ -56,6 +56,7 @@ def prepare_imagenet(train_tar: Path, val_tar: Path, devkit: Path, out: Path, co
 def validation_wnids(devkit: Path) -> list[str]:
     """The wnid of each validation image in order, from the devkit's ground truth and synset table."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     wanted = ("data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat")
     found = {}
@@ -70,8 +71,9 @@ def validation_wnids(devkit: Path) -> list[str]:
         synsets = loadmat(io.BytesIO(found[wanted[1]]), squeeze_me=True)["synsets"]
         wnid_of = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
         return [wnid_of[int(line)] for line in found[wanted[0]].split()]
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, KeyError) as error:
-        raise UserError(f"--devkit={devkit} cannot be read: {error}. Is it ILSVRC2012_devkit_t12.tar.gz?") from error
+    except (tarfile.TarError, EOFError, zlib.error, OSError, MatReadError, ValueError, KeyError, IndexError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"--devkit={devkit} cannot be read: {why}. Is it ILSVRC2012_devkit_t12.tar.gz?") from error
 
 
 def _check_first_member(path: Path, pattern: str) -> None:

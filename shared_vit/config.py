@@ -259,7 +259,7 @@ _IMAGENET = TrainConfig(preset="imagenet", model="vit_b16", image_size=224, data
 PRESETS = {
     "digits": TrainConfig(
         preset="digits", model="vit_nano2", image_size=8, data="digits",
-        epochs=60, batch_size=64, lr=4e-3, weight_decay=0.1, warmup_steps=100, eval_every=220,
+        epochs=60, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=200, eval_every=220,
     ),
     "cifar10": TrainConfig(
         preset="cifar10", model="vit_ti4", image_size=32, data="tfds:cifar10",

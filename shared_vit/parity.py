@@ -14,7 +14,7 @@ import tyro
 
 from shared_vit import compare, plots
 from shared_vit.command_line import parse
-from shared_vit.config import TrainConfig
+from shared_vit.config import FREE_FIELDS, TrainConfig
 from shared_vit.errors import UserError
 
 NUDGES = (1, 2, 3)
@@ -44,7 +44,9 @@ def parity(argv: list[str]) -> int:
     config = compare.read_config(runs["torch"])
     steps = FIRST_NOISE_STEPS
     while True:
-        verdict = _judge(runs["jax"], runs["torch"], runs["torch"], [runs[f"torch-nudge-{i}"] for i in NUDGES], cfg_of(config))
+        verdict = _judge(
+            runs["jax"], runs["torch"], runs["torch"], [runs[f"torch-nudge-{i}"] for i in NUDGES], cfg_of(config)
+        )
         if steps >= config["total_steps"] or max(v.max() for v in verdict.noise.values()) > compare.DECIDABLE:
             break
         steps *= 4
@@ -93,19 +95,25 @@ def _judge(a: Path, b: Path, base: Path, nudged: list[Path], cfg: TrainConfig) -
     """The noise rule on runs on disk, after a check that they were made alike."""
     own = dataclasses.asdict(cfg)
     for run in (a, *nudged):
-        other = dataclasses.asdict(cfg_of(compare.read_config(run)))
-        free = {"nudge", "world_size", "workers", "compile", "eval_every", "checkpoint_every", "wandb", "keep", "device"}
-        if different := [k for k in own if k not in free and own[k] != other[k]]:
+        config = compare.read_config(run)
+        other = dataclasses.asdict(cfg_of(config))
+        if config["data"] != compare.read_config(b)["data"]:
+            raise UserError(f"{run} and {b} were trained on different data")
+        if different := [k for k in own if k not in FREE_FIELDS | {"nudge"} and own[k] != other[k]]:
             told = ", ".join(f"{k} {other[k]!r} against {own[k]!r}" for k in different)
             raise UserError(f"{run} and {b} were not made with the same flags: {told}")
     read = compare.read_curve
-    return compare.noise_rule(read(a), read(b), read(base), [read(n) for n in nudged], compare.machine_epsilon(cfg.precision))
+    return compare.noise_rule(
+        read(a), read(b), read(base), [read(n) for n in nudged], compare.machine_epsilon(cfg.precision)
+    )
 
 
 def _report(figure: Path, runs: dict[str, Path], verdict: compare.Verdict) -> None:
     cfg = cfg_of(compare.read_config(list(runs.values())[1]))
     print(f"\n{verdict.describe()}")
-    title = f"{cfg.model}, {cfg.data}, {cfg.precision}: " + ("curves match" if verdict.matched else "curves do not match")
+    title = f"{cfg.model}, {cfg.data}, {cfg.precision}: " + (
+        "curves match" if verdict.matched else "curves do not match"
+    )
     plots.plot_curves(figure, {label: compare.read_curve(run) for label, run in runs.items()}, verdict, title)
     print(f"figure: {figure}")
 

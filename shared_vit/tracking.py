@@ -91,7 +91,8 @@ class _Bar:
 
     def __init__(self, start: int, total: int, batch_size: int):
         self.start, self.total, self.batch_size = start, total, batch_size
-        self.begin = self.last = time.perf_counter()
+        self.begin: float | None = None  # set by the first update, so that the rate leaves out compilation
+        self.last = time.perf_counter()
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -100,6 +101,9 @@ class _Bar:
 
     def update(self, step: int, loss: float) -> None:
         now = time.perf_counter()
+        if self.begin is None:
+            self.begin, self.start = now, step
+            return
         rate = (step - self.start) / (now - self.begin)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate * self.batch_size:.0f} images/s", refresh=False)

@@ -1,0 +1,103 @@
+"""Claim: bad input gets one clear error, at once, with exit status 2, and nothing is written."""
+
+import dataclasses
+
+import pytest
+
+from shared_vit import config
+from shared_vit.command_line import parse
+from shared_vit.config import PRESETS, TrainConfig, model_config
+from shared_vit.errors import UserError
+from shared_vit.plan import make_plan
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "imagenet_places", lambda: [tmp_path / "imagenet"])
+    yield
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+BAD = {
+    "--preset=digit": "did you mean 'digits'",
+    "--model=vit_b61": "did you mean 'vit_b16'",
+    "--data=digts": "did you mean 'digits'",
+    "--data=digits --model=vit_b16 --image_size=40": "patches of 16 px do not divide an image of 40 px.*--image_size=32 or",
+    "--preset=digits --batch_size=65 --grad_accum=2": "--batch_size=65 is not divisible by --world_size=1 x --grad_accum=2",
+    "--preset=digits --batch_size=60 --world_size=8": "--batch_size=60 is not divisible by --world_size=8",
+    "--preset=digits --optimizer=adam --weight_decay=0.1": "adam has no weight decay",
+    "--preset=digits --lr=-1": "--lr must be above 0",
+    "--preset=digits --lr=nan": "--lr must be above 0",
+    "--preset=digits --dropout=1.5": "dropout must be in",
+    "--preset=digits --steps=0": "--steps must be at least 1",
+    "--resume": "--resume needs --run_dir",
+    "--resume --run_dir=absent": "absent holds no run",
+    "--preset=digits --init_from=x --resume --run_dir=absent": "absent holds no run",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_errors(flags):
+    with pytest.raises(UserError, match=BAD[flags]):
+        parse(flags.split(), "train_torch.py")
+
+
+def test_unknown_flag_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--bath_size=3"], "train_torch.py")
+    assert left.value.code == 2 and "--batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_classes=3), "10 classes, the model's head only 3"),
+        (dict(init_from="absent.safetensors"), "absent.safetensors"),
+        (dict(data="folder", data_dir=None), "data_dir"),
+        (dict(data="folder", data_dir="absent"), "absent"),
+        (dict(data="imagenet", data_dir=None), "imagenet"),
+    ],
+    ids=str,
+)
+def test_plan_errors(changes, message):
+    cfg = dataclasses.replace(PRESETS["digits"], precision="fp32", world_size=1, **changes)
+    with pytest.raises(UserError, match=message):
+        make_plan(cfg, "torch")
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(num_heads=7), dict(width=0), dict(pool="mean", norm_after_pool=True, class_token=True, dropout=-1),
+                dict(class_token=False), dict(gelu="relu"), dict(pos_embed="rope"), dict(std=(1, 1, 0))], ids=str,
+)  # fmt: skip
+def test_model_errors(changes):
+    with pytest.raises(UserError):
+        model_config("vit_s16", **changes)
+
+
+def test_nothing_named_trains_digits(capsys):
+    cfg = parse([], "train_torch.py")
+    assert cfg == PRESETS["digits"]
+    notice = capsys.readouterr().err
+    assert "digits" in notice and "imagenet" in notice and notice.count("\n") == 1
+
+
+def test_presets_and_overrides():
+    assert parse(["--preset=imagenet"], "x") == PRESETS["imagenet"]
+    imagenet = PRESETS["imagenet"]
+    assert (imagenet.model, imagenet.batch_size, imagenet.lr, imagenet.weight_decay) == ("vit_b16", 1024, 1e-3, 0.3)
+    assert (imagenet.epochs, imagenet.warmup_steps, imagenet.clip, imagenet.dropout) == (300, 100_000, 1.0, 0.0)
+    cfg = parse("--preset cifar10 --data_dir x --lr 0.1".split(), "x")
+    assert (cfg.data, cfg.data_dir, cfg.lr, cfg.model) == ("folder", "x", 0.1, "vit_ti4")
+    assert parse(["--data=digits", "--model=vit_b16"], "x").image_size == 32
+    assert parse(["--preset=digits", "--optimizer=adam"], "x").weight_decay == 0
+    assert model_config("vit") == model_config("vit_b16")
+
+
+def test_every_flag_is_in_the_help(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--help"], "train_jax.py")
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name}" in text

@@ -1,0 +1,96 @@
+"""Claim: the noise rule passes what differs by rounding and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+
+from shared_vit.compare import Curve, gap, noise_rule, read_curve
+from shared_vit.errors import UserError
+
+EPS = float(np.finfo(np.float64).eps)
+STEPS = np.arange(1, 101)
+RNG = np.random.default_rng(0)
+
+
+def curve(noise=0.0, seed=0):
+    r = np.random.default_rng(seed).standard_normal((2, 100)) * noise
+    return Curve(STEPS, np.exp(-STEPS / 50) * (1 + r[0]), (1 + STEPS / 100) * (1 + r[1]))
+
+
+def judge(a, b, noise=1e-12):
+    return noise_rule(a, b, b, [curve(noise, seed) for seed in (1, 2, 3)], EPS)
+
+
+def test_rounding_passes():
+    verdict = judge(curve(1e-12, 9), curve())
+    assert verdict.matched and verdict.decided_until == 100
+    assert "MATCH: up to step 100 of 100" in verdict.describe()
+
+
+@pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
+def test_a_wrong_step_fails(quantity):
+    b = curve()
+    values = {q: getattr(b, q).copy() for q in ("loss", "grad_norm")}
+    values[quantity][60] *= 1 + 1e-9
+    verdict = judge(Curve(STEPS, **values), b)
+    assert not verdict.matched
+    assert f"the {quantity} differs by" in verdict.reasons[0] and "at step 61" in verdict.reasons[0]
+
+
+def test_undecided_before_50_fails():
+    noisy = [Curve(STEPS, curve().loss + np.where(STEPS > 40, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    verdict = noise_rule(curve(), curve(), curve(), noisy, EPS)
+    assert not verdict.matched and verdict.decided_until == 40
+    later = [Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    verdict = noise_rule(curve(), curve(), curve(), later, EPS)
+    assert verdict.matched and verdict.decided_until == 60
+    assert "beyond step 60" in verdict.describe()
+
+
+def test_nothing_decided_after_noise_is_large():
+    later = [Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    a = Curve(STEPS, curve().loss + np.where(STEPS > 80, 5.0, 0), curve().grad_norm)
+    assert noise_rule(a, curve(), curve(), later, EPS).matched
+    a = Curve(STEPS, curve().loss + np.where(STEPS > 50, 5.0, 0), curve().grad_norm)
+    assert not noise_rule(a, curve(), curve(), later, EPS).matched
+
+
+@pytest.mark.parametrize(
+    "loss, grad_norm, reason",
+    [
+        (np.full(100, 2.3), 1 + STEPS, "the loss did not move"),
+        (np.linspace(2, 1, 100), np.zeros(100), "a gradient is zero"),
+        (np.where(STEPS > 70, np.nan, 2.0 / STEPS), 1.0 + STEPS, "the loss is not finite"),
+    ],
+)
+def test_nothing_to_compare_fails(loss, grad_norm, reason):
+    same = Curve(STEPS, loss, grad_norm.astype(float))
+    verdict = noise_rule(same, same, same, [same] * 3, EPS)
+    assert not verdict.matched and reason in verdict.describe()
+
+
+def test_nan_is_no_match():
+    loss = curve().loss
+    loss[10] = np.nan
+    assert gap(Curve(STEPS, loss, curve().grad_norm), curve(), "loss")[10:].min() == np.inf
+
+
+def test_lengths_and_steps():
+    short = Curve(STEPS[:80], curve().loss[:80], curve().grad_norm[:80])
+    assert "80 updates" in judge(curve(), short).describe() or "80" in judge(curve(), short).reasons[0]
+    with pytest.raises(UserError, match="same steps"):
+        gap(Curve(STEPS + 1, curve().loss, curve().grad_norm), curve(), "loss")
+    with pytest.raises(UserError, match="three nudged"):
+        noise_rule(curve(), curve(), curve(), [curve()], EPS)
+
+
+def test_reading(tmp_path):
+    rows = [{"step": 1, "epoch": 0.1, "loss": 2.0, "grad_norm": 1.5, "lr": 0.1}, {"step": 1, "val_loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert read_curve(tmp_path).loss.tolist() == [2.0]
+    with pytest.raises(UserError, match="not there"):
+        read_curve(tmp_path / "absent")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss"')
+    with pytest.raises(UserError, match="line 1"):
+        read_curve(tmp_path)

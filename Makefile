@@ -1,0 +1,39 @@
+# make demo: both twins trained on digits, judged, converted, evaluated. make test: the proofs. Both set themselves up.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint setup clean
+
+demo: setup
+	@set -e; run=runs/demo-$$(date +%Y%m%d-%H%M%S); \
+	$(BIN)/twinvit parity --preset=digits --run_dir=$$run; \
+	$(BIN)/twinvit convert $$run/jax $$run/from_jax.safetensors --to=torch; \
+	echo "the JAX run's weights, evaluated in PyTorch:"; \
+	$(BIN)/python train_torch.py --mode=eval --preset=digits --init_from=$$run/from_jax.safetensors; \
+	echo "figure: $$run/curves.png"
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: .venv/ready
+
+# torch first and by its exact version: a range may take a newer build with gigabytes of GPU libraries. timm and
+# torchvision, which only tests and benchmarks need, come without dependencies for the same reason.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm torchvision
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,202 @@
+"""What one process of a run of several does in the tests. Its own module, so that a rank imports no more than it needs."""
+
+import dataclasses
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shared_vit.config import TrainConfig
+from shared_vit.data.batch import Batch
+from shared_vit.schedule import learning_rate
+from shared_vit.state import TrainState
+
+
+class Job(NamedTuple):
+    """Updates on `data`, then an evaluation of `held_out`; global batches, of which a process takes its rows."""
+
+    state: TrainState
+    data: list[Batch]
+    held_out: Batch
+    out: Path  # the .npz that process 0 writes
+    mutation: str = ""
+
+
+def rows_of(batch: Batch, process: int, num_processes: int) -> Batch:
+    """The block of rows that is a process's own."""
+    share = len(batch.labels) // num_processes
+    own = slice(process * share, (process + 1) * share)
+    values = {n: getattr(batch, n)[own] for n in ("images", "labels", "weight", "rows")}
+    return dataclasses.replace(batch, **values)
+
+
+def local_rows(batch: Batch) -> Batch:
+    """The mutation by which each process draws the dropout masks of the first rows."""
+    return dataclasses.replace(batch, rows=np.arange(len(batch.rows)))
+
+
+def train(trainer, cfg: TrainConfig, job: Job) -> dict[str, np.ndarray]:
+    """The curve (loss, grad_norm) and the evaluation's counts."""
+
+    def take(batch):
+        own = rows_of(batch, trainer.process, trainer.num_processes)
+        return trainer.put(local_rows(own) if job.mutation == "local rows" else own)
+
+    metrics = []
+    for step, batch in enumerate(job.data):
+        lr = learning_rate(step, len(job.data), cfg.lr, cfg.warmup_steps)
+        metrics.append(trainer.train_step(take(batch), lr).get())
+    return {
+        "loss": np.array([m.loss for m in metrics]),
+        "grad_norm": np.array([m.grad_norm for m in metrics]),
+        "counts": np.array(trainer.eval_step(take(job.held_out)).get()[:4]),
+    }
+
+
+def torch_rank(job: Job, cfg: TrainConfig, device) -> None:
+    """One rank's `train`; process 0 writes the result."""
+    trainer = _torch_trainer(job.state, cfg, device)
+    if job.mutation == "mean of ranks":
+        trainer.num_processes = 1  # then the gradients keep the division that DDP makes
+        result = train(_Seen(trainer), cfg, job)
+    else:
+        result = train(trainer, cfg, job)
+    if trainer.process == 0:
+        np.savez(job.out, **result)
+
+
+class _Seen:
+    """A trainer whose number of processes is the group's, whatever it believes itself."""
+
+    def __init__(self, trainer):
+        import torch.distributed as dist
+
+        self.trainer, self.process, self.num_processes = trainer, trainer.process, dist.get_world_size()
+
+    def __getattr__(self, name):
+        return getattr(self.trainer, name)
+
+
+def torch_rank_resumes(job: Job, cfg: TrainConfig, device) -> None:
+    """Writes the last parameters of a run, and of one taken up half-way by trainers made anew."""
+    half = len(job.data) // 2
+    whole = _torch_trainer(job.state, cfg, device, job.mutation)
+    _updates(whole, job.data[:half])
+    state = whole.state()
+    _updates(whole, job.data[half:])
+    resumed = _torch_trainer(state, cfg, device, job.mutation)
+    _updates(resumed, job.data[half:])
+    if whole.process == 0:
+        with job.out.open("wb") as file:
+            pickle.dump([whole.state(), resumed.state()], file)
+
+
+def _updates(trainer, data: list[Batch]) -> None:
+    for batch in data:
+        trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), 1e-3).get()
+
+
+def _torch_trainer(state: TrainState, cfg: TrainConfig, device, mutation: str = ""):
+    import torch
+
+    from torch_vit.trainer import Trainer
+
+    torch.set_num_threads(1)
+    if mutation == "unsettled buckets":
+        Trainer._settle_buckets = lambda self: None
+    return Trainer(state, cfg, device)
+
+
+def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
+    """Rank 1 fails in the way named while the others wait for it; they are asked to end, and do not listen."""
+    import signal
+    import time
+
+    import torch
+    import torch.distributed as dist
+
+    from shared_vit.errors import UserError
+
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    print(f"rank {dist.get_rank()} is {os.getpid()}", flush=True)
+    if dist.get_rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "raises":
+            raise ZeroDivisionError("the reason")
+        if how == "mistake":
+            raise UserError("what to do")
+        time.sleep(3600)
+    if how == "stuck" and dist.get_rank() == 2:
+        raise ZeroDivisionError("the reason")
+    dist.all_reduce(total)
+    return 0
+
+
+def torch_rank_waits(cfg: TrainConfig, device) -> int:
+    """Waits for SIGINT or SIGTERM, counts them for a second, and leaves with 70 + their number, by agreement."""
+    import signal
+    import time
+
+    import torch
+    import torch.distributed as dist
+
+    seen = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: seen.append(number))
+    print(f"rank {dist.get_rank()} is {os.getpid()}", flush=True)
+    while not seen:
+        time.sleep(0.05)
+    time.sleep(1)
+    counts = torch.tensor([len(seen)])
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return 70 + int(counts)
+
+
+def torch_rank_counts_threads(cfg: TrainConfig, device) -> int:
+    """Status 10 + threads."""
+    import torch
+
+    return 10 + torch.get_num_threads()
+
+
+def jax_process(job: Job, cfg: TrainConfig) -> None:
+    """One process of a JAX run."""
+    from jax_vit import mesh
+    from jax_vit.trainer import Trainer
+
+    cfg = mesh.resolve(cfg)
+    trainer = Trainer(job.state, cfg, mesh.start(cfg))
+    result = train(trainer, cfg, job)
+    if trainer.process == 0:
+        np.savez(job.out, **result)
+
+
+def launch_torch(cfg: TrainConfig, worker: Callable) -> int:
+    """As `train_torch.py` does."""
+    from torch_vit import launch
+
+    return launch.launch(launch.resolve(cfg), worker)
+
+
+def write_script(path: Path, function: Callable, *args) -> list[str]:
+    """The command line of a process that calls `function(*args)`, prints a UserError and leaves with its status."""
+    path.write_bytes(pickle.dumps((function, args)))
+    return [sys.executable, __file__, str(path)]
+
+
+def _main() -> int | None:
+    function, args = pickle.loads(Path(sys.argv[1]).read_bytes())
+    return function(*args)
+
+
+if __name__ == "__main__":
+    from shared_vit.errors import run_main
+
+    run_main(_main)

@@ -63,6 +63,7 @@ def test_names_that_are_no_unicode(tmp_path):
     dataset = opened(tmp_path, tmp_path / "run")
     assert len(dataset.train) == 2 and dataset.train.read(1)[0] == JPEG
     dataset.train.where(1).encode("utf-8")
+    dataset.keep(tmp_path / "run")
     assert len(opened(tmp_path, tmp_path / "run").train) == 2
 
 
@@ -153,8 +154,13 @@ def test_the_cached_listing_is_used_until_something_changes(tmp_path, monkeypatc
     root, run = image_folder(tmp_path / "photos"), tmp_path / "run"
     listed = listings(monkeypatch)
     first = opened(root, run)
-    assert listed == ["train", "val"]
+    assert not run.exists()  # a run that does not begin leaves nothing behind
+    first.keep(run)
+    assert listed == ["train", "val"] and len(list(run.iterdir())) == 2
+    times = [p.stat().st_mtime_ns for p in run.iterdir()]
     again = opened(root, run)
+    again.keep(run)
+    assert [p.stat().st_mtime_ns for p in run.iterdir()] == times
     assert listed == ["train", "val"] and again.fingerprint == first.fingerprint
     assert paths(again.train, root) == paths(first.train, root) and again.class_names == first.class_names
     assert [again.val.read(i) for i in range(12)] == [first.val.read(i) for i in range(12)]
@@ -163,12 +169,16 @@ def test_the_cached_listing_is_used_until_something_changes(tmp_path, monkeypatc
     assert listed[2:] == (["train", "val"] if change is add_a_class else ["train"])
     assert paths(changed.train, root) == paths(opened(root).train, root)
     assert (changed.fingerprint != first.fingerprint) == (change is not rewrite_with_the_same_size)
+    changed.keep(run)
     assert len(list(run.iterdir())) == 2
+    listed.clear()
+    assert opened(root, run).fingerprint == changed.fingerprint and listed == []
 
 
 def test_a_cache_that_skips_its_check_would_be_noticed(tmp_path, monkeypatch):
     root, run = image_folder(tmp_path / "photos"), tmp_path / "run"
     first = opened(root, run)
+    first.keep(run)
     monkeypatch.setattr(listing.Listing, "unchanged", lambda self, root: True)
     rewrite_in_place(root)
     assert opened(root, run).fingerprint == first.fingerprint  # what the test above would fail on
@@ -176,10 +186,14 @@ def test_a_cache_that_skips_its_check_would_be_noticed(tmp_path, monkeypatch):
 
 def test_a_damaged_or_foreign_cache_is_made_anew(tmp_path, monkeypatch):
     root, run = image_folder(tmp_path / "photos"), tmp_path / "run"
+    opened(root).keep(run)
     expected = opened(root, run).fingerprint
     for broken in (b"", b"not a listing", (run / "files_train.npz").read_bytes()[:300]):
         (run / "files_train.npz").write_bytes(broken)
-        assert opened(root, run).fingerprint == expected
+        dataset = opened(root, run)
+        assert dataset.fingerprint == expected
+        dataset.keep(run)
+        assert (run / "files_train.npz").stat().st_size > 300
     other = image_folder(tmp_path / "other", per_class=3)
     assert len(opened(other, run).train) == 9 and len(opened(root, run).train) == 21
 

@@ -41,11 +41,13 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
         state = first_or_given_state(plan)
         if run_dir is not None:
             run_dir.open_new(plan.record())
+            plan.dataset.keep(plan.run_dir)
         _announce(plan, speak)
         return state, False
     if run_dir is not None:
         for notice in run_dir.open_resume(plan.record()):
             speak(f"notice: {notice}", flush=True)
+        plan.dataset.keep(plan.run_dir)
     found = checkpoint.newest(plan.run_dir)
     _announce(plan, speak)
     for line in found.skipped if found else ():

@@ -272,6 +272,7 @@ def _rank_main(cfg: TrainConfig, worker: Worker, rank: int, port: int, writer) -
     try:
         if cfg.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, _cores() // cfg.world_size))
+        os.environ["LOCAL_WORLD_SIZE"] = str(cfg.world_size)  # by which the input pipeline shares the cores
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look the machine's name up
         device = _device(cfg, rank)

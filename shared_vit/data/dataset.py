@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -65,6 +66,9 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def keep(self, directory: Path) -> None:
+        """Write into a run's directory what spares the next `open_dataset(cfg, directory)` work; nothing as a rule."""
 
 
 def fingerprint(*parts: bytes) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared_vit.data.dataset import Dataset, fingerprint
-from shared_vit.data.listing import Listing, cached_listing
+from shared_vit.data.listing import Listing, cached_listing, keep_listing
 from shared_vit.data.wnids import WNIDS
 from shared_vit.errors import UserError
 
@@ -34,6 +35,18 @@ class FolderSource:
         return path.encode("utf-8", "replace").decode()
 
 
+@dataclass
+class FolderDataset(Dataset):
+    """An image folder, and the listings of its splits: (name of the directory, classes given, listing)."""
+
+    root: Path = field(kw_only=True)
+    listings: list[tuple[str, list[str] | None, Listing]] = field(kw_only=True)
+
+    def keep(self, directory: Path) -> None:
+        for split, classes, listing in self.listings:
+            keep_listing(self.root, split, classes, listing, directory)
+
+
 def folder(root: Path, cache_dir: Path | None, imagenet: bool = False) -> Dataset:
     """An image folder as a data set; its fingerprint is of paths, classes and sizes.
 
@@ -45,12 +58,14 @@ def folder(root: Path, cache_dir: Path | None, imagenet: bool = False) -> Datase
     if imagenet:
         _check_imagenet(root / train, train_files.class_names)
     val_files = cached_listing(root, val, train_files.class_names, cache_dir)
-    return Dataset(
+    return FolderDataset(
         name="imagenet" if imagenet else "folder",
         train=FolderSource(root, train_files),
         val=FolderSource(root, val_files),
         class_names=train_files.class_names,
         fingerprint=fingerprint(train_files.digest(), val_files.digest()),
+        root=root,
+        listings=[(train, None, train_files), (val, train_files.class_names, val_files)],
     )
 
 

@@ -64,6 +64,11 @@ class Listing:
             h.update(np.ascontiguousarray(array).tobytes())
         return h.digest()
 
+    def same(self, other: Listing) -> bool:
+        """Whether both saw the same files, at the same times."""
+        times = all(np.array_equal(getattr(self, n), getattr(other, n)) for n in ("directory_times", "times"))
+        return times and self.digest() == other.digest()
+
     def unchanged(self, root: bytes) -> bool:
         """Whether every directory and file is still there, with the time and size it had."""
         try:
@@ -166,17 +171,28 @@ def _shown_endings() -> str:
 
 
 def cached_listing(root: Path, split: str, classes: list[str] | None, cache_dir: Path | None) -> Listing:
-    """`list_split`, kept in `cache_dir`; a kept listing is used as long as every file is what it was."""
-    if cache_dir is None:
-        return list_split(root, split, classes)
-    path = Path(cache_dir) / f"files_{split}.npz"
-    parts = [str(_VERSION), str(root.resolve()), split, *(classes or [])]
-    key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-    listing = _load(path, key)
-    if listing is None or not listing.unchanged(os.fsencode(root)):
-        listing = list_split(root, split, classes)
+    """`list_split`, or what `keep_listing` wrote into `cache_dir` if every file is still what it was."""
+    kept = None if cache_dir is None else _load(_cache_file(cache_dir, split), _key(root, split, classes))
+    if kept is not None and kept.unchanged(os.fsencode(root)):
+        return kept
+    return list_split(root, split, classes)
+
+
+def keep_listing(root: Path, split: str, classes: list[str] | None, listing: Listing, cache_dir: Path) -> None:
+    """Write a listing of `cached_listing`'s arguments for the next time, unless it is there already."""
+    path, key = _cache_file(cache_dir, split), _key(root, split, classes)
+    kept = _load(path, key)
+    if kept is None or not kept.same(listing):
         _save(path, key, listing)
-    return listing
+
+
+def _cache_file(cache_dir: Path, split: str) -> Path:
+    return Path(cache_dir) / f"files_{split}.npz"
+
+
+def _key(root: Path, split: str, classes: list[str] | None) -> str:
+    parts = [str(_VERSION), str(root.resolve()), split, *(classes or [])]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 _ARRAYS = ("directory_times", "labels", "sizes", "times")

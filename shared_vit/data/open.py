@@ -16,7 +16,7 @@ _PREPARE = (
 def open_dataset(cfg: TrainConfig, cache_dir: Path | None = None) -> Dataset:
     """The data set that `cfg.data` names, in `cfg.data_dir`.
 
-    cache_dir: where the listing of an image folder is kept from one run to the next; None keeps none.
+    cache_dir: where an image folder's listing is looked for, which `dataset.keep` wrote there; nothing is written here.
     Raises UserError where the data are not there, cannot be read, or are not what they should be.
     """
     data = cfg.data or "digits"

@@ -248,6 +248,37 @@ def test_config_json_is_checked(case, tmp_path):
     refusal(tmp_path / "hf", match, num_heads=None)
 
 
+BAD = [None, "x", [], {}, [1, 2], -1, 0, 1.5, True, 10**400, "1e999", "NaN", {"a": {}}]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "format, file",
+    [("huggingface", "config.json"), ("huggingface", "preprocessor_config.json"), ("timm", "config.json")],
+)
+def test_any_json_is_read_or_refused(format, file, tmp_path):
+    """Each entry, at every depth, replaced by what does not belong there: a UserError or a model, never a crash."""
+    weights.write(tmp_path / "x", TINY, random_arrays(TINY), format)
+    if format == "timm":  # without our own metadata, so that the JSON decides
+        save(tmp_path / "x" / "model.safetensors", foreign())
+    path = tmp_path / "x" / file
+    content = json.loads(path.read_text())
+    outcomes = set()
+    for place in [(key,) for key in content] + [(k, i) for k, v in content.items() if isinstance(v, dict) for i in v]:
+        for bad in BAD:
+            spoiled = json.loads(json.dumps(content))
+            inner = spoiled if len(place) == 1 else spoiled[place[0]]
+            inner[place[-1]] = bad
+            path.write_text(json.dumps(spoiled).replace('"1e999"', "1e999").replace('"NaN"', "NaN"))
+            try:
+                weights.read(tmp_path / "x", num_heads=5 if format == "timm" else None)
+                outcomes.add("read")
+            except UserError as error:
+                outcomes.add("refused")
+                assert len(str(error)) < 1000
+    assert outcomes == {"read", "refused"}
+
+
 def test_broken_json_is_refused(tmp_path):
     weights.write(tmp_path / "hf", TINY, random_arrays(TINY), "huggingface")
     for text in ("", "{", "[]", "\x00", "[" * 100_000):

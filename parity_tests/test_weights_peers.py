@@ -1,5 +1,6 @@
 """Claim: timm's, torchvision's and transformers' own models compute the twins' logits, whichever side wrote the file."""
 
+import argparse
 import dataclasses
 
 import numpy as np
@@ -144,7 +145,12 @@ def test_timm_variants(mode, x64, tmp_path):
     if mode == "with ddp's prefix":
         state = {f"module.{name}": value for name, value in state.items()}
     if mode == "training checkpoint":
-        state = {"state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+        state = {
+            "state_dict": state,
+            "args": argparse.Namespace(lr=0.1),
+            "epoch": 3,
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}},
+        }
     torch.save(state, tmp_path / "x.pth")
     found, arrays = weights.read(tmp_path / "x.pth", num_heads=5)
     assert found == cfg

@@ -40,7 +40,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def check_name(where: str | os.PathLike, name: object) -> None:
     """Raise UserError for an array's name that no message should repeat: not text, not printable, or endless."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > 300:
-        raise UserError(f"{where} has an array with an unreadable name, {name!r:.80}")
+        text = ascii(name[:80]) if isinstance(name, str) else f"of type {type(name).__name__}"
+        raise UserError(f"{where} has an array with an unreadable name, {text}")
 
 
 def reason(error: BaseException) -> str:

@@ -94,8 +94,8 @@ class HuggingFace(Format):
         pattern = _STYLES[style][0].format("(\\d+)").replace(".", r"\.")
         values = formats.sizes(arrays, name_of, layout.count_layers(pattern, arrays), -1, "norm", self, hints)
         act = config.get("hidden_act", "gelu")
-        if act not in _GELU:
-            raise UserError(f"{where}: its config.json says hidden_act = {act!r}; known are GELU, erf and tanh")
+        if not isinstance(act, str) or act not in _GELU:
+            raise UserError(f"{where}: its config.json says hidden_act = {act!r:.80}; known are GELU, erf and tanh")
         if config.get("qkv_bias") is False:
             raise UserError(f"{where}: its queries, keys and values have no biases (qkv_bias), the twins' have")
         name = "vit.embeddings.position_embeddings"

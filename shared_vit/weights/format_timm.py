@@ -52,7 +52,7 @@ class Timm(Format):
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         config = hints.config or {}
-        args = {**config, **(config.get("model_args") or {})}
+        args = {**config, **formats.section(config, "model_args", hints.where)}
         notes: tuple[list[str], list[str]] = ([], [])
         after = "fc_norm.weight" in arrays
         depth = layout.count_layers(r"blocks\.(\d+)\.", arrays)
@@ -63,12 +63,15 @@ class Timm(Format):
         # `no_embed_class`: the class token has no position. Ours has one, of zeros.
         bare = class_token and layout.side_of(rows - 1) is None
         said = formats.number(args, "num_heads", int, None, hints.where)
-        if args.get("act_layer") not in _GELU:
-            raise UserError(f"{hints.where}: its activation is {args['act_layer']!r}; known are GELU, erf and tanh")
-        architecture = str(config.get("architecture", ""))
+        activation = args.get("act_layer")
+        if not isinstance(activation, str | None) or activation not in _GELU:
+            raise UserError(f"{hints.where}: its activation is {activation!r:.80}; known are GELU, erf and tanh")
+        architecture = str(config.get("architecture", ""))[:80]
         if architecture and "act_layer" not in args and not _PLAIN.match(architecture.partition(".")[0]):
             notes[1].append(f"timm's {architecture} may have defaults of its own; its GELU is taken as erf")
-        mean, std = formats.colours(config.get("pretrained_cfg") or {}, "mean", "std", formats.HALF, hints.where)
+        mean, std = formats.colours(
+            formats.section(config, "pretrained_cfg", hints.where), "mean", "std", formats.HALF, hints.where
+        )
         cfg = formats.model(
             hints,
             **values,
@@ -78,7 +81,7 @@ class Timm(Format):
             pool=pool,
             pool_class_token=pool == "mean" and class_token and args.get("pool_include_prefix") is True,
             norm_after_pool=after,
-            gelu=_GELU[args.get("act_layer")],
+            gelu=_GELU[activation],
             mean=mean,
             std=std,
         )

@@ -176,6 +176,18 @@ def model(hints: Hints, **values) -> ModelConfig:
         raise UserError(f"{hints.where}: {error}") from error
 
 
+def section(config: Mapping, key: str, where: str) -> Mapping:
+    """An object within a JSON file, empty where there is none. Raises UserError for anything else."""
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected an object")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def number(config: Mapping, key: str, kind: type, default, where: str):
     """A number from a JSON file. Raises UserError for anything else."""
     value = config.get(key, default)
@@ -183,8 +195,8 @@ def number(config: Mapping, key: str, kind: type, default, where: str):
         value = value[0]  # image and patch sizes may be pairs
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or kind(value) != value:
-        raise UserError(f"{where}: its JSON says {key} = {value!r}, expected a number")
+    if not _is_number(value) or kind(value) != value:
+        raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected a number")
     return kind(value)
 
 
@@ -193,8 +205,9 @@ def colours(config: Mapping, mean_key: str, std_key: str, default: tuple, where:
     out = []
     for key, usual in zip((mean_key, std_key), default):
         value = config.get(key) or usual
-        if len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
-            raise UserError(f"{where}: its JSON says {key} = {value!r}, expected three numbers")
+        triple = isinstance(value, (list, tuple)) and len(value) == 3
+        if not triple or not all(_is_number(v) for v in value):
+            raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected three numbers")
         out.append(tuple(float(v) for v in value))
     return out[0], out[1]
 

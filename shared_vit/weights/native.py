@@ -132,9 +132,9 @@ def config_of(path: str | os.PathLike, metadata: Mapping[str, str]) -> ModelConf
     """The ModelConfig in a file's metadata. Raises UserError where there is none that this version reads."""
     try:
         return ModelConfig.from_dict(json.loads(metadata["model_config"]))
-    except (KeyError, ValueError, UserError) as error:
-        reason = error if isinstance(error, UserError) else "there is none"
-        raise UserError(f"{path}: its metadata has no usable model_config: {reason}") from error
+    except (KeyError, ValueError, TypeError, RecursionError, UserError) as error:
+        why = "there is none" if isinstance(error, KeyError) else error
+        raise UserError(f"{path}: its metadata has no usable model_config: {why}") from error
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[bytes, dict]:

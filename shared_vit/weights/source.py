@@ -264,6 +264,6 @@ def _beside(file: Path) -> tuple[dict | None, dict | None]:
     if "model_type" not in content and "architecture" not in content:
         return None, None  # a run's configuration, or another program's
     if content.get("model_type", "vit") != "vit":
-        raise UserError(f"{config} says model_type = {content['model_type']!r}, expected 'vit'")
+        raise UserError(f"{config} says model_type = {content['model_type']!r:.80}, expected 'vit'")
     processor = file.parent / "preprocessor_config.json"
     return content, read_json(processor) if processor.is_file() else None

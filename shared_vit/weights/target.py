@@ -54,10 +54,8 @@ def write_weights(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, for
     if path.suffix == "":
         _write_folder(path, fmt, cfg, file_arrays)
     else:
-        card = card_path(path)
-        card.unlink(missing_ok=True)  # of an earlier file of this name
         _write_file(path, fmt, cfg, file_arrays)
-        _write_json(card, _card(path, fmt, cfg))
+        _write_json(card_path(path), _card(path, fmt, cfg))
     return fmt.notes(cfg, folder=path.suffix == "")
 
 

@@ -32,7 +32,7 @@ def certify(source: Source, src: Path, dst: Path, to: str, num_heads: int | None
     """
     cfg, _ = adapt(source.cfg, source.arrays, **changes)
     files = {
-        "source": dict(path=str(src), format=source.format, num_heads=num_heads, changes=changes),
+        "source": dict(path=str(src), format=source.format.partition(",")[0], num_heads=num_heads, changes=changes),
         "target": dict(path=str(dst), format=to, num_heads=None, changes={}),
     }
     tasks, not_run = _tasks(files)
@@ -75,7 +75,7 @@ def _tasks(files: dict[str, dict]) -> tuple[list[dict], list[str]]:
     tasks += [dict(run="jax_vit", files=files, precisions=[precision]) for precision in ("fp64", "fp32")]
     not_run = []
     for side, file in files.items():
-        if file["format"] in ("torch, jax", *NATIVE):
+        if file["format"] in NATIVE:
             continue
         if any(file["changes"].get(key) is not None for key in ("image_size", "num_classes", "dtype")):
             not_run.append(f"{file['format']} on the {side}: the target is of another size, head or type by request")
@@ -111,8 +111,10 @@ def _run(task: dict) -> dict[str, dict[str, np.ndarray]]:
 def _worker(task: dict) -> None:
     outputs = {}
     for side, file in task["files"].items():
-        opened = open_weights(file["path"], num_heads=file["num_heads"], num_classes=file["changes"].get("num_classes"))
-        cfg, arrays = adapt(opened.cfg, opened.arrays, **file["changes"])
+        changes = file["changes"]
+        known = {key: changes.get(key) for key in ("num_classes", "image_size")}
+        opened = open_weights(file["path"], file["format"], num_heads=file["num_heads"], **known)
+        cfg, arrays = adapt(opened.cfg, opened.arrays, **changes)
         images = np.random.default_rng(_SEED).standard_normal((_BATCH, cfg.image_size, cfg.image_size, 3))
         for precision in task["precisions"]:
             batch = images.astype(np.float64 if precision == "fp64" else np.float32)

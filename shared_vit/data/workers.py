@@ -38,10 +38,12 @@ def shared_memory_fits(num_bytes: int) -> bool:
 
 
 def start_worker(number: int, of: int) -> None:
-    """Runs first in a worker process: Ctrl-C is the parent's to handle, and where the parent is killed, so is this."""
+    """Runs first in a worker process: signals to the whole group (Ctrl-C, a scheduler's) are the parent's to handle, and
+    where the parent is killed, so is this."""
     import multiprocessing
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -16,6 +16,7 @@ from shared_vit.errors import UserError
 
 ENDINGS = tuple(b".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif".split())
 _THREADS = 16  # more than cores: on a network file system a stat waits
+_STAT_AT_ONCE = 8192
 _VERSION = 1
 
 
@@ -37,8 +38,14 @@ class Names:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        begin = self.ends[index - 1] if index else 0
-        return self.joined[begin : self.ends[index]].tobytes()
+        return self.part(index, index + 1)[0]
+
+    def part(self, begin: int, end: int) -> list[bytes]:
+        """Names `begin` to `end`, that not included."""
+        ends = self.ends[begin:end].tolist()
+        first = int(self.ends[begin - 1]) if begin else 0
+        joined = self.joined[first : ends[-1]].tobytes()
+        return [joined[s - first : e - first] for s, e in zip([first, *ends], ends)]
 
 
 @dataclass
@@ -151,14 +158,17 @@ def _images_below(base: bytes, directory: bytes, visited: list[bytes], above: fr
 def _stat_all(base: bytes, names: Names) -> tuple[np.ndarray, np.ndarray]:
     """Sizes and modification times (ns) of files below `base`, both int64 [N]."""
     result = np.empty((len(names), 2), np.int64)
+    prefix = base + b"/"
 
     def run(begin: int) -> None:
-        for i in range(begin, min(begin + 4096, len(names))):
-            status = os.stat(os.path.join(base, names[i]))
-            result[i] = status.st_size, status.st_mtime_ns
+        found = []
+        for name in names.part(begin, begin + _STAT_AT_ONCE):
+            status = os.stat(prefix + name)
+            found.append((status.st_size, status.st_mtime_ns))
+        result[begin : begin + _STAT_AT_ONCE] = found
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(run, range(0, len(names), 4096)))
+        list(pool.map(run, range(0, len(names), _STAT_AT_ONCE)))
     return result[:, 0].copy(), result[:, 1].copy()
 
 

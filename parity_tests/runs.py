@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from helpers import SMALL, random_arrays
 
 from shared_vit import checkpoint
 from shared_vit.state import TrainState, first_state
@@ -120,6 +119,8 @@ EXTRA = {"epoch": 0.25, "seed": 3, "pending_evaluation": False, "versions": {"fr
 
 def small_state(step: int = 7, precision: str = "fp32") -> TrainState:
     """A state in which every array differs from every other, moments included."""
+    from helpers import SMALL, random_arrays  # imports both frameworks
+
     state = first_state(SMALL, random_arrays(SMALL, seed=step), precision)
     for seed, arrays in ((1, state.exp_avg), (2, state.exp_avg_sq)):
         values = random_arrays(SMALL, seed=1000 * seed + step)

@@ -5,8 +5,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again (with --resume)
+SAME_SECONDS = 0.3  # what comes within is the same request, told by the terminal and passed on by a parent
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,7 +24,7 @@ class Interrupt:
 
     def __init__(self, quiet: bool = False):
         self.requested = False
-        self._quiet = quiet
+        self._quiet, self._when = quiet, 0.0
 
     def __enter__(self) -> "Interrupt":
         self._reader, self._writer = socket.socketpair()
@@ -48,10 +50,10 @@ class Interrupt:
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self.requested:
-            if number == signal.SIGINT:
+            if number == signal.SIGINT and time.monotonic() - self._when > SAME_SECONDS:
                 os._exit(128 + signal.SIGINT)
             return
-        self.requested = True
+        self.requested, self._when = True, time.monotonic()
         if not self._quiet:
             print(
                 f"\n{number.name}: finishing the step, evaluation batch or compilation in hand, then saving and leaving "

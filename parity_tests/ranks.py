@@ -111,6 +111,13 @@ def _torch_trainer(state: TrainState, cfg: TrainConfig, device, mutation: str = 
     return Trainer(state, cfg, device)
 
 
+def _say_pid() -> None:
+    """In one write, so that ranks' lines do not mix."""
+    import torch.distributed as dist
+
+    os.write(1, f"rank {dist.get_rank()} is {os.getpid()}\n".encode())
+
+
 def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
     """Rank 1 fails in the way named while the others wait for it; they are asked to end, and do not listen."""
     import signal
@@ -124,7 +131,7 @@ def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)
     total = torch.ones(1)
     dist.all_reduce(total)
-    print(f"rank {dist.get_rank()} is {os.getpid()}", flush=True)
+    _say_pid()
     if dist.get_rank() == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -132,7 +139,8 @@ def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
             raise ZeroDivisionError("the reason")
         if how == "mistake":
             raise UserError("what to do")
-        time.sleep(3600)
+        if how == "stuck":
+            time.sleep(3600)
     if how == "stuck" and dist.get_rank() == 2:
         raise ZeroDivisionError("the reason")
     dist.all_reduce(total)
@@ -150,7 +158,7 @@ def torch_rank_waits(cfg: TrainConfig, device) -> int:
     seen = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: seen.append(number))
-    print(f"rank {dist.get_rank()} is {os.getpid()}", flush=True)
+    _say_pid()
     while not seen:
         time.sleep(0.05)
     time.sleep(1)

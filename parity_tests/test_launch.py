@@ -1,0 +1,288 @@
+"""Claim: a run starts on the devices asked for or says why not, and ends whole: no rank is left behind, no error twice."""
+
+import dataclasses
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import ranks
+import torch
+
+from jax_vit import mesh, rendezvous
+from shared_vit.config import TrainConfig
+from shared_vit.errors import UserError
+from torch_vit import launch
+
+CFG = TrainConfig(batch_size=64, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """Nothing of a surrounding torchrun, SLURM or thread setting."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMP_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """PyTorch and JAX made to see two old GPUs."""
+
+    class Gpu:
+        device_kind, compute_capability = "Old", "7.5"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old")
+    monkeypatch.setattr(mesh, "_local_gpus", lambda: [Gpu(), Gpu()])
+    monkeypatch.setattr(mesh.jax.config, "update", lambda *_: None)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(tmp_path, function, *args, **env) -> subprocess.Popen:
+    command = ranks.write_script(tmp_path / f"script{len(list(tmp_path.iterdir()))}", function, *args)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env, start_new_session=True
+    )
+
+
+def rank_pids(process: subprocess.Popen, number: int) -> list[int]:
+    """Of the ranks of a launcher, which print them."""
+    lines = [process.stdout.readline() for _ in range(number)]
+    return [int(line.rsplit(" ", 1)[1]) for line in lines]
+
+
+def assert_gone(pids: list[int]) -> None:
+    def running(pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    deadline = time.monotonic() + 5
+    while any(map(running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if running(pid)]
+
+
+# What is asked for against what is there.
+
+
+@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(device="auto", world_size=8), ["--world_size=2", "--device=cpu"]),
+        (dict(device="auto", precision="bf16"), ["Old", "bfloat16", "--precision="]),
+        (dict(device="auto", batch_size=63), ["--batch_size=63", "2"]),
+        (dict(world_size=3), ["--batch_size=64", "3"]),
+        (dict(world_size=4, grad_accum=32), ["--grad_accum=32"]),
+    ],
+    ids=["more devices than GPUs", "no bf16", "batch over all GPUs", "batch", "accumulation"],
+)
+def test_impossible_devices_are_refused(resolve, change, words, gpus):
+    with pytest.raises(UserError) as error:
+        resolve(dataclasses.replace(CFG, **change))
+    assert all(w in str(error.value) for w in words), error.value
+
+
+@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
+    cfg = resolve(dataclasses.replace(CFG, device="auto"))
+    assert (cfg.device, cfg.world_size, cfg.precision) == ("gpu", 2, "fp32")
+    cfg = resolve(CFG)
+    assert (cfg.device, cfg.world_size, cfg.precision) == ("cpu", 1, "fp32")
+
+
+def test_new_gpus_get_bf16_and_torch_compile(gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    cfg = launch.resolve(dataclasses.replace(CFG, device="auto"))
+    assert (cfg.precision, cfg.compile) == ("bf16", "on")
+    assert launch.resolve(CFG).compile == "off"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+def test_no_gpu(resolve):
+    with pytest.raises(UserError, match="--device=cpu"):
+        resolve(dataclasses.replace(CFG, device="gpu"))
+
+
+def test_fp16_is_refused_in_jax():
+    with pytest.raises(UserError, match="bf16"):
+        mesh.resolve(dataclasses.replace(CFG, precision="fp16"))
+
+
+def test_torchrun_decides_the_world_size(monkeypatch, gpus):
+    for name, value in dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2").items():
+        monkeypatch.setenv(name, value)
+    assert launch.resolve(dataclasses.replace(CFG, device="auto")).world_size == 4  # two nodes of two GPUs
+    with pytest.raises(UserError, match="--world_size"):
+        launch.resolve(dataclasses.replace(CFG, world_size=2))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="--nproc_per_node=2"):
+        launch.resolve(dataclasses.replace(CFG, device="auto"))
+
+
+# PyTorch's ranks.
+
+
+@pytest.mark.parametrize(
+    "how, status, cause",
+    [
+        ("killed", 137, "rank 1 of 3 was killed by SIGKILL"),
+        ("raises", 1, "ZeroDivisionError: the reason"),
+        ("mistake", 2, "error: what to do"),
+        ("stuck", 1, "rank 2 of 3 failed"),
+    ],
+)
+def test_a_failing_rank_ends_the_run(how, status, cause, tmp_path):
+    cfg = dataclasses.replace(CFG, world_size=3, batch_size=3)
+    process = start(tmp_path, ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, how))
+    pids = rank_pids(process, 3)
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    assert process.returncode == status
+    assert err.count("error:") == 1 and err.count(cause) == 1, err
+    assert err.count("Traceback") == (0 if how in ("killed", "mistake") else 1), err
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_every_rank_once(number, tmp_path):
+    """And their agreed status is the run's. To the whole session, as a terminal's Ctrl-C goes to all of its processes."""
+    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    pids = rank_pids(process, 2)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 71, err
+    assert "Traceback" not in err
+    assert_gone(pids)
+
+
+def test_a_second_ctrl_c_kills(tmp_path):
+    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    pids = rank_pids(process, 2)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert_gone(pids)
+
+
+def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
+    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    pids = rank_pids(process, 2)
+    process.kill()
+    process.communicate(timeout=30)
+    assert_gone(pids)
+
+
+def test_ranks_share_the_cores():
+    cfg = launch.resolve(dataclasses.replace(CFG, world_size=2))
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert launch.launch(cfg, ranks.torch_rank_counts_threads) == 10 + threads
+
+
+def test_torchrun(tmp_path):
+    """Its processes join, and a mistake is told once."""
+    cfg = dataclasses.replace(CFG, world_size=None)
+    port = free_port()
+
+    def torchrun(function, *args):
+        command = ranks.write_script(tmp_path / "script", function, *args)
+        return subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", *command[1:]],
+            capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    done = torchrun(ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, "not at all"))
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"rank \d is", done.stdout)) == 2
+    done = torchrun(ranks.launch_torch, dataclasses.replace(cfg, batch_size=3), ranks.torch_rank_waits)
+    assert done.stderr.count("error: ") == 1 and "--batch_size=3" in done.stderr, done.stderr
+
+
+# JAX's processes.
+
+
+def test_a_coordinator_that_does_not_answer(tmp_path):
+    cfg = dataclasses.replace(CFG, coordinator=f"127.0.0.1:{free_port()}", num_processes=2, process_id=1)
+    for process_id, words in ((1, "did not answer"), (0, "processes [1] did not come")):
+        own = dataclasses.replace(cfg, process_id=process_id)
+        process = start(tmp_path, ranks.jax_process, None, own, TWINVIT_TIMEOUT="1")
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert words in err and cfg.coordinator in err and "within 1 s" in err
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ([{}, dict(process_id=0)], "two processes have --process_id=0|cannot listen"),
+        ([{}, dict(num_processes=4)], "--num_processes=4"),
+        ([{}, dict(world_size=2)], "same --world_size"),
+    ],
+)
+def test_processes_that_disagree(changes, words, tmp_path):
+    port = free_port()
+    base = dataclasses.replace(CFG, coordinator=f"127.0.0.1:{port}", num_processes=2)
+    own = [dataclasses.replace(base, **({"process_id": i} | change)) for i, change in enumerate(changes)]
+    running = [start(tmp_path, ranks.jax_process, None, cfg, TWINVIT_TIMEOUT="5") for cfg in own]
+    errors = [p.communicate(timeout=60)[1] for p in running]
+    assert [p.returncode for p in running] == [2, 2]
+    assert any(re.search(words, e) for e in errors), errors
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(coordinator="host:1"), "--num_processes"),
+        (dict(coordinator="host", num_processes=2, process_id=0), "host:port"),
+        (dict(coordinator="host:1", num_processes=2, process_id=2), "below"),
+        (dict(process_id=1), "--coordinator"),
+    ],
+)
+def test_incomplete_flags_of_processes(change, words):
+    with pytest.raises(UserError, match=words):
+        rendezvous.find_place(dataclasses.replace(CFG, **change))
+
+
+@pytest.mark.parametrize(
+    "nodes, host", [("n7", "n7"), ("n7,n9", "n7"), ("gpu[03-05,9],n1", "gpu03"), ("a-b[1,7-9]", "a-b1")]
+)
+def test_slurm(nodes, host, monkeypatch):
+    for name, value in dict(JOB_ID="4097", STEP_ID="2", STEP_NODELIST=nodes, STEP_NUM_TASKS="4", PROCID="3").items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert rendezvous.find_place(CFG) == rendezvous.Place(f"{host}:61443", 4, 3)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert rendezvous.find_place(CFG) is None
+
+
+def test_processes_of_one_host_share_its_gpus():
+    def facts(host, gpus, world_size=None):
+        return {"host": host, "gpus": gpus, "world_size": world_size}
+
+    assert mesh._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
+    assert mesh._share_of_gpus([facts("a", list("wxyz"))] * 2, 1) == [2, 3]
+    assert mesh._share_of_gpus([facts("a", list("wxyz"), 1)] * 3, 2) == [2]
+    assert mesh._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None  # given out by SLURM
+    assert mesh._share_of_gpus([facts("a", [])] * 2, 1) is None
+    for impossible in ([facts("a", ["w"])] * 8, [facts("a", ["w", "x"]), facts("a", ["w"])]):
+        with pytest.raises(UserError, match="--device=cpu"):
+            mesh._share_of_gpus(impossible, 1)

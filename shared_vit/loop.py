@@ -190,11 +190,12 @@ class _Loop:
 
     def _evaluate(self, step: int) -> bool:
         """Evaluate and record; False if a stop was asked for, by any process, before the end."""
+        if self.tracker is not None:
+            self.tracker.flush(step)  # first: its timing is of training alone
         result = evaluate(self.plan, self.trainer, self.interrupt)
         if result is None:
             self.stopping = True
         elif self.tracker is not None:
-            self.tracker.flush(step)
             self.tracker.evaluation(step, result)
         if self.tracker is not None:
             self.tracker.restart_clock(step)

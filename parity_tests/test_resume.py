@@ -8,6 +8,7 @@ import pytest
 from runs import SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
 
 from shared_vit import checkpoint
+from shared_vit.errors import UserError
 from shared_vit.interrupt import EXIT_INTERRUPTED
 
 
@@ -95,12 +96,10 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path,
 
 
 def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, capsys):
-    from shared_vit.errors import UserError
-
     run_dir = tmp_path / "run"
     shutil.copytree(reference("torch"), run_dir)
     before = digests(run_dir)
-    for flag, value in (("lr", 1.0), ("dropout", 0.2), ("batch_size", 64), ("seed", 3)):
+    for flag, value in (("lr", 1.0), ("dropout", 0.2), ("batch_size", 64), ("seed", 3), ("num_classes", 11)):
         with pytest.raises(UserError, match=f"--{flag} is .* there, {value} here"):
             train_here("torch", run_dir, "--resume", f"--{flag}={value}")
     with pytest.raises(UserError, match="holds this run already: --resume"):
@@ -111,6 +110,19 @@ def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, caps
     assert train_here("torch", run_dir, "--resume", "--steps=22") == 0
     assert "length was 20 steps and is 22" in capsys.readouterr().out
     assert len(metrics(run_dir)) == 25
+
+
+def test_a_run_begun_from_weights_resumes_without_them(tmp_path):
+    run_dir, weights, flags = tmp_path / "run", tmp_path / "weights", SMALL_RUN[:4]
+    shutil.copytree(reference("torch") / "checkpoints/step_20", weights)
+    train_here("torch", tmp_path / "whole", *flags, f"--init_from={weights}")
+    train_here("torch", run_dir, *flags, f"--init_from={weights}", "--stop_at=4")
+    shutil.rmtree(weights)
+    assert train_here("torch", run_dir, "--resume") == 0
+    assert digests(run_dir)["metrics.jsonl"] == digests(tmp_path / "whole")["metrics.jsonl"]
+    assert abs(metrics(run_dir)[0]["loss"] - metrics(reference("torch"))[0]["loss"]) > 0.01
+    with pytest.raises(UserError, match="--resume and --init_from exclude each other"):
+        train_here("torch", run_dir, "--resume", f"--init_from={weights}")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):

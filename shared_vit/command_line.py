@@ -33,6 +33,8 @@ def parse(argv: list[str], prog: str, notices: bool = True) -> TrainConfig:
         cfg = dataclasses.replace(cfg, image_size=8 if 8 % patch == 0 else 2 * patch)
     if cfg.optimizer == "adam" and _flag(argv, "weight_decay") is None:
         cfg = dataclasses.replace(cfg, weight_decay=0.0)
+    if cfg.resume and _flag(argv, "init_from"):
+        raise UserError("--resume and --init_from exclude each other: a resumed run has its weights")
     validate(cfg)
     if notice and notices:
         print(notice, file=sys.stderr, flush=True)

@@ -311,8 +311,6 @@ def validate(cfg: TrainConfig) -> None:
         raise UserError(f"--weight_decay must be at least 0, not {cfg.weight_decay}")
     if cfg.optimizer == "adam" and cfg.weight_decay:
         raise UserError("--optimizer=adam has no weight decay: use --optimizer=adamw, or --weight_decay=0")
-    if cfg.resume and cfg.init_from:
-        raise UserError("--resume and --init_from exclude each other: a resumed run has its weights")
     if cfg.batch_size % ((cfg.world_size or 1) * cfg.grad_accum):
         raise UserError(
             f"--batch_size={cfg.batch_size} is not divisible by --world_size={cfg.world_size or 1} x "

@@ -9,6 +9,7 @@ from shared_vit import init, weights
 from shared_vit.config import ModelConfig, TrainConfig, build_model_config
 from shared_vit.data import Dataset, open_dataset
 from shared_vit.errors import UserError
+from shared_vit.run_dir import recorded_model
 from shared_vit.schedule import learning_rate
 from shared_vit.state import TrainState, first_state
 from shared_vit.weights import canonical
@@ -47,14 +48,17 @@ class Plan:
 def make_plan(cfg: TrainConfig, framework: str) -> Plan:
     """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes nothing."""
     run_dir = Path(cfg.run_dir) if cfg.run_dir else _free_run_dir(cfg, framework)
-    if cfg.init_from or cfg.mode == "eval":
+    from_weights = (cfg.init_from and not cfg.resume) or cfg.mode == "eval"
+    if from_weights:
         source = cfg.init_from or run_dir
         model, _ = weights.read(source, num_heads=cfg.num_heads)
         if cfg.mode == "eval":
             cfg = dataclasses.replace(cfg, image_size=model.image_size, num_classes=model.num_classes)
     dataset = open_dataset(cfg, cache_dir=run_dir)
     wanted = build_model_config(cfg, dataset.num_classes)
-    if not (cfg.init_from or cfg.mode == "eval"):
+    if cfg.resume and cfg.mode == "train":
+        model = recorded_model(run_dir)
+    elif not from_weights:
         model = wanted
     elif cfg.mode == "train":
         model = _adapted(cfg, model, wanted)
@@ -63,7 +67,8 @@ def make_plan(cfg: TrainConfig, framework: str) -> Plan:
             f"the data set {dataset.name} has {dataset.num_classes} classes, the model's head only {model.num_classes}: "
             f"set --num_classes={dataset.num_classes}"
         )
-    cfg = dataclasses.replace(cfg, num_classes=model.num_classes, image_size=model.image_size)
+    sizes = dict(num_classes=cfg.num_classes or model.num_classes, image_size=cfg.image_size or model.image_size)
+    cfg = dataclasses.replace(cfg, **sizes)
     epoch_steps = max(1, round(len(dataset.train) / cfg.batch_size))
     total = cfg.steps or max(1, round(cfg.epochs * len(dataset.train) / cfg.batch_size))
     eval_every = epoch_steps if cfg.eval_every is None else cfg.eval_every

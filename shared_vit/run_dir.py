@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shared_vit.config import FREE_FIELDS, LENGTH_FIELDS
+from shared_vit.config import FREE_FIELDS, LENGTH_FIELDS, ModelConfig
 from shared_vit.errors import UserError
 from shared_vit.weights.files import whole_file
 
@@ -40,7 +40,7 @@ class RunDir:
         """Begin a run with this configuration (for JSON). Raises UserError where there is a run already."""
         self._make()
         self._take_lock()
-        known = self._read_config()
+        known = read_config(self.path)
         if self._has_progress():
             if known is None:
                 raise UserError(
@@ -58,9 +58,9 @@ class RunDir:
     def open_resume(self, config: dict[str, Any]) -> list[str]:
         """Continue the run in this folder; returns notices about its length. Raises UserError for another run's flags."""
         if not (self.path / "config.json").exists():
-            raise UserError(f"there is no run to resume in {self.path}: start it without --resume, or check --run_dir")
+            raise _no_run(self.path)
         self._take_lock()
-        known = self._read_config()
+        known = read_config(self.path)
         changed = differences(known, config)
         if changed:
             raise UserError(
@@ -145,24 +145,37 @@ class RunDir:
         metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
         return (metrics.exists() and metrics.stat().st_size > 0) or any(checkpoints.glob("step_*"))
 
-    def _read_config(self) -> dict[str, Any] | None:
-        """config.json, or None where there is none. Raises UserError for one that is not a run's."""
-        path = self.path / "config.json"
-        try:
-            config = json.loads(path.read_bytes())
-            parts = {_FORMAT: int, "train": dict, "model": dict, "data": dict, "total_steps": int}
-            if not isinstance(config, dict) or any(not isinstance(config.get(k), v) for k, v in parts.items()):
-                raise ValueError("it is not a run's")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot use {path}: {error}; choose another --run_dir") from error
-        return config
-
     def _write_config(self, config: dict[str, Any]) -> None:
         text = json.dumps({_FORMAT: 1, **config}, indent=1) + "\n"
         with whole_file(self.path / "config.json") as file:
             file.write(text.encode())
+
+
+def read_config(run_dir: Path) -> dict[str, Any] | None:
+    """A run's config.json, or None where there is none. Raises UserError for one that is not a run's."""
+    path = run_dir / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        parts = {_FORMAT: int, "train": dict, "model": dict, "data": dict, "total_steps": int}
+        if not isinstance(config, dict) or any(not isinstance(config.get(k), v) for k, v in parts.items()):
+            raise ValueError("it is not a run's")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot use {path}: {error}; choose another --run_dir") from error
+    return config
+
+
+def recorded_model(run_dir: Path) -> ModelConfig:
+    """The ModelConfig of the run in a folder. Raises UserError where there is none."""
+    config = read_config(run_dir)
+    if config is None:
+        raise _no_run(run_dir)
+    return ModelConfig.from_dict(config["model"])
+
+
+def _no_run(run_dir: Path) -> UserError:
+    return UserError(f"there is no run to resume in {run_dir}: start it without --resume, or check --run_dir")
 
 
 def differences(known: dict[str, Any], config: dict[str, Any]) -> list[str]:

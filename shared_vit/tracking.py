@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -135,7 +136,7 @@ def _start_wandb(plan, run_path: Path):
 
     id_file = run_path / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(secrets.token_hex(4))
     return wandb.init(
         project="twinvit",
         name=run_path.name,

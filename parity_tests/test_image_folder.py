@@ -1,0 +1,66 @@
+"""Claim: the logits and curve claims hold on photographs: on JPEG folders made here, and on ImageNet with --imagenet=DIR."""
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import jax_trainer, nudged_runs, random_arrays, run, torch_trainer, traces, worst
+
+from shared_vit import init, model_config
+from shared_vit.compare import machine_epsilon, noise_rule
+from shared_vit.config import TrainConfig
+from shared_vit.data import batches, open_dataset
+from shared_vit.state import first_state, normalization
+
+
+def make_folder(root: Path) -> Path:
+    """Three classes of JPEGs, each a colour of noise, so that there is something to learn."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label, colour in enumerate(((200, 60, 60), (60, 200, 60), (60, 60, 200))):
+            folder = root / split / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.normal(colour, 40, (50 + i, 70 - i, 3)).clip(0, 255).astype(np.uint8)
+                cv2.imwrite(str(folder / f"{i}.JPEG"), image)
+    return root
+
+
+@pytest.fixture(params=["made here", "imagenet"])
+def folder(request, tmp_path):
+    if request.param == "made here":
+        return make_folder(tmp_path)
+    given = request.config.getoption("--imagenet")
+    if given is None:
+        pytest.skip("give --imagenet=DIR to run this on ImageNet")
+    return Path(given)
+
+
+def config(folder, **changes):
+    return TrainConfig(
+        data="folder", data_dir=str(folder), image_size=32, batch_size=12, lr=1e-3, weight_decay=0.1, warmup_steps=5,
+        workers=0, **changes,
+    )  # fmt: skip
+
+
+def test_logits(folder, x64):
+    train = config(folder)
+    images = next(batches(train, "val")).images
+    cfg = model_config("vit_ti16", image_size=32)
+    scale, shift = normalization(cfg)
+    a, b = traces(cfg, random_arrays(cfg), "fp64", images * scale + shift)
+    assert np.ptp(a[""], axis=0).min() > 1e-3
+    distance, layer = worst(a, b)
+    assert distance <= 1e-12, layer
+
+
+def test_curves(folder, x64):
+    train = config(folder, precision="fp64")
+    classes = open_dataset(train).num_classes
+    cfg = dataclasses.replace(model_config("vit_nano2", num_classes=classes, image_size=32), patch_size=16)
+    state = first_state(cfg, init.draw(cfg, 0), "fp64")
+    a, b = (run(t, train, 60) for t in (jax_trainer(state, train), torch_trainer(state, train)))
+    verdict = noise_rule(a, b, b, nudged_runs(state, train, 60), machine_epsilon("fp64"))
+    assert verdict.matched, verdict.describe()

@@ -1,0 +1,272 @@
+"""What each process of `train_step.py` measures: one model, its forward pass and its training step."""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+
+from shared_vit import init
+from shared_vit.config import TrainConfig, model_config
+from shared_vit.data.batch import Batch
+from shared_vit.state import first_state, normalization
+
+CLASSES, LR, WEIGHT_DECAY, CLIP = 1000, 1e-3, 0.3, 1.0
+
+
+def serve(args) -> None:
+    """Answer each line of stdin with a line of JSON; everything else that is printed goes to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    kind, _, option = args.worker.partition(":")
+    contender = CONTENDERS[kind](args, kind, option == "compile")
+    for line in sys.stdin:
+        print(json.dumps(getattr(contender, line.strip())()), file=answers, flush=True)
+
+
+class Contender:
+    """One model. `step` and `infer` run one of each without waiting; `wait` waits for both."""
+
+    def __init__(self, args, kind: str, compile: bool):
+        self.args, self.kind, self.compile = args, kind, compile
+        self.cfg = model_config(args.model, num_classes=CLASSES, image_size=args.image_size)
+        rng = np.random.default_rng(0)
+        shape = (args.batch_size, args.image_size, args.image_size, 3)
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        labels = rng.integers(0, CLASSES, args.batch_size, dtype=np.int32)
+        self.batch = Batch(images, labels, np.ones(args.batch_size, np.float32), np.arange(args.batch_size), 0)
+
+    def prepare(self) -> dict:
+        """Build and warm up; the seconds that the first of each call takes beyond a later one."""
+        self.build()
+        extra = 0.0
+        self.steps = {}
+        for what, call in (("forward", self.infer), ("train", self.step)):
+            first = self._time(call, 1)
+            self._time(call, 1)
+            later = self._time(call, 1)
+            extra += max(0, first - later)
+            self.steps[what] = math.ceil(self.args.seconds / later)
+        return {"compile_seconds": extra}
+
+    def forward(self) -> dict:
+        return {"seconds": self._time(self.infer, self.steps["forward"])}
+
+    def train(self) -> dict:
+        return {"seconds": self._time(self.step, self.steps["train"])}
+
+    def _time(self, call, steps: int) -> float:
+        self.wait()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            call()
+        self.wait()
+        return (time.perf_counter() - begin) / steps
+
+    def train_config(self, device: str) -> TrainConfig:
+        return TrainConfig(
+            batch_size=self.args.batch_size, precision=self.args.precision, device=device, world_size=1,
+            weight_decay=WEIGHT_DECAY, clip=CLIP,
+        )  # fmt: skip
+
+    def first_state(self):
+        return first_state(self.cfg, init.draw(self.cfg, 0), self.args.precision)
+
+
+class Jax(Contender):
+    """The JAX twin, by its own trainer."""
+
+    def build(self) -> None:
+        import jax
+
+        from jax_vit import mesh
+        from jax_vit.trainer import Trainer
+
+        cfg = mesh.resolve(self.train_config(self.args.device))
+        self.jax = jax
+        self.trainer = Trainer(self.first_state(), cfg, mesh.start(cfg))
+        self.on_device = self.trainer.put(self.batch)
+        self.logits = jax.jit(self.trainer.objective.logits)
+        self.result = self.output = None
+
+    def step(self) -> None:
+        self.result = self.trainer.train_step(self.on_device, LR)
+
+    def infer(self) -> None:
+        self.output = self.logits(self.trainer.params, self.trainer.fixed, self.on_device.images[0])
+
+    def wait(self) -> None:
+        self.jax.block_until_ready((self.output, self.result and self.result.values))
+
+    def memory(self) -> dict:
+        stats = self.jax.local_devices()[0].memory_stats() or {}
+        return {"peak_bytes": stats.get("peak_bytes_in_use") or _peak_of_process()}
+
+
+class Torch(Contender):
+    """What all contenders in PyTorch share."""
+
+    def __init__(self, args, kind, compile):
+        super().__init__(args, kind, compile)
+        import torch
+
+        self.torch = torch
+        gpu = args.device != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
+
+    def memory(self) -> dict:
+        gpu = self.device.type == "cuda"
+        return {"peak_bytes": self.torch.cuda.max_memory_allocated() if gpu else _peak_of_process()}
+
+
+class TorchTwin(Torch):
+    """The PyTorch twin, by its own trainer."""
+
+    def build(self) -> None:
+        from torch_vit.trainer import Trainer
+
+        cfg = self.train_config("gpu" if self.device.type == "cuda" else "cpu")
+        self.trainer = Trainer(self.first_state(), cfg, self.device, compile=self.compile)
+        self.on_device = self.trainer.put(self.batch)
+
+    def step(self) -> None:
+        self.trainer.train_step(self.on_device, LR)
+
+    def infer(self) -> None:
+        with self.torch.no_grad():
+            self.trainer.compute_logits(self.on_device.images)
+
+
+class Peer(Torch):
+    """Another library's model, trained as its users would: autocast, the same fused AdamW, clipping and loss."""
+
+    def build(self) -> None:
+        torch, cfg = self.torch, self.cfg
+        from torch_vit.peers import without_torchvision_operators
+        from torch_vit.precision import set_backend_precision
+
+        without_torchvision_operators()
+        set_backend_precision(self.args.precision)
+        torch.manual_seed(0)
+        self.model = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[self.kind](cfg)
+        self.model.to(self.device, getattr(torch, "float64" if self.args.precision == "fp64" else "float32")).train()
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=LR, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.args.precision == "fp16")
+        self.run = torch.compile(self._logits) if self.compile else self._logits
+        dtype = next(self.model.parameters()).dtype
+        self.scale, self.shift = (torch.tensor(a, dtype=dtype, device=self.device) for a in normalization(cfg))
+        self.images = torch.from_numpy(self.batch.images).to(self.device)
+        self.labels = torch.from_numpy(self.batch.labels.astype(np.int64)).to(self.device)
+
+    def _logits(self, images):
+        low = {"bf16": self.torch.bfloat16, "fp16": self.torch.float16}.get(self.args.precision)
+        with self.torch.autocast(self.device.type, low, enabled=low is not None):
+            x = (images.to(self.scale.dtype) * self.scale + self.shift).permute(0, 3, 1, 2)
+            output = self.model(x)
+        return getattr(output, "logits", output).to(self.scale.dtype)
+
+    def step(self) -> None:
+        torch = self.torch
+        loss = torch.nn.functional.cross_entropy(self.run(self.images), self.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def infer(self) -> None:
+        with self.torch.no_grad():
+            self.run(self.images)
+
+
+class Device(Torch):
+    """The machine itself: what it is, and how fast it multiplies matrices."""
+
+    def about(self) -> dict:
+        torch, gpu = self.torch, self.device.type == "cuda"
+        name = torch.cuda.get_device_name(0) if gpu else _cpu_name()
+        return {"device": name, "gpu": gpu, "threads": torch.get_num_threads()}
+
+    def rate(self) -> dict:
+        """Floating-point operations per second of a large square product in the precision's compute type."""
+        from shared_vit.config import PRECISIONS
+        from torch_vit.precision import set_backend_precision
+
+        torch = self.torch
+        set_backend_precision(self.args.precision)
+        n = 8192 if self.device.type == "cuda" else 1536
+        dtype = getattr(torch, PRECISIONS[self.args.precision].compute)
+        a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
+        for _ in range(2):
+            a @ b
+        steps = max(1, math.ceil(self.args.seconds / self._time(lambda: a @ b, 1)))
+        return {"flops": 2 * n**3 / self._time(lambda: a @ b, steps)}
+
+
+CONTENDERS = {
+    "device": Device,
+    "jax_vit": Jax,
+    "torch_vit": TorchTwin,
+    "timm": Peer,
+    "torchvision": Peer,
+    "transformers": Peer,
+}
+
+
+def _timm(cfg):
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        cfg.image_size, cfg.patch_size, num_classes=cfg.num_classes, embed_dim=cfg.width, depth=cfg.depth,
+        num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_dim / cfg.width,
+    )  # fmt: skip
+
+
+def _torchvision(cfg):
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        cfg.image_size, cfg.patch_size, cfg.depth, cfg.num_heads, cfg.width, cfg.mlp_dim, num_classes=cfg.num_classes
+    )
+
+
+def _transformers(cfg):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=cfg.image_size,
+            patch_size=cfg.patch_size,
+            hidden_size=cfg.width,
+            num_hidden_layers=cfg.depth,
+            num_attention_heads=cfg.num_heads,
+            intermediate_size=cfg.mlp_dim,
+            num_labels=cfg.num_classes,
+            attn_implementation="sdpa",
+        )  # fmt: skip
+    )
+
+
+def _peak_of_process() -> int:
+    """Of the whole process, in bytes; Linux counts in KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_name() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        if names:
+            return f"{names[0]}, {len(names)} cores"
+    return "cpu"

@@ -1,29 +1,34 @@
 """Images per second of this package's input pipeline, of torchvision's, and of a bare loop that only decodes and resizes.
 
-    python benchmarks/input_pipeline.py --data_dir DIR [--json FILE]
+    python benchmarks/input_pipeline.py --data_dir DIR [--json FILE] [--train_steps 8]
 
 DIR has class folders in train/ (or val/, or test/); the three read the same files, at random and over and over, and
 give training batches at 224 px. They run in turn, several rounds, each in a process of its own; a round's slower
 moments hit all three. torchvision's path is its own code: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
 and a DataLoader with the number of workers that serves it best here. The bare loop is read, decode, crop, resize in
-as many threads as there are cores, and nothing else: no order, no labels, no batches.
+as many threads as there are cores, and nothing else: no order, no labels, no batches. Then each twin trains for a few
+steps, and says what share of the time it waited for data.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
 import warnings
-from json import dumps
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 
 SIZE = 224
 BATCH = 64
@@ -33,21 +38,27 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def benchmark(
     data_dir: Path,
-    json: Path | None = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     seconds: float = 8,
     rounds: int = 5,
     memory_images: int = 20_000,
     workers: int | None = None,
+    train_steps: int = 8,
+    train_model: str = "vit_ti16",
+    train_batch_size: int = 32,
 ) -> None:
     """Measure, print a table, and write it as JSON.
 
     Args:
         data_dir: Folder with class folders in train/, val/ or test/.
-        json: Where to write the numbers.
+        json_file: Where to write the numbers.
         seconds: Of each measurement.
         rounds: Measurements of each of the three; medians are reported.
         memory_images: How many images to read for the curve of memory; 0 leaves it out.
         workers: The pipeline's --workers; by default its own choice.
+        train_steps: Length of each twin's training; 0 leaves it out.
+        train_model: Its model.
+        train_batch_size: Its batch size.
     """
     threads = len(os.sched_getaffinity(0))
     load_before = os.getloadavg()
@@ -81,10 +92,15 @@ def benchmark(
     }
     if memory_images:
         result["memory_mb"] = _run(_memory, data_dir, memory_images, workers)
+    if train_steps:
+        flags = [f"--model={train_model}", f"--batch_size={train_batch_size}", f"--image_size={SIZE}"]
+        result["training"] = {"flags": flags, "steps": train_steps}
+        for twin in ("jax", "torch"):
+            result["training"][twin] = _train(twin, data_dir, train_steps, flags)
     _print_table(result)
-    if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(dumps(result, indent=1) + "\n")
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _run(measure, *args):
@@ -238,6 +254,21 @@ def _memory(data_dir: Path, images: int, workers: int | None) -> dict:
     return {"images": count, "curve": points, "growth": round(points[-1] - points[1], 1)}
 
 
+def _train(twin: str, data_dir: Path, steps: int, flags: list[str]) -> dict:
+    """Images per second and the share of time waiting for data, in the second half of a short training."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("train", "val"):
+            (Path(place) / name).symlink_to(_split(data_dir).resolve())
+        flags = [*flags, f"--steps={steps}", f"--eval_every={steps // 2}", "--checkpoint_every=0", "--warmup_steps=1"]
+        command = [sys.executable, root / f"train_{twin}.py", "--data=folder", f"--data_dir={place}", *flags]
+        done = subprocess.run([*command, f"--run_dir={place}/run"], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"train_{twin}.py failed with status {done.returncode}:\n{done.stderr}")
+        last = json.loads((Path(place) / "run" / "timing.jsonl").read_text().splitlines()[-1])
+    return {name: round(last[name], 4) for name in ("images_per_second", "data_wait_share")}
+
+
 def _family_memory() -> float:
     total = 0
     for process in _family():
@@ -277,11 +308,13 @@ def _print_table(result: dict) -> None:
     if "memory_mb" in result:
         memory = result["memory_mb"]
         print(f"memory over {memory['images']:,} images: {memory['curve']} MB")
+    for twin in ("jax", "torch"):
+        if found := result.get("training", {}).get(twin):
+            rate, share = found["images_per_second"], found["data_wait_share"]
+            print(f"training in {twin}: {rate:.1f} images/s, {share:.2%} of the time waiting for data")
 
 
 def main() -> None:
-    import tyro
-
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
     tyro.cli(benchmark, use_underscores=True)

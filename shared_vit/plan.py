@@ -13,6 +13,7 @@ from shared_vit.run_dir import recorded_model
 from shared_vit.schedule import learning_rate
 from shared_vit.state import TrainState, first_state
 from shared_vit.weights import canonical
+from shared_vit.weights.adapt import adapt
 
 
 @dataclass
@@ -50,8 +51,7 @@ def make_plan(cfg: TrainConfig, framework: str) -> Plan:
     run_dir = Path(cfg.run_dir) if cfg.run_dir else _free_run_dir(cfg, framework)
     from_weights = (cfg.init_from and not cfg.resume) or cfg.mode == "eval"
     if from_weights:
-        source = cfg.init_from or run_dir
-        model, _ = weights.read(source, num_heads=cfg.num_heads)
+        model = _given_weights(cfg, run_dir).cfg
         if cfg.mode == "eval":
             cfg = dataclasses.replace(cfg, image_size=model.image_size, num_classes=model.num_classes)
     dataset = open_dataset(cfg, cache_dir=run_dir)
@@ -79,11 +79,8 @@ def make_plan(cfg: TrainConfig, framework: str) -> Plan:
 def first_or_given_state(plan: Plan) -> TrainState:
     """The state before the first update: drawn from the seed, or read from --init_from."""
     if plan.cfg.init_from:
-        from shared_vit.weights import adapt
-
-        file_model, arrays = weights.read(plan.cfg.init_from, num_heads=plan.cfg.num_heads)
-        size, classes = plan.model.image_size, plan.model.num_classes
-        _, arrays = adapt.adapt(file_model, arrays, image_size=size, num_classes=classes)
+        source = _given_weights(plan.cfg, plan.run_dir)
+        _, arrays = adapt(source.cfg, source.arrays, plan.model.image_size, plan.model.num_classes)
     else:
         arrays = init.draw(plan.model, plan.cfg.seed)
     return first_state(plan.model, arrays, plan.cfg.precision)
@@ -91,8 +88,12 @@ def first_or_given_state(plan: Plan) -> TrainState:
 
 def state_to_evaluate(plan: Plan) -> TrainState:
     """The weights of --init_from, or of the run's newest whole checkpoint, with empty moments."""
-    _, arrays = weights.read(plan.cfg.init_from or plan.run_dir, num_heads=plan.cfg.num_heads)
-    return first_state(plan.model, arrays, plan.cfg.precision)
+    return first_state(plan.model, _given_weights(plan.cfg, plan.run_dir).arrays, plan.cfg.precision)
+
+
+def _given_weights(cfg: TrainConfig, run_dir: Path) -> weights.Source:
+    """What --init_from names, else the run's newest whole checkpoint; found and checked, its arrays not yet read."""
+    return weights.open_weights(cfg.init_from or run_dir, num_heads=cfg.num_heads, num_classes=cfg.num_classes)
 
 
 def _adapted(cfg: TrainConfig, of_file: ModelConfig, wanted: ModelConfig) -> ModelConfig:
@@ -114,6 +115,8 @@ def _adapted(cfg: TrainConfig, of_file: ModelConfig, wanted: ModelConfig) -> Mod
                 f"--{name}={asked}, but the weights of {cfg.init_from} were trained with {getattr(of_file, name)}"
             )
     changes = dict(image_size=wanted.image_size, num_classes=wanted.num_classes, dropout=wanted.dropout)
+    if of_file.num_classes != wanted.num_classes:
+        changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
     return dataclasses.replace(of_file, **changes)
 
 

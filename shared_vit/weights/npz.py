@@ -2,6 +2,7 @@
 
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -93,7 +94,7 @@ def _header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: 
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start = file.tell()
-    except (*_ZIP_ERRORS, TypeError, SyntaxError, MemoryError) as error:
+    except (*_ZIP_ERRORS, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: the array {name} has no readable header: {reason(error)}") from error
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16

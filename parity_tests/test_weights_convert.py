@@ -84,13 +84,14 @@ def test_every_format_to_every_other(a, b, tmp_path, capsys):
 
 
 def test_fold_of_the_class_tokens_position_keeps_the_function(tmp_path):
-    """big_vision: token and its position become one array; after the first trip nothing changes any more."""
+    """big_vision: token and its position become one array, unrounded; after the first trip nothing changes any more."""
     arrays = random_arrays(SMALL)
     write(tmp_path / "a.npz", SMALL, arrays, "big_vision")
     _, once = weights.read(tmp_path / "a.npz")
-    assert np.array_equal(
-        once["cls_token"] + once["pos_embed"][:, :1], arrays["cls_token"] + arrays["pos_embed"][:, :1]
-    )
+    assert once["cls_token"].dtype == np.float64 and not once["pos_embed"][:, 0].any()
+    exact = arrays["cls_token"].astype(np.float64) + arrays["pos_embed"][:, :1].astype(np.float64)
+    assert np.array_equal(once["cls_token"], exact)
+    assert np.array_equal(once["pos_embed"][:, 1:], arrays["pos_embed"][:, 1:])
     assert all(np.array_equal(once[n], arrays[n]) for n in arrays if n not in ("cls_token", "pos_embed"))
     write(tmp_path / "b.npz", SMALL, once, "big_vision")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -218,6 +219,18 @@ def test_many_files_at_once(tmp_path):
     assert all(same(weights.read(f)[1], some_arrays()) for f in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("there, match", [("no/out", "expected a folder"), ("in/one.npz", "expected a folder")])
+def test_many_files_to_no_folder(there, match, tmp_path):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "one.npz", SMALL, some_arrays(), "google")
+    with pytest.raises(UserError, match=match):
+        convert(str(tmp_path / "in"), str(tmp_path / there), "torch")
+    write(tmp_path / "in" / "one.pth", SMALL, some_arrays(), "timm")
+    with pytest.raises(UserError, match="two files of .* would be written to"):
+        convert(str(tmp_path / "in"), str(tmp_path / "out"), "torch")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_bad_file_of_many_stops_before_any_is_written(tmp_path):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.npz", SMALL, some_arrays(), "google")
@@ -270,7 +283,7 @@ def test_command_line_and_certificate(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "found google in a.npz" in done.stdout and "equal: hf.parity.json" in done.stdout
     certificate = json.loads((tmp_path / "hf.parity.json").read_text())
-    assert certificate["verdict"] == "equal"
+    assert certificate["verdict"] == "equal" and not certificate["logits_are_constant"]
     assert [(r["who"], r["precision"]) for r in certificate["rows"]] == [
         ("torch twin, source", "fp64"), ("torch twin, source", "fp32"),
         ("torch twin, target", "fp64"), ("torch twin, target", "fp32"),
@@ -279,7 +292,7 @@ def test_command_line_and_certificate(tmp_path):
         ("huggingface, target", "fp64"), ("huggingface, target", "fp32"),
     ]  # fmt: skip
     jax64 = certificate["rows"][5]
-    assert 0 < jax64["logits"] <= 1e-12 and set(jax64["blocks"]) == {"blocks.0"}
+    assert 0 < jax64["logits"] <= 1e-12 and set(jax64["inside"]) == {"blocks.0", "norm"}
     assert certificate["not_run"] == ["google on the source: its library is not installed"]
     assert certificate["target"]["sha256"]["model.safetensors"] == weights.source.checksum(
         tmp_path / "hf/model.safetensors"

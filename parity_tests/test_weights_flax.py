@@ -183,8 +183,7 @@ def test_our_file(case, x64, tmp_path):
     images = random_images(cfg, dtype=np.float64)
     reference = forward(written, images, names, cfg.depth)
     for twin, ours in twins(cfg, arrays, images).items():
-        # big_vision's class token takes up its position, in float32
-        assert relative_l2(ours, reference) <= (1e-6 if kind == "big_vision" and cfg.class_token else 1e-12), twin
+        assert relative_l2(ours, reference) <= 1e-12, twin
     for twin, ours in twins(*weights.read(tmp_path / "x.npz"), images).items():
         assert relative_l2(ours, reference) <= 1e-12, twin
 

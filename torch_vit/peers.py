@@ -14,6 +14,7 @@ from shared_vit.weights import format_timm
 from shared_vit.weights.source import FORMATS
 
 _BLOCKS = {"timm": "blocks.{}", "torchvision": "encoder.layers.encoder_layer_{}", "huggingface": "vit.layers.{}"}
+_NORMS = {"torchvision": "encoder.ln", "huggingface": "vit.layernorm"}  # timm's names are ours
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
 
 
@@ -29,8 +30,8 @@ def load(format: str, path: Path, cfg: ModelConfig) -> nn.Module:
         return {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}[format](path, cfg).eval()
 
 
-def trace(format: str, model: nn.Module, images: torch.Tensor, depth: int) -> dict[str, torch.Tensor]:
-    """`{"blocks.0": output, ..., "": logits}` for images [B, 3, H, W]."""
+def trace(format: str, model: nn.Module, images: torch.Tensor, cfg: ModelConfig) -> dict[str, torch.Tensor]:
+    """`{"blocks.0": output, ..., "norm": output, "": logits}` for images [B, 3, H, W]."""
     outputs: dict[str, torch.Tensor] = {}
     modules = dict(model.named_modules())
     pattern = _BLOCKS[format] if _BLOCKS[format].format(0) in modules else "vit.encoder.layer.{}"  # transformers 4
@@ -38,10 +39,9 @@ def trace(format: str, model: nn.Module, images: torch.Tensor, depth: int) -> di
     def keep(_module, _inputs, output, name: str) -> None:
         outputs[name] = output[0] if isinstance(output, tuple) else output
 
-    hooks = [
-        modules[pattern.format(i)].register_forward_hook(functools.partial(keep, name=f"blocks.{i}"))
-        for i in range(depth)
-    ]
+    theirs = {f"blocks.{i}": pattern.format(i) for i in range(cfg.depth)}
+    theirs[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
+    hooks = [modules[there].register_forward_hook(functools.partial(keep, name=name)) for name, there in theirs.items()]
     with torch.no_grad():
         logits = model(images)
     for hook in hooks:

@@ -1,6 +1,7 @@
 """`twinvit convert`: weights from any known format to any other, with the function they were trained for."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,8 @@ from shared_vit.weights.target import check_target, write_weights
 
 To = Literal["torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
 From = Literal["auto", "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
+
+_MODEL_FOLDER = ("checkpoints", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 def convert(
@@ -44,25 +47,14 @@ def convert(
     """
     source, target = Path(src), Path(dst)
     many = _many(source)
-    if not many:
-        pairs = [(source, target)]
-    else:
-        if verify:
-            raise UserError("--verify takes one file at a time")
-        pairs = [(file, target / (file.stem + _suffix(to))) for file in many]
-        stems = [file.stem for file in many]
-        twice = next((file for file in many if stems.count(file.stem) > 1), None)
-        if twice is not None:
-            raise UserError(f"{source} has two files {twice.stem}.*, which would be written to one name: rename one")
+    if many and verify:
+        raise UserError("--verify takes one file at a time")
     jobs = []
-    for here, there in pairs:  # everything that can be refused is, before the first file is written
+    for here, there in _pairs(many, target, to) if many else [(source, target)]:
+        # Everything that can be refused is, before the first file is written.
         opened = open_weights(here, from_, num_heads, num_classes, image_size)
         cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
-        if many:
-            if to not in NATIVE:
-                FORMATS[to].refuse(cfg)
-        else:
-            check_target(there, cfg, to)
+        check_target(there, cfg, to, new_folder=bool(many))
         jobs.append((opened, cfg, arrays, there))
     if many:
         target.mkdir(exist_ok=True)
@@ -91,11 +83,17 @@ def _many(source: Path) -> list[Path]:
     return sorted(child for child in source.iterdir() if child.suffix in SUFFIXES and child.is_file())
 
 
-_MODEL_FOLDER = ("checkpoints", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
-def _suffix(to: str) -> str:
-    return ".safetensors" if to in NATIVE else FORMATS[to].suffixes[0]
+def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
+    """`(file, file to write)` for many files."""
+    suffix = ".safetensors" if to in NATIVE else FORMATS[to].suffixes[0]
+    pairs = [(file, folder / (file.stem + suffix)) for file in files]
+    names = Counter(there for _, there in pairs)
+    twice = next((there for there, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"two files of {files[0].parent} would be written to {twice}: rename one")
+    if folder.exists() and not folder.is_dir() or not folder.parent.is_dir():
+        raise UserError(f"cannot write into {folder}: expected a folder, or a new name in one")
+    return pairs
 
 
 def _say(source: Source, cfg) -> None:

@@ -169,16 +169,17 @@ class BigVision(Flax):
         return layout.without_class_row(self.position, cfg)
 
     def prepare(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
-        """The class token has no position there: its row is added to the token, as the forward pass would."""
+        """The class token has no position there: its row is added to the token, as the forward pass would.
+
+        The sum is kept in the next wider type, so that nothing is rounded; a row of zeros changes nothing.
+        """
         if not cfg.class_token:
             return arrays
-        token, positions = arrays["cls_token"], arrays["pos_embed"]
-        folded = LazyArray(
-            token.shape,
-            token.dtype,
-            lambda: (np.asarray(token) + np.asarray(positions)[:, :1]).astype(token.dtype),
-        )
-        return {**arrays, "cls_token": folded}
+        row = np.asarray(arrays["pos_embed"])[:, :1]
+        if not row.any():
+            return arrays
+        wide = np.float32 if row.dtype.itemsize == 2 else np.float64
+        return {**arrays, "cls_token": np.asarray(arrays["cls_token"]).astype(wide) + row.astype(wide)}
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = super().notes(cfg, folder)

@@ -18,8 +18,11 @@ from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.source import FORMATS, NAMES, NATIVE, card_path, checksum
 
 
-def check_target(path: str | os.PathLike, cfg: ModelConfig, format: str) -> None:
-    """Raise UserError where the model cannot be written to `path` in `format`, before any work."""
+def check_target(path: str | os.PathLike, cfg: ModelConfig, format: str, new_folder: bool = False) -> None:
+    """Raise UserError where the model cannot be written to `path` in `format`, before any work.
+
+    `new_folder` says that the folder of `path` is still to be made.
+    """
     path = Path(path)
     if format not in NAMES:
         raise UserError(f"unknown format {format!r}{nearest(format, NAMES)} Formats: {', '.join(NAMES)}.")
@@ -27,7 +30,7 @@ def check_target(path: str | os.PathLike, cfg: ModelConfig, format: str) -> None
     if path.suffix not in suffixes:
         kinds = " or ".join(suffix or "a folder (a name without a suffix)" for suffix in suffixes)
         raise UserError(f"{format} is written to {kinds}, not to {path.name}")
-    if not path.parent.is_dir():
+    if not new_folder and not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: choose another name, or remove it")

@@ -104,18 +104,16 @@ class _Bar:
         now = time.perf_counter()
         if self.begin is None:
             self.begin, self.start = now, step
-            return
-        rate = (step - self.start) / (now - self.begin)
+        elapsed = now - self.begin
+        rate = (step - self.start) / elapsed if elapsed > 1 else None  # results come in blocks: too few tell nothing
+        images = f"{rate * self.batch_size:.0f} images/s" if rate else ""
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate * self.batch_size:.0f} images/s", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4f}  {images}", refresh=False)
             self.bar.update(step - self.bar.n)
         elif now - self.last >= self.SECONDS_PER_LINE or step == self.total:
             self.last = now
-            left = (self.total - step) / rate
-            text = (
-                f"step {step}/{self.total}  loss {loss:.4f}  {rate * self.batch_size:.0f} images/s  {left:.0f} s left"
-            )
-            print(text, flush=True)
+            left = f"{(self.total - step) / rate:.0f} s left" if rate else ""
+            print(f"step {step}/{self.total}  loss {loss:.4f}  {images}  {left}".rstrip(), flush=True)
 
     def say(self, text: str) -> None:
         if self.bar is not None:

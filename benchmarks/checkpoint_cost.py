@@ -1,0 +1,139 @@
+"""What a checkpoint costs the training loop: time of the steps around `Writer.save`, against steps without one.
+
+    python benchmarks/checkpoint_cost.py [--model vit_s16] [--batch_size 16] [--device cpu] [--out DIR]
+
+The real Trainer, fed the same batch again and again, two steps in flight as in the training loop. Three times in turn: ten
+plain steps, and ten steps of which the first is followed by a save. The cost is the difference of the two medians of the
+whole ten: waiting for the steps in flight, copying the state to the host, handing it to the writer, and whatever the write
+in the background takes from the steps beside it. The design's limit is one step's time.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from shared_vit import checkpoint, init
+from shared_vit.config import PRESETS, build_model_config
+from shared_vit.data.batch import Batch
+from shared_vit.state import first_state
+
+STEPS, ROUNDS, LAG = 10, 3, 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_s16")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
+    parser.add_argument("--twin", default="both", choices=("both", "jax", "torch"))
+    parser.add_argument("--out", help="where to write the checkpoints (default: a temporary folder)")
+    args = parser.parse_args()
+    cfg = dataclasses.replace(
+        PRESETS["imagenet"],
+        model=args.model,
+        batch_size=args.batch_size,
+        num_classes=1000,
+        device=args.device,
+        world_size=1,
+    )
+    worst = 0.0
+    for twin, make in (("jax", _jax_trainer), ("torch", _torch_trainer)):
+        if args.twin in ("both", twin):
+            with tempfile.TemporaryDirectory(prefix="checkpoint_cost_", dir=args.out) as folder:
+                worst = max(worst, measure(twin, *make(cfg), Path(folder)))
+    return 0 if worst < 1 else 1
+
+
+def measure(twin: str, cfg, trainer, folder: Path) -> float:
+    """Print the times of a twin; returns the cost of a checkpoint in steps."""
+    batch = trainer.put(_batch(cfg))
+    in_flight: deque = deque()
+
+    def steps(count: int, save: bool) -> float:
+        begin = time.perf_counter()
+        for i in range(count):
+            in_flight.append(trainer.train_step(batch, 1e-4))
+            while len(in_flight) > LAG:
+                in_flight.popleft().get()
+            if save and i == 0:
+                while in_flight:
+                    in_flight.popleft().get()
+                before = time.perf_counter()
+                state = trainer.state()
+                copied = time.perf_counter()
+                writer.save(state, {"epoch": 0.0, "seed": 0})
+                parts["copy"].append(copied - before)
+                parts["hand over"].append(time.perf_counter() - copied)
+        while in_flight:
+            in_flight.popleft().get()
+        return time.perf_counter() - begin
+
+    writer = checkpoint.Writer(folder, keep=2)
+    parts: dict[str, list[float]] = {"copy": [], "hand over": [], "write alone": []}
+    steps(3, save=False)  # compiles
+    steps(2, save=True)
+    writer.wait()
+    for values in parts.values():
+        values.clear()
+    plain, saving = [], []
+    for _ in range(ROUNDS):
+        plain.append(steps(STEPS, save=False))
+        saving.append(steps(STEPS, save=True))
+        writer.wait()
+        begin = time.perf_counter()
+        writer.save(trainer.state(), {"epoch": 0.0, "seed": 0})
+        writer.wait()
+        parts["write alone"].append(time.perf_counter() - begin)
+    writer.close()
+    step = statistics.median(plain) / STEPS
+    cost = statistics.median(saving) - statistics.median(plain)
+    size = sum(f.stat().st_size for f in max(folder.glob("checkpoints/step_*")).iterdir()) / 1e6
+    shown = ", ".join(f"{name} {1e3 * statistics.median(v):.0f} ms" for name, v in parts.items())
+    print(
+        f"{twin}: {cfg.model}, batch {cfg.batch_size}, {cfg.device} {cfg.precision}: a step {1e3 * step:.0f} ms; a checkpoint of "
+        f"{size:.0f} MB costs the loop {1e3 * cost:.0f} ms, {cost / step:.2f} of a step ({shown})",
+        flush=True,
+    )
+    return cost / step
+
+
+def _batch(cfg) -> Batch:
+    rng, size = np.random.default_rng(0), cfg.batch_size
+    images = rng.integers(0, 256, (size, 224, 224, 3), np.uint8)
+    labels = rng.integers(0, 1000, size).astype(np.int32)
+    return Batch(images, labels, np.ones(size, np.float32), np.arange(size), 0)
+
+
+def _state(cfg):
+    model = build_model_config(cfg, 1000)
+    return first_state(model, init.draw(model, 0), cfg.precision)
+
+
+def _jax_trainer(cfg):
+    from jax_vit import mesh
+    from jax_vit.trainer import Trainer
+
+    cfg = mesh.resolve(cfg)
+    return cfg, Trainer(_state(cfg), cfg, mesh.start(cfg))
+
+
+def _torch_trainer(cfg):
+    import torch
+
+    from torch_vit import launch
+    from torch_vit.trainer import Trainer
+
+    cfg = launch.resolve(cfg)
+    device = torch.device("cuda" if cfg.device == "gpu" else "cpu")
+    return cfg, Trainer(_state(cfg), cfg, device, compile=cfg.compile == "on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,7 @@ from data_helpers import counting_dataset, digest, folder_config, image_folder, 
 
 from shared_vit.config import TrainConfig
 from shared_vit.data import batches, open_dataset, stream
+from shared_vit.data import workers as workers_module
 from shared_vit.errors import UserError
 
 COUNTING = TrainConfig(image_size=2, batch_size=4, seed=5, workers=0)
@@ -169,7 +170,7 @@ def test_a_batch_that_processes_do_not_divide_is_an_error():
 
 
 @pytest.mark.parametrize("how", ["close", "collect"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_closing_ends_threads_and_processes(workers, how):
     def running() -> set:
         threads = {t for t in threading.enumerate() if t.name.startswith("grain-prefetch")}
@@ -198,7 +199,7 @@ import multiprocessing, time
 from shared_vit.config import TrainConfig
 from shared_vit.data import batches
 if __name__ == "__main__":
-    stream = batches(TrainConfig(data="digits", image_size=8, batch_size=64, workers=2))
+    stream = batches(TrainConfig(data="digits", image_size=8, batch_size=64, workers=1))
     next(stream)
     print(*(p.pid for p in multiprocessing.active_children()), flush=True)
     time.sleep(60)
@@ -214,7 +215,7 @@ def test_workers_do_not_outlive_a_killed_training(tmp_path):
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
     )
     workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
+    assert len(workers) == 1
     process.send_signal(signal.SIGKILL)
     process.wait()
     until = time.perf_counter() + 10
@@ -229,7 +230,20 @@ def test_small_shared_memory_is_no_obstacle(monkeypatch, folder):
     cfg = folder_config(folder)
     expected = digest(take(cfg, 3))
     monkeypatch.setattr(pipeline, "shared_memory_fits", lambda num_bytes: False)
-    assert digest(take(dataclasses.replace(cfg, workers=2), 3)) == expected
+    assert digest(take(dataclasses.replace(cfg, workers=1), 3)) == expected
+
+
+@pytest.mark.parametrize(
+    "available, workers, photographs, expected",
+    [(2, None, True, (0, 2)), (7, None, True, (0, 7)), (16, None, True, (4, 4)), (64, None, True, (16, 4)),
+     (64, None, False, (0, 1)), (16, 0, True, (0, 16)), (16, 3, True, (3, 5)), (2, 5, True, (5, 1))],
+)  # fmt: skip
+def test_the_default_number_of_workers_follows_the_cores(monkeypatch, available, workers, photographs, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(available), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert workers_module.plan(workers, photographs) == expected
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert workers_module.cores() == max(1, available // 4)
 
 
 def shifted_rows(monkeypatch):

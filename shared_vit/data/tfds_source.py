@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared_vit.data.dataset import Dataset, fingerprint
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, nearest
 
 VAL_NAMES = ("validation", "val", "test")
 
@@ -52,7 +52,10 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (registered.DatasetNotFoundError, ValueError, AssertionError) as error:  # unknown name, config, version
+    except registered.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise UserError(f"TFDS has no data set {name!r}{nearest(name, known)} (--data=tfds:{name})") from error
+    except (ValueError, AssertionError) as error:  # unknown config or version
         raise UserError(f"--data=tfds:{name}: {str(error).splitlines()[0]}") from error
     splits = dict(builder.info.splits)
     if not splits:

@@ -144,6 +144,7 @@ def test_what_has_to_be_set_there_is_told(format, tmp_path):
     assert card["set_there"] == [str(warning.message) for warning in caught]
 
 
+@pytest.mark.filterwarnings("ignore:.*input pipeline")
 @pytest.mark.parametrize("format", FLAX)
 def test_erf_in_googles_formats_is_told(format, tmp_path):
     with pytest.warns(UserWarning, match=r"nn.gelu\(x, approximate=False\)"):
@@ -323,6 +324,37 @@ def test_errors_are_one_line(tmp_path):
     )
     done = run("a.pth", "b.safetensors", "--to", "tensorflow", cwd=tmp_path)
     assert done.returncode == 2 and "tensorflow" in done.stderr + done.stdout
+
+
+FULL = """
+import resource, signal, sys
+from shared_vit.errors import UserError
+from shared_vit.weights.convert import convert
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+for target in sys.argv[2:]:
+    to, _, name = target.partition("=")
+    try:
+        convert(sys.argv[1], name, to)
+    except UserError as error:
+        print(f"{to}: {error}")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's file size limit")
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """Every format stops at 100 kB, as on a full disk: one message with the target's name, and no file."""
+    write(tmp_path / "a.safetensors", SMALL, random_arrays(SMALL), "torch")
+    (tmp_path / "out").mkdir()
+    targets = {to: f"out/x{to}{suffix}" for to, suffix in SUFFIX.items()}
+    command = [sys.executable, "-c", FULL, "a.safetensors", *(f"{to}={name}" for to, name in targets.items())]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment())
+    assert done.returncode == 0, done.stderr
+    messages = [line for line in done.stdout.splitlines() if not line.startswith("found")]
+    assert [m.partition(": ")[0] for m in messages] == list(targets)
+    assert all(f"cannot write {name}" in message for message, name in zip(messages, targets.values()))
+    assert not list((tmp_path / "out").iterdir())
 
 
 MEMORY = """

@@ -131,6 +131,7 @@ class RunsCode:
         return (os.system, (f"touch {self.marker}",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch zip", "torch legacy", "plain pickle", "npy in npz", "beside a state_dict"])
 def test_no_code_is_run(how, tmp_path):
     marker = tmp_path.parent / f"{tmp_path.name}-was-run"

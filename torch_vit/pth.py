@@ -49,10 +49,13 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
 
 
 def write_pth(path: str | os.PathLike, arrays: Arrays) -> None:
-    """Write arrays as a plain state_dict."""
+    """Write arrays as a plain state_dict; whole or not at all. Raises UserError where that fails."""
     state = {name: _tensor(np.array(arrays[name])) for name in arrays}
     with whole_file(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch's zip writer reports a full disk
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _check_zip(path: Path) -> None:

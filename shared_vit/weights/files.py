@@ -1,7 +1,7 @@
 """Files that are whole or absent: written under a temporary name in the same directory, fsynced, renamed."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +21,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     try:
         if path.is_dir():
             raise UserError(f"cannot write {path}: there is a folder of that name")
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w+b") as file:
+        candidate = beside(path)
+        with open(candidate, "x+b") as file:
+            temporary = candidate
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
@@ -34,7 +34,12 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> Path:
+    """A temporary name in the folder of `path`, hidden and not taken."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def check_name(where: str | os.PathLike, name: object) -> None:
@@ -55,9 +60,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

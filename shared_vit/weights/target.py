@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError, nearest
 from shared_vit.weights import canonical, layout, native, npz
-from shared_vit.weights.files import whole_file
+from shared_vit.weights.files import beside, whole_file
 from shared_vit.weights.formats import Format
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.source import FORMATS, NAMES, NATIVE, card_path, checksum
@@ -73,16 +72,18 @@ def _write_file(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, Laz
 
 
 def _write_folder(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = beside(path)
     try:
+        temporary.mkdir()
         _write_file(temporary / "model.safetensors", fmt, cfg, arrays)
         dtype = np.result_type(*{array.dtype for array in arrays.values()})
         for name, content in fmt.extras(cfg, dtype).items():
             _write_json(temporary / name, content)
-        temporary.chmod(0o755)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except UserError as error:
+        raise UserError(str(error).replace(str(temporary), str(path))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -117,16 +117,13 @@ class Trainer:
     def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to the device."""
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
-        tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
-        if self.device.type == "cuda":
-            tensors = [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
-        return DeviceBatch(*tensors, batch.step)
+        return DeviceBatch(*(self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays), batch.step)
 
     def train_step(self, batch: DeviceBatch, lr: float, stop: bool = False) -> LazyResult:
         """One update: forward and backward over this process's rows, in `grad_accum` parts, and the optimizer's step."""
         keys = None
         if self.cfg.dropout:
-            keys = to_keys(dropout.site_keys(self.train.seed, batch.step, self.cfg.depth), self.device)
+            keys = self._to_device(to_keys(dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)))
         parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels, batch.rows)]
         total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
         for i, (images, labels, rows) in enumerate(zip(*parts)):
@@ -180,6 +177,10 @@ class Trainer:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"framework": "torch", "version": torch.__version__, "device": name, "devices": str(self.num_processes)}
 
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Without waiting for what the device is doing, which a copy from memory that is not pinned would."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
     def _no_sync(self):
         return self.compute_loss.no_sync() if self.num_processes > 1 else nullcontext()
 
@@ -191,6 +192,6 @@ class Trainer:
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
         keys = None
         if self.cfg.dropout:
-            keys = (to_keys(dropout.site_keys(0, 0, self.cfg.depth), self.device), labels)
+            keys = (self._to_device(to_keys(dropout.site_keys(0, 0, self.cfg.depth))), labels)
         self.compute_loss(images, labels, keys).backward()
         self.optimizer.zero_grad(set_to_none=False)

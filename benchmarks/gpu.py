@@ -1,0 +1,412 @@
+"""Everything that is to be shown on a GPU, by one command:
+
+    python benchmarks/gpu.py --cifar DIR
+
+DIR is CIFAR-10, as `cifar-10-batches-py` or as class folders under `train` and `test` (or `val`). Four parts, which --only
+chooses from, each written to benchmarks/results/ (or --out) as JSON, and two of them drawn:
+
+    parity   logits and gradients of both twins in every precision, against float64
+    cifar    a small ViT trained by both twins to a real accuracy
+    seeds    three seeds of a shorter run by both twins: bands of loss and grad norm
+    speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py)
+
+--rehearse does all of it in miniature, on made-up images if there is no DIR. Needs numpy, jax, flax, optax, torch, ml_dtypes
+and safetensors; PIL for class folders, matplotlib for the figures; peers are left out where they are not installed.
+"""
+
+import argparse
+import dataclasses
+import json
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared_vit.config import TrainConfig, model_config  # noqa: E402
+from shared_vit.data.batch import Batch  # noqa: E402
+from shared_vit.schedule import learning_rate  # noqa: E402
+from shared_vit.weights import canonical  # noqa: E402
+
+PARTS = ["parity", "cifar", "seeds", "speed"]
+PRECISIONS = {"jax": ["fp64", "fp32", "tf32", "bf16"], "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"]}
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
+
+
+def main() -> None:
+    args = parse()
+    if args.job:
+        JOBS[args.job[0]](args, *args.job[1:])
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "work").mkdir(exist_ok=True)
+    for part in args.only.split(","):
+        begin = time.perf_counter()
+        report = {"parity": parity, "cifar": cifar, "seeds": seeds, "speed": speed}[part](args)
+        report |= {"command": " ".join(["python", *sys.argv]), "seconds": time.perf_counter() - begin}
+        (args.out / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{part}: {report['seconds']:.0f} s, {args.out / part}.json", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, help="where CIFAR-10 is")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--epochs", type=int, default=100, help="of the part cifar")
+    parser.add_argument("--short_epochs", type=int, default=10, help="of the part seeds")
+    parser.add_argument("--rehearse", action="store_true", help="in miniature")
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def start(args: argparse.Namespace, *job: str) -> None:
+    """Run a job in a process of its own, so that each framework has the GPU, and its settings, for itself."""
+    command = [sys.executable, __file__, f"--out={args.out}"]
+    command += ["--rehearse"] * args.rehearse + ([f"--cifar={args.cifar}"] if args.cifar else [])
+    subprocess.run([*command, "--job", *map(str, job)], check=True)
+
+
+# Logits and gradients.
+
+
+def parity(args) -> dict:
+    """Distances from float64, of logits and gradients, by twin and precision."""
+    for twin, precisions in PRECISIONS.items():
+        for precision in precisions:
+            start(args, "values", twin, precision)
+
+    def values(twin, precision):
+        with np.load(args.out / "work" / f"{twin}-{precision}.npz") as file:
+            return {n: file[n].astype(np.float64) for n in file.files}
+
+    exact = values("torch", "fp64")
+    report = {"model": parity_model(args).to_json(), "distances": {}}
+    for twin, precisions in PRECISIONS.items():
+        for precision in precisions:
+            report["distances"][f"{twin} {precision}"] = distances(values(twin, precision), exact)
+    between = distances(values("jax", "fp32"), values("torch", "fp32"))
+    report["jax fp32 from torch fp32"] = between
+    low = {t: report["distances"][f"{t} bf16"] for t in PRECISIONS}
+    report["bf16: jax's distance over torch's"] = {
+        n: low["jax"][n] / low["torch"][n] for n in ("logits", "all gradients")
+    }
+    ratios = {n: low["jax"]["tensors"][n] / low["torch"]["tensors"][n] for n in low["jax"]["tensors"]}
+    report["bf16: the same, extreme tensors"] = {
+        n: ratios[n] for n in (min(ratios, key=ratios.get), max(ratios, key=ratios.get))
+    }
+    print(f"{'from float64':>14}{'logits':>12}{'gradient':>12}{'worst tensor':>14}")
+    for name, d in report["distances"].items():
+        print(f"{name:>14}{d['logits']:>12.2e}{d['all gradients']:>12.2e}{max(d['tensors'].values()):>14.2e}")
+    return report
+
+
+def distances(values: dict, exact: dict) -> dict:
+    """Relative L2: logits, the whole gradient, each tensor's gradient."""
+    errors = {n: (np.linalg.norm(values[n] - exact[n]), np.linalg.norm(exact[n])) for n in exact}
+    error, size = np.linalg.norm([e for n, e in errors.items() if n != "logits"], axis=0)
+    tensors = {n: float(e / s) for n, (e, s) in errors.items() if n != "logits"}
+    return {
+        "logits": float(errors["logits"][0] / errors["logits"][1]),
+        "all gradients": float(error / size),
+        "tensors": tensors,
+    }
+
+
+def parity_model(args):
+    return model_config("vit_ti16", image_size=32) if args.rehearse else model_config("vit_b16")
+
+
+def write_values(args, twin: str, precision: str) -> None:
+    """Job: the logits and the gradients of one batch."""
+    cfg = parity_model(args)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in canonical.shapes(cfg).items():  # none zero or constant
+        scale = 1.0 / np.sqrt(np.prod(shape[1:])) if name.endswith("weight") and len(shape) > 1 else 0.2
+        values = (1.0 if name.endswith("weight") and len(shape) == 1 else 0.0) + scale * rng.standard_normal(shape)
+        arrays[name] = values.astype(np.float32)
+    batch = 4 if args.rehearse else 16
+    images = rng.integers(0, 256, (batch, cfg.image_size, cfg.image_size, 3), dtype=np.uint8)
+    labels = rng.integers(0, cfg.num_classes, batch)
+    values = {"jax": jax_values, "torch": torch_values}[twin](cfg, arrays, precision, images, labels)
+    np.savez(args.out / "work" / f"{twin}-{precision}.npz", **values)
+
+
+def torch_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray]:
+    import torch
+
+    import torch_vit
+    from torch_vit.precision import set_backend_precision
+    from torch_vit.trainer import Objective
+
+    set_backend_precision(precision)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    objective = Objective(torch_vit.from_arrays(cfg, arrays, precision)).to(device)
+    images, labels = (torch.from_numpy(a).to(device) for a in (images, labels))
+    scale = 2.0**10 if precision == "fp16" else 1.0
+    (objective(images, labels) * scale).backward()
+    values = {"logits": objective.logits(images)} | {n: p.grad / scale for n, p in objective.model.named_parameters()}
+    return {n: v.detach().double().cpu().numpy() for n, v in values.items()}
+
+
+def jax_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray]:
+    import jax
+
+    jax.config.update("jax_enable_x64", precision == "fp64")
+    from flax import nnx
+
+    import jax_vit
+    from jax_vit.bridge import state_arrays
+    from jax_vit.trainer import Objective
+
+    graphdef, params, fixed = nnx.split(jax_vit.from_arrays(cfg, arrays, precision), nnx.Param, ...)
+    objective = Objective(graphdef, cfg, np.dtype("float64" if precision == "fp64" else "float32"))
+    gradients = jax.jit(jax.grad(objective))(params, fixed, images, labels.astype(np.int32))
+    return {"logits": np.asarray(jax.jit(objective.logits)(params, fixed, images))} | state_arrays(gradients)
+
+
+# CIFAR-10.
+
+
+def cifar(args) -> dict:
+    """Both twins to the end of a real run, and the figure of their curves."""
+    epochs = 2 if args.rehearse else args.epochs
+    runs = {twin: run(args, twin, 0, epochs) for twin in PRECISIONS}
+    report = {
+        "epochs": epochs,
+        "precision": {t: r["precision"] for t, r in runs.items()},
+        "val_top1": {t: r["val_top1"] for t, r in runs.items()},
+        "images_per_second": {t: r["images_per_second"] for t, r in runs.items()},
+    }
+    draw(args.out / "cifar.png", {t: [r] for t, r in runs.items()})
+    print("top-1 at the end: " + ", ".join(f"{t} {100 * v[-1]:.2f} %" for t, v in report["val_top1"].items()))
+    return report
+
+
+def seeds(args) -> dict:
+    """Three seeds by both twins: at how many steps do the bands of smoothed loss and grad norm overlap?"""
+    epochs = 2 if args.rehearse else args.short_epochs
+    runs = {twin: [run(args, twin, seed, epochs) for seed in range(3)] for twin in PRECISIONS}
+    report = {"epochs": epochs, "val_top1": {t: [r["val_top1"][-1] for r in rs] for t, rs in runs.items()}}
+    for quantity in ("loss", "grad_norm"):
+        (low_a, high_a), (low_b, high_b) = (band(rs, quantity) for rs in runs.values())
+        report[f"share of steps where the bands of {quantity} overlap"] = float(
+            np.mean((low_a <= high_b) & (low_b <= high_a))
+        )
+    draw(args.out / "seeds.png", runs)
+    print({k: v for k, v in report.items() if k.startswith("share")})
+    return report
+
+
+def run(args, twin: str, seed: int, epochs: int) -> dict:
+    """A run's numbers; one that was finished before is not repeated."""
+    path = args.out / "work" / f"cifar-{twin}-{seed}-{epochs}{'-small' * args.rehearse}.json"
+    if not path.exists():
+        start(args, "train", twin, seed, epochs, path)
+    return json.loads(path.read_text())
+
+
+def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
+    """Job: train one twin with its own Trainer, on batches that are pure functions of seed and step."""
+    (images, labels), held_out = load_cifar(args)
+    size = 32 if args.rehearse else 512
+    model = model_config("vit_nano2" if args.rehearse else "vit_ti4", num_classes=10, image_size=images.shape[1])
+    model = dataclasses.replace(model, mean=MEAN, std=STD)
+    steps_per_epoch = len(images) // size
+    steps = steps_per_epoch * int(epochs)
+    cfg = TrainConfig(batch_size=size, seed=int(seed), weight_decay=0.1, warmup_steps=min(1000, steps // 5))
+    trainer, cfg = {"jax": jax_trainer, "torch": torch_trainer}[twin](cfg, model)
+    in_flight, loss, grad_norm, accuracy, training = [], [], [], [], 0.0
+
+    def read(lag):
+        while len(in_flight) > lag:
+            metrics = in_flight.pop(0).get()
+            loss.append(metrics.loss)
+            grad_norm.append(metrics.grad_norm)
+
+    for epoch in range(int(epochs)):
+        begin = time.perf_counter()
+        order = np.random.default_rng([int(seed), epoch]).permutation(len(images))
+        for i in range(steps_per_epoch):
+            step = epoch * steps_per_epoch + i
+            rows = order[i * size : (i + 1) * size]
+            batch = Batch(
+                augment(images[rows], int(seed), step), labels[rows], np.ones(size, np.float32), np.arange(size), step
+            )
+            lr = learning_rate(step, steps, cfg.lr, cfg.warmup_steps)
+            in_flight.append(trainer.train_step(trainer.put(batch), lr))
+            read(2)
+        read(0)
+        training += time.perf_counter() - begin
+        accuracy.append(evaluate(trainer, *held_out, size))
+        if epoch % 10 == 9 or epoch + 1 == int(epochs):
+            print(
+                f"{twin} seed {seed} epoch {epoch + 1}: loss {loss[-1]:.3f}, top-1 {100 * accuracy[-1]:.2f} %",
+                flush=True,
+            )
+    report = {
+        "loss": loss, "grad_norm": grad_norm, "val_top1": accuracy, "images_per_second": steps * size / training,
+        "precision": cfg.precision, "versions": trainer.versions(),
+    }  # fmt: skip
+    Path(path).write_text(json.dumps(report))
+
+
+def evaluate(trainer, images, labels, size: int) -> float:
+    """Top-1 over all the images, the last batch padded with weight 0."""
+    results = []
+    for begin in range(0, len(images), size):
+        part, own = images[begin : begin + size], labels[begin : begin + size]
+        pad = size - len(part)
+        weight = np.r_[np.ones(len(part), np.float32), np.zeros(pad, np.float32)]
+        part, own = np.pad(part, [(0, pad), (0, 0), (0, 0), (0, 0)]), np.pad(own, (0, pad))
+        batch = Batch(part, own, weight, np.arange(size), begin // size)
+        results.append(trainer.eval_step(trainer.put(batch)))
+    counts = [r.get() for r in results]
+    return sum(c.correct1 for c in counts) / sum(c.count for c in counts)
+
+
+def augment(images: np.ndarray, seed: int, step: int) -> np.ndarray:
+    """Shifts by up to an eighth of the side, and mirror images."""
+    n, side = images.shape[:2]
+    pad = side // 8
+    rng = np.random.default_rng([seed, 1, step])
+    y, x = rng.integers(0, 2 * pad + 1, (2, n, 1))
+    padded = np.pad(images, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    rows = y + np.arange(side)
+    columns = np.where(rng.random((n, 1)) < 0.5, x + np.arange(side), x + np.arange(side)[::-1])
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def jax_trainer(cfg: TrainConfig, model):
+    from jax_vit import mesh
+    from jax_vit.trainer import Trainer
+    from shared_vit import init
+    from shared_vit.state import first_state
+
+    cfg = mesh.resolve(dataclasses.replace(cfg, world_size=1))
+    return Trainer(first_state(model, init.draw(model, cfg.seed), cfg.precision), cfg, mesh.start(cfg)), cfg
+
+
+def torch_trainer(cfg: TrainConfig, model):
+    import torch
+
+    from shared_vit import init
+    from shared_vit.state import first_state
+    from torch_vit import launch
+    from torch_vit.trainer import Trainer
+
+    cfg = launch.resolve(dataclasses.replace(cfg, world_size=1))
+    device = torch.device("cuda", 0) if cfg.device == "gpu" else torch.device("cpu")
+    state = first_state(model, init.draw(model, cfg.seed), cfg.precision)
+    return Trainer(state, cfg, device, compile=cfg.compile == "on"), cfg
+
+
+def load_cifar(args):
+    """((images uint8 [N, 32, 32, 3], labels int32 [N]) of training, the same of test); kept beside the results."""
+    if args.rehearse and not args.cifar:
+        rng = np.random.default_rng(0)
+        prototypes = rng.integers(0, 256, (10, 8, 8, 3))
+        made = []
+        for n in (640, 100):
+            labels = rng.integers(0, 10, n, dtype=np.int32)
+            noise = rng.integers(-90, 91, (n, 8, 8, 3))
+            made.append((np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels))
+        return made
+    if args.cifar is None:
+        raise SystemExit("the parts cifar and seeds need --cifar=DIR")
+    kept = args.out / "work" / "cifar10.npz"
+    if not kept.exists():
+        binary = next(
+            (p for p in (args.cifar, args.cifar / "cifar-10-batches-py") if (p / "test_batch").exists()), None
+        )
+        (a, b), (c, d) = from_batches(binary) if binary else from_folders(args.cifar)
+        np.savez(kept, a=a, b=b, c=c, d=d)
+    with np.load(kept) as file:
+        return (file["a"], file["b"]), (file["c"], file["d"])
+
+
+def from_batches(folder: Path):
+    """CIFAR-10 as Krizhevsky publishes it for Python."""
+
+    def read(name):
+        with (folder / name).open("rb") as file:
+            part = pickle.load(file, encoding="bytes")
+        images = part[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(images), np.array(part[b"labels"], np.int32)
+
+    parts = [read(f"data_batch_{i}") for i in range(1, 6)]
+    return tuple(np.concatenate(x) for x in zip(*parts)), read("test_batch")
+
+
+def from_folders(folder: Path):
+    from PIL import Image
+
+    def read(split):
+        classes = sorted(p for p in split.iterdir() if p.is_dir())
+        paths = [(p, i) for i, c in enumerate(classes) for p in sorted(c.iterdir())]
+        images = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in paths])
+        return images, np.array([i for _, i in paths], np.int32)
+
+    return read(folder / "train"), read(next(folder / n for n in ("test", "val") if (folder / n).is_dir()))
+
+
+def smooth(values, width: int = 20) -> np.ndarray:
+    return np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def band(runs: list[dict], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest smoothed value over the runs, at each step."""
+    values = np.array([smooth(r[quantity]) for r in runs])
+    return values.min(axis=0), values.max(axis=0)
+
+
+def draw(path: Path, runs: dict[str, list[dict]]) -> None:
+    """Loss and grad norm of both twins; a band where there are several runs."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"no matplotlib: {path} was not drawn")
+        return
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, quantity in zip(axes, ("loss", "grad_norm")):
+        for (twin, rs), colour in zip(runs.items(), ("tab:blue", "tab:orange")):
+            low, high = band(rs, quantity)
+            axis.plot(np.mean([smooth(r[quantity]) for r in rs], axis=0), color=colour, label=twin, lw=1)
+            axis.fill_between(np.arange(len(low)), low, high, color=colour, alpha=0.3, lw=0)
+        axis.set(xlabel="step", ylabel=quantity.replace("_", " "))
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+# Speed.
+
+
+def speed(args) -> dict:
+    """`train_step.py` for the three sizes, printed as Markdown tables."""
+    import train_step
+
+    report = {}
+    for model, size in (("vit_b16", 256), ("vit_s16", 512), ("vit_l16", 128)):
+        argv = [f"--model={model}", f"--batch_size={size}", "--precision=bf16", "--peers"]
+        if args.rehearse:
+            argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16", "--peers", "--repeats=1",
+                    "--seconds=0.01"]  # fmt: skip
+        report[model] = train_step.measure(train_step.parse(argv))
+        print(train_step.table(report[model]) + "\n", flush=True)
+        if args.rehearse:
+            break
+    return report
+
+
+JOBS = {"values": write_values, "train": train}
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,15 @@
 """Claim: a run that was stopped, killed or moved to the other framework, and resumed, is the run that was not."""
 
+import fcntl
 import json
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
-from runs import SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
+from runs import ROOT, SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
 
 from shared_vit import checkpoint
 from shared_vit.errors import UserError
@@ -167,3 +171,74 @@ def _largest_gap(a, b) -> float:
     a, b = metrics(a), metrics(b)
     assert [line["step"] for line in a] == [line["step"] for line in b] and a[0]["loss"] - a[-2]["loss"] > 0.01
     return max(abs(x[k] - y[k]) / max(1, abs(x[k])) for x, y in zip(a, b) for k in ("loss", "grad_norm") if k in x)
+
+
+@pytest.mark.slow
+def test_four_processes_of_torch(tmp_path):
+    """Ranks of one run: asked to stop, then their parent killed, then resumed; against the same four undisturbed."""
+    flags, run_dir = (*SMALL_RUN, "--world_size=4"), tmp_path / "run"
+    process = start("torch", run_dir, *flags)
+    assert wait_for((run_dir / "checkpoints/step_4").exists, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == EXIT_INTERRUPTED
+    process = start("torch", run_dir, "--resume")
+    assert wait_for((run_dir / "checkpoints/step_12").exists, process)
+    process.kill()
+    process.wait()
+    assert wait_for(lambda: _lock_is_free(run_dir), timeout=30)  # its ranks have ended too
+    train("torch", run_dir, "--resume", "--workers=1")
+    assert digests(run_dir) | digests(reference("torch", "--world_size=4")) == digests(run_dir)
+    assert (
+        digests(run_dir)["metrics.jsonl"] != digests(reference("torch"))["metrics.jsonl"]
+    )  # other sums, other rounding
+
+
+@pytest.mark.slow
+def test_four_processes_of_jax(tmp_path):
+    """As hosts would: one of four processes is asked to stop, all stop at the same step; one is killed, all end."""
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    assert _end(_start_four(whole, *SMALL_RUN)) == [0] * 4
+    processes = _start_four(run_dir, *SMALL_RUN)
+    assert wait_for((run_dir / "checkpoints/step_4").exists, processes[0])
+    processes[2].send_signal(signal.SIGTERM)
+    assert _end(processes) == [EXIT_INTERRUPTED] * 4
+    processes = _start_four(run_dir, "--resume")
+    assert wait_for((run_dir / "checkpoints/step_12").exists, processes[0])
+    processes[3].kill()
+    assert 0 not in _end(processes)
+    assert _end(_start_four(run_dir, "--resume")) == [0] * 4
+    assert digests(run_dir) | digests(whole) == digests(run_dir)
+
+
+def _start_four(run_dir, *flags):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = (f"--coordinator=localhost:{port}", "--num_processes=4")
+    return [start("jax", run_dir, *flags, *where, f"--process_id={i}") for i in range(4)]
+
+
+def _end(processes) -> list[int]:
+    """The exit statuses; a process that does not end by itself fails the test."""
+    try:
+        return [process.wait(240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _lock_is_free(run_dir) -> bool:
+    with open(run_dir / ".lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.slow
+def test_switching_frameworks_by_the_noise_rule(tmp_path):
+    """160 steps in float64 with AdamW, dropout and accumulation, a switch each 40: `benchmarks/switch_frameworks.py`."""
+    script = ROOT / "benchmarks/switch_frameworks.py"
+    done = subprocess.run([sys.executable, str(script), f"--out={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("MATCH: up to step 160 of 160") == 2, done.stdout + done.stderr

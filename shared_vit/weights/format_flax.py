@@ -78,6 +78,7 @@ class Flax(Format):
             mean=formats.HALF[0],
             std=formats.HALF[1],
         )
+        notes[0].append(f"tanh GELU, eps 1e-6, images in [-1, 1] (as {self.name}'s code has them)")
         table = _table(cfg, name_of, self.position_piece(cfg), scanned)
         if not formats.has_head(flat, name_of):
             table = {name: pieces for name, pieces in table.items() if not name.startswith("head.")}

@@ -82,6 +82,16 @@ def test_lines_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path):
     assert [line["step"] for line in metrics(run_dir)] == [*range(1, 11), 10, *range(11, 21), 20]
 
 
+def test_lines_that_are_lost_are_told(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference("torch"), run_dir)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:7]) + "not a line\n" + "".join(lines[8:]))
+    assert train_here("torch", run_dir, "--resume") == 0
+    assert "metrics.jsonl ends at step 7: the lines up to step 20 are lost" in capsys.readouterr().out
+    assert [line["step"] for line in metrics(run_dir)] == [*range(1, 8)]
+
+
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(reference("torch"), run_dir)

@@ -24,4 +24,6 @@ def run_main(main: Callable[[], int | None]) -> None:
         if int(os.environ.get("RANK") or 0) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
+    except KeyboardInterrupt:
+        status = 130  # as a shell has it for Ctrl-C
     sys.exit(status or 0)

@@ -59,7 +59,9 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
         speak(f"resuming from {found.path} (step {found.step})", flush=True)
         state, extra = checkpoint.load(found.path)
     if run_dir is not None:
-        run_dir.cut_metrics(state.step, keep_evaluation=not extra.get("pending_evaluation", False))
+        last = run_dir.cut_metrics(state.step, keep_evaluation=not extra.get("pending_evaluation", False))
+        if last < state.step:
+            speak(f"notice: metrics.jsonl ends at step {last}: the lines up to step {state.step} are lost", flush=True)
     return state, extra.get("pending_evaluation", False)
 
 

@@ -61,7 +61,7 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(cfg.mlp_dim, cfg.width, dtype, param_dtype, tf32)
 
     def __call__(self, x, dropout, site: int):
-        x = gelu(self.fc1(x), approximate=self.approximate)
+        x = gelu(self.fc1(x), self.approximate)
         x = self.fc2(drop(x, dropout, site, self.rate))
         return drop(x, dropout, site + 1, self.rate)
 

@@ -65,9 +65,25 @@ def _sum_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x, approximate: bool):
     """GELU (Hendrycks and Gimpel 2016), in the dtype of x, computed in float32 or more and rounded once."""
     return jax.nn.gelu(x.astype(_sum_dtype(x.dtype)), approximate=approximate).astype(x.dtype)
+
+
+def _gelu_forward(x, approximate):
+    return gelu(x, approximate), x
+
+
+def _gelu_backward(approximate, x, g):
+    # Written out so that x alone is kept, in its own dtype: JAX would keep float32 intermediates, four times the memory.
+    wide = _sum_dtype(x.dtype)
+    _, pull_back = jax.vjp(partial(jax.nn.gelu, approximate=approximate), x.astype(wide))
+    (dx,) = pull_back(g.astype(wide))
+    return (dx.astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def attention(q, k, v, tf32: bool):

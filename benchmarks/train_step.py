@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict:
         rates.append(device.ask("rate")["flops"])
         for worker in workers:
             for what in ("forward", "train"):
-                results[worker.name][what].append(worker.ask(what)["seconds"])
+                results[worker.name][what].append(worker.ask(what))
     for worker in workers:
         results[worker.name] |= worker.ask("memory")
         worker.close()
@@ -158,12 +158,14 @@ def installed(name: str) -> bool:
     return True
 
 
-def summary(seconds: list[float], batch_size: int, flops_per_image: int, rate: float) -> dict:
+def summary(rounds: list[dict], batch_size: int, flops_per_image: int, rate: float) -> dict:
     """Median and spread over the rounds: milliseconds, images/s, share of the measured matrix-product rate."""
+    seconds = [r["seconds"] for r in rounds]
     median = statistics.median(seconds)
     return {
         "ms": 1e3 * median,
         "ms_rounds": [1e3 * s for s in seconds],
+        "cpu_ms": 1e3 * statistics.median(r["cpu_seconds"] for r in rounds),
         "images_per_second": batch_size / median,
         "images_per_second_least": batch_size / max(seconds),
         "images_per_second_most": batch_size / min(seconds),
@@ -175,7 +177,6 @@ def table(report: dict) -> str:
     """The report in Markdown."""
     m = report["machine"]
     results = report["results"]
-    peers = {n: r["train"]["ms"] for n, r in results.items() if n.split(":")[0] in PEERS}
     lines = [
         f"{report['model']}, {report['image_size']} px, batch {report['batch_size']}, {report['precision']}, on {m['device']} "
         f"({m['threads']} threads; load {m['load_at_start']:.1f} at the start), median of {report['repeats']}",
@@ -192,15 +193,24 @@ def table(report: dict) -> str:
             f"| {t['images_per_second_least']:.1f} to {t['images_per_second_most']:.1f} | {t['ms']:.1f} "
             f"| {100 * t['share_of_matmul_rate']:.0f} % | {r['peak_bytes'] / 2**30:.2f} GiB | {r['compile_seconds']:.1f} s |"
         )
-    if peers:
-        best = min(peers, key=peers.get)
-        lines.append("")
-        for name in (n for n in results if n.split(":")[0] in TWINS):
-            lines.append(f"{name} takes {results[name]['train']['ms'] / peers[best]:.3f} of the time of {best}")
-    if set(TWINS) <= set(results):
-        fastest = min(results[n]["train"]["ms"] for n in results if n.startswith("torch_vit"))
-        lines.append(f"jax_vit takes {results['jax_vit']['train']['ms'] / fastest:.3f} of the time of torch_vit")
+    lines += ["", *ratios(results, "ms", "time")]
+    if not m["gpu"]:
+        lines += ratios(results, "cpu_ms", "processor time")
     return "\n".join(lines)
+
+
+def ratios(results: dict[str, dict], clock: str, what: str) -> list[str]:
+    """A training step of each twin against the fastest peer's, and of one twin against the other's."""
+    spent = {n: r["train"][clock] for n, r in results.items()}
+    peers = [n for n in spent if n.split(":")[0] in PEERS]
+    lines = []
+    if peers:
+        best = min(peers, key=spent.get)
+        lines = [f"{n} takes {spent[n] / spent[best]:.3f} of the {what} of {best}" for n in spent if n not in peers]
+    if set(TWINS) <= set(spent):
+        fastest = min(spent[n] for n in spent if n.startswith("torch_vit"))
+        lines.append(f"jax_vit takes {spent['jax_vit'] / fastest:.3f} of the {what} of torch_vit")
+    return lines
 
 
 if __name__ == "__main__":

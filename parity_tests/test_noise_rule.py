@@ -94,3 +94,25 @@ def test_reading(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss"')
     with pytest.raises(UserError, match="line 1"):
         read_curve(tmp_path)
+
+
+@pytest.mark.parametrize("twin", ["jax", "torch"])
+def test_every_seed_and_step_nudges_otherwise(twin):
+    """Three nudged runs are three only if their noise is: each (seed, step) moves the same weights differently."""
+    import jax.numpy as jnp
+    import torch
+
+    import jax_vit.optim
+    import torch_vit.optim
+
+    seen = set()
+    for seed, step in [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (1, 160), (1000, 0)]:
+        if twin == "jax":
+            moved = np.asarray(jax_vit.optim.nudge([jnp.ones(64)], seed, step)[0])
+        else:
+            weights = torch.ones(64)
+            torch_vit.optim.nudge([weights], seed, step)
+            moved = weights.numpy()
+        assert 0 < np.abs(moved - 1).max() <= np.finfo(np.float32).eps
+        seen.add(moved.tobytes())
+    assert len(seen) == 7

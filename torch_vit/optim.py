@@ -31,7 +31,8 @@ def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
 @torch.no_grad()
 def nudge(params: list[torch.Tensor], seed: int, step: int) -> None:
     """Multiply each weight by 1 + eps (2 r - 1), r uniform in [0, 1): the noise that the noise rule measures against."""
-    generator = torch.Generator(params[0].device).manual_seed((seed << 32) + step)
+    # torch's generator on the CPU takes 32 bits of a seed; the odd factor keeps the steps of different seeds apart.
+    generator = torch.Generator(params[0].device).manual_seed((seed * 0x9E3779B1 + step) % 2**32)
     for p in params:
         r = torch.rand(p.shape, generator=generator, dtype=p.dtype, device=p.device)
         p.mul_(1 + torch.finfo(p.dtype).eps * (2 * r - 1))

@@ -263,7 +263,7 @@ PRESETS = {
     ),
     "cifar10": TrainConfig(
         preset="cifar10", model="vit_ti4", image_size=32, data="tfds:cifar10",
-        epochs=100, batch_size=512, lr=1e-3, weight_decay=0.1, warmup_steps=1000,
+        epochs=100, batch_size=128, lr=5e-4, weight_decay=0.1, warmup_steps=2000,
     ),
     "imagenet": _IMAGENET,
 }  # fmt: skip

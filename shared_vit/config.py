@@ -246,7 +246,8 @@ class TrainConfig:
     """Processes that decode images; 0 uses threads only. By default chosen from the cores there are."""
     wandb: Literal["off", "offline", "online"] = "off"
     nudge: int | None = None
-    """Seed of a rounding-sized disturbance after each update; measures how far rounding alone moves the curve."""
+    """Seed of a rounding-sized disturbance after each update; measures how far rounding alone moves the curve, and
+    is not evaluated."""
     coordinator: str | None = None
     """JAX over several processes: host:port of process 0."""
     num_processes: int | None = None

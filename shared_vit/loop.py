@@ -120,7 +120,8 @@ class _Loop:
                 self._read(LAG)
                 if self.writer is not None:
                     self.writer.poll()
-                due_evaluation = self._due(step, self.plan.eval_every)
+                # Nudged runs measure how far rounding moves the curve; nobody asks how good their weights are.
+                due_evaluation = cfg.nudge is None and self._due(step, self.plan.eval_every)
                 due_checkpoint = self._due(step, self.plan.checkpoint_every) or step == end
                 if due_evaluation or due_checkpoint or self.stopping:
                     self._read(0)
@@ -208,7 +209,7 @@ class _Loop:
             return
         self.tracker.flush(step)
         extra = {"epoch": self.plan.epoch(step), "seed": self.plan.cfg.seed, "versions": self.trainer.versions()}
-        self.writer.save(self.trainer.state(), extra | {"pending_evaluation": pending_evaluation})
+        self.writer.save(step, self.trainer.snapshot(), extra | {"pending_evaluation": pending_evaluation})
         self.tracker.restart_clock(step)
 
 

@@ -71,10 +71,9 @@ def jax_operations(precision: str) -> list[Operation]:
     def walk(jaxpr):
         for eqn in jaxpr.eqns:
             found.append(Operation(eqn.primitive.name, describe(eqn.invars), describe(eqn.outvars), eqn.params))
-            if eqn.primitive.name == "custom_vjp_call":  # its forward rule is in `call_jaxpr`; others are thunks
-                walk(eqn.params["call_jaxpr"].jaxpr)
-            elif "jaxpr" in eqn.params:
-                walk(eqn.params["jaxpr"].jaxpr)
+            for inner in eqn.params.values():
+                if hasattr(inner, "jaxpr"):
+                    walk(inner.jaxpr)
 
     images, labels = images_and_labels(SMALL)
     walk(jax.make_jaxpr(jax.value_and_grad(objective))(params, fixed, images, labels.astype(np.int32)).jaxpr)

@@ -4,7 +4,7 @@
 
 The real Trainer, fed the same batch again and again, two steps in flight as in the training loop. Three times in turn:
 --steps plain steps, and as many of which the first is followed by a save. The cost is the difference between the quickest
-of either kind: waiting for the steps in flight, copying the state to the host, handing it to the writer, and whatever the write
+of either kind: waiting for the steps in flight, copying the state on its device, handing it to the writer, and whatever the write
 in the background takes from the steps beside it. The design's limit is one step's time.
 """
 
@@ -67,9 +67,9 @@ def measure(twin: str, cfg, trainer, stretch: int, folder: Path) -> float:
                 while in_flight:
                     in_flight.popleft().get()
                 before = time.perf_counter()
-                state = trainer.state()
+                snapshot = trainer.snapshot()
                 copied = time.perf_counter()
-                writer.save(state, {"epoch": 0.0, "seed": 0})
+                writer.save(trainer.step, snapshot, {"epoch": 0.0, "seed": 0})
                 parts["copy"].append(copied - before)
                 parts["hand over"].append(time.perf_counter() - copied)
         while in_flight:
@@ -89,7 +89,7 @@ def measure(twin: str, cfg, trainer, stretch: int, folder: Path) -> float:
         saving.append(steps(stretch, save=True))
         writer.wait()
         begin = time.perf_counter()
-        writer.save(trainer.state(), {"epoch": 0.0, "seed": 0})
+        writer.save(trainer.step, trainer.snapshot(), {"epoch": 0.0, "seed": 0})
         writer.wait()
         parts["write alone"].append(time.perf_counter() - begin)
     writer.close()

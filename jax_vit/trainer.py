@@ -1,6 +1,7 @@
 """Trainer: the arithmetic of a training run in JAX. Read it beside `torch_vit/trainer.py`."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -81,18 +82,29 @@ class Trainer:
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], TrainState]:
+        """`state` in two steps: a copy on the device now; its way to the host when the result is called, by any thread."""
         adam = self.opt_state[0]
-        params = state_arrays(self.params) | state_arrays(self.fixed)
-        exp_avg, exp_avg_sq = state_arrays(adam.exp_avg), state_arrays(adam.exp_avg_sq)
-        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        return TrainState(
-            config=self.cfg,
-            step=self.step,
-            params={n: params[n] for n in canonical.shapes(self.cfg)},
-            exp_avg={n: exp_avg[n] for n in names},
-            exp_avg_sq={n: exp_avg_sq[n] for n in names},
-            adam_count=self.adam_count,
+        # One device's copies: a computation of this process alone may not touch those of others.
+        copies = jax.tree.map(
+            lambda a: jnp.copy(a.addressable_data(0)), (self.params, self.fixed, adam.exp_avg, adam.exp_avg_sq)
         )
+        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
+        rest = dict(config=self.cfg, step=self.step, adam_count=self.adam_count)
+
+        def fetch() -> TrainState:
+            params, fixed, exp_avg, exp_avg_sq = map(state_arrays, copies)
+            params |= fixed
+            return TrainState(
+                params={n: params[n] for n in canonical.shapes(rest["config"])},
+                exp_avg={n: exp_avg[n] for n in names},
+                exp_avg_sq={n: exp_avg_sq[n] for n in names},
+                **rest,
+            )
+
+        return fetch
 
     def put(self, batch: Batch, parts: int | None = None) -> DeviceBatch:
         """Start copying this process's rows to its devices."""
@@ -108,7 +120,16 @@ class Trainer:
             keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
         count = self.adam_count + 1
         scalars = np.array([lr, 1 - BETA1**count, 1 - BETA2**count], self.dtype)
-        args = (self.params, self.opt_state, self.fixed, batch[:4], keys, scalars, np.uint32(self.step), self._flag(stop))
+        args = (
+            self.params,
+            self.opt_state,
+            self.fixed,
+            batch[:4],
+            keys,
+            scalars,
+            np.uint32(self.step),
+            self._flag(stop),
+        )
         if self.compiled_step is None:
             begin = time.perf_counter()
             self.compiled_step = self.compute_step.lower(*args).compile()

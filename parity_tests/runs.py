@@ -132,5 +132,5 @@ def save(run_dir: Path, *steps: int, keep: int = 9) -> None:
     """Save small states of these steps."""
     writer = checkpoint.Writer(run_dir, keep)
     for step in steps:
-        writer.save(small_state(step), EXTRA)
+        writer.save(step, functools.partial(small_state, step), EXTRA)
     writer.close()

@@ -39,7 +39,7 @@ def same(a: TrainState, b: TrainState) -> bool:
 def test_what_is_read_is_what_was_saved(tmp_path, precision):
     state = small_state(precision=precision)
     writer = checkpoint.Writer(tmp_path, 1)
-    writer.save(state, EXTRA)
+    writer.save(7, lambda: state, EXTRA)
     writer.close()
     read, extra = checkpoint.load(tmp_path / "checkpoints/step_7")
     assert same(read, state) and extra == EXTRA
@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_push_nothing_out(tmp_path):
     writer = checkpoint.Writer(tmp_path, 1)
     state = small_state(5)
     state.params["head.bias"][1] = np.nan
-    writer.save(state, EXTRA)
+    writer.save(5, lambda: state, EXTRA)
     with pytest.raises(UserError, match=r"head\.bias is no longer finite at step 5.*newest is .*step_3"):
         writer.close()
     assert os.listdir(tmp_path / "checkpoints") == ["step_3"]

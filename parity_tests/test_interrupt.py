@@ -148,7 +148,7 @@ def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
     state, extra = checkpoint.load(state_path)
     state.scaler["scale"] = 2.0**40
     writer = checkpoint.Writer(tmp_path / "run", 2)
-    writer.save(state, extra)
+    writer.save(state.step, lambda: state, extra)
     writer.close()
     assert train_here("torch", tmp_path / "run", "--resume", "--stop_at=5") == 0
     lines = metrics(tmp_path / "run")
@@ -169,8 +169,8 @@ def test_a_data_file_that_vanishes_is_named_and_the_checkpoint_stays(tmp_path, m
     run_dir = tmp_path / "run"
     file, save = tmp_path / "data/train/a/3.png", checkpoint.Writer.save
 
-    def save_and_lose(self, state, extra):
-        save(self, state, extra)
+    def save_and_lose(self, *args):
+        save(self, *args)
         if file.exists():
             shutil.move(file, tmp_path)
 

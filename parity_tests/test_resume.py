@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from runs import ROOT, SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
@@ -69,6 +70,18 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
     assert train_here(twin, run_dir, "--resume") == 0
     assert [line["step"] for line in metrics(run_dir) if "val_loss" in line] == [10, 20]
     assert (run_dir / "metrics.jsonl").read_bytes() == (reference(twin) / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(twin, tmp_path, monkeypatch):
+    """The writer fetches the state when training has gone on, and, in JAX, has given the buffers of then away."""
+    flags = (*SMALL_RUN[:4], "--steps=6", "--dropout=0.1")
+    write = checkpoint.Writer._write
+    train_here(twin, tmp_path / "soon", *flags, "--checkpoint_every=3")
+    monkeypatch.setattr(checkpoint.Writer, "_write", lambda *args: (time.sleep(1), write(*args)))
+    train_here(twin, tmp_path / "late", *flags, "--checkpoint_every=3")
+    a, b = digests(tmp_path / "soon"), digests(tmp_path / "late")
+    assert a == b and len(a) == 5 and len(set(a.values())) == 5
 
 
 def test_lines_after_the_checkpoint_and_a_torn_one_are_cut(tmp_path):

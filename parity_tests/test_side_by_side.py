@@ -38,7 +38,7 @@ def test_trainers():
     a, b = (outline(ROOT / package / "trainer.py") for package in ("jax_vit", "torch_vit"))
     assert list(a) == list(b) == ["DeviceBatch", "Objective", "Trainer"]
     public = [[m for m in x["Trainer"][0] if not m.startswith("_")] for x in (a, b)]
-    assert public[0] == public[1] == ["load", "state", "put", "train_step", "eval_step", "versions"]
+    assert public[0] == public[1] == ["load", "state", "snapshot", "put", "train_step", "eval_step", "versions"]
 
 
 @pytest.mark.parametrize("package", ["jax_vit", "torch_vit"])

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,14 @@ class Writer:
         self._pending: Future | None = None
         _remove_leftovers(self.folder)
 
-    def save(self, state: TrainState, extra: dict[str, Any]) -> None:
-        """Start writing `state`, whose arrays nobody may change from now on; `extra` (for JSON) is kept with it.
+    def save(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
+        """Start writing the state at `step`, which `snapshot` gives in the thread; `extra` (for JSON) is kept with it.
 
         Lines of metrics.jsonl written before this call are on disk before the checkpoint is. Waits for the checkpoint
         before it and raises that one's failure.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, state, dict(extra))
+        self._pending = self._thread.submit(self._write, step, snapshot, dict(extra))
 
     def poll(self) -> None:
         """Raise the failure of a write that has ended; does not wait."""
@@ -71,8 +72,9 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def _write(self, state: TrainState, extra: dict[str, Any]) -> None:
-        final = self.folder / f"step_{state.step}"
+    def _write(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
+        final = self.folder / f"step_{step}"
+        state = snapshot()
         temporary = None
         try:
             _check_finite(state)
@@ -84,8 +86,8 @@ class Writer:
             write(temporary, state, extra)
             _replace_folder(temporary, final)
             _sync(self.folder)
-            for step in [s for s in _steps(self.folder) if s <= state.step][self.keep :]:
-                _remove(self.folder / f"step_{step}")
+            for old in [s for s in _steps(self.folder) if s <= step][self.keep :]:
+                _remove(self.folder / f"step_{old}")
         except (OSError, UserError) as error:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)

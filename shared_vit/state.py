@@ -1,5 +1,6 @@
 """What passes between the training loop and a trainer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +67,8 @@ class Trainer(Protocol):
     def load(self, state: TrainState) -> None: ...
 
     def state(self) -> TrainState: ...
+
+    def snapshot(self) -> Callable[[], TrainState]: ...
 
     def put(self, batch: Batch) -> Any:
         """Start the batch's copy to the device; the result goes to a step."""

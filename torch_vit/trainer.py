@@ -1,5 +1,6 @@
 """Trainer: the arithmetic of a training run in PyTorch. Read it beside `jax_vit/trainer.py`."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
 from shared_vit.state import Counts, StepMetrics, TrainState, normalization
 from shared_vit.weights import canonical
-from torch_vit.bridge import from_arrays, to_arrays
+from torch_vit.bridge import from_arrays
 from torch_vit.dropout import to_keys
 from torch_vit.lazy import LazyResult
 from torch_vit.model import VisionTransformer
@@ -100,18 +101,27 @@ class Trainer:
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], TrainState]:
+        """`state` in two steps: a copy on the device now; its way to the host when the result is called, by any thread."""
         moments = {n: self.optimizer.state[p] for n, p in self.model.named_parameters()}
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
         counts = {int(m["step"].item()) for m in moments.values()}
         scaler = self.scaler.state_dict() if self.scaler is not None else None
-        return TrainState(
+        params = {n: p.detach().clone() for n, p in self.model.state_dict().items()}
+        exp_avg, exp_avg_sq = ({n: moments[n][k].clone() for n in names} for k in ("exp_avg", "exp_avg_sq"))
+        rest = dict(
             config=self.cfg,
             step=self.step,
-            params=to_arrays(self.model)[1],
-            exp_avg={n: moments[n]["exp_avg"].cpu().numpy().copy() for n in names},
-            exp_avg_sq={n: moments[n]["exp_avg_sq"].cpu().numpy().copy() for n in names},
             adam_count=counts.pop(),
             scaler=scaler and {"scale": scaler["scale"], "growth_tracker": scaler["_growth_tracker"]},
+        )
+        return lambda: TrainState(
+            params={n: params[n].cpu().numpy() for n in canonical.shapes(rest["config"])},
+            exp_avg={n: t.cpu().numpy() for n, t in exp_avg.items()},
+            exp_avg_sq={n: t.cpu().numpy() for n, t in exp_avg_sq.items()},
+            **rest,
         )
 
     def put(self, batch: Batch) -> DeviceBatch:

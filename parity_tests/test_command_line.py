@@ -88,7 +88,7 @@ def test_presets_and_overrides():
     assert (imagenet.model, imagenet.batch_size, imagenet.lr, imagenet.weight_decay) == ("vit_b16", 1024, 1e-3, 0.3)
     assert (imagenet.epochs, imagenet.warmup_steps, imagenet.clip, imagenet.dropout) == (300, 100_000, 1.0, 0.0)
     cfg = parse("--preset cifar10 --data_dir x --lr 0.1".split(), "x")
-    assert (cfg.data, cfg.data_dir, cfg.lr, cfg.model) == ("folder", "x", 0.1, "vit_ti4")
+    assert (cfg.data, cfg.data_dir, cfg.lr, cfg.model) == ("folder", "x", 0.1, "vit_mini4")
     assert parse(["--data=digits", "--model=vit_b16"], "x").image_size == 32
     assert parse(["--preset=digits", "--optimizer=adam"], "x").weight_decay == 0
     assert model_config("vit") == model_config("vit_b16")

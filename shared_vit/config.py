@@ -14,17 +14,18 @@ from shared_vit.errors import UserError, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# (width, depth, heads, MLP width): Dosovitskiy et al. 2021, table 1; Ti and S from Touvron et al. 2021. `nano` is this
-# project's own, for 8-pixel digits.
+# (width, depth, heads, MLP width): Dosovitskiy et al. 2021, table 1; Ti and S from Touvron et al. 2021. `nano` and
+# `mini` are this project's own, for digits and CIFAR-10 on small machines.
 SIZES = {
     "nano": (64, 4, 4, 256),
+    "mini": (192, 6, 3, 768),
     "ti": (192, 12, 3, 768),
     "s": (384, 12, 6, 1536),
     "b": (768, 12, 12, 3072),
     "l": (1024, 24, 16, 4096),
     "h": (1280, 32, 16, 5120),
 }
-MODELS = [f"vit_{n}" for n in ("nano2", "ti4", "ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14")]
+MODELS = [f"vit_{n}" for n in ("nano2", "mini4", "ti4", "ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14")]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class TrainConfig:
     mode: Literal["train", "eval"] = "train"
     """eval evaluates --init_from (or the newest checkpoint of --run_dir) on the validation split."""
     model: str | None = None
-    """vit_ti16, vit_s16, vit_s32, vit_b16 (also: vit), vit_b32, vit_l16, vit_l32, vit_h14, vit_ti4, vit_nano2."""
+    """vit_ti16, vit_s16, vit_s32, vit_b16 (also: vit), vit_b32, vit_l16, vit_l32, vit_h14, vit_ti4, vit_mini4, vit_nano2."""
     image_size: int | None = None
     """Side of the square input in pixels; the patch must divide it."""
     num_classes: int | None = None
@@ -263,7 +264,7 @@ PRESETS = {
         epochs=60, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=200, eval_every=220,
     ),
     "cifar10": TrainConfig(
-        preset="cifar10", model="vit_ti4", image_size=32, data="tfds:cifar10",
+        preset="cifar10", model="vit_mini4", image_size=32, data="tfds:cifar10",
         epochs=100, batch_size=128, lr=5e-4, weight_decay=0.1, warmup_steps=2000,
     ),
     "imagenet": _IMAGENET,

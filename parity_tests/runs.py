@@ -102,7 +102,7 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def digests(run_dir: Path) -> dict[str, str]:
     """SHA-256 of metrics.jsonl and of the weights and moments of every checkpoint."""
-    files = [run_dir / "metrics.jsonl", *sorted(run_dir.glob("checkpoints/step_*/*.safetensors"))]
+    files = [*run_dir.glob("metrics.jsonl"), *sorted(run_dir.glob("checkpoints/step_*/*.safetensors"))]
     return {str(f.relative_to(run_dir)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 

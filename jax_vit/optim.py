@@ -64,5 +64,7 @@ def nudge(params, seed: int, step):
     """Multiply each weight by 1 + eps (2 r - 1), r uniform in [0, 1): the noise that the noise rule measures against."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(leaves))
-    factors = [1 + jnp.finfo(p.dtype).eps * (2 * jax.random.uniform(k, p.shape, p.dtype) - 1) for k, p in zip(keys, leaves)]
+    factors = [
+        1 + jnp.finfo(p.dtype).eps * (2 * jax.random.uniform(k, p.shape, p.dtype) - 1) for k, p in zip(keys, leaves)
+    ]
     return jax.tree.unflatten(tree, [p * f for p, f in zip(leaves, factors)])

@@ -44,7 +44,9 @@ def test_distributions():
     drawn = init.draw(cfg, 0)
     d, m = cfg.width, cfg.mlp_dim
     for i in (0, 11):
-        for third in np.split(drawn[f"blocks.{i}.attn.qkv.weight"], 3):  # Xavier over each of q, k, v, not the fused matrix
+        for third in np.split(
+            drawn[f"blocks.{i}.attn.qkv.weight"], 3
+        ):  # Xavier over each of q, k, v, not the fused matrix
             _uniform(third, math.sqrt(6 / (d + d)))
         _uniform(drawn[f"blocks.{i}.attn.proj.weight"], math.sqrt(6 / (d + d)))
         _uniform(drawn[f"blocks.{i}.mlp.fc1.weight"], math.sqrt(6 / (d + m)))

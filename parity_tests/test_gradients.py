@@ -52,7 +52,9 @@ def test_every_gradient(variant, precision):
     check(VARIANTS[variant], precision)
 
 
-@pytest.mark.parametrize("name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))])
+@pytest.mark.parametrize(
+    "name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))]
+)
 def test_published_sizes_at_224(name, x64):
     check(model_config(name), "fp64", batch_size=1)
 

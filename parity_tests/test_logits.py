@@ -24,7 +24,9 @@ def test_every_output(variant, precision):
     assert set(a) - {"pre_logits"} == expected | {"patch_embed", cfg.norm_name, "head", ""}
 
 
-@pytest.mark.parametrize("name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))])
+@pytest.mark.parametrize(
+    "name", ["vit_ti16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_s16", "vit_b16"))]
+)
 def test_published_sizes_at_224(name, precision):
     cfg = model_config(name)
     a, b = traces(cfg, random_arrays(cfg), precision, random_images(cfg, batch_size=1))
@@ -33,7 +35,9 @@ def test_published_sizes_at_224(name, precision):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(norm_eps=1e-5), dict(gelu="tanh"), dict(pool="mean"), "swap q and k", "no last norm", "heads"], ids=str
+    "change",
+    [dict(norm_eps=1e-5), dict(gelu="tanh"), dict(pool="mean"), "swap q and k", "no last norm", "heads"],
+    ids=str,
 )
 def test_mutations_are_caught(change, x64):
     """One formula wrong in one twin is far beyond the limit, in float32's as well."""

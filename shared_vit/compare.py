@@ -103,7 +103,9 @@ class Verdict:
                 f"(gap <= {FACTOR} x noise + {FLOOR_EPS} eps)"
             )
             if self.decided_until < last:
-                lines.append(f"beyond step {self.decided_until} rounding alone moves the curve by over {DECIDABLE}: not decided")
+                lines.append(
+                    f"beyond step {self.decided_until} rounding alone moves the curve by over {DECIDABLE}: not decided"
+                )
         else:
             lines.append("NO MATCH: " + "; ".join(self.reasons))
         return "\n".join(lines)
@@ -138,7 +140,9 @@ def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float)
     if len(a) != len(b):
         reasons.append(f"one run has {len(a)} updates, the other {len(b)}")
     if decided < min(LEAST_STEPS, len(a)):
-        reasons.append(f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too early to decide")
+        reasons.append(
+            f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too early to decide"
+        )
     reasons += [f"nothing to compare: {what}" for what in _degenerate(a)]
     return Verdict(not reasons, decided, steps, gaps, noise, bound, reasons)
 

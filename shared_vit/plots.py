@@ -22,8 +22,12 @@ def plot_curves(path: Path | str, curves: dict[str, Curve], verdict: Verdict | N
         bottom.set(xlabel="step", ylabel=f"largest gap of the {name} so far", yscale="log")
         if verdict is not None:
             tiny = 1e-18  # a gap of zero has no place on a logarithmic axis
-            bottom.plot(verdict.steps, verdict.gaps[quantity] + tiny, color="#111111", label=" against ".join(list(curves)[:2]))
-            bottom.plot(verdict.steps, verdict.noise[quantity] + tiny, color="#4c9be8", label="rounding alone (nudged runs)")
+            bottom.plot(
+                verdict.steps, verdict.gaps[quantity] + tiny, color="#111111", label=" against ".join(list(curves)[:2])
+            )
+            bottom.plot(
+                verdict.steps, verdict.noise[quantity] + tiny, color="#4c9be8", label="rounding alone (nudged runs)"
+            )
             bottom.plot(verdict.steps, verdict.bound[quantity], color="#d95f02", lw=1, ls=":", label="limit")
             if verdict.decided_until < verdict.steps[-1]:
                 bottom.axvline(verdict.decided_until, color="0.6", lw=0.8)

@@ -29,7 +29,8 @@ def resolve(cfg: TrainConfig) -> TrainConfig:
     place = find_place(cfg)
     processes = place.num_processes if place else 1
     _check_batch(cfg, processes, cfg.world_size or 1)
-    jax.config.update("jax_num_cpu_devices", cfg.world_size or 1)
+    if jax.config.jax_num_cpu_devices != (cfg.world_size or 1):
+        jax.config.update("jax_num_cpu_devices", cfg.world_size or 1)
     jax.config.update("jax_enable_x64", cfg.precision == "fp64")
     if cfg.device == "cpu":
         jax.config.update("jax_platforms", "cpu")

@@ -16,9 +16,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # The same small step is compiled in many tests.
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if config.pluginmanager.hasplugin("cacheprovider"):  # the same small step is compiled in many tests
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

@@ -70,6 +70,13 @@ def test_nothing_to_compare_fails(loss, grad_norm, reason):
     assert not verdict.matched and reason in verdict.describe()
 
 
+def test_short_noise_runs_decide_as_far_as_they_go():
+    short = [Curve(c.steps[:70], c.loss[:70], c.grad_norm[:70]) for c in (curve(1e-12, seed) for seed in (1, 2, 3))]
+    verdict = noise_rule(curve(), curve(), curve(), short, EPS)
+    assert verdict.matched and verdict.decided_until == 70
+    assert "up to step 70 of 100" in verdict.describe() and "the nudged runs end at step 70" in verdict.describe()
+
+
 def test_nan_is_no_match():
     loss = curve().loss
     loss[10] = np.nan

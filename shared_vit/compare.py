@@ -82,6 +82,7 @@ class Verdict:
 
     matched: bool
     decided_until: int  # the last step up to which every quantity was judged
+    total: int  # steps of the runs
     steps: np.ndarray
     gaps: dict[str, np.ndarray]  # G(t) by quantity
     noise: dict[str, np.ndarray]  # N(t) by quantity, of the same length
@@ -99,13 +100,15 @@ class Verdict:
             )
         if self.matched:
             lines.append(
-                f"MATCH: up to step {self.decided_until} of {last} the curves differ by no more than rounding does "
+                f"MATCH: up to step {self.decided_until} of {self.total} the curves differ by no more than rounding does "
                 f"(gap <= {FACTOR} x noise + {FLOOR_EPS} eps)"
             )
             if self.decided_until < last:
                 lines.append(
                     f"beyond step {self.decided_until} rounding alone moves the curve by over {DECIDABLE}: not decided"
                 )
+            elif last < self.total:
+                lines.append(f"the nudged runs end at step {last}: beyond it nothing is decided")
         else:
             lines.append("NO MATCH: " + "; ".join(self.reasons))
         return "\n".join(lines)
@@ -144,7 +147,7 @@ def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float)
             f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too early to decide"
         )
     reasons += [f"nothing to compare: {what}" for what in _degenerate(a)]
-    return Verdict(not reasons, decided, steps, gaps, noise, bound, reasons)
+    return Verdict(not reasons, decided, int(a.steps[-1]), steps, gaps, noise, bound, reasons)
 
 
 def _degenerate(curve: Curve) -> list[str]:

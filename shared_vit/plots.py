@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from shared_vit.compare import QUANTITIES, Curve, Verdict
 
 
@@ -10,7 +12,7 @@ def plot_curves(path: Path | str, curves: dict[str, Curve], verdict: Verdict | N
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
-    axes = figure.subplots(2, 2, sharex="col")
+    axes = figure.subplots(2, 2)
     styles = [dict(lw=2.6, color="#4c9be8"), dict(lw=1.0, color="#111111", ls="--"), dict(lw=1.0, color="#d95f02")]
     for column, quantity in enumerate(QUANTITIES):
         top, bottom = axes[:, column]
@@ -21,13 +23,13 @@ def plot_curves(path: Path | str, curves: dict[str, Curve], verdict: Verdict | N
         top.legend(frameon=False)
         bottom.set(xlabel="step", ylabel=f"largest gap of the {name} so far", yscale="log")
         if verdict is not None:
-            tiny = 1e-18  # a gap of zero has no place on a logarithmic axis
-            bottom.plot(
-                verdict.steps, verdict.gaps[quantity] + tiny, color="#111111", label=" against ".join(list(curves)[:2])
-            )
-            bottom.plot(
-                verdict.steps, verdict.noise[quantity] + tiny, color="#4c9be8", label="rounding alone (nudged runs)"
-            )
+            lines = {
+                " against ".join(list(curves)[:2]): (verdict.gaps, "#111111"),
+                "rounding alone (nudged runs)": (verdict.noise, "#4c9be8"),
+            }
+            for label, (values, color) in lines.items():
+                positive = np.where(values[quantity] > 0, values[quantity], np.nan)  # the axis is logarithmic
+                bottom.plot(verdict.steps, positive, color=color, label=label)
             bottom.plot(verdict.steps, verdict.bound[quantity], color="#d95f02", lw=1, ls=":", label="limit")
             if verdict.decided_until < verdict.steps[-1]:
                 bottom.axvline(verdict.decided_until, color="0.6", lw=0.8)

@@ -143,9 +143,11 @@ class _Loop:
             done = "interrupted" if self.stopping else "done" if step == self.plan.total_steps else "stopped"
             goes_on = "" if done == "done" else "; --resume continues it"
             self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
-            bad = self.plan.dataset.bad_images
-            if bad.count:
-                self.tracker.say(bad.describe())
+        bad = self.plan.dataset.bad_images
+        if bad.count:  # each process knows those of its own rows
+            whose = f"process {self.trainer.process}: " if self.trainer.num_processes > 1 else ""
+            print(whose + bad.describe(), flush=True)
+        if self.tracker is not None:
             self.tracker.close(step)
         return EXIT_INTERRUPTED if self.stopping else 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from shared_vit.config import (
 from shared_vit.errors import UserError, nearest
 
 
-def parse(argv: list[str], prog: str, notices: bool = True) -> TrainConfig:
+def parse(argv: list[str], prog: str) -> TrainConfig:
     """The TrainConfig of a command line. Fields that only data or devices can tell stay None.
 
     A run that is resumed, or evaluated without --init_from, takes what the flags leave open from its own config.json.
@@ -36,7 +37,7 @@ def parse(argv: list[str], prog: str, notices: bool = True) -> TrainConfig:
     if cfg.resume and _flag(argv, "init_from"):
         raise UserError("--resume and --init_from exclude each other: a resumed run has its weights")
     validate(cfg)
-    if notice and notices:
+    if notice and os.environ.get("RANK", "0") == "0":  # torchrun starts every rank with the same flags
         print(notice, file=sys.stderr, flush=True)
     return cfg
 

@@ -37,9 +37,11 @@ class Plan:
         return learning_rate(update, self.total_steps, self.cfg.lr, self.cfg.warmup_steps)
 
     def record(self) -> dict:
-        """What config.json holds."""
+        """What config.json holds: nothing that belongs to one start of the run alone."""
+        of_a_start = ("run_dir", "resume", "stop_at", "coordinator", "num_processes", "process_id")
+        fresh = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name in of_a_start}
         return {
-            "train": dataclasses.asdict(self.cfg) | {"run_dir": None, "resume": False, "stop_at": None},
+            "train": dataclasses.asdict(self.cfg) | fresh,
             "model": dataclasses.asdict(self.model),
             "data": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
             "total_steps": self.total_steps,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
 
-from runs import TWINS, digests, start, train, wait_for  # noqa: E402
+from whole_runs import TWINS, digests, start, train, wait_for  # noqa: E402
 
 from shared_vit import checkpoint  # noqa: E402
 

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
 
-from runs import TWINS, train  # noqa: E402
+from whole_runs import TWINS, train  # noqa: E402
 
 from shared_vit import compare  # noqa: E402
 

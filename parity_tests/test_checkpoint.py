@@ -13,7 +13,7 @@ import pytest
 from helpers import random_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import EXTRA, ROOT, save, small_state
+from whole_runs import EXTRA, ROOT, save, small_state
 
 from shared_vit import checkpoint
 from shared_vit.config import ModelConfig
@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_push_nothing_out(tmp_path):
 
 WRITE = """
 import sys; sys.path.insert(0, "parity_tests")
-from runs import save
+from whole_runs import save
 from shared_vit.errors import run_main
 run_main(lambda: save(sys.argv[1], *map(int, sys.argv[2:])))
 """

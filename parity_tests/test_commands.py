@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT, environment, metrics, train
+from whole_runs import ROOT, environment, metrics, train
 
 from shared_vit.compare import read_curve
 

@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 import pytest
-from runs import ROOT
+from whole_runs import ROOT
 
 from shared_vit import checkpoint
 from shared_vit.errors import UserError

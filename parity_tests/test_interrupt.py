@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import ROOT, SMALL_RUN, environment, log_of, metrics, reference, start, train_here, wait_for
+from whole_runs import ROOT, SMALL_RUN, environment, log_of, metrics, reference, start, train_here, wait_for
 
 from shared_vit import checkpoint, loop
 from shared_vit.errors import UserError

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from runs import ROOT, SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
+from whole_runs import ROOT, SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
 
 from shared_vit import checkpoint
 from shared_vit.errors import UserError

@@ -1,6 +1,6 @@
-"""Train the JAX twin: `python train_jax.py --help`."""
+"""Train or evaluate a ViT in JAX: `python train_jax.py --help`."""
 
-from jax_vit.train import main
+from twinvit.train import main
 
 if __name__ == "__main__":
-    main()
+    main("jax")

@@ -1,6 +1,6 @@
-"""Train the PyTorch twin: `python train_torch.py --help`."""
+"""Train or evaluate a ViT in PyTorch: `python train_torch.py --help`."""
 
-from torch_vit.train import main
+from twinvit.train import main
 
 if __name__ == "__main__":
-    main()
+    main("torch")

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit import checkpoint, init
-from shared_vit.config import PRESETS, build_model_config
 from shared_vit.data.batch import Batch
-from shared_vit.state import first_state
+from shared_vit.run import checkpoint
+from shared_vit.run.state import first_state
+from shared_vit.spec import init
+from shared_vit.spec.recipe import PRESETS, build_model_config
 
 ROUNDS, LAG = 3, 2
 
@@ -118,7 +119,7 @@ def _state(cfg):
 
 
 def _jax_trainer(cfg):
-    from jax_vit import mesh
+    from jax_vit import devices as mesh
     from jax_vit.trainer import Trainer
 
     cfg = mesh.resolve(cfg)
@@ -128,7 +129,7 @@ def _jax_trainer(cfg):
 def _torch_trainer(cfg):
     import torch
 
-    from torch_vit import launch
+    from torch_vit import devices as launch
     from torch_vit.trainer import Trainer
 
     cfg = launch.resolve(cfg)

@@ -9,10 +9,12 @@ import time
 
 import numpy as np
 
-from shared_vit import init
-from shared_vit.config import TrainConfig, model_config
 from shared_vit.data.batch import Batch
-from shared_vit.state import first_state, normalization
+from shared_vit.run.state import first_state
+from shared_vit.spec import init
+from shared_vit.spec.config import model_config
+from shared_vit.spec.pixels import normalization
+from shared_vit.spec.recipe import TrainConfig
 
 CLASSES, LR, WEIGHT_DECAY, CLIP = 1000, 1e-3, 0.3, 1.0
 
@@ -83,7 +85,7 @@ class Jax(Contender):
     def build(self) -> None:
         import jax
 
-        from jax_vit import mesh
+        from jax_vit import devices as mesh
         from jax_vit.trainer import Trainer
 
         cfg = mesh.resolve(self.train_config(self.args.device))
@@ -150,8 +152,8 @@ class Peer(Torch):
 
     def build(self) -> None:
         torch, cfg = self.torch, self.cfg
-        from torch_vit.peers import without_torchvision_operators
         from torch_vit.precision import set_backend_precision
+        from twinvit.peers import without_torchvision_operators
 
         without_torchvision_operators()
         set_backend_precision(self.args.precision)
@@ -201,7 +203,7 @@ class Device(Torch):
 
     def rate(self) -> dict:
         """Floating-point operations per second of a large square product in the precision's compute type."""
-        from shared_vit.config import PRECISIONS
+        from shared_vit.spec.precision import PRECISIONS
         from torch_vit.precision import set_backend_precision
 
         torch = self.torch

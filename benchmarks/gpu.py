@@ -27,9 +27,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared_vit.config import TrainConfig, model_config  # noqa: E402
 from shared_vit.data.batch import Batch  # noqa: E402
-from shared_vit.schedule import learning_rate  # noqa: E402
+from shared_vit.run.schedule import learning_rate  # noqa: E402
+from shared_vit.spec.config import model_config  # noqa: E402
+from shared_vit.spec.recipe import TrainConfig  # noqa: E402
 from shared_vit.weights import canonical  # noqa: E402
 
 PARTS = ["parity", "cifar", "seeds", "speed"]
@@ -283,10 +284,10 @@ def augment(images: np.ndarray, seed: int, step: int) -> np.ndarray:
 
 
 def jax_trainer(cfg: TrainConfig, model):
-    from jax_vit import mesh
+    from jax_vit import devices as mesh
     from jax_vit.trainer import Trainer
-    from shared_vit import init
-    from shared_vit.state import first_state
+    from shared_vit.run.state import first_state
+    from shared_vit.spec import init
 
     cfg = mesh.resolve(dataclasses.replace(cfg, world_size=1))
     return Trainer(first_state(model, init.draw(model, cfg.seed), cfg.precision), cfg, mesh.start(cfg)), cfg
@@ -295,9 +296,9 @@ def jax_trainer(cfg: TrainConfig, model):
 def torch_trainer(cfg: TrainConfig, model):
     import torch
 
-    from shared_vit import init
-    from shared_vit.state import first_state
-    from torch_vit import launch
+    from shared_vit.run.state import first_state
+    from shared_vit.spec import init
+    from torch_vit import devices as launch
     from torch_vit.trainer import Trainer
 
     cfg = launch.resolve(dataclasses.replace(cfg, world_size=1))

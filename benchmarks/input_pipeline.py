@@ -131,10 +131,10 @@ def _split(data_dir: Path) -> Path:
 
 
 def _our_batches(data_dir: Path, workers: int | None):
-    from shared_vit.config import TrainConfig
     from shared_vit.data import Dataset, batches
-    from shared_vit.data.folder import FolderSource
-    from shared_vit.data.listing import list_split
+    from shared_vit.data.sources.folder import FolderSource
+    from shared_vit.data.sources.listing import list_split
+    from shared_vit.spec.recipe import TrainConfig
 
     listing = list_split(data_dir, _split(data_dir).name)
     source = FolderSource(data_dir, listing)

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit import checkpoint, init, weights
-from shared_vit.config import ModelConfig
+from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.state import first_state
-from shared_vit.weights import canonical
+from shared_vit.run import checkpoint
+from shared_vit.run.state import first_state
+from shared_vit.spec import canonical, init
+from shared_vit.spec.config import ModelConfig
 
 MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=48, num_classes=5)
 SECONDS_PER_FILE = 60

@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shared_vit.config import PRECISIONS, ModelConfig, model_config  # noqa: E402
+from shared_vit.spec.config import ModelConfig, model_config  # noqa: E402
+from shared_vit.spec.precision import PRECISIONS  # noqa: E402
 
 TWINS = ["jax_vit", "torch_vit"]
 PEERS = ["timm", "torchvision", "transformers"]

@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 
 from jax_vit.model import VisionTransformer
-from shared_vit import init, weights
-from shared_vit.config import PRECISIONS, ModelConfig
+from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical, init
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
 
 Path = tuple[str | int, ...]
 

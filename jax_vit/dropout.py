@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of key, site and global row (see `shared_vit.dropout`)."""
+"""Dropout whose mask is a pure function of key, site and global row (see `shared_vit.spec.mask_keys`)."""
 
 import jax
 import jax.numpy as jnp

@@ -7,7 +7,8 @@ from flax import nnx
 from jax_vit.dropout import drop
 from jax_vit.ops import Conv, LayerNorm, attention, gelu, product
 from jax_vit.trace import trace
-from shared_vit.config import PRECISIONS, ModelConfig
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
 
 
 class Linear(nnx.Module):
@@ -84,7 +85,7 @@ class Block(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Normalised images, floats [B, H, W, 3] -> logits [B, classes] in the parameters' dtype.
 
-    `dropout=(keys, rows)` turns dropout on: keys uint32 [sites, 2] (`shared_vit.dropout.site_keys`), rows int32 [B].
+    `dropout=(keys, rows)` turns dropout on: keys uint32 [sites, 2] (`shared_vit.spec.mask_keys.site_keys`), rows int32 [B].
     """
 
     def __init__(self, cfg: ModelConfig, precision: str = "fp32"):

@@ -1,4 +1,4 @@
-"""Layers and operations by the precision policy of `shared_vit/config.py`, where Flax's and JAX's own would round otherwise."""
+"""Layers and operations by the precision policy of `shared_vit/spec/precision.py`, where Flax's and JAX's own would round otherwise."""
 
 from functools import partial
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shared_vit.state import BETA1, BETA2, EPS
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical
+from shared_vit.spec.adam import BETA1, BETA2, EPS
 
 
 class AdamState(NamedTuple):

@@ -10,8 +10,8 @@ import socket
 import time
 from typing import Any, NamedTuple
 
-from shared_vit.config import TrainConfig
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
 
 TIMEOUT_SECONDS = 120.0  # changed by the environment variable TWINVIT_TIMEOUT
 

@@ -1,30 +1,17 @@
-"""`train_jax.py`: flags, mesh, trainer, loop."""
+"""A training or evaluation run in JAX. Twin of `torch_vit/train.py`."""
 
-import sys
+import jax
 
-from shared_vit.command_line import parse
-from shared_vit.errors import run_main
-
-
-def main() -> None:
-    run_main(_main)
-
-
-def _main() -> int:
-    cfg = parse(sys.argv[1:], prog="train_jax.py")
-
-    import jax
-
-    from jax_vit import mesh
-    from jax_vit.trainer import Trainer
-    from shared_vit import loop
-    from shared_vit.plan import make_plan
-
-    cfg = mesh.resolve(cfg)
-    plan = make_plan(cfg, "jax")  # before the mesh, so that an error comes before any device starts
-    devices = mesh.start(cfg)
-    return loop.run(plan, jax.process_index(), lambda state: Trainer(state, plan.cfg, devices))
+from jax_vit import devices
+from jax_vit.trainer import Trainer
+from shared_vit.run import loop
+from shared_vit.run.plan import make_plan
+from shared_vit.spec.recipe import TrainConfig
 
 
-if __name__ == "__main__":
-    main()
+def train(cfg: TrainConfig) -> int:
+    """Run what the flags say; returns the exit status. Raises UserError before any device works."""
+    cfg = devices.resolve(cfg)
+    plan = make_plan(cfg, "jax")
+    mesh = devices.start(cfg)
+    return loop.run(plan, jax.process_index(), lambda state: Trainer(state, plan.cfg, mesh))

@@ -14,11 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_vit.bridge import canonical_name, from_arrays, state_arrays, to_jax
 from jax_vit.lazy import LazyResult
 from jax_vit.optim import AdamState, clip_by_global_norm, make_optimizer, nudge
-from shared_vit import dropout
-from shared_vit.config import PRECISIONS, ModelConfig, TrainConfig
 from shared_vit.data.batch import Batch
-from shared_vit.state import BETA1, BETA2, Counts, StepMetrics, TrainState, normalization
-from shared_vit.weights import canonical
+from shared_vit.run.state import Counts, StepMetrics, TrainState
+from shared_vit.spec import canonical
+from shared_vit.spec import mask_keys as dropout
+from shared_vit.spec.adam import BETA1, BETA2
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.pixels import normalization
+from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.recipe import TrainConfig
 
 
 class DeviceBatch(NamedTuple):

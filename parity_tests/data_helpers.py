@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shared_vit.config import TrainConfig
 from shared_vit.data import Dataset, batches
+from shared_vit.spec.recipe import TrainConfig
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:

@@ -10,13 +10,14 @@ import torch
 import jax_vit
 import torch_vit
 from jax_vit.trainer import Trainer as JaxTrainer
-from shared_vit.compare import Curve, relative_l2
-from shared_vit.config import PRESETS, ModelConfig, TrainConfig
 from shared_vit.data import batches
-from shared_vit.schedule import learning_rate
-from shared_vit.state import TrainState, first_state
-from shared_vit.weights import canonical
+from shared_vit.run.schedule import learning_rate
+from shared_vit.run.state import TrainState, first_state
+from shared_vit.spec import canonical
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.recipe import PRESETS, TrainConfig
 from torch_vit.trainer import Trainer as TorchTrainer
+from twinvit.noise_rule import Curve, relative_l2
 
 # Sizes that hide nothing: heads x head width is not square, MLP width no multiple of 4, grid of 3.
 SMALL = ModelConfig(image_size=24, patch_size=8, width=60, depth=3, num_heads=5, mlp_dim=100, num_classes=7)

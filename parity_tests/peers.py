@@ -15,7 +15,7 @@ import torchvision
 import transformers
 from torch import nn
 
-from shared_vit.config import ModelConfig
+from shared_vit.spec.config import ModelConfig
 
 
 def timm_model(cfg: ModelConfig, **changes) -> nn.Module:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
-from shared_vit.schedule import learning_rate
-from shared_vit.state import TrainState
+from shared_vit.run.schedule import learning_rate
+from shared_vit.run.state import TrainState
+from shared_vit.spec.recipe import TrainConfig
 
 
 class Job(NamedTuple):
@@ -176,7 +176,7 @@ def torch_rank_counts_threads(cfg: TrainConfig, device) -> int:
 
 def jax_process(job: Job, cfg: TrainConfig) -> None:
     """One process of a JAX run."""
-    from jax_vit import mesh
+    from jax_vit import devices as mesh
     from jax_vit.trainer import Trainer
 
     cfg = mesh.resolve(cfg)
@@ -188,7 +188,7 @@ def jax_process(job: Job, cfg: TrainConfig) -> None:
 
 def launch_torch(cfg: TrainConfig, worker: Callable) -> int:
     """As `train_torch.py` does."""
-    from torch_vit import launch
+    from torch_vit import devices as launch
 
     return launch.launch(launch.resolve(cfg), worker)
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whole_runs import EXTRA, ROOT, save, small_state
 
-from shared_vit import checkpoint
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.run_dir import RunDir
-from shared_vit.state import TrainState, first_state
+from shared_vit.run import checkpoint
+from shared_vit.run.directory import RunDir
+from shared_vit.run.state import TrainState, first_state
+from shared_vit.spec.config import ModelConfig
 
 
 def same(a: TrainState, b: TrainState) -> bool:

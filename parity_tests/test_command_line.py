@@ -4,17 +4,18 @@ import dataclasses
 
 import pytest
 
-from shared_vit import config
-from shared_vit.command_line import parse
-from shared_vit.config import PRESETS, TrainConfig, model_config
+from shared_vit.data.sources import imagenet
 from shared_vit.errors import UserError
-from shared_vit.plan import make_plan
+from shared_vit.run.command_line import parse
+from shared_vit.run.plan import make_plan
+from shared_vit.spec.config import model_config
+from shared_vit.spec.recipe import PRESETS, TrainConfig
 
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "imagenet_places", lambda: [tmp_path / "imagenet"])
+    monkeypatch.setattr(imagenet, "imagenet_places", lambda: [tmp_path / "imagenet"])
     yield
     assert not list(tmp_path.iterdir()), "something was written"
 

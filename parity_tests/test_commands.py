@@ -7,14 +7,14 @@ import sys
 import pytest
 from whole_runs import ROOT, environment, metrics, train
 
-from shared_vit.compare import read_curve
+from twinvit.noise_rule import read_curve
 
 FLAGS = ("--preset=digits", "--device=cpu", "--batch_size=32", "--warmup_steps=5")
 
 
 def command(*args, cwd, status=0, script=None) -> str:
     """Run `twinvit ARGS` (or a script of the repository); all it said."""
-    program = [str(ROOT / script)] if script else ["-c", "from shared_vit.cli import main; main()"]
+    program = [str(ROOT / script)] if script else ["-c", "from twinvit.cli import main; main()"]
     done = subprocess.run([sys.executable, *program, *map(str, args)], cwd=cwd, env=environment(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400)  # fmt: skip
     assert done.returncode == status, done.stdout

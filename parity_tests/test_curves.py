@@ -8,10 +8,10 @@ import torch
 from helpers import TINY, jax_trainer, nudged_runs, random_state, run, torch_trainer, train_config
 
 import torch_vit.trainer
-from shared_vit import init
-from shared_vit.compare import gap, machine_epsilon, noise_rule
-from shared_vit.schedule import learning_rate
-from shared_vit.state import first_state
+from shared_vit.run.schedule import learning_rate
+from shared_vit.run.state import first_state
+from shared_vit.spec import init
+from twinvit.noise_rule import gap, machine_epsilon, noise_rule
 
 
 def judge(precision, steps, cfg=TINY, state=None, **changes):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from data_helpers import digest, folder_config, image_folder, take
 
-from shared_vit.data import load, open_dataset
+from shared_vit.data import examples as load
+from shared_vit.data import open_dataset
 from shared_vit.errors import UserError
 
 BAD = {
@@ -99,7 +100,7 @@ def test_a_random_neighbour_would_be_noticed(folder, monkeypatch):
 
 
 def test_check_finds_them_all(folder):
-    program = [sys.executable, "-c", "from shared_vit.cli import main; main()", "prepare", "--check", str(folder)]
+    program = [sys.executable, "-c", "from twinvit.cli import main; main()", "prepare", "--check", str(folder)]
     found = subprocess.run(program, capture_output=True, text=True)
     assert found.returncode == 1 and "33 images checked, 4 cannot be decoded" in found.stdout
     for name in BAD:
@@ -109,6 +110,6 @@ def test_check_finds_them_all(folder):
 
 def test_check_of_a_good_folder_leaves_with_status_0(tmp_path):
     image_folder(tmp_path)
-    program = [sys.executable, "-c", "from shared_vit.cli import main; main()", "prepare", "--check", str(tmp_path)]
+    program = [sys.executable, "-c", "from twinvit.cli import main; main()", "prepare", "--check", str(tmp_path)]
     found = subprocess.run(program, capture_output=True, text=True)
     assert found.returncode == 0 and "33 images checked, 0 cannot be decoded" in found.stdout

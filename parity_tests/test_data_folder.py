@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from data_helpers import encoded, folder_config, image_folder, photo, take
 
-from shared_vit import config
-from shared_vit.config import TrainConfig
-from shared_vit.data import folder as folder_module
-from shared_vit.data import listing, open_dataset
-from shared_vit.data.wnids import WNIDS
+from shared_vit.data import open_dataset
+from shared_vit.data.sources import folder as folder_module
+from shared_vit.data.sources import imagenet, listing
+from shared_vit.data.sources.wnids import WNIDS
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
 
 JPEG = encoded(photo(0, 20, 20))
 
@@ -253,8 +253,8 @@ def test_folder_needs_a_directory():
 def test_imagenet_is_looked_for_and_the_places_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(config, "imagenet_places", lambda: [tmp_path / "here", tmp_path / "there"])
-    monkeypatch.setattr("shared_vit.data.open.imagenet_places", config.imagenet_places)
+    monkeypatch.setattr(imagenet, "imagenet_places", lambda: [tmp_path / "here", tmp_path / "there"])
+    monkeypatch.setattr("shared_vit.data.sources.select.imagenet_places", imagenet.imagenet_places)
     with pytest.raises(UserError) as caught:
         open_dataset(TrainConfig(data="imagenet"))
     for part in (f"{tmp_path}/here, {tmp_path}/there", "--data_dir", "twinvit prepare imagenet --train_tar"):

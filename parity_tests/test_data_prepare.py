@@ -11,8 +11,9 @@ import pytest
 from data_helpers import encoded, folder_config, photo
 from scipy.io import savemat
 
-from shared_vit.data import ilsvrc, open_dataset
-from shared_vit.data.ilsvrc import Counts, prepare_imagenet, validation_wnids
+from shared_vit.data import open_dataset
+from shared_vit.data.sources import ilsvrc
+from shared_vit.data.sources.ilsvrc import Counts, prepare_imagenet, validation_wnids
 from shared_vit.errors import UserError
 
 WNIDS = ["n02000003", "n02000001", "n02000002"]  # by ILSVRC2012_ID, which is not the sorted order
@@ -189,7 +190,7 @@ def test_a_full_disk_is_told(official, tmp_path, monkeypatch):
 
 
 def command(*flags: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-c", "from shared_vit.cli import main; main()", "prepare", *flags]
+    program = [sys.executable, "-c", "from twinvit.cli import main; main()", "prepare", *flags]
     return subprocess.run(program, capture_output=True, text=True)
 
 

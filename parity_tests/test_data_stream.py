@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from data_helpers import counting_dataset, digest, folder_config, image_folder, take
 
-from shared_vit.config import TrainConfig
-from shared_vit.data import batches, open_dataset, stream
+from shared_vit.data import batches, open_dataset
+from shared_vit.data import order as stream
 from shared_vit.data import workers as workers_module
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
 
 COUNTING = TrainConfig(image_size=2, batch_size=4, seed=5, workers=0)
 
@@ -196,7 +197,7 @@ def test_closing_ends_threads_and_processes(workers, how):
 
 KILLED = """
 import multiprocessing, time
-from shared_vit.config import TrainConfig
+from shared_vit.spec.recipe import TrainConfig
 from shared_vit.data import batches
 if __name__ == "__main__":
     stream = batches(TrainConfig(data="digits", image_size=8, batch_size=64, workers=1))

@@ -12,10 +12,10 @@ from data_helpers import digest, take
 from PIL import Image
 from tfds_builders import TwinvitPhotos, TwinvitTrainOnly, TwinvitUnlabelled, examples
 
-from shared_vit.config import TrainConfig
 from shared_vit.data import open_dataset
 from shared_vit.data.augment import center_crop
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
 
 CFG = TrainConfig(image_size=16, batch_size=6, workers=0, seed=2)
 
@@ -71,7 +71,7 @@ def test_the_fingerprint_is_of_the_data_and_not_of_its_place(data_dir, tmp_path,
 def test_tensorflow_is_not_needed(data_dir):
     program = f"""
 import sys
-from shared_vit.config import TrainConfig
+from shared_vit.spec.recipe import TrainConfig
 from shared_vit.data import batches
 cfg = TrainConfig(data="tfds:twinvit_photos", data_dir={data_dir!r}, image_size=16, batch_size=6, workers=0, seed=2)
 print(next(batches(cfg)).images.sum(), "tensorflow" in sys.modules)

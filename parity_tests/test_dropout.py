@@ -8,7 +8,7 @@ import torch
 
 import jax_vit.dropout
 import torch_vit.dropout
-from shared_vit.dropout import num_sites, site_keys
+from shared_vit.spec.mask_keys import num_sites, site_keys
 
 SHAPE = (6, 5, 7)
 
@@ -47,7 +47,7 @@ def test_numbers_beyond_32_bits():
     a, b = masks(keys, 0, rows, (3, 197, 768))
     assert np.array_equal(a, b)
     number = rows[:, None].astype(object) * (197 * 768) + np.arange(3)
-    from shared_vit.dropout import threefry2x32
+    from shared_vit.spec.mask_keys import threefry2x32
 
     for i in range(3):
         for j in range(3):

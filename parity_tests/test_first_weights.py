@@ -9,8 +9,9 @@ from helpers import SMALL, VARIANTS
 
 import jax_vit
 import torch_vit
-from shared_vit import init, model_config
-from shared_vit.init import TRUNCATED_STD
+from shared_vit import model_config
+from shared_vit.spec import init
+from shared_vit.spec.init import TRUNCATED_STD
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from whole_runs import ROOT
 
-from shared_vit import checkpoint
 from shared_vit.errors import UserError
-from shared_vit.weights import native
+from shared_vit.run import checkpoint
+from shared_vit.weights.containers import safetensors as native
 
 _spec = importlib.util.spec_from_file_location("mutate_files", ROOT / "benchmarks" / "mutate_files.py")
 mutate_files = importlib.util.module_from_spec(_spec)

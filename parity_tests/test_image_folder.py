@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from helpers import jax_trainer, nudged_runs, random_arrays, run, torch_trainer, traces, worst
 
-from shared_vit import init, model_config
-from shared_vit.compare import machine_epsilon, noise_rule
-from shared_vit.config import TrainConfig
+from shared_vit import model_config
 from shared_vit.data import batches, open_dataset
-from shared_vit.state import first_state, normalization
+from shared_vit.run.state import first_state
+from shared_vit.spec import init
+from shared_vit.spec.pixels import normalization
+from shared_vit.spec.recipe import TrainConfig
+from twinvit.noise_rule import machine_epsilon, noise_rule
 
 
 def make_folder(root: Path) -> Path:

@@ -39,7 +39,7 @@ def test_twins_do_not_import_each_other(twin, other):
     [
         ("jax_vit.model, jax_vit.trainer", "torch grain simplejpeg cv2 tyro wandb tensorflow_datasets"),
         ("torch_vit.model, torch_vit.trainer", "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets"),
-        ("torch_vit.train, jax_vit.train, shared_vit.cli", "torch jax flax grain sklearn matplotlib wandb"),
+        ("twinvit.train, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb"),
         ("shared_vit.weights", "torch jax grain tyro wandb"),
     ],
 )

@@ -9,15 +9,25 @@ import time
 
 import numpy as np
 import pytest
-from whole_runs import ROOT, SMALL_RUN, environment, log_of, metrics, reference, start, train_here, wait_for
+from whole_runs import (
+    ROOT,
+    SMALL_RUN,
+    environment,
+    log_of,
+    metrics,
+    reference,
+    start,
+    train_here,
+    wait_for,
+)
 
-from shared_vit import checkpoint, loop
 from shared_vit.errors import UserError
-from shared_vit.interrupt import EXIT_INTERRUPTED, Interrupt
+from shared_vit.run import checkpoint, loop
+from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 
 BUSY = """
 import hashlib, sys
-from shared_vit.interrupt import EXIT_INTERRUPTED, Interrupt
+from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 with Interrupt() as interrupt:
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[1]))  # one call into C, without Python's lock

@@ -14,10 +14,11 @@ import pytest
 import ranks
 import torch
 
-from jax_vit import mesh, rendezvous
-from shared_vit.config import TrainConfig
+from jax_vit import devices as mesh
+from jax_vit import rendezvous
 from shared_vit.errors import UserError
-from torch_vit import launch
+from shared_vit.spec.recipe import TrainConfig
+from torch_vit import devices as launch
 
 CFG = TrainConfig(batch_size=64, device="cpu")
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import SMALL, VARIANTS, random_arrays, random_images, traces, worst
 
 from shared_vit import model_config
-from shared_vit.compare import relative_l2
+from twinvit.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from shared_vit.compare import Curve, gap, noise_rule, read_curve
 from shared_vit.errors import UserError
+from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
 
 EPS = float(np.finfo(np.float64).eps)
 STEPS = np.arange(1, 101)

@@ -12,8 +12,8 @@ import jax_vit.trainer
 import torch_vit.optim
 import torch_vit.trainer
 from shared_vit import model_config
-from shared_vit.state import BETA1, BETA2, EPS
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical
+from shared_vit.spec.adam import BETA1, BETA2, EPS
 
 LIMIT = 1e-11
 

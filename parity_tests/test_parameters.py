@@ -8,7 +8,7 @@ from flax import nnx
 
 from jax_vit.model import VisionTransformer as JaxViT
 from shared_vit import model_config
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical
 from torch_vit.model import VisionTransformer as TorchViT
 
 COUNTS = {

@@ -1,4 +1,4 @@
-"""Claim: both twins obey the precision policy of `shared_vit/config.py`, and in bf16 are equally far from float64."""
+"""Claim: both twins obey the precision policy of `shared_vit/spec/precision.py`, and in bf16 are equally far from float64."""
 
 import dataclasses
 import re
@@ -10,7 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
-from helpers import SMALL, TINY, jax_trainer, random_arrays, random_images, random_state, run, to_torch, torch_trainer
+from helpers import (
+    SMALL,
+    TINY,
+    jax_trainer,
+    random_arrays,
+    random_images,
+    random_state,
+    run,
+    to_torch,
+    torch_trainer,
+)
 from helpers import train_config as config
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,9 +29,10 @@ import torch_vit
 from jax_vit import ops
 from jax_vit.bridge import state_arrays
 from jax_vit.trainer import Objective as JaxObjective
-from shared_vit.config import PRECISIONS, ModelConfig
 from shared_vit.data import batches
 from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
 from torch_vit.precision import set_backend_precision
 from torch_vit.trainer import Objective as TorchObjective
 

@@ -10,11 +10,22 @@ import sys
 import time
 
 import pytest
-from whole_runs import ROOT, SMALL_RUN, TWINS, digests, metrics, reference, start, train, train_here, wait_for
+from whole_runs import (
+    ROOT,
+    SMALL_RUN,
+    TWINS,
+    digests,
+    metrics,
+    reference,
+    start,
+    train,
+    train_here,
+    wait_for,
+)
 
-from shared_vit import checkpoint
 from shared_vit.errors import UserError
-from shared_vit.interrupt import EXIT_INTERRUPTED
+from shared_vit.run import checkpoint
+from shared_vit.run.interrupt import EXIT_INTERRUPTED
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -56,7 +67,7 @@ def test_state_says_where_the_run_is():
 
 def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
     """Stopped within the evaluation at step 10: no line of it, then one; also when killed right after it."""
-    from shared_vit import loop
+    from shared_vit.run import loop
 
     twin, run_dir, whole = "torch", tmp_path / "run", loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda plan, trainer, interrupt: None)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from shared_vit.schedule import learning_rate
+from shared_vit.run.schedule import learning_rate
 
 
 def test_every_step():

@@ -11,9 +11,9 @@ import pytest
 import ranks
 from helpers import TINY, jax_trainer, nudged_runs, random_state, run, torch_trainer, train_config
 
-from shared_vit.compare import Curve, Verdict, gap, machine_epsilon, noise_rule
 from shared_vit.data import batches
 from shared_vit.data.batch import Batch
+from twinvit.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
 STEPS = 50
 slow = pytest.mark.slow

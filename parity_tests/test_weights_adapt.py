@@ -10,10 +10,11 @@ import torch
 from helpers import SMALL, random_arrays
 
 from shared_vit import weights
-from shared_vit.compare import relative_l2
 from shared_vit.errors import UserError
-from shared_vit.init import sincos2d
-from shared_vit.weights import adapt, canonical
+from shared_vit.spec import canonical
+from shared_vit.spec.init import sincos2d
+from shared_vit.weights import adapt
+from twinvit.noise_rule import relative_l2
 
 SIDES = [(14, 24), (14, 7), (24, 14), (3, 5), (5, 3), (16, 16), (1, 4), (4, 1), (37, 16)]
 

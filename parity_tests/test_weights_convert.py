@@ -14,11 +14,12 @@ from helpers import SMALL, random_arrays
 
 import torch_vit
 from shared_vit import model_config, weights
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.weights import canonical, verify
-from shared_vit.weights.convert import convert
+from shared_vit.spec import canonical
+from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.lazy import LazyArray
+from twinvit import certificate as verify
+from twinvit.convert import convert
 
 SUFFIX = {
     "torch": ".safetensors",
@@ -261,7 +262,7 @@ def test_impossible_targets(dst, to, match, tmp_path):
 
 
 def run(*args, cwd):
-    command = [sys.executable, "-c", "from shared_vit.cli import main; main()", "convert", *map(str, args)]
+    command = [sys.executable, "-c", "from twinvit.cli import main; main()", "convert", *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment())
 
 
@@ -329,7 +330,7 @@ def test_errors_are_one_line(tmp_path):
 FULL = """
 import resource, signal, sys
 from shared_vit.errors import UserError
-from shared_vit.weights.convert import convert
+from twinvit.convert import convert
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
@@ -360,7 +361,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 MEMORY = """
 import sys
 import torch, torch_vit.pth, safetensors
-from shared_vit.weights.convert import convert
+from twinvit.convert import convert
 
 def kib(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])

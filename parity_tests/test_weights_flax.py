@@ -17,11 +17,11 @@ from helpers import random_arrays, random_images, to_torch
 import jax_vit
 import torch_vit
 from shared_vit import weights
-from shared_vit.compare import relative_l2
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.init import sincos2d
-from shared_vit.weights import layout
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.init import sincos2d
+from shared_vit.weights import table as layout
+from twinvit.noise_rule import relative_l2
 
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 ODD = ModelConfig(

@@ -20,8 +20,8 @@ from test_weights_native import mutate
 
 from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.weights import layout
-from shared_vit.weights.convert import convert
+from shared_vit.weights import table as layout
+from twinvit.convert import convert
 
 TINY = dataclasses.replace(SMALL, depth=1)
 

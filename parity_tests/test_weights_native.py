@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 import torch_vit
 from shared_vit import weights
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.weights import native
+from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.containers import safetensors as native
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 

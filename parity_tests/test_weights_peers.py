@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 import jax_vit
 import torch_vit
 from shared_vit import model_config, weights
-from shared_vit.compare import relative_l2
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.weights import format_huggingface, format_torchvision, formats, layout
+from shared_vit.spec.config import ModelConfig
+from shared_vit.weights import table as layout
+from shared_vit.weights.formats import base as formats
+from shared_vit.weights.formats import huggingface as format_huggingface
+from shared_vit.weights.formats.base import torchvision as format_torchvision
+from twinvit.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

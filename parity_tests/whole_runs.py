@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit import checkpoint
-from shared_vit.state import TrainState, first_state
+from shared_vit.run import checkpoint
+from shared_vit.run.state import TrainState, first_state
 
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("jax", "torch")
@@ -58,9 +58,9 @@ def train(twin: str, run_dir: Path, *flags: str, status: int = 0, timeout: float
 
 def train_here(twin: str, run_dir: Path, *flags: str) -> int:
     """`train` in this process: no start-up, no signals. Float64 in JAX needs x64 on."""
-    from shared_vit import loop
-    from shared_vit.command_line import parse
-    from shared_vit.plan import make_plan
+    from shared_vit.run import loop
+    from shared_vit.run.command_line import parse
+    from shared_vit.run.plan import make_plan
 
     cfg = parse([f"--run_dir={run_dir}", *flags], prog="train")
     cfg = dataclasses.replace(cfg, device="cpu", world_size=1, precision=cfg.precision or "fp32", compile="off")

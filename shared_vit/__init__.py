@@ -1,14 +1,28 @@
-"""What both twins share: configuration, first weights, data, the training loop, weight files. Imports no framework."""
+"""What both twins share: configuration, first weights, data, the training loop, weight files.
+
+It imports neither JAX nor PyTorch.
+"""
 
 import importlib
 
-from shared_vit.config import ModelConfig, TrainConfig, model_config
 from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig, model_config
+from shared_vit.spec.recipe import TrainConfig
+from shared_vit.version import __version__
 
-__all__ = ["ModelConfig", "TrainConfig", "UserError", "data", "model_config", "weights"]
+__all__ = [
+    "ModelConfig",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "data",
+    "model_config",
+    "weights",
+]
 
 
 def __getattr__(name: str):
-    if name in ("data", "weights"):  # not at once: `--help` and the models need neither
+    # Imported on first use: `--help` and the models need neither.
+    if name in ("data", "weights"):
         return importlib.import_module(f"shared_vit.{name}")
     raise AttributeError(f"module 'shared_vit' has no attribute {name!r}")

@@ -2,7 +2,11 @@
 
 import importlib
 
-_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {"VisionTransformer": "model"}
+from shared_vit.weights import containers
+
+_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {
+    "VisionTransformer": "model"
+}
 
 __all__ = [*_HOME]
 
@@ -12,3 +16,11 @@ def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f"torch_vit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'torch_vit' has no attribute {name!r}")
+
+
+def pth_container() -> containers.Container:
+    """The reader and writer of `.pth` files."""
+    return importlib.import_module("torch_vit.pth").CONTAINER
+
+
+containers.register("pth", pth_container)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from shared_vit import init, weights
-from shared_vit.config import PRECISIONS, ModelConfig
+from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical, init
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
 from torch_vit.model import VisionTransformer
 
 

@@ -1,15 +1,15 @@
-"""Dropout whose mask is a pure function of key, site and global row (see `shared_vit.dropout`)."""
+"""Dropout whose mask is a pure function of key, site and global row (see `shared_vit.spec.mask_keys`)."""
 
 import math
 
 import numpy as np
 import torch
 
-from shared_vit.dropout import PARITY, ROTATIONS
+from shared_vit.spec.mask_keys import PARITY, ROTATIONS
 
 
 def to_keys(keys: np.ndarray, device="cpu") -> torch.Tensor:
-    """uint32 [sites, 2] of `shared_vit.dropout.site_keys` as the int32 tensor of the same bits that `drop` takes."""
+    """uint32 [sites, 2] of `shared_vit.spec.mask_keys.site_keys` as the int32 tensor of the same bits that `drop` takes."""
     return torch.from_numpy(keys.view(np.int32).copy()).to(device)
 
 
@@ -33,7 +33,7 @@ def mask(key, rows, shape, keep: float) -> torch.Tensor:
 
 
 def _threefry2x32(key, x0, x1):
-    """As `shared_vit.dropout.threefry2x32`, on int32 tensors, whose additions wrap as unsigned ones do."""
+    """As `shared_vit.spec.mask_keys.threefry2x32`, on int32 tensors, whose additions wrap as unsigned ones do."""
     ks = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0, x1 = x0 + ks[0], x1 + ks[1]
     for i in range(5):

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared_vit.config import PRECISIONS, ModelConfig
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
 from torch_vit.dropout import drop
 from torch_vit.trace import trace
 

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from shared_vit.state import BETA1, BETA2, EPS
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical
+from shared_vit.spec.adam import BETA1, BETA2, EPS
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:

@@ -13,11 +13,17 @@ import numpy as np
 import torch
 
 from shared_vit.errors import UserError
-from shared_vit.weights.files import check_name, reason, whole_file
+from shared_vit.files import check_name, reason, whole_file
+from shared_vit.weights.containers import Container
+from shared_vit.weights.containers.npz import open_zip
 from shared_vit.weights.lazy import Arrays, LazyArray
-from shared_vit.weights.npz import open_zip
 
-_NESTED = ("model", "state_dict", "model_state_dict", "module")  # where training scripts keep the weights
+_NESTED = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+)  # where training scripts keep the weights
 
 
 def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
@@ -31,7 +37,9 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
     if zipped:
         _check_zip(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the flags that many training scripts keep
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the flags that many training scripts keep
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         thing = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
@@ -44,7 +52,9 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
     tensors = _state_dict(path, content)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if size > os.path.getsize(path):
-        raise UserError(f"{path}: its tensors claim {size:,} bytes, more than the file has: not read")
+        raise UserError(
+            f"{path}: its tensors claim {size:,} bytes, more than the file has: not read"
+        )
     return {name: _lazy(path, name, tensor) for name, tensor in tensors.items()}
 
 
@@ -63,7 +73,9 @@ def _check_zip(path: Path) -> None:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > os.path.getsize(path):
-        raise UserError(f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such file")
+        raise UserError(
+            f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such file"
+        )
 
 
 def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
@@ -73,29 +85,44 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
             if inner is None:
                 break
             content = inner
-    if not isinstance(content, Mapping) or not any(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state_dict: it is a {type(content).__name__} without tensors in it")
+    if not isinstance(content, Mapping) or not any(
+        isinstance(v, torch.Tensor) for v in content.values()
+    ):
+        raise UserError(
+            f"{path} holds no state_dict: it is a {type(content).__name__} without tensors in it"
+        )
     for name, value in content.items():
         check_name(path, name)
         if not isinstance(value, torch.Tensor):
-            raise UserError(f"{path}: the entry {name} of its state_dict is a {type(value).__name__}, not a tensor")
+            raise UserError(
+                f"{path}: the entry {name} of its state_dict is a {type(value).__name__}, not a tensor"
+            )
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise UserError(f"{path}: the tensor {name} is {value.layout} on {value.device}; expected plain numbers")
+            raise UserError(
+                f"{path}: the tensor {name} is {value.layout} on {value.device}; expected plain numbers"
+            )
     return dict(content)
 
 
 def _lazy(path: Path, name: str, tensor: torch.Tensor) -> LazyArray:
     if tensor.dtype == torch.bfloat16:
         bits = tensor.detach().view(torch.int16).numpy()
-        return LazyArray(bits.shape, np.dtype(ml_dtypes.bfloat16), lambda: bits.view(ml_dtypes.bfloat16))
+        return LazyArray(
+            bits.shape, np.dtype(ml_dtypes.bfloat16), lambda: bits.view(ml_dtypes.bfloat16)
+        )
     try:
         tensor = tensor.detach().resolve_conj().resolve_neg()
         return LazyArray(tuple(tensor.shape), tensor.numpy().dtype, tensor.numpy)
     except (TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: the tensor {name} is of {tensor.dtype}: expected floats") from error
+        raise UserError(
+            f"{path}: the tensor {name} is of {tensor.dtype}: expected floats"
+        ) from error
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+CONTAINER = Container(open_pth, write_pth)

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared_vit import dropout
-from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
-from shared_vit.state import Counts, StepMetrics, TrainState, normalization
-from shared_vit.weights import canonical
+from shared_vit.run.state import Counts, StepMetrics, TrainState
+from shared_vit.spec import canonical
+from shared_vit.spec import mask_keys as dropout
+from shared_vit.spec.pixels import normalization
+from shared_vit.spec.recipe import TrainConfig
 from torch_vit.bridge import from_arrays
 from torch_vit.dropout import to_keys
 from torch_vit.lazy import LazyResult

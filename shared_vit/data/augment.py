@@ -51,7 +51,9 @@ def random_crop_flip(image: np.ndarray, size: int, uniforms: np.ndarray) -> np.n
     """
     cv2 = _cv2()
     top, left, h, w = crop_box(uniforms, *image.shape[:2])
-    crop = cv2.resize(image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
+    crop = cv2.resize(
+        image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT
+    )
     return cv2.flip(crop, 1) if uniforms[-1] < 0.5 else crop
 
 

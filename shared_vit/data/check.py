@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shared_vit.data.decode import DecodeError, decode
-from shared_vit.data.folder import VAL_NAMES, FolderSource
-from shared_vit.data.listing import list_split
+from shared_vit.data.sources.folder import VAL_NAMES, FolderSource
+from shared_vit.data.sources.listing import list_split
 from shared_vit.data.workers import cores
 from shared_vit.errors import UserError
 
@@ -27,7 +27,9 @@ def check_folder(root: Path) -> int:
     for split in splits:
         source = FolderSource(root, list_split(root, split))
         total += len(source)
-        for where, reason in tqdm(_complaints(source), total=len(source), desc=split, unit=" images", mininterval=1):
+        for where, reason in tqdm(
+            _complaints(source), total=len(source), desc=split, unit=" images", mininterval=1
+        ):
             if reason:
                 bad += 1
                 tqdm.write(f"{where}: {reason}")

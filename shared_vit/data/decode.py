@@ -47,7 +47,9 @@ def _decode_any(data: bytes) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 255
+            if image.mode.startswith(
+                "I"
+            ):  # 16 bits of grey; Pillow's own conversion would clip them to 255
                 grey = np.asarray(image)
                 return np.repeat((grey >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
             if image.mode == "P" and "transparency" in image.info:

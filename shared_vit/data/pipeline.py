@@ -8,17 +8,19 @@ from typing import Literal
 
 import numpy as np
 
-from shared_vit.config import TrainConfig
 from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
-from shared_vit.data.load import make_loader
-from shared_vit.data.open import open_dataset
+from shared_vit.data.examples import make_loader
+from shared_vit.data.sources.select import open_dataset
 from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
 
 __all__ = ["Batch", "Dataset", "batches", "open_dataset"]
 
-_CHUNKS_IN_FLIGHT = 4  # of each worker: made, in its queue, in the reader's buffer, in the reader's hand
+_CHUNKS_IN_FLIGHT = (
+    4  # of each worker: made, in its queue, in the reader's buffer, in the reader's hand
+)
 _MIN_SHARED = 1 << 16
 
 
@@ -43,8 +45,10 @@ def batches(
     if split not in ("train", "val"):
         raise UserError(f"the splits are 'train' and 'val', not {split!r}")
     if cfg.batch_size % num_processes:
-        raise UserError(f"--batch_size={cfg.batch_size} is not divisible by {num_processes} processes")
-    from shared_vit.data import stream
+        raise UserError(
+            f"--batch_size={cfg.batch_size} is not divisible by {num_processes} processes"
+        )
+    from shared_vit.data import order as stream
 
     dataset = dataset or open_dataset(cfg)
     size = cfg.image_size or 224
@@ -78,7 +82,9 @@ class Batches(Iterator[Batch]):
         for part in parts:
             for path, reason in part["replaced"]:
                 self._bad_images.add(path, reason)
-        images, labels, weight = (np.concatenate([p[k] for p in parts]) for k in ("images", "labels", "weight"))
+        images, labels, weight = (
+            np.concatenate([p[k] for p in parts]) for k in ("images", "labels", "weight")
+        )
         rows = np.arange(self._share.first, self._share.first + self._share.rows)
         batch = Batch(images, labels, weight, rows, self._step)
         self._step += 1
@@ -100,12 +106,16 @@ def _run_ahead(chunks, share, workers: int, threads: int):
     import grain
 
     ahead = max(threads + 1, -(-2 * share.chunks // max(1, workers)))
-    dataset = chunks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    dataset = chunks.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    )
     if not workers:
         return dataset
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # grain reads its absl flags when it starts a process; ours is no absl program
+    if (
+        not flags.FLAGS.is_parsed()
+    ):  # grain reads its absl flags when it starts a process; ours is no absl program
         flags.FLAGS.mark_as_parsed()
     fits = shared_memory_fits(workers * _CHUNKS_IN_FLIGHT * chunks.chunk_bytes)
     # Small arrays are quicker through a pipe; all are where there is no room for shared memory.

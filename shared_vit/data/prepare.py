@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shared_vit.data.check import check_folder
-from shared_vit.data.ilsvrc import prepare_imagenet
+from shared_vit.data.sources.ilsvrc import prepare_imagenet
 from shared_vit.errors import UserError
 
 
@@ -35,10 +35,14 @@ def prepare(
     """
     if check is not None:
         if what is not None:
-            raise UserError("`twinvit prepare imagenet` and `twinvit prepare --check DIR` are two commands")
+            raise UserError(
+                "`twinvit prepare imagenet` and `twinvit prepare --check DIR` are two commands"
+            )
         return 1 if check_folder(check) else 0
     if what is None:
-        raise UserError("say what to do: `twinvit prepare imagenet --train_tar ...` or `twinvit prepare --check DIR`")
+        raise UserError(
+            "say what to do: `twinvit prepare imagenet --train_tar ...` or `twinvit prepare --check DIR`"
+        )
     given = dict(train_tar=train_tar, val_tar=val_tar, devkit=devkit, out=out)
     if missing := [f"--{name}" for name, value in given.items() if value is None]:
         raise UserError(f"`twinvit prepare imagenet` also needs {', '.join(missing)}")

@@ -11,7 +11,9 @@ _MANY_CORES = 8
 
 def cores() -> int:
     """Processor cores for this process: those of the host, shared by LOCAL_WORLD_SIZE processes (torchrun's name)."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 

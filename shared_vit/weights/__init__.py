@@ -5,17 +5,20 @@ import warnings
 
 import numpy as np
 
-from shared_vit.config import ModelConfig
+from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import in_memory
 from shared_vit.weights.lazy import Arrays
-from shared_vit.weights.source import NAMES, Source, open_weights
-from shared_vit.weights.target import write_weights
+from shared_vit.weights.read import NAMES, Source, open_weights
+from shared_vit.weights.write import write_weights
 
 __all__ = ["NAMES", "Source", "open_weights", "read", "write"]
 
 
 def read(
-    path: str | os.PathLike, format: str = "auto", num_heads: int | None = None, num_classes: int | None = None
+    path: str | os.PathLike,
+    format: str = "auto",
+    num_heads: int | None = None,
+    num_classes: int | None = None,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder; dtypes as in the file.
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from shared_vit.config import ModelConfig
 from shared_vit.errors import UserError
-from shared_vit.weights import canonical
+from shared_vit.spec import canonical
+from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 DTYPES = {
@@ -36,7 +36,11 @@ def adapt(
     out = dict(arrays)
     if num_classes not in (None, cfg.num_classes):
         cfg = dataclasses.replace(cfg, num_classes=num_classes, pre_logits=0)
-        out = {name: array for name, array in out.items() if not name.startswith(("pre_logits.", "head."))}
+        out = {
+            name: array
+            for name, array in out.items()
+            if not name.startswith(("pre_logits.", "head."))
+        }
         for name, shape in canonical.shapes(cfg).items():
             if name.startswith("head."):
                 out[name] = LazyArray(shape, arrays[name].dtype, _zeros(shape, arrays[name].dtype))
@@ -44,13 +48,17 @@ def adapt(
         old, cfg = cfg, dataclasses.replace(cfg, image_size=image_size)
         shape = canonical.shapes(cfg)["pos_embed"]
         positions = arrays["pos_embed"]
-        out["pos_embed"] = LazyArray(shape, positions.dtype, lambda: _positions(old, cfg, positions))
+        out["pos_embed"] = LazyArray(
+            shape, positions.dtype, lambda: _positions(old, cfg, positions)
+        )
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
         out = {name: _cast(name, array, DTYPES[dtype]) for name, array in out.items()}
     out = {name: out[name] for name in canonical.shapes(cfg)}
-    return cfg, in_memory(out) if all(isinstance(array, np.ndarray) for array in arrays.values()) else out
+    return cfg, in_memory(out) if all(
+        isinstance(array, np.ndarray) for array in arrays.values()
+    ) else out
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype):
@@ -59,10 +67,12 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype):
 
 def _positions(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyArray) -> np.ndarray:
     if new.pos_embed == "sincos2d":
-        from shared_vit import init
+        from shared_vit.spec import init
 
         return init.sincos2d(new).astype(positions.dtype)
-    return resample_positions(np.asarray(positions), new.image_size // new.patch_size, int(old.class_token))
+    return resample_positions(
+        np.asarray(positions), new.image_size // new.patch_size, int(old.class_token)
+    )
 
 
 def resample_positions(positions: np.ndarray, side: int, prefix: int) -> np.ndarray:

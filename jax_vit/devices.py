@@ -1,0 +1,167 @@
+"""The devices of a JAX run: checks, several processes, the mesh. Twin of `torch_vit/devices.py`."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jax_vit.rendezvous import Place, find_place, meet
+from shared_vit.errors import UserError
+from shared_vit.spec.recipe import TrainConfig
+
+
+def resolve(cfg: TrainConfig) -> TrainConfig:
+    """`cfg` with device ("cpu" or "gpu"), world_size, precision, num_processes and process_id filled in.
+
+    To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and x64, and joins the
+    other processes of the run. world_size counts the devices of this process. Raises UserError for devices that are not
+    there, a precision that they do not have, a batch that they do not divide, and processes that do not come.
+    """
+    if cfg.precision == "fp16":
+        raise UserError("--precision=fp16 needs a gradient scaler, which only train_torch.py has: use --precision=bf16")
+    place = find_place(cfg)
+    processes = place.num_processes if place else 1
+    _check_batch(cfg, processes, cfg.world_size or 1)
+    if jax.config.jax_num_cpu_devices != (cfg.world_size or 1):
+        jax.config.update("jax_num_cpu_devices", cfg.world_size or 1)
+    jax.config.update("jax_enable_x64", cfg.precision == "fp64")
+    if cfg.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if place:
+        _join(cfg, place)
+    gpus = [] if cfg.device == "cpu" else _local_gpus()
+    if cfg.device == "gpu" and not gpus:
+        raise UserError(
+            f"--device=gpu: JAX {jax.__version__} sees no GPU. Train with --device=cpu, or install JAX's CUDA plug-in that "
+            "fits this machine's driver: pip install 'twinvit[cuda12]' or 'twinvit[cuda13]'."
+        )
+    world_size = cfg.world_size or max(len(gpus), 1)
+    if gpus and world_size > len(gpus):
+        raise UserError(
+            f"--world_size={world_size}, and there are {len(gpus)} GPUs: use --world_size={len(gpus)}, or --device=cpu for "
+            f"{world_size} devices on the CPU"
+        )
+    _check_batch(cfg, processes, world_size)
+    bf16 = bool(gpus) and _has_bf16(gpus[0])
+    if cfg.precision == "bf16" and gpus and not bf16:
+        raise UserError(
+            f"--precision=bf16: {gpus[0].device_kind} has no bfloat16 (compute capability 8.0 or newer has): use "
+            "--precision=fp32"
+        )
+    return dataclasses.replace(
+        cfg,
+        device="gpu" if gpus else "cpu",
+        world_size=world_size,
+        precision=cfg.precision or ("bf16" if bf16 else "fp32"),
+        num_processes=processes,
+        process_id=place.process_id if place else 0,
+    )
+
+
+def start(cfg: TrainConfig) -> Mesh:
+    """The mesh of a resolved run: one axis, "data", over `world_size` devices of every process, in the processes' order."""
+    if cfg.device == "gpu":
+        _use_compilation_cache()
+    platform = jax.devices("gpu" if cfg.device == "gpu" else "cpu")
+    devices = [
+        [d for d in platform if d.process_index == process][: cfg.world_size] for process in range(jax.process_count())
+    ]
+    return Mesh(np.array(devices).reshape(-1), ("data",))
+
+
+def _check_batch(cfg: TrainConfig, processes: int, world_size: int) -> None:
+    if cfg.batch_size % (processes * world_size * cfg.grad_accum):
+        per = f"{processes} processes x " if processes > 1 else ""
+        raise UserError(
+            f"--batch_size={cfg.batch_size} is not divisible by {per}{world_size} devices x "
+            f"--grad_accum={cfg.grad_accum}: every device takes the same share"
+        )
+
+
+def _join(cfg: TrainConfig, place: Place) -> None:
+    """Meet the other processes, share out the GPUs of each host, and start `jax.distributed`."""
+    gpus = [] if cfg.device == "cpu" else _gpu_uuids()
+    facts = {"host": socket.gethostname(), "gpus": gpus, "world_size": cfg.world_size}
+    everyone = meet(place, facts)
+    sizes = {f["world_size"] for f in everyone}
+    if len(sizes) > 1:
+        raise UserError(f"every process needs the same --world_size, and they have {sorted(sizes, key=str)}")
+    own = _share_of_gpus(everyone, place.process_id)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        place.coordinator,
+        place.num_processes,
+        place.process_id,
+        local_device_ids=own,
+        cluster_detection_method="deactivate",
+    )
+
+
+def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
+    """Which of the GPUs that it sees process `process_id` takes; None for all of them.
+
+    Processes of one host that see the same GPUs share them out evenly. Raises UserError where there are too few.
+    """
+    own = everyone[process_id]
+    if not own["gpus"]:
+        return None
+    sharers = [i for i, f in enumerate(everyone) if f["host"] == own["host"] and f["gpus"] == own["gpus"]]
+    overlap = [
+        i for i, f in enumerate(everyone)
+        if f["host"] == own["host"] and i not in sharers and set(f["gpus"]) & set(own["gpus"])
+    ]  # fmt: skip
+    share = own["world_size"] or len(own["gpus"]) // len(sharers)
+    if overlap or share == 0 or share * len(sharers) > len(own["gpus"]):
+        raise UserError(
+            f"{len(sharers) + len(overlap)} processes want {own['world_size'] or 'at least 1'} GPU each of the "
+            f"{len(own['gpus'])} on {own['host']}, and two cannot use the same one: start fewer, one for all the GPUs of a "
+            "host is best, or give --device=cpu"
+        )
+    if len(sharers) == 1:
+        return None
+    first = sharers.index(process_id) * share
+    return list(range(first, first + share))
+
+
+def _gpu_uuids() -> list[str]:
+    """Of the NVIDIA GPUs that this process may use, asked of the driver, since JAX must not start before its peers."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count, device, uuid = ctypes.c_int(), ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    uuids = []
+    for i in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(device), i)
+        driver.cuDeviceGetUuid_v2(uuid, device)
+        uuids.append(bytes(uuid).hex())
+    return uuids
+
+
+def _local_gpus() -> list[jax.Device]:
+    try:
+        return jax.local_devices(backend="gpu")
+    except RuntimeError:
+        return []
+
+
+def _has_bf16(gpu: jax.Device) -> bool:
+    """NVIDIA's have from compute capability 8.0; AMD's, which report names such as gfx90a, all have."""
+    capability = str(getattr(gpu, "compute_capability", ""))
+    return not capability[:1].isdigit() or float(capability) >= 8
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs from run to run. Not on CPUs: their programs hold for one kind of CPU, and compile fast."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "twinvit" / "jax"))

@@ -1,0 +1,1 @@
+"""A training run: its settings, loop, state, checkpoints and folder."""

@@ -1,0 +1,65 @@
+"""SIGTERM and SIGINT as a request to save and leave; a second SIGINT ends the process at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again (with --resume)
+SAME_SECONDS = (
+    0.3  # what comes within is the same request, told by the terminal and passed on by a parent
+)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupt:
+    """While this context is open, SIGTERM and SIGINT set `requested` and print one line instead of ending the process.
+
+    Python runs signal handlers in the main thread between two bytecodes, so not while that sits in a compiler or waits
+    for a device. Here the handler of C writes the signal's number to a socket (`signal.set_wakeup_fd`) that a thread
+    reads, so that the line is printed, and a second SIGINT obeyed, at any time. To be opened in the main thread, after
+    anything else that sets handlers (`jax.distributed.initialize` does). `quiet` prints nothing, for all processes of
+    a run but one.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.requested = False
+        self._quiet, self._when = quiet, 0.0
+
+    def __enter__(self) -> "Interrupt":
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        self._thread = threading.Thread(target=self._listen, name="interrupt", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        self._writer.close()  # ends the thread
+        self._thread.join()
+        self._reader.close()
+
+    def _listen(self) -> None:
+        while number := self._reader.recv(1):
+            if number[0] in _SIGNALS:
+                self._on_signal(signal.Signals(number[0]))
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.requested:
+            if number == signal.SIGINT and time.monotonic() - self._when > SAME_SECONDS:
+                os._exit(128 + signal.SIGINT)
+            return
+        self.requested, self._when = True, time.monotonic()
+        if not self._quiet:
+            print(
+                f"\n{number.name}: finishing the step, evaluation batch or compilation in hand, then saving and leaving "
+                f"with status {EXIT_INTERRUPTED}. Ctrl-C (again) ends at once and saves nothing.",
+                file=sys.stderr,
+                flush=True,
+            )

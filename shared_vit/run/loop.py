@@ -1,0 +1,284 @@
+"""The one training loop. What is arithmetic on a device is the Trainer's; all else that both twins do is here."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+
+from shared_vit.data import batches
+from shared_vit.errors import UserError
+from shared_vit.run import checkpoint
+from shared_vit.run.directory import RunDir
+from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
+from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
+from shared_vit.run.state import StepMetrics, Trainer, TrainState
+from shared_vit.run.tracking import Tracker, describe
+
+LAG = 2  # results are read this many steps late, so that reading never makes the device wait
+
+
+def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer]) -> int:
+    """Train or evaluate by `plan`; returns the exit status. Every process calls it; only process 0 writes and speaks."""
+    if plan.cfg.mode == "eval":
+        trainer = make_trainer(state_to_evaluate(plan))
+        result = evaluate(plan, trainer, Interrupt())
+        if process == 0 and result is not None:
+            print(describe(result), flush=True)
+        return 0
+    with (
+        Interrupt(quiet=process != 0) as interrupt,
+        RunDir(plan.run_dir) if process == 0 else nullcontext() as run_dir,
+    ):
+        state, pending_evaluation = _begin(plan, run_dir)
+        trainer = make_trainer(state)
+        return _Loop(plan, trainer, run_dir, interrupt).train(state.step, pending_evaluation)
+
+
+def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
+    """The state to start from, and whether the evaluation due at its step is still to be done; process 0 opens the run."""
+    speak = print if run_dir is not None else lambda *args, **kwargs: None
+    if not plan.cfg.resume:
+        state = first_or_given_state(plan)
+        if run_dir is not None:
+            run_dir.open_new(plan.record())
+            plan.dataset.keep(plan.run_dir)
+        _announce(plan, speak)
+        return state, False
+    if run_dir is not None:
+        for notice in run_dir.open_resume(plan.record()):
+            speak(f"notice: {notice}", flush=True)
+        plan.dataset.keep(plan.run_dir)
+    found = checkpoint.newest(plan.run_dir)
+    _announce(plan, speak)
+    for line in found.skipped if found else ():
+        speak(f"skipped: {line}", flush=True)
+    if found is None:
+        speak("no checkpoint yet: starting from the beginning", flush=True)
+        state, extra = first_or_given_state(plan), {}
+    else:
+        speak(f"resuming from {found.path} (step {found.step})", flush=True)
+        state, extra = checkpoint.load(found.path)
+    if run_dir is not None:
+        last = run_dir.cut_metrics(
+            state.step, keep_evaluation=not extra.get("pending_evaluation", False)
+        )
+        if last < state.step:
+            speak(
+                f"notice: metrics.jsonl ends at step {last}: the lines up to step {state.step} are lost",
+                flush=True,
+            )
+    return state, extra.get("pending_evaluation", False)
+
+
+def _announce(plan: Plan, speak) -> None:
+    cfg, model = plan.cfg, plan.model
+    speak(
+        f"run directory: {plan.run_dir}\n"
+        f"model: {cfg.model}, {model.image_size} px, patch {model.patch_size}, {model.num_classes} classes\n"
+        f"data: {plan.dataset.name}, {len(plan.dataset.train)} training and {len(plan.dataset.val)} validation examples\n"
+        f"length: {plan.total_steps} steps of {cfg.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
+        f"warm-up {cfg.warmup_steps}; {cfg.optimizer}, lr {cfg.lr}, weight decay {cfg.weight_decay}, clip {cfg.clip}, "
+        f"dropout {cfg.dropout}\n"
+        f"precision {cfg.precision} on {cfg.world_size} {cfg.device} device(s), seed {cfg.seed}",
+        flush=True,
+    )
+    if cfg.warmup_steps >= plan.total_steps:
+        speak(
+            f"notice: the whole run is warm-up ({cfg.warmup_steps} of {plan.total_steps} steps)",
+            flush=True,
+        )
+
+
+class _Loop:
+    def __init__(self, plan: Plan, trainer: Trainer, run_dir: RunDir | None, interrupt: Interrupt):
+        self.plan, self.trainer, self.interrupt = plan, trainer, interrupt
+        self.run_dir = run_dir
+        self.tracker: Tracker | None = None
+        self.writer: checkpoint.Writer | None = None
+        self.in_flight: deque = deque()
+        self.last_good: tuple[int, StepMetrics] | None = None
+        self.stopping = False
+
+    def train(self, start: int, pending_evaluation: bool) -> int:
+        """Run to the end, `stop_at` or an interruption; returns the exit status."""
+        cfg, total = self.plan.cfg, self.plan.total_steps
+        end = min(total, cfg.stop_at or total)
+        if self.run_dir is not None:
+            self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
+            self.writer = checkpoint.Writer(self.plan.run_dir, cfg.keep)
+        stream = None
+        step = saved = start
+        try:
+            if pending_evaluation:
+                self._evaluate(step)
+            if start < end and not self.stopping:
+                stream = batches(
+                    cfg,
+                    "train",
+                    start,
+                    self.trainer.process,
+                    self.trainer.num_processes,
+                    dataset=self.plan.dataset,
+                )
+                ahead = self.trainer.put(next(stream))
+            while step < end and not self.stopping:
+                batch, lr = ahead, self.plan.lr(step)
+                result = self.trainer.train_step(batch, lr, stop=self.interrupt.requested)
+                step += 1
+                self.in_flight.append((step, lr, result))
+                if step == start + 1 and self.tracker and self.trainer.compile_seconds:
+                    self.tracker.compiled(self.trainer.compile_seconds)
+                if step < end:
+                    ahead = self._next(stream)
+                self._read(LAG)
+                if self.writer is not None:
+                    self.writer.poll()
+                # Nudged runs measure how far rounding moves the curve; nobody asks how good their weights are.
+                due_evaluation = cfg.nudge is None and self._due(step, self.plan.eval_every)
+                due_checkpoint = self._due(step, self.plan.checkpoint_every) or step == end
+                if due_evaluation or due_checkpoint or self.stopping:
+                    self._read(0)
+                    evaluated = not due_evaluation or self._evaluate(step)
+                    if due_checkpoint or self.stopping:
+                        self._save(step, pending_evaluation=not evaluated)
+                        saved = step
+            if self.stopping and saved != step:
+                self._save(step, pending_evaluation=False)
+        finally:
+            if stream is not None:
+                stream.close()
+            if self.writer is not None:
+                self.writer.close()
+        return self._leave(step)
+
+    def _leave(self, step: int) -> int:
+        if self.tracker is not None:
+            done = (
+                "interrupted"
+                if self.stopping
+                else "done"
+                if step == self.plan.total_steps
+                else "stopped"
+            )
+            goes_on = "" if done == "done" else "; --resume continues it"
+            self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
+        bad = self.plan.dataset.bad_images
+        if bad.count:  # each process knows those of its own rows
+            whose = f"process {self.trainer.process}: " if self.trainer.num_processes > 1 else ""
+            print(whose + bad.describe(), flush=True)
+        if self.tracker is not None:
+            self.tracker.close(step)
+        return EXIT_INTERRUPTED if self.stopping else 0
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.plan.total_steps or (every > 0 and step % every == 0)
+
+    def _next(self, stream):
+        begin = time.perf_counter()
+        batch = next(stream)
+        if self.tracker is not None:
+            self.tracker.waited += time.perf_counter() - begin
+        return self.trainer.put(batch)
+
+    def _read(self, lag: int) -> None:
+        """Take in the results of all but the last `lag` steps."""
+        while len(self.in_flight) > lag:
+            step, lr, result = self.in_flight.popleft()
+            metrics = result.get()
+            self.stopping |= metrics.stop
+            if not (
+                math.isfinite(metrics.loss)
+                and (math.isfinite(metrics.grad_norm) or metrics.skipped)
+            ):
+                self._not_finite(step, metrics)
+            self.last_good = (step, metrics)
+            if self.tracker is not None:
+                self.tracker.step(step, lr, metrics)
+
+    def _not_finite(self, step: int, metrics: StepMetrics) -> None:
+        if self.writer is not None:
+            self.writer.wait()
+        found = checkpoint.newest(self.plan.run_dir)
+        where = (
+            f"The newest checkpoint, from before, is {found.path}"
+            if found
+            else "There is no checkpoint yet"
+        )
+        good = (
+            "none"
+            if self.last_good is None
+            else (
+                f"loss {self.last_good[1].loss:.6g}, grad norm {self.last_good[1].grad_norm:.6g} at step {self.last_good[0]}"
+            )
+        )
+        if self.tracker is not None:
+            self.tracker.close(step - 1)
+        raise UserError(
+            f"step {step}: loss {metrics.loss}, grad norm {metrics.grad_norm}, not finite (last good: {good}). {where}; nothing "
+            f"was saved since. Try a lower --lr, a longer --warmup_steps or --precision=fp32 in a new --run_dir"
+            + (f" with --init_from={found.path}" if found else "")
+        )
+
+    def _evaluate(self, step: int) -> bool:
+        """Evaluate and record; False if a stop was asked for, by any process, before the end."""
+        if self.tracker is not None:
+            self.tracker.flush(step)  # first: its timing is of training alone
+        result = evaluate(self.plan, self.trainer, self.interrupt)
+        if result is None:
+            self.stopping = True
+        elif self.tracker is not None:
+            self.tracker.evaluation(step, result)
+        if self.tracker is not None:
+            self.tracker.restart_clock(step)
+        return result is not None
+
+    def _save(self, step: int, pending_evaluation: bool) -> None:
+        if self.run_dir is None:
+            return
+        self.tracker.flush(step)
+        extra = {
+            "epoch": self.plan.epoch(step),
+            "seed": self.plan.cfg.seed,
+            "versions": self.trainer.versions(),
+        }
+        self.writer.save(
+            step, self.trainer.snapshot(), extra | {"pending_evaluation": pending_evaluation}
+        )
+        self.tracker.restart_clock(step)
+
+
+def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
+    """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if asked to stop."""
+    sums, in_flight, stopping = np.zeros(4), deque(), False
+    stream = batches(
+        plan.cfg, "val", 0, trainer.process, trainer.num_processes, dataset=plan.dataset
+    )
+
+    def read(lag):
+        nonlocal sums, stopping
+        while len(in_flight) > lag:
+            counts = in_flight.popleft().get()
+            sums += counts[:4]
+            stopping |= counts.stop
+
+    try:
+        for batch in stream:
+            in_flight.append(trainer.eval_step(trainer.put(batch), stop=interrupt.requested))
+            read(LAG)
+            if stopping:
+                return None
+        read(0)
+    finally:
+        stream.close()
+    if stopping:
+        return None
+    correct1, correct5, loss_sum, count = sums
+    return {
+        "val_loss": loss_sum / count,
+        "val_top1": correct1 / count,
+        "val_top5": correct5 / count,
+        "val_count": int(count),
+    }

@@ -1,0 +1,159 @@
+"""What a run tells: metrics.jsonl, timing.jsonl, a progress bar (or plain lines), wandb. Process 0 only."""
+
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from shared_vit.run.directory import RunDir
+from shared_vit.run.state import StepMetrics
+
+
+class Tracker:
+    """Takes each update's and evaluation's numbers; writes them in blocks, at full precision."""
+
+    LINES_PER_BLOCK = 50
+
+    def __init__(self, plan, run: RunDir, start: int, versions: dict[str, str]):
+        self.plan, self.run = plan, run
+        self.lines: list[str] = []
+        self.block_begin, self.block_step, self.waited = time.perf_counter(), start, 0.0
+        self.bar = _Bar(start, plan.total_steps, plan.cfg.batch_size)
+        self.wandb = _start_wandb(plan, run.path)
+        self.run.append_timing([json.dumps({"step": start} | versions)])
+
+    def compiled(self, seconds: float) -> None:
+        self.say(f"compiled in {seconds:.1f} s")
+        self.run.append_timing([json.dumps({"step": self.block_step, "compile_seconds": seconds})])
+
+    def step(self, step: int, lr: float, metrics: StepMetrics) -> None:
+        """Record update number `step` (counting from 1) and the rate it used."""
+        line = {
+            "step": step,
+            "epoch": self.plan.epoch(step),
+            "loss": metrics.loss,
+            "grad_norm": metrics.grad_norm,
+            "lr": lr,
+        }
+        self._add(line | ({"skipped": True} if metrics.skipped else {}))
+        self.bar.update(step, metrics.loss)
+        if len(self.lines) >= self.LINES_PER_BLOCK:
+            self.flush(step)
+
+    def evaluation(self, step: int, result: dict[str, float]) -> None:
+        """Record an evaluation after `step` updates: val_loss, val_top1, val_top5, val_count."""
+        self._add({"step": step} | result)
+        self.say(f"step {step}: {describe(result)}")
+
+    def flush(self, step: int) -> None:
+        """Put every line so far on disk, and what it took."""
+        self.run.append_metrics(self.lines)
+        self.lines = []
+        now = time.perf_counter()
+        if step > self.block_step:
+            elapsed, images = (
+                now - self.block_begin,
+                (step - self.block_step) * self.plan.cfg.batch_size,
+            )
+            timing = {
+                "step": step,
+                "images_per_second": images / elapsed,
+                "data_wait_share": self.waited / elapsed,
+            }
+            self.run.append_timing([json.dumps(timing | {"seconds": elapsed})])
+        self.restart_clock(step)
+
+    def restart_clock(self, step: int) -> None:
+        """Leave out of the timing what is no training: evaluation, the copy of a checkpoint."""
+        self.block_begin, self.block_step, self.waited = time.perf_counter(), step, 0.0
+
+    def say(self, text: str) -> None:
+        self.bar.say(text)
+
+    def close(self, step: int) -> None:
+        self.flush(step)
+        self.bar.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _add(self, line: dict) -> None:
+        self.lines.append(json.dumps(line))
+        if self.wandb is not None:
+            self.wandb.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+
+def describe(result: dict[str, float]) -> str:
+    """An evaluation in words."""
+    return (
+        f"top-1 {100 * result['val_top1']:.2f} %, top-5 {100 * result['val_top5']:.2f} %, "
+        f"loss {result['val_loss']:.4f} on {result['val_count']} examples"
+    )
+
+
+class _Bar:
+    """A tqdm bar on a terminal; elsewhere a line now and then."""
+
+    SECONDS_PER_LINE = 10.0
+
+    def __init__(self, start: int, total: int, batch_size: int):
+        self.start, self.total, self.batch_size = start, total, batch_size
+        self.begin: float | None = (
+            None  # set by the first update, so that the rate leaves out compilation
+        )
+        self.last = time.perf_counter()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, loss: float) -> None:
+        now = time.perf_counter()
+        if self.begin is None:
+            self.begin, self.start = now, step
+        elapsed = now - self.begin
+        rate = (
+            (step - self.start) / elapsed if elapsed > 1 else None
+        )  # results come in blocks: too few tell nothing
+        images = f"{rate * self.batch_size:.0f} images/s" if rate else ""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}  {images}", refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif now - self.last >= self.SECONDS_PER_LINE or step == self.total:
+            self.last = now
+            left = f"{(self.total - step) / rate:.0f} s left" if rate else ""
+            print(
+                f"step {step}/{self.total}  loss {loss:.4f}  {images}  {left}".rstrip(), flush=True
+            )
+
+    def say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _start_wandb(plan, run_path: Path):
+    """wandb's run, one for a training however often it is resumed; None where it is off."""
+    if plan.cfg.wandb == "off":
+        return None
+    import wandb
+
+    id_file = run_path / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4))
+    return wandb.init(
+        project="twinvit",
+        name=run_path.name,
+        id=id_file.read_text(),
+        resume="allow",
+        mode=plan.cfg.wandb,
+        dir=run_path,
+        config={"train": dataclasses.asdict(plan.cfg), "model": dataclasses.asdict(plan.model)},
+    )

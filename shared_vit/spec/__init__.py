@@ -1,0 +1,1 @@
+"""A model as data: configuration, arrays, first weights, precision, keys of randomness."""

@@ -1,0 +1,36 @@
+"""Kinds of files that hold named arrays, and a registry for those that need a framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+from shared_vit.errors import UserError
+from shared_vit.weights.lazy import Arrays, LazyArray
+
+
+class Container(NamedTuple):
+    """A kind of file: how its arrays are read (when asked for) and written."""
+
+    open: Callable[[Path], dict[str, LazyArray]]
+    write: Callable[[Path, Arrays], None]
+
+
+_loaders: dict[str, Callable[[], Container]] = {}
+
+
+def register(name: str, load: Callable[[], Container]) -> None:
+    """Make a container known; `load` is called when the first file of the kind is read or written."""
+    _loaders[name] = load
+
+
+def container(name: str) -> Container:
+    """A registered container. Raises UserError where no installed package provides it."""
+    if name not in _loaders:
+        for entry in entry_points(group="twinvit.containers", name=name):
+            register(name, entry.load)
+    if name not in _loaders:
+        raise UserError(f".{name} files are read by PyTorch: `import torch_vit` first")
+    return _loaders[name]()

@@ -1,0 +1,1 @@
+"""Formats of weight files: whose names and layouts they use."""

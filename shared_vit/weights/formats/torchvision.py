@@ -1,0 +1,104 @@
+"""torchvision's `VisionTransformer`: names of versions 1 and 2 of its checkpoints."""
+
+import re
+
+from shared_vit.errors import UserError
+from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
+from shared_vit.weights import table as layout
+from shared_vit.weights.formats import base as formats
+from shared_vit.weights.formats.base import Format, Hints, Reading
+from shared_vit.weights.lazy import Arrays
+
+_BLOCK = "encoder.layers.encoder_layer_{}."
+_MODULES = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj": "conv_proj",
+    "norm1": "ln_1",
+    "attn.proj": "self_attention.out_proj",
+    "norm2": "ln_2",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.3",
+    "norm": "encoder.ln",
+    "pre_logits": "heads.pre_logits",
+    "head": "heads.head",
+}
+
+
+def _name(canonical_name: str) -> str:
+    layer, module, leaf = formats.split_name(canonical_name)
+    if module == "attn.qkv":
+        return f"{_BLOCK.format(layer)}self_attention.in_proj_{leaf}"
+    target = _MODULES[module] + (f".{leaf}" if leaf else "")
+    return _BLOCK.format(layer) + target if layer else target
+
+
+class Torchvision(Format):
+    name = "torchvision"
+    about = "a ViT of torchvision"
+    suffixes = (".pth", ".safetensors")
+    foreign = {"conv_proj.conv_bn_relu": "a convolutional stem"}
+
+    def found(self, names: Arrays) -> bool:
+        return "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in names
+
+    def strip(self, arrays: Arrays) -> Arrays:
+        arrays = formats.strip_prefixes(arrays, ("module.", "_orig_mod."))
+        return {
+            re.sub(r"\.mlp\.linear_([12])\.", lambda m: f".mlp.{'03'[int(m[1]) - 1]}.", name): array
+            for name, array in arrays.items()
+        }
+
+    def read(self, arrays: Arrays, hints: Hints) -> Reading:
+        notes: tuple[list[str], list[str]] = ([], [])
+        depth = layout.count_layers(r"encoder\.layers\.encoder_layer_(\d+)\.", arrays)
+        values = formats.sizes(arrays, _name, depth, -1, "norm", self, hints)
+        name = "encoder.pos_embedding"
+        rows = arrays[name].shape[1] - 1 if name in arrays and len(arrays[name].shape) == 3 else 1
+        cfg = formats.model(
+            hints,
+            **values,
+            num_heads=formats.heads(values, None, hints, notes),
+            image_size=formats.image_size(rows, values["patch_size"], name, hints),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+        notes[0].append("erf GELU, eps 1e-6, ImageNet's mean and std (torchvision's defaults)")
+        return Reading(
+            cfg, formats.torch_table(cfg, _name, formats.has_head(arrays, _name)), *notes
+        )
+
+    def table(self, cfg: ModelConfig) -> layout.Table:
+        return formats.torch_table(cfg, _name)
+
+    def refuse(self, cfg: ModelConfig) -> None:
+        if cfg.pool != "token":
+            raise UserError(
+                "torchvision's ViT pools by the class token only; this model takes a mean: timm can hold it"
+            )
+
+    def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
+        out = []
+        if cfg.gelu == "tanh":
+            out.append(
+                "torchvision computes erf GELU, this model tanh; after building it: for m in model.modules(): if "
+                "isinstance(m, torch.nn.GELU): m.approximate = 'tanh'"
+            )
+        if cfg.norm_eps != 1e-6:
+            out.append(
+                f"torchvision's LayerNorm eps is 1e-6, this model's {cfg.norm_eps:g}: VisionTransformer(..., "
+                f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={cfg.norm_eps:g}))"
+            )
+        return out
+
+    def how_to_load(self, cfg: ModelConfig) -> str:
+        args = dict(
+            image_size=cfg.image_size, patch_size=cfg.patch_size, num_layers=cfg.depth, num_heads=cfg.num_heads,
+            hidden_dim=cfg.width, mlp_dim=cfg.mlp_dim, num_classes=cfg.num_classes,
+        )  # fmt: skip
+        if cfg.pre_logits:
+            args["representation_size"] = cfg.pre_logits
+        text = ", ".join(f"{key}={value}" for key, value in args.items())
+        if cfg.norm_eps != 1e-6:
+            text += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={cfg.norm_eps:g})"
+        return f"torchvision.models.VisionTransformer({text}).load_state_dict(weights, strict=True)"

@@ -1,0 +1,178 @@
+"""How canonical arrays lie in another format's file: under which names, in which shapes, in how many pieces."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared_vit.errors import UserError
+from shared_vit.spec import canonical
+from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.lazy import Arrays, LazyArray
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An array of the file that holds a canonical array, or those of its rows that `rows` names.
+
+    `layer` picks one layer of an array that stacks all layers along its first axis (shape without that axis).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    to_canonical: Callable[[np.ndarray], np.ndarray] = _same
+    to_file: Callable[[np.ndarray], np.ndarray] = _same
+    rows: tuple[int, int] | None = None
+    layer: int | None = None
+
+
+Table = dict[
+    str, list[Piece]
+]  # canonical name: the pieces of the file it is made of, joined along axis 0
+
+
+def plain(name: str, shape: tuple[int, ...]) -> Piece:
+    """The canonical array as it is."""
+    return Piece(name, shape)
+
+
+def transposed(name: str, shape: tuple[int, ...]) -> Piece:
+    """A product's weight [out, in] stored as [in, out]."""
+    return Piece(name, shape[::-1], np.transpose, np.transpose)
+
+
+def channels_last(name: str, shape: tuple[int, ...]) -> Piece:
+    """A convolution's weight OIHW stored as HWIO."""
+    o, i, h, w = shape
+    return Piece(
+        name, (h, w, i, o), lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0)
+    )
+
+
+def thirds(names: list[str], make: Callable[[str], Piece], width: int) -> list[Piece]:
+    """q, k and v, stored apart under `names`, as the rows of the canonical `qkv`."""
+    pieces = [make(name) for name in names]
+    spans = [(i * width, (i + 1) * width) for i in range(3)]
+    return [
+        Piece(p.name, p.shape, p.to_canonical, p.to_file, span, p.layer)
+        for p, span in zip(pieces, spans)
+    ]
+
+
+def split_heads(name: str, width: int, heads: int) -> Piece:
+    """A weight of q, k or v, [width out, width in], stored as [width in, heads, width of a head]."""
+    return Piece(
+        name,
+        (width, heads, width // heads),
+        lambda a: a.reshape(width, width).T,
+        lambda a: a.T.reshape(width, heads, width // heads),
+    )
+
+
+def split_heads_bias(name: str, width: int, heads: int) -> Piece:
+    """A bias of q, k or v, [width], stored as [heads, width of a head]."""
+    shape = (heads, width // heads)
+    return Piece(name, shape, np.ravel, lambda a: a.reshape(shape))
+
+
+def joined_heads(name: str, width: int, heads: int) -> Piece:
+    """The weight of attention's output, [width out, width in], stored as [heads, width of a head, width out]."""
+    shape = (heads, width // heads, width)
+    return Piece(name, shape, lambda a: a.reshape(width, width).T, lambda a: a.T.reshape(shape))
+
+
+def to_canonical(cfg: ModelConfig, table: Table, arrays: Arrays) -> dict[str, LazyArray]:
+    """Canonical arrays, in canonical order, made from the file's when asked for."""
+    return {
+        name: _join(shape, table[name], arrays) for name, shape in canonical.shapes(cfg).items()
+    }
+
+
+def _join(shape: tuple[int, ...], pieces: list[Piece], arrays: Arrays) -> LazyArray:
+    def load() -> np.ndarray:
+        parts = []
+        for piece in pieces:
+            array = np.asarray(arrays[piece.name])
+            parts.append(piece.to_canonical(array if piece.layer is None else array[piece.layer]))
+        return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    dtype = np.result_type(*(arrays[piece.name].dtype for piece in pieces))
+    return LazyArray(shape, dtype, load)
+
+
+def to_file(table: Table, arrays: Arrays) -> dict[str, LazyArray]:
+    """The file's arrays, made from canonical ones when asked for."""
+    return {
+        piece.name: _cut(piece, arrays[name]) for name, pieces in table.items() for piece in pieces
+    }
+
+
+def _cut(piece: Piece, array: np.ndarray | LazyArray) -> LazyArray:
+    def load() -> np.ndarray:
+        return np.ascontiguousarray(piece.to_file(np.asarray(array)[slice(*piece.rows or (None,))]))
+
+    return LazyArray(piece.shape, array.dtype, load)
+
+
+def check(table: Table, arrays: Arrays, where: str, about: str) -> None:
+    """Raise UserError, in the file's own names, unless `arrays` has exactly what `table` says."""
+    pieces = [piece for group in table.values() for piece in group]
+    layers = Counter(piece.name for piece in pieces)
+    expected = {p.name: p.shape if p.layer is None else (layers[p.name], *p.shape) for p in pieces}
+    wrong = [
+        f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in arrays]
+    extra = [name for name in arrays if name not in expected]
+    not_float = [
+        f"{name} is {a.dtype}, expected floats"
+        for name, a in arrays.items()
+        if not is_float(a.dtype)
+    ]
+    kinds = (("", wrong), ("missing: ", missing), ("unknown: ", extra), ("", not_float))
+    faults = [label + some(items) for label, items in kinds if items]
+    if faults:
+        raise UserError(f"{where} is not {about}: {'; '.join(faults)}")
+
+
+def is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def some(items: list[str], most: int = 4) -> str:
+    """The first few of many, for a message."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def count_layers(pattern: str, names: Mapping[str, object]) -> int:
+    """How many layers the names count from 0 without a gap; `pattern` has one group, the number."""
+    found = {int(m[1]) for name in names if (m := re.match(pattern, name)) and len(m[1]) < 6}
+    return next(i for i in range(len(found) + 1) if i not in found)
+
+
+def side_of(rows: int) -> int | None:
+    """The side of a square grid of `rows` patches; None if there is no such square."""
+    side = math.isqrt(max(rows, 0))
+    return side if side and side * side == rows else None
+
+
+def without_class_row(name: str, cfg: ModelConfig) -> Piece:
+    """`pos_embed` [1, tokens, width] stored without the class token's row, which is zero."""
+    shape = (1, cfg.num_patches, cfg.width)
+    if not cfg.class_token:
+        return Piece(name, shape)
+    return Piece(
+        name,
+        shape,
+        lambda a: np.concatenate([np.zeros_like(a[:, :1]), a], axis=1),
+        lambda a: a[:, 1:],
+    )

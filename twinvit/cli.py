@@ -1,0 +1,63 @@
+"""The `twinvit` command: a table of its subcommands, each a typed function in a module of its own."""
+
+import importlib
+import sys
+
+from shared_vit.errors import UserError, nearest, run_main
+from shared_vit.version import __version__
+
+# name: (module, function, what it does); a module is imported only when its command runs.
+COMMANDS = {
+    "train": (
+        "twinvit.train",
+        "train",
+        "train or evaluate one twin (train_jax.py and train_torch.py)",
+    ),
+    "parity": (
+        "twinvit.parity",
+        "parity",
+        "train both twins from the same flags and judge their curves",
+    ),
+    "curves": (
+        "twinvit.parity",
+        "curves",
+        "judge the curves of two runs on disk, by the noise rule",
+    ),
+    "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
+    "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
+    "prepare": (
+        "shared_vit.data.prepare",
+        "prepare",
+        "ImageNet's tars to class folders; check a folder's images",
+    ),
+}
+
+USAGE = (
+    "usage: twinvit COMMAND [flags]   (twinvit COMMAND --help tells a command's flags)\n\n"
+    + "\n".join(f"  {name:<9}{text}" for name, (_, _, text) in COMMANDS.items())
+)
+
+
+def _main() -> int | None:
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"twinvit {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise UserError(
+            f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)} Commands: {', '.join(COMMANDS)}."
+        )
+    module, function, _ = COMMANDS[args[0]]
+    command = getattr(importlib.import_module(module), function)
+    if getattr(command, "takes_training_flags", False):
+        return command(args[1:])
+    import tyro
+
+    return tyro.cli(command, args=args[1:], prog=f"twinvit {args[0]}", use_underscores=True)
+
+
+def main() -> None:
+    run_main(_main)

@@ -1,0 +1,129 @@
+"""`twinvit convert`: weights from any known format to any other, with the function they were trained for."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from shared_vit.errors import UserError
+from shared_vit.weights.adapt import adapt
+from shared_vit.weights.lazy import Arrays, LazyArray
+from shared_vit.weights.read import FORMATS, NATIVE, SUFFIXES, Source, open_weights
+from shared_vit.weights.write import check_target, write_weights
+
+To = Literal["torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
+From = Literal["auto", "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
+
+_MODEL_FOLDER = (
+    "checkpoints",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+
+
+def convert(
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+    to: To,
+    from_: Annotated[From, tyro.conf.arg(name="from")] = "auto",
+    verify: bool = False,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+) -> int:
+    """Convert weights and the function they were trained for.
+
+    Args:
+        src: Weight file, run or checkpoint directory, model folder, or a folder of many weight files.
+        dst: File to write (.safetensors, .npz, .pth), or a name without suffix for a model folder.
+        to: Format to write; torch and jax are the same file.
+        from_: Format of SRC; by default it is found from the file.
+        verify: Run both twins and the formats' own libraries on both files, and write a certificate.
+        num_heads: Attention heads, for files that do not say.
+        image_size: New side of the input in pixels; learned positions are resampled.
+        num_classes: Classes; another number than the file's makes a new head of zeros.
+        dtype: Type of the numbers in DST; by default as they are.
+    """
+    source, target = Path(src), Path(dst)
+    many = _many(source)
+    if many and verify:
+        raise UserError("--verify takes one file at a time")
+    jobs = []
+    for here, there in _pairs(many, target, to) if many else [(source, target)]:
+        # Everything that can be refused is, before the first file is written.
+        opened = open_weights(here, from_, num_heads, num_classes, image_size)
+        cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
+        check_target(there, cfg, to, new_folder=bool(many))
+        jobs.append((opened, cfg, arrays, there))
+    if many:
+        target.mkdir(exist_ok=True)
+    for opened, cfg, arrays, there in jobs:
+        _say(opened, cfg)
+        size = sum(array.nbytes for array in arrays.values())
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+            notes = write_weights(there, cfg, _counted(arrays, bar), to)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"wrote {there} ({to})")
+    if verify:
+        from twinvit.certificate import certify
+
+        changes = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+        return certify(jobs[0][0], source, target, to, num_heads, changes)
+    return 0
+
+
+def _many(source: Path) -> list[Path]:
+    """The weight files of a folder that is itself no model, run or checkpoint."""
+    if not source.is_dir() or any((source / name).exists() for name in _MODEL_FOLDER):
+        return []
+    if any(child.name.startswith("step_") for child in source.iterdir()):
+        return []
+    return sorted(
+        child for child in source.iterdir() if child.suffix in SUFFIXES and child.is_file()
+    )
+
+
+def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
+    """`(file, file to write)` for many files."""
+    suffix = ".safetensors" if to in NATIVE else FORMATS[to].suffixes[0]
+    pairs = [(file, folder / (file.stem + suffix)) for file in files]
+    names = Counter(there for _, there in pairs)
+    twice = next((there for there, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"two files of {files[0].parent} would be written to {twice}: rename one")
+    if folder.exists() and not folder.is_dir() or not folder.parent.is_dir():
+        raise UserError(f"cannot write into {folder}: expected a folder, or a new name in one")
+    return pairs
+
+
+def _say(source: Source, cfg) -> None:
+    print(
+        f"found {source.format} in {source.path}: width {cfg.width}, depth {cfg.depth}, {cfg.num_heads} heads, patch "
+        f"{cfg.patch_size}, image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, eps {cfg.norm_eps:g}, "
+        f"pooling by {cfg.pool}"
+    )
+    if source.assumed:
+        print(f"the file does not say, taken as usual: {'; '.join(source.assumed)}")
+    for notice in source.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+
+
+def _counted(arrays: Arrays, bar) -> dict[str, LazyArray]:
+    """The arrays, each of which moves the bar on when it is read."""
+
+    def counted(array: LazyArray | np.ndarray) -> LazyArray:
+        def load() -> np.ndarray:
+            values = np.asarray(array)
+            bar.update(values.nbytes)
+            return values
+
+        return LazyArray(tuple(array.shape), array.dtype, load)
+
+    return {name: counted(array) for name, array in arrays.items()}

@@ -24,6 +24,7 @@ from shared_vit import weights
 ROOT = Path(__file__).resolve().parents[1]
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 TWINS = ("jax", "torch")
+CURVES = json.loads((OLD / "curves.json").read_text())
 
 # Weight file or folder: the one that holds the same function.
 WEIGHTS = {
@@ -65,6 +66,7 @@ RUNS = {  # run: the twins that can continue it
 }
 RESUMED = [(run, twin) for run, twins in RUNS.items() for twin in twins]
 STOPPED_AT = 6
+CURVE_STEPS = 20
 # What rounding may do, in the other twin or on another machine. Measured over the updates tested:
 # at most 1e-15 (float64) and 3e-7 (float32) between the twins, and 1e-15 in float64 for AVX2
 # instead of AVX-512, one core instead of two, two threads instead of one.
@@ -124,7 +126,7 @@ def train_many(twin: str, jobs: dict[str, list[str]], folder: Path) -> dict[str,
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, dict[str, dict[str, tuple]]]:
-    """`(folder, results)`: every run evaluated and resumed.
+    """`(folder, results)`: every run evaluated and resumed, and the curves retrained.
 
     Runs lie under `folder/<twin>/<job>`; results are `{twin: {job: (status, output)}}`.
     """
@@ -144,6 +146,17 @@ def trained(tmp_path_factory) -> tuple[Path, dict[str, dict[str, tuple]]]:
         shutil.copytree(OLD / f"run_{twin}_fp64", place)
         shutil.rmtree(place / f"checkpoints/step_{STOPPED_AT}")
         jobs["older"] = ["--resume", f"--run_dir={place}"]
+        for precision in ("fp64", "fp32"):
+            place = folder / twin / f"curve_{precision}"
+            jobs[place.name] = [
+                *CURVES["flags"],
+                f"--precision={precision}",
+                f"--stop_at={CURVE_STEPS}",
+                "--eval_every=0",
+                "--checkpoint_every=0",
+                "--workers=0",
+                f"--run_dir={place}",
+            ]
         results[twin] = train_many(twin, jobs, folder / twin)
     return folder, results
 
@@ -320,3 +333,20 @@ def test_runs_compare_as_curves(run, old, trained, tmp_path):
     status, said = twinvit("curves", old / run, trained[0] / other / run, "-o", figure)
     assert status == 0 and figure.stat().st_size > 1000, said
     assert "loss: largest gap 0.00e+00" in said and f"over {STOPPED_AT} steps" in said
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_training_draws_the_curve_it_drew(twin, precision, trained):
+    """The digits preset from its first step: not a bit has moved (on the machine that drew it)."""
+    folder, results = trained
+    status, said = results[twin][f"curve_{precision}"]
+    assert status == 0, said
+    lines = lines_of(folder / twin / f"curve_{precision}" / "metrics.jsonl")
+    updates = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in updates] == list(range(1, CURVE_STEPS + 1))
+    tolerance = 0.0 if same_machine() else ROUNDING[precision]
+    for quantity, known in CURVES["curves"][f"{twin}_{precision}"].items():
+        found = np.array([line[quantity] for line in updates])
+        expected = np.array([float.fromhex(text) for text in known[:CURVE_STEPS]])
+        assert (np.abs(found - expected) <= tolerance * np.abs(expected)).all(), quantity

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -14,81 +13,72 @@ from jax.sharding import Mesh
 
 from jax_vit.rendezvous import Place, find_place, meet
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.run.asked import Asked, check_divides
+from shared_vit.spec.machine import Machine
 
 
-def resolve(cfg: TrainConfig) -> TrainConfig:
-    """`cfg` with device ("cpu" or "gpu"), world_size, precision, num_processes and process_id filled in.
+def resolve(asked: Asked) -> Asked:
+    """`asked` with device ("cpu" or "gpu"), world_size, precision, num_processes and process_id filled in.
 
     To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and x64, and joins the
     other processes of the run. world_size counts the devices of this process. Raises UserError for devices that are not
     there, a precision that they do not have, a batch that they do not divide, and processes that do not come.
     """
-    if cfg.precision == "fp16":
+    if asked.precision == "fp16":
         raise UserError("--precision=fp16 needs a gradient scaler, which only train_torch.py has: use --precision=bf16")
-    place = find_place(cfg)
+    place = find_place(asked)
     processes = place.num_processes if place else 1
-    _check_batch(cfg, processes, cfg.world_size or 1)
-    if jax.config.jax_num_cpu_devices != (cfg.world_size or 1):
-        jax.config.update("jax_num_cpu_devices", cfg.world_size or 1)
-    jax.config.update("jax_enable_x64", cfg.precision == "fp64")
-    if cfg.device == "cpu":
+    check_divides(asked.batch_size, asked.grad_accum, asked.world_size or 1, processes)
+    if jax.config.jax_num_cpu_devices != (asked.world_size or 1):
+        jax.config.update("jax_num_cpu_devices", asked.world_size or 1)
+    jax.config.update("jax_enable_x64", asked.precision == "fp64")
+    if asked.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if place:
-        _join(cfg, place)
-    gpus = [] if cfg.device == "cpu" else _local_gpus()
-    if cfg.device == "gpu" and not gpus:
+        _join(asked, place)
+    gpus = [] if asked.device == "cpu" else _local_gpus()
+    if asked.device == "gpu" and not gpus:
         raise UserError(
             f"--device=gpu: JAX {jax.__version__} sees no GPU. Train with --device=cpu, or install JAX's CUDA plug-in that "
             "fits this machine's driver: pip install 'twinvit[cuda12]' or 'twinvit[cuda13]'."
         )
-    world_size = cfg.world_size or max(len(gpus), 1)
+    world_size = asked.world_size or max(len(gpus), 1)
     if gpus and world_size > len(gpus):
         raise UserError(
             f"--world_size={world_size}, and there are {len(gpus)} GPUs: use --world_size={len(gpus)}, or --device=cpu for "
             f"{world_size} devices on the CPU"
         )
-    _check_batch(cfg, processes, world_size)
+    check_divides(asked.batch_size, asked.grad_accum, world_size, processes)
     bf16 = bool(gpus) and _has_bf16(gpus[0])
-    if cfg.precision == "bf16" and gpus and not bf16:
+    if asked.precision == "bf16" and gpus and not bf16:
         raise UserError(
             f"--precision=bf16: {gpus[0].device_kind} has no bfloat16 (compute capability 8.0 or newer has): use "
             "--precision=fp32"
         )
-    return dataclasses.replace(
-        cfg,
+    return asked.replace(
         device="gpu" if gpus else "cpu",
         world_size=world_size,
-        precision=cfg.precision or ("bf16" if bf16 else "fp32"),
+        precision=asked.precision or ("bf16" if bf16 else "fp32"),
         num_processes=processes,
         process_id=place.process_id if place else 0,
     )
 
 
-def start(cfg: TrainConfig) -> Mesh:
+def start(machine: Machine) -> Mesh:
     """The mesh of a resolved run: one axis, "data", over `world_size` devices of every process, in the processes' order."""
-    if cfg.device == "gpu":
+    if machine.device == "gpu":
         _use_compilation_cache()
-    platform = jax.devices("gpu" if cfg.device == "gpu" else "cpu")
+    platform = jax.devices("gpu" if machine.device == "gpu" else "cpu")
     devices = [
-        [d for d in platform if d.process_index == process][: cfg.world_size] for process in range(jax.process_count())
+        [d for d in platform if d.process_index == process][: machine.world_size] for process in range(jax.process_count())
     ]
     return Mesh(np.array(devices).reshape(-1), ("data",))
 
 
-def _check_batch(cfg: TrainConfig, processes: int, world_size: int) -> None:
-    if cfg.batch_size % (processes * world_size * cfg.grad_accum):
-        per = f"{processes} processes x " if processes > 1 else ""
-        raise UserError(
-            f"--batch_size={cfg.batch_size} is not divisible by {per}{world_size} devices x "
-            f"--grad_accum={cfg.grad_accum}: every device takes the same share"
-        )
-
-
-def _join(cfg: TrainConfig, place: Place) -> None:
+def _join(asked: Asked, place: Place) -> None:
     """Meet the other processes, share out the GPUs of each host, and start `jax.distributed`."""
-    gpus = [] if cfg.device == "cpu" else _gpu_uuids()
-    facts = {"host": socket.gethostname(), "gpus": gpus, "world_size": cfg.world_size}
+    gpus = [] if asked.device == "cpu" else _gpu_uuids()
+    facts = {"host": socket.gethostname(), "gpus": gpus, "world_size": asked.world_size}
     everyone = meet(place, facts)
     sizes = {f["world_size"] for f in everyone}
     if len(sizes) > 1:

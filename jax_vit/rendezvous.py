@@ -11,7 +11,7 @@ import time
 from typing import Any, NamedTuple
 
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.run.asked import Asked
 
 TIMEOUT_SECONDS = 120.0  # changed by the environment variable TWINVIT_TIMEOUT
 
@@ -24,14 +24,14 @@ class Place(NamedTuple):
     process_id: int
 
 
-def find_place(cfg: TrainConfig) -> Place | None:
+def find_place(asked: Asked) -> Place | None:
     """From --coordinator, --num_processes and --process_id, else from SLURM's job step; None for a run of one process.
 
     Raises UserError where the flags are incomplete or impossible.
     """
-    if cfg.num_processes == 1:
+    if asked.num_processes == 1:
         return None
-    given = {n: getattr(cfg, n) for n in ("coordinator", "num_processes", "process_id")}
+    given = {n: getattr(asked, n) for n in ("coordinator", "num_processes", "process_id")}
     missing = [f"--{n}" for n, value in given.items() if value is None]
     if len(missing) == 3:
         return _slurm_place()

@@ -22,7 +22,7 @@ from shared_vit.spec.adam import BETA1, BETA2
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.pixels import normalization
 from shared_vit.spec.precision import PRECISIONS
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.recipe import Recipe
 
 
 class DeviceBatch(NamedTuple):
@@ -54,7 +54,7 @@ class Objective:
 class Trainer:
     """One model and its optimizer, replicated over a mesh of devices that share each batch."""
 
-    def __init__(self, state: TrainState, train: TrainConfig, mesh: Mesh):
+    def __init__(self, state: TrainState, train: Recipe, mesh: Mesh):
         self.cfg, self.train, self.mesh = state.config, train, mesh
         self.process, self.num_processes = jax.process_index(), jax.process_count()
         self.compile_seconds = None

@@ -15,7 +15,8 @@ from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.recipe import PRESETS, TrainConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 from torch_vit.trainer import Trainer as TorchTrainer
 from twinvit.noise_rule import Curve, relative_l2
 
@@ -23,7 +24,7 @@ from twinvit.noise_rule import Curve, relative_l2
 SMALL = ModelConfig(image_size=24, patch_size=8, width=60, depth=3, num_heads=5, mlp_dim=100, num_classes=7)
 # The digits model with larger patches: 5 tokens, so that a step takes milliseconds.
 TINY = ModelConfig(image_size=8, patch_size=4, width=64, depth=4, num_heads=4, mlp_dim=256, num_classes=10)
-DIGITS = dataclasses.replace(PRESETS["digits"], batch_size=32, lr=1e-3, warmup_steps=10, workers=0)
+DIGITS = Recipe(model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10)
 
 VARIANTS = {
     "token": SMALL,
@@ -78,16 +79,19 @@ def worst(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> tuple[float, st
     return max((relative_l2(a[n], b[n]), n) for n in a)
 
 
-def train_config(precision: str, **changes) -> TrainConfig:
-    return dataclasses.replace(DIGITS, precision=precision, **changes)
+def train_config(precision: str, **changes) -> Recipe:
+    """A short recipe on digits; `image_size` and `dropout` change its model."""
+    sizes = {n: changes.pop(n) for n in ("image_size", "dropout") if n in changes}
+    model = dataclasses.replace(DIGITS.model, **sizes)
+    return dataclasses.replace(DIGITS, precision=precision, model=model, **changes)
 
 
-def jax_trainer(state: TrainState, train: TrainConfig, devices: int = 1) -> JaxTrainer:
+def jax_trainer(state: TrainState, train: Recipe, devices: int = 1) -> JaxTrainer:
     mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
     return JaxTrainer(state, train, mesh)
 
 
-def torch_trainer(state: TrainState, train: TrainConfig) -> TorchTrainer:
+def torch_trainer(state: TrainState, train: Recipe) -> TorchTrainer:
     return TorchTrainer(state, train, torch.device("cpu"))
 
 
@@ -97,10 +101,10 @@ def random_state(cfg: ModelConfig, precision: str, seed: int = 0) -> TrainState:
 
 
 def run(
-    trainer, train: TrainConfig, steps: int, total: int | None = None, lr: Callable[[int], float] | None = None
+    trainer, train: Recipe, steps: int, total: int | None = None, lr: Callable[[int], float] | None = None
 ) -> Curve:
     """Train `steps` updates on digits; the curve."""
-    stream = batches(train, "train")
+    stream = batches(train, "train", machine=Machine(workers=0))
     results = []
     for step in range(steps):
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
@@ -110,7 +114,7 @@ def run(
     return Curve(np.arange(1, steps + 1), loss, grad_norm)
 
 
-def nudged_runs(state: TrainState, train: TrainConfig, steps: int) -> list[Curve]:
+def nudged_runs(state: TrainState, train: Recipe, steps: int) -> list[Curve]:
     """Three runs of the PyTorch twin that differ from its own by rounding alone."""
     configs = [dataclasses.replace(train, nudge=seed) for seed in (1, 2, 3)]
     return [run(torch_trainer(state, c), c, steps) for c in configs]

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from shared_vit.data.batch import Batch
+from shared_vit.run.asked import Asked
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import TrainState
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 
 
 class Job(NamedTuple):
@@ -39,7 +41,7 @@ def local_rows(batch: Batch) -> Batch:
     return dataclasses.replace(batch, rows=np.arange(len(batch.rows)))
 
 
-def train(trainer, cfg: TrainConfig, job: Job) -> dict[str, np.ndarray]:
+def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
     """The curve (loss, grad_norm) and the evaluation's counts."""
 
     def take(batch):
@@ -57,7 +59,7 @@ def train(trainer, cfg: TrainConfig, job: Job) -> dict[str, np.ndarray]:
     }
 
 
-def torch_rank(job: Job, cfg: TrainConfig, device) -> None:
+def torch_rank(job: Job, cfg: Recipe, device) -> None:
     """One rank's `train`; process 0 writes the result."""
     trainer = _torch_trainer(job.state, cfg, device)
     if job.mutation == "mean of ranks":
@@ -81,7 +83,7 @@ class _Seen:
         return getattr(self.trainer, name)
 
 
-def torch_rank_resumes(job: Job, cfg: TrainConfig, device) -> None:
+def torch_rank_resumes(job: Job, cfg: Recipe, device) -> None:
     """Writes the last parameters of a run, and of one taken up half-way by trainers made anew."""
     half = len(job.data) // 2
     whole = _torch_trainer(job.state, cfg, device, job.mutation)
@@ -100,7 +102,7 @@ def _updates(trainer, data: list[Batch]) -> None:
         trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), 1e-3).get()
 
 
-def _torch_trainer(state: TrainState, cfg: TrainConfig, device, mutation: str = ""):
+def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = ""):
     import torch
 
     from torch_vit.trainer import Trainer
@@ -118,7 +120,7 @@ def _say_pid() -> None:
     os.write(1, f"rank {dist.get_rank()} is {os.getpid()}\n".encode())
 
 
-def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
+def torch_rank_fails(how: str, device) -> int:
     """Rank 1 fails in the way named while the others wait for it; they are asked to end, and do not listen."""
     import signal
     import time
@@ -147,7 +149,7 @@ def torch_rank_fails(how: str, cfg: TrainConfig, device) -> int:
     return 0
 
 
-def torch_rank_waits(cfg: TrainConfig, device) -> int:
+def torch_rank_waits(device) -> int:
     """Waits for SIGINT or SIGTERM, counts them for a second, and leaves with 70 + their number, by agreement."""
     import signal
     import time
@@ -167,30 +169,40 @@ def torch_rank_waits(cfg: TrainConfig, device) -> int:
     return 70 + int(counts)
 
 
-def torch_rank_counts_threads(cfg: TrainConfig, device) -> int:
+def torch_rank_counts_threads(device) -> int:
     """Status 10 + threads."""
     import torch
 
     return 10 + torch.get_num_threads()
 
 
-def jax_process(job: Job, cfg: TrainConfig) -> None:
+def asked(recipe: Recipe, **flags) -> Asked:
+    """Flags, with a recipe's batch and precision."""
+    return Asked({n: getattr(recipe, n) for n in ("batch_size", "grad_accum", "precision")} | flags)
+
+
+def settle(resolve: Callable[[Asked], Asked], flags: Asked) -> Machine:
+    """The machine that `resolve` finds for flags."""
+    return Machine(**resolve(flags).values_of(Machine))
+
+
+def jax_process(job: Job, cfg: Recipe, flags: Asked) -> None:
     """One process of a JAX run."""
     from jax_vit import devices as mesh
     from jax_vit.trainer import Trainer
 
-    cfg = mesh.resolve(cfg)
-    trainer = Trainer(job.state, cfg, mesh.start(cfg))
+    machine = settle(mesh.resolve, flags)
+    trainer = Trainer(job.state, cfg, mesh.start(machine))
     result = train(trainer, cfg, job)
     if trainer.process == 0:
         np.savez(job.out, **result)
 
 
-def launch_torch(cfg: TrainConfig, worker: Callable) -> int:
+def launch_torch(flags: Asked, worker: Callable) -> int:
     """As `train_torch.py` does."""
     from torch_vit import devices as launch
 
-    return launch.launch(launch.resolve(cfg), worker)
+    return launch.launch(settle(launch.resolve, flags), worker)
 
 
 def write_script(path: Path, function: Callable, *args) -> list[str]:

@@ -1,15 +1,15 @@
 """Claim: bad input gets one clear error, at once, with exit status 2, and nothing is written."""
 
-import dataclasses
 
 import pytest
 
 from shared_vit.data.sources import imagenet
 from shared_vit.errors import UserError
+from shared_vit.run.asked import Asked, flags
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan
+from shared_vit.run.presets import PRESETS
 from shared_vit.spec.config import model_config
-from shared_vit.spec.recipe import PRESETS, TrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,12 @@ BAD = {
     "--resume": "--resume needs --run_dir",
     "--resume --run_dir=absent": "absent holds no run",
     "--preset=digits --init_from=x --resume --run_dir=absent": "absent holds no run",
+    "--preset=digits --epochs=inf": "--epochs must be at most",
+    "--preset=digits --epochs=1e300": "--epochs must be at most",
+    "--preset=digits --num_heads=4": "--num_heads belongs to --init_from",
+    "--preset=digits --data_dir=x": "--data_dir is given, and the digits",
+    "--preset=digits --keep=0": "--keep must be a number of at least 1, or all",
+    "--preset=digits --world_size=100000": "--world_size must be at most",
 }
 
 
@@ -62,9 +68,9 @@ def test_unknown_flag_names_the_nearest(capsys):
     ids=str,
 )
 def test_plan_errors(changes, message):
-    cfg = dataclasses.replace(PRESETS["digits"], precision="fp32", world_size=1, **changes)
+    asked = Asked(dict(precision="fp32", world_size=1, **changes), PRESETS["digits"])
     with pytest.raises(UserError, match=message):
-        make_plan(cfg, "torch")
+        make_plan(asked, "torch")
 
 
 @pytest.mark.parametrize(
@@ -77,22 +83,47 @@ def test_model_errors(changes):
 
 
 def test_nothing_named_trains_digits(capsys):
-    cfg = parse([], "train_torch.py")
-    assert cfg == PRESETS["digits"]
+    asked = parse([], "train_torch.py")
+    assert (asked.preset, asked.data, asked.batch_size) == ("digits", "digits", 64)
     notice = capsys.readouterr().err
     assert "digits" in notice and "imagenet" in notice and notice.count("\n") == 1
 
 
 def test_presets_and_overrides():
-    assert parse(["--preset=imagenet"], "x") == PRESETS["imagenet"]
-    imagenet = PRESETS["imagenet"]
-    assert (imagenet.model, imagenet.batch_size, imagenet.lr, imagenet.weight_decay) == ("vit_b16", 1024, 1e-3, 0.3)
-    assert (imagenet.epochs, imagenet.warmup_steps, imagenet.clip, imagenet.dropout) == (300, 100_000, 1.0, 0.0)
-    cfg = parse("--preset cifar10 --data_dir x --lr 0.1".split(), "x")
-    assert (cfg.data, cfg.data_dir, cfg.lr, cfg.model) == ("folder", "x", 0.1, "vit_mini4")
+    imagenet = parse(["--preset=imagenet"], "x")
+    found = (imagenet.model, imagenet.batch_size, imagenet.lr, imagenet.weight_decay)
+    assert found == ("vit_b16", 1024, 1e-3, 0.3)
+    found = (imagenet.epochs, imagenet.warmup_steps, imagenet.clip, imagenet.dropout)
+    assert found == (300, 100_000, 1.0, 0.0)
+    cifar = parse("--preset cifar10 --data_dir x --lr 0.1".split(), "x")
+    assert (cifar.data, cifar.data_dir, cifar.lr, cifar.model) == ("folder", "x", 0.1, "vit_mini4")
+    assert (cifar.pad_crop, cifar.eval_resize) == (4, 1.0)
     assert parse(["--data=digits", "--model=vit_b16"], "x").image_size == 32
     assert parse(["--preset=digits", "--optimizer=adam"], "x").weight_decay == 0
     assert model_config("vit") == model_config("vit_b16")
+
+
+HYPHENS = {
+    "--preset=digits --weight-decay=0.25": dict(weight_decay=0.25),
+    "--preset=digits --optimizer=adam": dict(weight_decay=0.0),
+    "--preset=digits --image-size=16": dict(image_size=16),
+    "--data-dir=DIR": dict(data_dir="DIR", data="imagenet"),
+    "--preset=digits --run-dir R --stop-at 3": dict(run_dir="R", stop_at=3),
+}
+
+
+@pytest.mark.parametrize("argv", HYPHENS)
+def test_hyphens_equal_underscores(argv):
+    asked = parse(argv.split(), "x")
+    assert {name: getattr(asked, name) for name in HYPHENS[argv]} == HYPHENS[argv]
+    assert asked == parse([a.replace("-", "_").replace("__", "--", 1) for a in argv.split()], "x")
+
+
+def test_hyphens_are_obeyed_by_every_check():
+    with pytest.raises(UserError, match="adam has no weight decay"):
+        parse("--preset=digits --optimizer=adam --weight-decay=0.1".split(), "x")
+    with pytest.raises(UserError, match="absent holds no run"):
+        parse("--resume --run-dir=absent".split(), "x")
 
 
 def test_every_flag_is_in_the_help(capsys):
@@ -100,5 +131,6 @@ def test_every_flag_is_in_the_help(capsys):
         parse(["--help"], "train_jax.py")
     text = capsys.readouterr().out
     assert left.value.code == 0
-    for field in dataclasses.fields(TrainConfig):
-        assert f"--{field.name}" in text
+    assert all(f"--{name} " in text for name in flags())
+    assert "None" not in text and "|STR" not in text and "SUPPRESS" not in text
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,6 +1,5 @@
 """Claim: a run starts on the devices asked for or says why not, and ends whole: no rank is left behind, no error twice."""
 
-import dataclasses
 import functools
 import os
 import re
@@ -17,10 +16,10 @@ import torch
 from jax_vit import devices as mesh
 from jax_vit import rendezvous
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.run.asked import Asked
 from torch_vit import devices as launch
 
-CFG = TrainConfig(batch_size=64, device="cpu")
+CFG = Asked(dict(batch_size=64, device="cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +84,9 @@ def assert_gone(pids: list[int]) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(device="auto", world_size=8), ["--world_size=2", "--device=cpu"]),
-        (dict(device="auto", precision="bf16"), ["Old", "bfloat16", "--precision="]),
-        (dict(device="auto", batch_size=63), ["--batch_size=63", "2"]),
+        (dict(device=None, world_size=8), ["--world_size=2", "--device=cpu"]),
+        (dict(device=None, precision="bf16"), ["Old", "bfloat16", "--precision="]),
+        (dict(device=None, batch_size=63), ["--batch_size=63", "2"]),
         (dict(world_size=3), ["--batch_size=64", "3"]),
         (dict(world_size=4, grad_accum=32), ["--grad_accum=32"]),
     ],
@@ -95,13 +94,13 @@ def assert_gone(pids: list[int]) -> None:
 )
 def test_impossible_devices_are_refused(resolve, change, words, gpus):
     with pytest.raises(UserError) as error:
-        resolve(dataclasses.replace(CFG, **change))
+        resolve(CFG.replace(**change))
     assert all(w in str(error.value) for w in words), error.value
 
 
 @pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
 def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
-    cfg = resolve(dataclasses.replace(CFG, device="auto"))
+    cfg = resolve(CFG.replace(device=None))
     assert (cfg.device, cfg.world_size, cfg.precision) == ("gpu", 2, "fp32")
     cfg = resolve(CFG)
     assert (cfg.device, cfg.world_size, cfg.precision) == ("cpu", 1, "fp32")
@@ -109,7 +108,7 @@ def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
 
 def test_new_gpus_get_bf16_and_torch_compile(gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    cfg = launch.resolve(dataclasses.replace(CFG, device="auto"))
+    cfg = launch.resolve(CFG.replace(device=None))
     assert (cfg.precision, cfg.compile) == ("bf16", "on")
     assert launch.resolve(CFG).compile == "off"
 
@@ -119,23 +118,23 @@ def test_new_gpus_get_bf16_and_torch_compile(gpus, monkeypatch):
 def test_no_gpu(resolve):
     with pytest.raises(UserError, match="--device=cpu"):
         # As many CPU devices as JAX has in these tests: their number is fixed once its back end runs.
-        resolve(dataclasses.replace(CFG, device="gpu", world_size=8))
+        resolve(CFG.replace(device="gpu", world_size=8))
 
 
 def test_fp16_is_refused_in_jax():
     with pytest.raises(UserError, match="bf16"):
-        mesh.resolve(dataclasses.replace(CFG, precision="fp16"))
+        mesh.resolve(CFG.replace(precision="fp16"))
 
 
 def test_torchrun_decides_the_world_size(monkeypatch, gpus):
     for name, value in dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2").items():
         monkeypatch.setenv(name, value)
-    assert launch.resolve(dataclasses.replace(CFG, device="auto")).world_size == 4  # two nodes of two GPUs
+    assert launch.resolve(CFG.replace(device=None)).world_size == 4  # two nodes of two GPUs
     with pytest.raises(UserError, match="--world_size"):
-        launch.resolve(dataclasses.replace(CFG, world_size=2))
+        launch.resolve(CFG.replace(world_size=2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="--nproc_per_node=2"):
-        launch.resolve(dataclasses.replace(CFG, device="auto"))
+        launch.resolve(CFG.replace(device=None))
 
 
 # PyTorch's ranks.
@@ -151,7 +150,7 @@ def test_torchrun_decides_the_world_size(monkeypatch, gpus):
     ],
 )
 def test_a_failing_rank_ends_the_run(how, status, cause, tmp_path):
-    cfg = dataclasses.replace(CFG, world_size=3, batch_size=3)
+    cfg = CFG.replace(world_size=3, batch_size=3)
     process = start(tmp_path, ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, how))
     pids = rank_pids(process, 3)
     begin = time.monotonic()
@@ -166,7 +165,7 @@ def test_a_failing_rank_ends_the_run(how, status, cause, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_rank_once(number, tmp_path):
     """And their agreed status is the run's. To the whole session, as a terminal's Ctrl-C goes to all of its processes."""
-    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    process = start(tmp_path, ranks.launch_torch, CFG.replace(world_size=2), ranks.torch_rank_waits)
     pids = rank_pids(process, 2)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=30)
@@ -176,7 +175,7 @@ def test_a_signal_reaches_every_rank_once(number, tmp_path):
 
 
 def test_a_second_ctrl_c_kills(tmp_path):
-    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    process = start(tmp_path, ranks.launch_torch, CFG.replace(world_size=2), ranks.torch_rank_waits)
     pids = rank_pids(process, 2)
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.3)
@@ -188,7 +187,7 @@ def test_a_second_ctrl_c_kills(tmp_path):
 
 
 def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
-    process = start(tmp_path, ranks.launch_torch, dataclasses.replace(CFG, world_size=2), ranks.torch_rank_waits)
+    process = start(tmp_path, ranks.launch_torch, CFG.replace(world_size=2), ranks.torch_rank_waits)
     pids = rank_pids(process, 2)
     process.kill()
     process.communicate(timeout=30)
@@ -196,14 +195,14 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_ranks_share_the_cores():
-    cfg = launch.resolve(dataclasses.replace(CFG, world_size=2))
+    cfg = launch.resolve(CFG.replace(world_size=2))
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert launch.launch(cfg, ranks.torch_rank_counts_threads) == 10 + threads
 
 
 def test_torchrun(tmp_path):
     """Its processes join, and a mistake is told once."""
-    cfg = dataclasses.replace(CFG, world_size=None)
+    cfg = CFG.replace(world_size=None)
     port = free_port()
 
     def torchrun(function, *args):
@@ -216,7 +215,7 @@ def test_torchrun(tmp_path):
     done = torchrun(ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, "not at all"))
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"rank \d is", done.stdout)) == 2
-    done = torchrun(ranks.launch_torch, dataclasses.replace(cfg, batch_size=3), ranks.torch_rank_waits)
+    done = torchrun(ranks.launch_torch, cfg.replace(batch_size=3), ranks.torch_rank_waits)
     assert done.stderr.count("error: ") == 1 and "--batch_size=3" in done.stderr, done.stderr
 
 
@@ -224,10 +223,10 @@ def test_torchrun(tmp_path):
 
 
 def test_a_coordinator_that_does_not_answer(tmp_path):
-    cfg = dataclasses.replace(CFG, coordinator=f"127.0.0.1:{free_port()}", num_processes=2, process_id=1)
+    cfg = CFG.replace(coordinator=f"127.0.0.1:{free_port()}", num_processes=2, process_id=1)
     for process_id, words in ((1, "did not answer"), (0, "processes [1] did not come")):
-        own = dataclasses.replace(cfg, process_id=process_id)
-        process = start(tmp_path, ranks.jax_process, None, own, TWINVIT_TIMEOUT="1")
+        own = cfg.replace(process_id=process_id)
+        process = start(tmp_path, ranks.jax_process, None, None, own, TWINVIT_TIMEOUT="1")
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert words in err and cfg.coordinator in err and "within 1 s" in err
@@ -243,9 +242,9 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
 )
 def test_processes_that_disagree(changes, words, tmp_path):
     port = free_port()
-    base = dataclasses.replace(CFG, coordinator=f"127.0.0.1:{port}", num_processes=2)
-    own = [dataclasses.replace(base, **({"process_id": i} | change)) for i, change in enumerate(changes)]
-    running = [start(tmp_path, ranks.jax_process, None, cfg, TWINVIT_TIMEOUT="5") for cfg in own]
+    base = CFG.replace(coordinator=f"127.0.0.1:{port}", num_processes=2)
+    own = [base.replace(**({"process_id": i} | change)) for i, change in enumerate(changes)]
+    running = [start(tmp_path, ranks.jax_process, None, None, cfg, TWINVIT_TIMEOUT="5") for cfg in own]
     errors = [p.communicate(timeout=60)[1] for p in running]
     assert [p.returncode for p in running] == [2, 2]
     assert any(re.search(words, e) for e in errors), errors
@@ -262,7 +261,7 @@ def test_processes_that_disagree(changes, words, tmp_path):
 )
 def test_incomplete_flags_of_processes(change, words):
     with pytest.raises(UserError, match=words):
-        rendezvous.find_place(dataclasses.replace(CFG, **change))
+        rendezvous.find_place(CFG.replace(**change))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ ROUNDING = {"fp64": 1e-12, "fp32": 3e-6, "fp16": 1e-2}
 
 def twinvit(*args: object) -> tuple[int, str]:
     """Exit status and output of a `twinvit` command, run in this process."""
-    from shared_vit.cli import main
+    from twinvit.cli import main
 
     argv, sys.argv = sys.argv, ["twinvit", *map(str, args)]
     said = io.StringIO()

@@ -73,19 +73,21 @@ def curve(result) -> Curve:
 
 
 def run_torch(job: ranks.Job, world_size: int, grad_accum: int = 1, train=TRAIN):
-    cfg = dataclasses.replace(train, world_size=world_size, grad_accum=grad_accum, device="cpu")
-    assert ranks.launch_torch(cfg, functools.partial(ranks.torch_rank, job)) == 0
+    cfg = dataclasses.replace(train, grad_accum=grad_accum)
+    flags = ranks.asked(cfg, world_size=world_size, device="cpu")
+    assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank, job, cfg)) == 0
     return np.load(job.out)
 
 
-def run_jax_processes(job: ranks.Job, cfg, folder, processes: int = 2):
-    """`processes` of them, with as many devices each as `cfg.world_size`."""
+def run_jax_processes(job: ranks.Job, cfg, flags, folder, processes: int = 2):
+    """`processes` of them, with as many devices each as `flags.world_size`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     running = []
     for i in range(processes):
-        own = dataclasses.replace(cfg, coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=i)
-        command = ranks.write_script(folder / f"process{i}", ranks.jax_process, job, own)
+        place = dict(coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=i)
+        own = flags.replace(**place)
+        command = ranks.write_script(folder / f"process{i}", ranks.jax_process, job, cfg, own)
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     outputs = [p.communicate(timeout=300)[0] for p in running]
     assert [p.returncode for p in running] == [0] * processes, outputs
@@ -133,8 +135,8 @@ def test_jax(devices, grad_accum, job, judge, base, x64):
 
 @pytest.mark.parametrize("grad_accum", [1, pytest.param(2, marks=slow)])
 def test_jax_in_two_processes_of_two_devices(grad_accum, job, judge, base, tmp_path):
-    cfg = dataclasses.replace(TRAIN, world_size=2, device="cpu", grad_accum=grad_accum)
-    result = run_jax_processes(job, cfg, tmp_path)
+    cfg = dataclasses.replace(TRAIN, grad_accum=grad_accum)
+    result = run_jax_processes(job, cfg, ranks.asked(cfg, world_size=2, device="cpu"), tmp_path)
     verdict = judge(result)
     assert verdict.matched and verdict.decided_until == STEPS, verdict.describe()
     np.testing.assert_allclose(result["counts"], base["counts"], rtol=1e-10)
@@ -169,9 +171,10 @@ def test_a_rank_drawing_the_same_masks_is_caught_in_jax(job, judge, x64):
 @pytest.mark.parametrize("mutation", ["", "unsettled buckets"])
 def test_four_torch_processes_resume_bit_for_bit(mutation, job, state):
     """DDP sums in the order of its buckets, which it forms anew after the first backward pass of a process."""
-    cfg = dataclasses.replace(train_config("fp32", dropout=0.1), world_size=4, device="cpu")
+    cfg = train_config("fp32", dropout=0.1)
+    flags = ranks.asked(cfg, world_size=4, device="cpu")
     job = job._replace(state=random_state(MODEL, "fp32"), data=job.data[:8], mutation=mutation)
-    assert ranks.launch_torch(cfg, functools.partial(ranks.torch_rank_resumes, job)) == 0
+    assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank_resumes, job, cfg)) == 0
     whole, resumed = pickle.loads(job.out.read_bytes())
     assert whole.step == resumed.step == 8
     same = all((whole.params[n] == resumed.params[n]).all() for n in whole.params)

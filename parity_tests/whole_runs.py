@@ -62,9 +62,9 @@ def train_here(twin: str, run_dir: Path, *flags: str) -> int:
     from shared_vit.run.command_line import parse
     from shared_vit.run.plan import make_plan
 
-    cfg = parse([f"--run_dir={run_dir}", *flags], prog="train")
-    cfg = dataclasses.replace(cfg, device="cpu", world_size=1, precision=cfg.precision or "fp32", compile="off")
-    plan = make_plan(cfg, twin)
+    asked = parse([f"--run_dir={run_dir}", *flags], prog="train")
+    settled = dict(device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off")
+    plan = make_plan(asked.replace(**settled), twin)
     if twin == "jax":
         import jax
         from jax.sharding import Mesh
@@ -72,12 +72,12 @@ def train_here(twin: str, run_dir: Path, *flags: str) -> int:
         from jax_vit.trainer import Trainer
 
         mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-        return loop.run(plan, 0, lambda state: Trainer(state, plan.cfg, mesh))
+        return loop.run(plan, 0, lambda state: Trainer(state, plan.recipe, mesh))
     import torch
 
     from torch_vit.trainer import Trainer
 
-    return loop.run(plan, 0, lambda state: Trainer(state, plan.cfg, torch.device("cpu")))
+    return loop.run(plan, 0, lambda state: Trainer(state, plan.recipe, torch.device("cpu")))
 
 
 def log_of(run_dir: Path) -> Path:

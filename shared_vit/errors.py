@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -14,6 +14,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a name close to a known one, else an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def some(items: Sequence[str], most: int = 4) -> str:
+    """The first few of many, for a message."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more
 
 
 def run_main(main: Callable[[], int | None]) -> None:

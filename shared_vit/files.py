@@ -2,12 +2,35 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from shared_vit.errors import UserError
+
+
+def read_limited(path: str | os.PathLike, most: int) -> bytes:
+    """The contents of a regular file of at most `most` bytes.
+
+    A FIFO or a device would block or never end, and says nothing of its size. Raises UserError for
+    those, for a larger file, and for one that cannot be read; FileNotFoundError where there is none.
+    """
+    path = Path(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise UserError(f"cannot read {path}: it is not a regular file")
+            data = file.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > most:
+        raise UserError(f"cannot read {path}: it has more than {most:,} bytes")
+    return data
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,64 +18,60 @@ import torch
 import torch.distributed as dist
 
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.run.asked import Asked, check_divides
+from shared_vit.spec.machine import Machine
 
-Worker = Callable[[TrainConfig, torch.device], int | None]
+Worker = Callable[[torch.device], int | None]
 GRACE_SECONDS = 5  # between asking ranks to end and killing them
 SETTLE_SECONDS = 0.5  # in which a failing rank's peers may report too; the first cause is printed
 
 
-def resolve(cfg: TrainConfig) -> TrainConfig:
-    """`cfg` with device ("cpu" or "gpu"), world_size, precision and compile ("on" or "off") filled in.
+def resolve(asked: Asked) -> Asked:
+    """`asked` with device ("cpu" or "gpu"), world_size, precision and compile ("on" or "off") filled in.
 
     world_size counts processes; under torchrun it is torchrun's, over all nodes. Raises UserError for devices that are
     not there, a precision that they do not have, and a batch that they do not divide.
     """
     with _one_voice():
-        return _resolve(cfg)
+        return _resolve(asked)
 
 
-def _resolve(cfg: TrainConfig) -> TrainConfig:
-    gpus = torch.cuda.device_count() if cfg.device != "cpu" and torch.cuda.is_available() else 0
-    if cfg.device == "gpu" and not gpus:
+def _resolve(asked: Asked) -> Asked:
+    gpus = torch.cuda.device_count() if asked.device != "cpu" and torch.cuda.is_available() else 0
+    if asked.device == "gpu" and not gpus:
         raise UserError(
             f"--device=gpu: PyTorch {torch.__version__} sees no GPU. Train with --device=cpu, or install a PyTorch built "
             "for this machine's GPU driver (pytorch.org/get-started)."
         )
-    world_size, local = cfg.world_size or max(gpus, 1), cfg.world_size or max(gpus, 1)
+    world_size, local = asked.world_size or max(gpus, 1), asked.world_size or max(gpus, 1)
     if _under_torchrun():
         world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if cfg.world_size not in (None, world_size):
+        if asked.world_size not in (None, world_size):
             raise UserError(
-                f"--world_size={cfg.world_size}, but torchrun started {world_size} processes: leave --world_size out"
+                f"--world_size={asked.world_size}, but torchrun started {world_size} processes: leave --world_size out"
             )
     if gpus and local > gpus:
         raise UserError(
             f"{local} processes need {local} GPUs, and this machine has {gpus}: use --world_size={gpus} "
             f"(torchrun: --nproc_per_node={gpus}), or --device=cpu for {local} processes on the CPU"
         )
-    if cfg.batch_size % (world_size * cfg.grad_accum):
-        raise UserError(
-            f"--batch_size={cfg.batch_size} is not divisible by {world_size} processes x --grad_accum={cfg.grad_accum}: "
-            "every device takes the same share"
-        )
+    check_divides(asked.batch_size, asked.grad_accum, world_size)
     bf16 = bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False)
-    if cfg.precision == "bf16" and gpus and not bf16:
+    if asked.precision == "bf16" and gpus and not bf16:
         raise UserError(
             f"--precision=bf16: {torch.cuda.get_device_name()} has no bfloat16 (compute capability 8.0 or newer has): "
             "use --precision=fp16 or fp32"
         )
-    return dataclasses.replace(
-        cfg,
+    return asked.replace(
         device="gpu" if gpus else "cpu",
         world_size=world_size,
-        precision=cfg.precision or ("bf16" if bf16 else "fp32"),
-        compile={"auto": "on" if gpus else "off"}.get(cfg.compile, cfg.compile),
+        precision=asked.precision or ("bf16" if bf16 else "fp32"),
+        compile=asked.compile or ("on" if gpus else "off"),
     )
 
 
-def launch(cfg: TrainConfig, worker: Worker) -> int:
-    """Run `worker(cfg, device)` in every process of a resolved run; return the run's exit status.
+def launch(machine: Machine, worker: Worker) -> int:
+    """Run `worker(device)` in every process of a resolved run; return the run's exit status.
 
     Joins torchrun's processes where it started this one; else runs inline for one process, else starts `world_size`
     processes (gloo on CPUs, NCCL on GPUs). `worker` is a function of a module; it returns a status or raises SystemExit.
@@ -85,10 +80,10 @@ def launch(cfg: TrainConfig, worker: Worker) -> int:
     """
     if _under_torchrun():
         with _one_voice():
-            return _join(cfg, worker)
-    if cfg.world_size == 1:
-        return _status(worker, cfg, _device(cfg, 0))
-    return _Ranks(cfg, worker).run()
+            return _join(machine, worker)
+    if machine.world_size == 1:
+        return _status(worker, _device(machine, 0))
+    return _Ranks(machine, worker).run()
 
 
 def _under_torchrun() -> bool:
@@ -107,27 +102,27 @@ def _one_voice():
         raise
 
 
-def _join(cfg: TrainConfig, worker: Worker) -> int:
-    device = _device(cfg, int(os.environ["LOCAL_RANK"]))
+def _join(machine: Machine, worker: Worker) -> int:
+    device = _device(machine, int(os.environ["LOCAL_RANK"]))
     if int(os.environ["WORLD_SIZE"]) == 1:
-        return _status(worker, cfg, device)
+        return _status(worker, device)
     _join_group(device)
-    status = _status(worker, cfg, device)
+    status = _status(worker, device)
     dist.destroy_process_group()
     return status
 
 
-def _status(worker: Worker, cfg: TrainConfig, device: torch.device) -> int:
+def _status(worker: Worker, device: torch.device) -> int:
     try:
-        return worker(cfg, device) or 0
+        return worker(device) or 0
     except SystemExit as leave:
         if isinstance(leave.code, str):
             raise
         return leave.code or 0
 
 
-def _device(cfg: TrainConfig, local_rank: int) -> torch.device:
-    if cfg.device != "gpu":
+def _device(machine: Machine, local_rank: int) -> torch.device:
+    if machine.device != "gpu":
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -154,8 +149,8 @@ class _Report(NamedTuple):
 class _Ranks:
     """The processes of one run on this machine, watched by their parent."""
 
-    def __init__(self, cfg: TrainConfig, worker: Worker):
-        self.cfg, self.worker = cfg, worker
+    def __init__(self, machine: Machine, worker: Worker):
+        self.machine, self.worker = machine, worker
         self.processes, self.readers = [], []
         self.signals: list[int] = []
 
@@ -169,7 +164,7 @@ class _Ranks:
                 self._kill()
                 raise
             failures = [r for r in reports if r.error]
-            if failures or len(reports) < self.cfg.world_size:
+            if failures or len(reports) < self.machine.world_size:
                 self._kill()
         if not failures:
             return next((r.status for r in reports if r.status), 0)
@@ -178,7 +173,7 @@ class _Ranks:
             return 128 + self.signals[0]
         if first.user:
             raise UserError(first.error)
-        print(f"error: rank {first.rank} of {self.cfg.world_size} {first.error}", file=sys.stderr, flush=True)
+        print(f"error: rank {first.rank} of {self.machine.world_size} {first.error}", file=sys.stderr, flush=True)
         return first.status
 
     def _start(self) -> None:
@@ -187,9 +182,9 @@ class _Ranks:
         # A fork server imports torch once for all ranks; it starts no threads and touches no GPU.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch_vit.trainer"])
-        for rank in range(self.cfg.world_size):
+        for rank in range(self.machine.world_size):
             reader, writer = context.Pipe(duplex=False)
-            args = (self.cfg, self.worker, rank, self.store.port, writer)
+            args = (self.machine, self.worker, rank, self.store.port, writer)
             process = context.Process(target=_rank_main, args=args, name=f"rank {rank}")
             process.start()
             writer.close()
@@ -263,22 +258,22 @@ def _quietly(call: Callable, *args) -> None:
         pass
 
 
-def _rank_main(cfg: TrainConfig, worker: Worker, rank: int, port: int, writer) -> None:
+def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer) -> None:
     """A rank's whole life; its last word goes to the parent."""
     os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(128 + number))  # until the training loop has its own
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        if cfg.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, _cores() // cfg.world_size))
-        os.environ["LOCAL_WORLD_SIZE"] = str(cfg.world_size)  # by which the input pipeline shares the cores
+        if machine.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, _cores() // machine.world_size))
+        os.environ["LOCAL_WORLD_SIZE"] = str(machine.world_size)  # by which the input pipeline shares the cores
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look the machine's name up
-        device = _device(cfg, rank)
+        device = _device(machine, rank)
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        _join_group(device, store=store, rank=rank, world_size=cfg.world_size)
-        status = _status(worker, cfg, device)
+        _join_group(device, store=store, rank=rank, world_size=machine.world_size)
+        status = _status(worker, device)
         dist.destroy_process_group()
         writer.send(_Report(rank, status))
     except BaseException as error:

@@ -16,7 +16,7 @@ from shared_vit.run.state import Counts, StepMetrics, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.pixels import normalization
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.recipe import Recipe
 from torch_vit.bridge import from_arrays
 from torch_vit.dropout import to_keys
 from torch_vit.lazy import LazyResult
@@ -56,7 +56,7 @@ class Objective(nn.Module):
 class Trainer:
     """One model and its optimizer on one device, in step with those of the other processes."""
 
-    def __init__(self, state: TrainState, train: TrainConfig, device: torch.device, compile: bool = False):
+    def __init__(self, state: TrainState, train: Recipe, device: torch.device, compile: bool = False):
         set_backend_precision(train.precision)
         self.cfg, self.train, self.device = state.config, train, device
         self.process = dist.get_rank() if dist.is_initialized() else 0

@@ -46,15 +46,6 @@ def read_curve(run_dir: Path | str) -> Curve:
     return Curve(steps.astype(np.int64), loss.astype(np.float64), grad_norm.astype(np.float64))
 
 
-def read_config(run_dir: Path | str) -> dict:
-    """A run directory's config.json. Raises UserError where there is none."""
-    path = Path(run_dir) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run_dir} is not a run: {path}: {error}") from None
-
-
 def relative_l2(a, b) -> float:
     """|a - b| / |b| in float64; inf where that is not a number, or the shapes differ."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import tyro
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.run.command_line import parse
-from shared_vit.spec.recipe import FREE_FIELDS, TrainConfig
-from twinvit import noise_rule as compare
-from twinvit import plots
+from shared_vit.run.record import Record, differences, read_record
+from shared_vit.spec.config import name_of
+from twinvit import noise_rule, plots
 
 NUDGES = (1, 2, 3)
 FIRST_NOISE_STEPS = (
@@ -27,19 +27,18 @@ FIRST_NOISE_STEPS = (
 def parity(argv: list[str]) -> int:
     """Train both twins from the same flags, and one three times more with --nudge, each in its own process; say whether the
     curves match by the noise rule, in a table and in curves.png. Exit status 1 where they do not."""
-    refused = ("nudge", "resume", "stop_at", "run_dir", "mode")
-    given = {arg.split("=")[0].lstrip("-") for arg in argv if arg.startswith("--")}
-    if wrong := [f"--{name}" for name in refused if name in given - {"run_dir"}]:
-        raise UserError(f"twinvit parity sets {', '.join(wrong)} itself: leave that out")
-    cfg = parse(argv, prog="twinvit parity")
-    if cfg.precision == "fp16":
+    asked = parse(argv, prog="twinvit parity")
+    own = [f"--{n}" for n in ("nudge", "resume", "stop_at", "mode") if n in asked.given]
+    if own:
+        raise UserError(f"twinvit parity sets {', '.join(own)} itself: leave that out")
+    if asked.precision == "fp16":
         raise UserError(
             "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
         )
-    out = Path(cfg.run_dir) if cfg.run_dir else _free_dir(cfg)
+    out = Path(asked.run_dir) if asked.run_dir else _free_dir(asked.preset)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another --run_dir")
-    flags = _without_run_dir(argv)
+    flags = asked.argv("run_dir")
     runs = {name: out / name for name in ("jax", "torch", *(f"torch-nudge-{i}" for i in NUDGES))}
     print(f"parity run in {out}: jax, torch, and torch with three nudges", flush=True)
     quiet = [
@@ -51,7 +50,7 @@ def parity(argv: list[str]) -> int:
     jobs = [("jax", flags), ("torch", flags)]
     jobs += [(f"torch-nudge-{i}", [*flags, *quiet, f"--nudge={i}"]) for i in NUDGES]
     _run_all([(name, _command(name, f, runs[name])) for name, f in jobs])
-    config = compare.read_config(runs["torch"])
+    total = read_record(runs["torch"]).recipe.steps
     steps = FIRST_NOISE_STEPS
     while True:
         verdict = _judge(
@@ -59,12 +58,8 @@ def parity(argv: list[str]) -> int:
             runs["torch"],
             runs["torch"],
             [runs[f"torch-nudge-{i}"] for i in NUDGES],
-            cfg_of(config),
         )
-        if (
-            steps >= config["total_steps"]
-            or max(v.max() for v in verdict.noise.values()) > compare.DECIDABLE
-        ):
+        if steps >= total or max(v.max() for v in verdict.noise.values()) > noise_rule.DECIDABLE:
             break
         steps *= 4
         names = [f"torch-nudge-{i}" for i in NUDGES]
@@ -92,13 +87,13 @@ def curves(
         output: where to write the figure.
     """
     if noise:
-        verdict = _judge(run_a, run_b, run_b, list(noise), cfg_of(compare.read_config(run_b)))
+        verdict = _judge(run_a, run_b, run_b, list(noise))
         _report(output, {run_a.name: run_a, run_b.name: run_b}, verdict)
         return 0 if verdict.matched else 1
-    a, b = compare.read_curve(run_a), compare.read_curve(run_b)
-    for quantity in compare.QUANTITIES:
+    a, b = noise_rule.read_curve(run_a), noise_rule.read_curve(run_b)
+    for quantity in noise_rule.QUANTITIES:
         print(
-            f"{quantity}: largest gap {compare.gap(a, b, quantity)[-1]:.2e} over {min(len(a), len(b))} steps"
+            f"{quantity}: largest gap {noise_rule.gap(a, b, quantity)[-1]:.2e} over {min(len(a), len(b))} steps"
         )
     print(
         "no verdict: name three nudged runs by --noise to judge the gap by what rounding alone does"
@@ -108,39 +103,30 @@ def curves(
     return 0
 
 
-def cfg_of(config: dict) -> TrainConfig:
-    return TrainConfig(**config["train"])
-
-
-def _judge(a: Path, b: Path, base: Path, nudged: list[Path], cfg: TrainConfig) -> compare.Verdict:
+def _judge(a: Path, b: Path, base: Path, nudged: list[Path]) -> noise_rule.Verdict:
     """The noise rule on runs on disk, after a check that they were made alike."""
-    own = dataclasses.asdict(cfg)
+    own = _without_nudge(read_record(b))
     for run in (a, *nudged):
-        config = compare.read_config(run)
-        other = dataclasses.asdict(cfg_of(config))
-        if config["data"] != compare.read_config(b)["data"]:
-            raise UserError(f"{run} and {b} were trained on different data")
-        if different := [k for k in own if k not in FREE_FIELDS | {"nudge"} and own[k] != other[k]]:
-            told = ", ".join(f"{k} {other[k]!r} against {own[k]!r}" for k in different)
-            raise UserError(f"{run} and {b} were not made with the same flags: {told}")
-    read = compare.read_curve
-    return compare.noise_rule(
-        read(a),
-        read(b),
-        read(base),
-        [read(n) for n in nudged],
-        compare.machine_epsilon(cfg.precision),
-    )
+        if different := differences(own, _without_nudge(read_record(run))):
+            raise UserError(
+                f"{b} and {run} were not made with the same settings: {some(different)}"
+            )
+    read, eps = noise_rule.read_curve, noise_rule.machine_epsilon(own.recipe.precision)
+    return noise_rule.noise_rule(read(a), read(b), read(base), [read(n) for n in nudged], eps)
 
 
-def _report(figure: Path, runs: dict[str, Path], verdict: compare.Verdict) -> None:
-    cfg = cfg_of(compare.read_config(list(runs.values())[1]))
+def _without_nudge(record: Record) -> Record:
+    return dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, nudge=None))
+
+
+def _report(figure: Path, runs: dict[str, Path], verdict: noise_rule.Verdict) -> None:
+    recipe = read_record(list(runs.values())[1]).recipe
     print(f"\n{verdict.describe()}")
-    title = f"{cfg.model}, {cfg.data}, {cfg.precision}: " + (
+    title = f"{name_of(recipe.model)}, {recipe.data}, {recipe.precision}: " + (
         "curves match" if verdict.matched else "curves do not match"
     )
     plots.plot_curves(
-        figure, {label: compare.read_curve(run) for label, run in runs.items()}, verdict, title
+        figure, {label: noise_rule.read_curve(run) for label, run in runs.items()}, verdict, title
     )
     print(f"figure: {figure}")
 
@@ -197,21 +183,9 @@ def _has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
-def _free_dir(cfg: TrainConfig) -> Path:
-    base = Path("runs") / f"parity-{cfg.preset}"
+def _free_dir(preset: str | None) -> Path:
+    base = Path("runs") / f"parity-{preset or 'run'}"
     names = itertools.chain(
         [base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))
     )
     return next(p for p in names if not p.exists())
-
-
-def _without_run_dir(argv: list[str]) -> list[str]:
-    kept, skip = [], False
-    for arg in argv:
-        if skip:
-            skip = False
-        elif arg == "--run_dir":
-            skip = True
-        elif not arg.startswith("--run_dir="):
-            kept.append(arg)
-    return kept

@@ -14,7 +14,8 @@ from shared_vit.data.examples import make_loader
 from shared_vit.data.sources.select import open_dataset
 from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 
 __all__ = ["Batch", "Dataset", "batches", "open_dataset"]
 
@@ -25,17 +26,17 @@ _MIN_SHARED = 1 << 16
 
 
 def batches(
-    cfg: TrainConfig,
+    recipe: Recipe,
     split: Literal["train", "val"] = "train",
     start: int = 0,
     process: int = 0,
     num_processes: int = 1,
     dataset: Dataset | None = None,
+    machine: Machine | None = None,
 ) -> Batches:
     """The stream of batches of a run, from batch `start` on; the rows of one process.
 
-    Uses image_size, batch_size, seed, workers, on_bad_image of cfg, and data and data_dir without `dataset`. Process
-    p of P yields rows [p B/P, (p+1) B/P) of each global batch and reads nothing else. `train` is endless; `val` ends
+    Without `dataset`, the data are those that the recipe and the machine name. Process p of P yields rows [p B/P, (p+1) B/P) of each global batch and reads nothing else. `train` is endless; `val` ends
     after ceil(n/B) batches, in order, the last one padded with weight 0. Batch t depends on (seed, data, B, t) alone.
     The iterator has a `close`, and ends its threads and worker processes when it is closed or collected.
 
@@ -44,23 +45,24 @@ def batches(
     """
     if split not in ("train", "val"):
         raise UserError(f"the splits are 'train' and 'val', not {split!r}")
-    if cfg.batch_size % num_processes:
+    if recipe.batch_size % num_processes:
         raise UserError(
-            f"--batch_size={cfg.batch_size} is not divisible by {num_processes} processes"
+            f"--batch_size={recipe.batch_size} is not divisible by {num_processes} processes"
         )
     from shared_vit.data import order as stream
 
-    dataset = dataset or open_dataset(cfg)
-    size = cfg.image_size or 224
-    rows = cfg.batch_size // num_processes
-    share = stream.Share(cfg.batch_size, first=process * rows, rows=rows, start=start)
+    machine = machine or Machine()
+    dataset = dataset or open_dataset(recipe.data, machine.data_dir)
+    size = recipe.model.image_size
+    rows = recipe.batch_size // num_processes
+    share = stream.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
     source = getattr(dataset, split)
-    load = make_loader(dataset, split, size, skip_bad=cfg.on_bad_image == "skip")
+    load = make_loader(dataset, split, size, skip_bad=machine.on_bad_image == "skip")
     if split == "train":
-        chunks = stream.train_chunks(load, len(source), cfg.seed, share, size)
+        chunks = stream.train_chunks(load, len(source), recipe.seed, share, size)
     else:
         chunks = stream.val_chunks(load, len(source), share, size)
-    workers, threads = plan(cfg.workers, dataset.photographs)
+    workers, threads = plan(machine.workers, dataset.photographs)
     return Batches(chunks, share, workers, threads, dataset.bad_images)
 
 

@@ -34,7 +34,7 @@ _TEMPORARY = ".tmp"
 
 
 class Writer:
-    """Writes the checkpoints of one run, one after another, in a thread; keeps the newest `keep`.
+    """Writes the checkpoints of one run, one after another, in a thread; keeps the newest `keep` (0: all).
 
     A failure to write (UserError) leaves the earlier checkpoints as they were and is raised by the next call.
     """
@@ -89,8 +89,9 @@ class Writer:
             write(temporary, state, extra)
             _replace_folder(temporary, final)
             _sync(self.folder)
-            for old in [s for s in _steps(self.folder) if s <= step][self.keep :]:
-                _remove(self.folder / f"step_{old}")
+            if self.keep:
+                for old in [s for s in _steps(self.folder) if s <= step][self.keep :]:
+                    _remove(self.folder / f"step_{old}")
         except (OSError, UserError) as error:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)

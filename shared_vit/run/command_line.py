@@ -1,100 +1,254 @@
-"""Flags to a TrainConfig, the same for both trainers."""
+"""Flags to `Asked`, the same for both trainers."""
 
+from __future__ import annotations
+
+import argparse
 import dataclasses
-import json
+import math
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any, NoReturn
 
 from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
+from shared_vit.run.asked import Asked, check_divides, flags
+from shared_vit.run.presets import PRESETS
+from shared_vit.run.record import MODEL_FLAGS, has_record, read_record
 from shared_vit.spec.config import model_config
-from shared_vit.spec.recipe import PRESETS, TrainConfig, validate
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.settings import Kind, Setting, check_range, settings_of
+
+GROUPS = {
+    "run": "the run",
+    "data": "data",
+    "model": "model",
+    "length": "length",
+    "optimizer": "optimizer",
+    "machine": "devices and precision",
+    "hosts": "several hosts",
+    "proof": "proofs",
+}
+SOURCES = ("digits", "imagenet", "folder", "tfds:<name>")
 
 
-def parse(argv: list[str], prog: str) -> TrainConfig:
-    """The TrainConfig of a command line. Fields that only data or devices can tell stay None.
+def parse(argv: list[str], prog: str) -> Asked:
+    """What a command line asks for. Hyphens in names of flags equal underscores.
 
-    A run that is resumed, or evaluated without --init_from, takes what the flags leave open from its own config.json.
+    A run that is resumed or evaluated takes from its own config.json what the flags leave open.
     Raises UserError for impossible values; exits with status 2, naming near flags, for unknown ones.
     """
-    import tyro
+    given = vars(_parser(prog).parse_args([_underscored(arg) for arg in argv]))
+    given = {name: value for name, value in given.items() if value != "auto"}
+    asked, notice = _with_base(given)
+    asked = _implied(asked)
+    check(asked)
+    if notice and os.environ.get("RANK", "0") == "0":  # torchrun starts every rank with the same
+        print(notice, file=sys.stderr, flush=True)
+    return asked
 
-    default, notice = _defaults(argv)
-    cfg = tyro.cli(TrainConfig, args=argv, default=default, prog=prog, use_underscores=True)
-    if cfg.preset == "cifar10" and cfg.data_dir and _flag(argv, "data") is None:
-        cfg = dataclasses.replace(cfg, data="folder")
-    if (
-        cfg.data == "digits"
-        and _flag(argv, "model")
-        and _flag(argv, "image_size") is None
-        and not cfg.resume
-    ):
-        patch = model_config(cfg.model).patch_size
-        cfg = dataclasses.replace(cfg, image_size=8 if 8 % patch == 0 else 2 * patch)
-    if cfg.optimizer == "adam" and _flag(argv, "weight_decay") is None:
-        cfg = dataclasses.replace(cfg, weight_decay=0.0)
-    if cfg.resume and _flag(argv, "init_from"):
+
+def check(asked: Asked) -> None:
+    """Check everything about flags that needs neither data nor devices. Raises UserError."""
+    for name, (about, _, _) in flags().items():
+        value = getattr(asked, name)
+        check_range(name, value, about, "--{}")
+        if isinstance(value, float) and (math.isnan(value) or math.isinf(value) and name != "clip"):
+            raise UserError(f"--{name} must be a number, not {value}")
+    if asked.data not in SOURCES[:3] and not asked.data.startswith("tfds:"):
+        raise UserError(
+            f"unknown data set {asked.data!r}{nearest(asked.data, SOURCES)} "
+            f"Data sets: {', '.join(SOURCES)}."
+        )
+    if asked.data == "digits" and "data_dir" in asked.given:
+        raise UserError(
+            "--data_dir is given, and the digits are part of the package: use --data=folder "
+            "--data_dir=DIR, or leave --data_dir out"
+        )
+    if "num_heads" in asked.given and not asked.init_from:
+        raise UserError(
+            "--num_heads belongs to --init_from, for a file that does not say how many heads its "
+            "model has"
+        )
+    if asked.resume and "init_from" in asked.given:
         raise UserError(
             "--resume and --init_from exclude each other: a resumed run has its weights"
         )
-    validate(cfg)
-    if (
-        notice and os.environ.get("RANK", "0") == "0"
-    ):  # torchrun starts every rank with the same flags
-        print(notice, file=sys.stderr, flush=True)
-    return cfg
+    if asked.resume and asked.mode == "eval":
+        raise UserError("--resume continues training: leave it out of --mode=eval")
+    check_divides(asked.batch_size, asked.grad_accum, world_size=asked.world_size or 1)
+    Recipe(**{k: v for k, v in asked.values_of(Recipe).items() if k != "steps"})
+    if asked.record is None and asked.mode == "train" and not asked.init_from:
+        named_model(asked, asked.num_classes or 1)
 
 
-def _defaults(argv: list[str]) -> tuple[TrainConfig, str | None]:
-    """What the flags change, and a notice where the choice was not the user's."""
-    preset, data, run_dir = (_flag(argv, name) for name in ("preset", "data", "run_dir"))
-    evaluates = _flag(argv, "mode") == "eval" and _flag(argv, "init_from") is None
-    if "--resume" in argv or (evaluates and run_dir):
-        if not run_dir:
-            raise UserError("--resume needs --run_dir: the directory of the run to continue")
-        return dataclasses.replace(
-            read_run_config(Path(run_dir)), run_dir=run_dir, resume=False, stop_at=None
-        ), None
-    if preset:
+def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
+    """Fields of ModelConfig that flags set: all flags, or only those on the command line."""
+    names = [n for n in sorted(MODEL_FLAGS) if not only_given or n in asked.given]
+    changes = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
+    if changes.get("pool") == "mean":
+        changes["class_token"] = False
+    return changes
+
+
+def named_model(asked: Asked, num_classes: int) -> Any:
+    changes = {"num_classes": num_classes} | model_changes(asked)
+    return model_config(asked.model or "vit_b16", **changes)
+
+
+def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
+    """The flags and what they change, and a notice where the choice was not the user's."""
+    if given.get("resume") and not given.get("run_dir"):
+        raise UserError("--resume needs --run_dir: the directory of the run to continue")
+    if given.get("resume"):
+        return _of_run(given, Path(given["run_dir"])), None
+    if given.get("mode") == "eval":
+        run = _run_of(given.get("init_from") or given.get("run_dir"))
+        if run is not None:
+            return _of_run(given, run), None
+        if not given.get("init_from") and given.get("run_dir"):
+            read_record(given["run_dir"])  # says what is wrong with it
+        if not given.get("init_from"):
+            raise UserError("--mode=eval needs --init_from=WEIGHTS or --run_dir=RUN")
+    preset, notice = _preset(given)
+    return Asked(given, PRESETS[preset] | {"preset": preset}), notice
+
+
+def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
+    if preset := given.get("preset"):
         if preset not in PRESETS:
+            known = ", ".join(PRESETS)
             raise UserError(
-                f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}."
+                f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {known}."
             )
-        return PRESETS[preset], None
-    if data or _flag(argv, "data_dir"):
-        return PRESETS["digits" if data == "digits" else "imagenet"], None
+        return preset, None
+    data = given.get("data")
+    if data or given.get("data_dir"):
+        return "digits" if data == "digits" else "imagenet", None
     if find_imagenet():
-        return PRESETS["imagenet"], None
+        return "imagenet", None
     looked = ", ".join(str(p) for p in imagenet_places())
-    return PRESETS["digits"], (
-        f"notice: no data set was named and no ImageNet found (looked for a train folder in {looked}), so this run trains "
-        "the digits preset: a small ViT on 1,797 handwritten digits. For ImageNet: --preset=imagenet --data_dir=DIR"
+    return "digits", (
+        "notice: no data set was named and no ImageNet found (looked for a train folder in "
+        f"{looked}), so this run trains the digits preset: a small ViT on 1,797 handwritten "
+        "digits. For ImageNet: --preset=imagenet --data_dir=DIR"
     )
 
 
-def read_run_config(run_dir: Path) -> TrainConfig:
-    """The TrainConfig that a run directory was made with. Raises UserError where there is none."""
-    path = run_dir / "config.json"
-    try:
-        values = json.loads(path.read_text())["train"]
-    except FileNotFoundError:
-        raise UserError(f"{run_dir} holds no run: {path} is not there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not the config of a run: {error}") from None
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    if set(values) - known:
-        raise UserError(
-            f"{path} has fields that this version does not know: {sorted(set(values) - known)}"
-        )
-    return TrainConfig(**values)
+def _of_run(given: dict[str, Any], run: Path) -> Asked:
+    """The flags, and the settings of a run as their base."""
+    record = read_record(run)
+    own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.machine)
+    base = {n: own[n] for table in (Recipe, Machine) for n in settings_of(table)}
+    base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
+    base |= {"preset": record.preset, "run_dir": given.get("run_dir"), "stop_at": None}
+    base |= dict.fromkeys(record.left_open)
+    if given.get("mode") == "eval":
+        base["init_from"] = None
+    return Asked(given, base, record)
 
 
-def _flag(argv: list[str], name: str) -> str | None:
-    """The value of --name=value or --name value."""
-    for i, arg in enumerate(argv):
-        if arg == f"--{name}" and i + 1 < len(argv):
-            return argv[i + 1]
-        if arg.startswith(f"--{name}="):
-            return arg.split("=", 1)[1]
+def _run_of(path: str | None) -> Path | None:
+    """The run's folder that a path is, or lies in as a checkpoint; None for other paths."""
+    if path is None:
+        return None
+    here = Path(path)
+    for folder in (here, *here.parents[:3]):
+        if has_record(folder) and _is_run(folder):
+            return folder
     return None
+
+
+def _is_run(folder: Path) -> bool:
+    """Other programs have a config.json as well."""
+    try:
+        read_record(folder)
+    except UserError as error:
+        return "not the config of a run" not in str(error)
+    return True
+
+
+def _implied(asked: Asked) -> Asked:
+    """What some flags mean for others that were left open."""
+    base = dict(asked.base)
+    if asked.preset == "cifar10" and asked.data_dir and "data" not in asked.given:
+        base["data"] = "folder"
+    if asked.data == "digits" and "model" in asked.given and asked.record is None:
+        if "image_size" not in asked.given:
+            patch = model_config(asked.model).patch_size
+            base["image_size"] = 8 if 8 % patch == 0 else 2 * patch
+    if asked.optimizer == "adam" and "weight_decay" not in asked.given:
+        base["weight_decay"] = 0.0
+    if "epochs" in asked.given and "steps" not in asked.given:
+        base["steps"] = None
+    return dataclasses.replace(asked, base=base)
+
+
+def _underscored(arg: str) -> str:
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = [s for action in self._actions for s in action.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{nearest(name, known).rstrip()}")
+        return found
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--flag=value ...]",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=_Formatter,
+        description="Train or evaluate a Vision Transformer. Both twins take the same flags.",
+    )
+    groups = {key: parser.add_argument_group(title) for key, title in GROUPS.items()}
+    for name, (about, kind, default) in flags().items():
+        groups[about.group].add_argument(f"--{name}", **_argument(about, kind, default))
+    return parser
+
+
+def _argument(about: Setting, kind: Kind, default: Any) -> dict[str, Any]:
+    by_default = about.open or _shown(default)
+    text = about.help + (f" Default: {by_default}." if by_default else "")
+    text = text.replace("%", "%%")
+    if kind.type is bool:
+        return {"action": "store_true", "help": text}
+    if kind.choices:
+        choices = (*kind.choices, "auto") if about.open else kind.choices
+        return {"choices": choices, "help": text, "metavar": "{" + ",".join(choices) + "}"}
+    metavar = about.metavar or {int: "N", float: "X", str: "TEXT"}[kind.type]
+    return {"type": about.parse or kind.type, "help": text, "metavar": metavar}
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return ""
+    return f"{default:g}" if isinstance(default, float) else f"{default}"
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        width = min(100, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=26, width=width)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width)

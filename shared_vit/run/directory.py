@@ -1,19 +1,17 @@
 """A run's folder: its configuration, its lock, and its two line files."""
 
+import dataclasses
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.files import whole_file
-from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.recipe import FREE_FIELDS, LENGTH_FIELDS
-
-_FORMAT = "twinvit_run"
+from shared_vit.run.record import Record, differences, has_record, read_record, write_record
 
 
 class RunDir:
@@ -37,45 +35,55 @@ class RunDir:
                 file.close()
         self._files, self._lock = {}, None
 
-    def open_new(self, config: dict[str, Any]) -> None:
-        """Begin a run with this configuration (for JSON). Raises UserError where there is a run already."""
+    def open_new(self, record: Record) -> Record:
+        """Begin a run with this record. Raises UserError where there is a run already."""
         self._make()
         self._take_lock()
-        known = read_config(self.path)
         if self._has_progress():
-            if known is None:
+            if not has_record(self.path):
                 raise UserError(
-                    f"{self.path} holds metrics or checkpoints and no config.json: choose another --run_dir"
+                    f"{self.path} holds metrics or checkpoints and no config.json: choose another "
+                    "--run_dir"
                 )
-            changed = differences(known, config)
+            changed = differences(read_record(self.path), record)
             if changed:
                 raise UserError(
-                    f"{self.path} holds another run ({'; '.join(changed)}): choose another --run_dir, or continue that "
-                    "run with its own flags and --resume"
+                    f"{self.path} holds another run ({some(changed)}): choose another --run_dir, or "
+                    "continue that run with its own flags and --resume"
                 )
             raise UserError(
-                f"{self.path} holds this run already: --resume continues it, another --run_dir begins anew"
+                f"{self.path} holds this run already: --resume continues it, another --run_dir "
+                "begins anew"
             )
-        self._write_config(config)
+        write_record(self.path, record)
+        return record
 
-    def open_resume(self, config: dict[str, Any]) -> list[str]:
-        """Continue the run in this folder; returns notices about its length. Raises UserError for another run's flags."""
-        if not (self.path / "config.json").exists():
-            raise _no_run(self.path)
+    def open_resume(self, record: Record) -> tuple[Record, list[str]]:
+        """Continue the run in this folder; its record, and notices about its length.
+
+        Raises UserError for the settings of another run.
+        """
+        if not has_record(self.path):
+            raise UserError(
+                f"there is no run to resume in {self.path}: start it without --resume, or check "
+                "--run_dir"
+            )
         self._take_lock()
-        known = read_config(self.path)
-        changed = differences(known, config)
+        known = read_record(self.path)
+        changed = differences(known, record)
         if changed:
             raise UserError(
-                f"cannot resume {self.path} with other settings than it has ({'; '.join(changed)}): only its length and "
-                "what cannot change the curve may differ"
+                f"cannot resume {self.path} with other settings than it has ({some(changed)}): only "
+                "its length and what cannot change the curve may differ"
             )
-        self._write_config(config)
-        was, now = known["total_steps"], config["total_steps"]
+        record = dataclasses.replace(record, id=known.id, first_version=known.first_version)
+        write_record(self.path, record)
+        was, now = known.recipe.steps, record.recipe.steps
         if was == now:
-            return []
-        return [
-            f"the run's length was {was} steps and is {now}: the learning rate follows the new schedule from here on"
+            return record, []
+        return record, [
+            f"the run's length was {was} steps and is {now}: the learning rate follows the new "
+            "schedule from here on"
         ]
 
     def cut_metrics(self, step: int, keep_evaluation: bool = True) -> int:
@@ -153,66 +161,6 @@ class RunDir:
     def _has_progress(self) -> bool:
         metrics, checkpoints = self.path / "metrics.jsonl", self.path / "checkpoints"
         return (metrics.exists() and metrics.stat().st_size > 0) or any(checkpoints.glob("step_*"))
-
-    def _write_config(self, config: dict[str, Any]) -> None:
-        text = json.dumps({_FORMAT: 1, **config}, indent=1) + "\n"
-        with whole_file(self.path / "config.json") as file:
-            file.write(text.encode())
-
-
-def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """A run's config.json, or None where there is none. Raises UserError for one that is not a run's."""
-    path = run_dir / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        parts = {_FORMAT: int, "train": dict, "model": dict, "data": dict, "total_steps": int}
-        if not isinstance(config, dict) or any(
-            not isinstance(config.get(k), v) for k, v in parts.items()
-        ):
-            raise ValueError("it is not a run's")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot use {path}: {error}; choose another --run_dir") from error
-    return config
-
-
-def recorded_model(run_dir: Path) -> ModelConfig:
-    """The ModelConfig of the run in a folder. Raises UserError where there is none."""
-    config = read_config(run_dir)
-    if config is None:
-        raise _no_run(run_dir)
-    return ModelConfig.from_dict(config["model"])
-
-
-def _no_run(run_dir: Path) -> UserError:
-    return UserError(
-        f"there is no run to resume in {run_dir}: start it without --resume, or check --run_dir"
-    )
-
-
-def differences(known: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What must be the same in a run's record and in another one, and is not: a line for each.
-
-    Records hold "train" (flags), "model" (a ModelConfig), "data" and "total_steps". Where flags differ, what follows
-    from them is left out.
-    """
-    config = json.loads(json.dumps(config))  # tuples become lists
-    for part, name in (("train", "--{}"), ("model", "the model's {}"), ("data", "the data's {}")):
-        a, b = known[part], config[part]
-        fields = [
-            f
-            for f in dict.fromkeys([*a, *b])
-            if part != "train" or f not in FREE_FIELDS | LENGTH_FIELDS
-        ]
-        found = [
-            f"{name.format(f)} is {a.get(f)} there, {b.get(f)} here"
-            for f in fields
-            if a.get(f) != b.get(f)
-        ]
-        if found:
-            return found
-    return []
 
 
 def _step_of(line: bytes) -> int | None:

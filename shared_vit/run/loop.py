@@ -5,10 +5,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 
-from shared_vit.data import batches
+from shared_vit.data.pipeline import Batches, batches
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.directory import RunDir
@@ -16,13 +17,14 @@ from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
 from shared_vit.run.state import StepMetrics, Trainer, TrainState
 from shared_vit.run.tracking import Tracker, describe
+from shared_vit.spec.config import name_of
 
 LAG = 2  # results are read this many steps late, so that reading never makes the device wait
 
 
 def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer]) -> int:
     """Train or evaluate by `plan`; returns the exit status. Every process calls it; only process 0 writes and speaks."""
-    if plan.cfg.mode == "eval":
+    if plan.mode == "eval":
         trainer = make_trainer(state_to_evaluate(plan))
         result = evaluate(plan, trainer, Interrupt())
         if process == 0 and result is not None:
@@ -40,17 +42,16 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
 def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
     """The state to start from, and whether the evaluation due at its step is still to be done; process 0 opens the run."""
     speak = print if run_dir is not None else lambda *args, **kwargs: None
-    if not plan.cfg.resume:
+    if not plan.resume:
         state = first_or_given_state(plan)
         if run_dir is not None:
             run_dir.open_new(plan.record())
-            plan.dataset.keep(plan.run_dir)
         _announce(plan, speak)
         return state, False
     if run_dir is not None:
-        for notice in run_dir.open_resume(plan.record()):
+        _, notices = run_dir.open_resume(plan.record())
+        for notice in notices:
             speak(f"notice: {notice}", flush=True)
-        plan.dataset.keep(plan.run_dir)
     found = checkpoint.newest(plan.run_dir)
     _announce(plan, speak)
     for line in found.skipped if found else ():
@@ -73,21 +74,24 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
     return state, extra.get("pending_evaluation", False)
 
 
-def _announce(plan: Plan, speak) -> None:
-    cfg, model = plan.cfg, plan.model
+def _announce(plan: Plan, speak: Callable[..., None]) -> None:
+    recipe, machine, model = plan.recipe, plan.machine, plan.model
     speak(
         f"run directory: {plan.run_dir}\n"
-        f"model: {cfg.model}, {model.image_size} px, patch {model.patch_size}, {model.num_classes} classes\n"
-        f"data: {plan.dataset.name}, {len(plan.dataset.train)} training and {len(plan.dataset.val)} validation examples\n"
-        f"length: {plan.total_steps} steps of {cfg.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
-        f"warm-up {cfg.warmup_steps}; {cfg.optimizer}, lr {cfg.lr}, weight decay {cfg.weight_decay}, clip {cfg.clip}, "
-        f"dropout {cfg.dropout}\n"
-        f"precision {cfg.precision} on {cfg.world_size} {cfg.device} device(s), seed {cfg.seed}",
+        f"model: {name_of(model)}, {model.image_size} px, patch {model.patch_size}, "
+        f"{model.num_classes} classes\n"
+        f"data: {plan.dataset.name}, {len(plan.dataset.train)} training and "
+        f"{len(plan.dataset.val)} validation examples\n"
+        f"length: {recipe.steps} steps of {recipe.batch_size} ({plan.epoch(recipe.steps):.1f} "
+        f"epochs), warm-up {recipe.warmup_steps}; {recipe.optimizer}, lr {recipe.lr}, weight decay "
+        f"{recipe.weight_decay}, clip {recipe.clip}, dropout {model.dropout}\n"
+        f"precision {recipe.precision} on {machine.world_size} {machine.device} device(s), seed "
+        f"{recipe.seed}",
         flush=True,
     )
-    if cfg.warmup_steps >= plan.total_steps:
+    if recipe.warmup_steps >= recipe.steps:
         speak(
-            f"notice: the whole run is warm-up ({cfg.warmup_steps} of {plan.total_steps} steps)",
+            f"notice: the whole run is warm-up ({recipe.warmup_steps} of {recipe.steps} steps)",
             flush=True,
         )
 
@@ -104,25 +108,18 @@ class _Loop:
 
     def train(self, start: int, pending_evaluation: bool) -> int:
         """Run to the end, `stop_at` or an interruption; returns the exit status."""
-        cfg, total = self.plan.cfg, self.plan.total_steps
-        end = min(total, cfg.stop_at or total)
+        recipe, machine = self.plan.recipe, self.plan.machine
+        end = min(recipe.steps, machine.stop_at or recipe.steps)
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
-            self.writer = checkpoint.Writer(self.plan.run_dir, cfg.keep)
+            self.writer = checkpoint.Writer(self.plan.run_dir, machine.keep)
         stream = None
         step = saved = start
         try:
             if pending_evaluation:
                 self._evaluate(step)
             if start < end and not self.stopping:
-                stream = batches(
-                    cfg,
-                    "train",
-                    start,
-                    self.trainer.process,
-                    self.trainer.num_processes,
-                    dataset=self.plan.dataset,
-                )
+                stream = _batches(self.plan, self.trainer, "train", start)
                 ahead = self.trainer.put(next(stream))
             while step < end and not self.stopping:
                 batch, lr = ahead, self.plan.lr(step)
@@ -137,8 +134,8 @@ class _Loop:
                 if self.writer is not None:
                     self.writer.poll()
                 # Nudged runs measure how far rounding moves the curve; nobody asks how good their weights are.
-                due_evaluation = cfg.nudge is None and self._due(step, self.plan.eval_every)
-                due_checkpoint = self._due(step, self.plan.checkpoint_every) or step == end
+                due_evaluation = recipe.nudge is None and self._due(step, machine.eval_every)
+                due_checkpoint = self._due(step, machine.checkpoint_every) or step == end
                 if due_evaluation or due_checkpoint or self.stopping:
                     self._read(0)
                     evaluated = not due_evaluation or self._evaluate(step)
@@ -241,7 +238,7 @@ class _Loop:
         self.tracker.flush(step)
         extra = {
             "epoch": self.plan.epoch(step),
-            "seed": self.plan.cfg.seed,
+            "seed": self.plan.recipe.seed,
             "versions": self.trainer.versions(),
         }
         self.writer.save(
@@ -250,12 +247,22 @@ class _Loop:
         self.tracker.restart_clock(step)
 
 
+def _batches(plan: Plan, trainer: Trainer, split: Literal["train", "val"], start: int) -> Batches:
+    return batches(
+        plan.recipe,
+        split,
+        start,
+        trainer.process,
+        trainer.num_processes,
+        dataset=plan.dataset,
+        machine=plan.machine,
+    )
+
+
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
     """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if asked to stop."""
     sums, in_flight, stopping = np.zeros(4), deque(), False
-    stream = batches(
-        plan.cfg, "val", 0, trainer.process, trainer.num_processes, dataset=plan.dataset
-    )
+    stream = _batches(plan, trainer, "val", 0)
 
     def read(lag):
         nonlocal sums, stopping

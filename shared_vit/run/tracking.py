@@ -20,7 +20,7 @@ class Tracker:
         self.plan, self.run = plan, run
         self.lines: list[str] = []
         self.block_begin, self.block_step, self.waited = time.perf_counter(), start, 0.0
-        self.bar = _Bar(start, plan.total_steps, plan.cfg.batch_size)
+        self.bar = _Bar(start, plan.total_steps, plan.recipe.batch_size)
         self.wandb = _start_wandb(plan, run.path)
         self.run.append_timing([json.dumps({"step": start} | versions)])
 
@@ -55,7 +55,7 @@ class Tracker:
         if step > self.block_step:
             elapsed, images = (
                 now - self.block_begin,
-                (step - self.block_step) * self.plan.cfg.batch_size,
+                (step - self.block_step) * self.plan.recipe.batch_size,
             )
             timing = {
                 "step": step,
@@ -141,7 +141,7 @@ class _Bar:
 
 def _start_wandb(plan, run_path: Path):
     """wandb's run, one for a training however often it is resumed; None where it is off."""
-    if plan.cfg.wandb == "off":
+    if plan.machine.wandb == "off":
         return None
     import wandb
 
@@ -153,7 +153,10 @@ def _start_wandb(plan, run_path: Path):
         name=run_path.name,
         id=id_file.read_text(),
         resume="allow",
-        mode=plan.cfg.wandb,
+        mode=plan.machine.wandb,
         dir=run_path,
-        config={"train": dataclasses.asdict(plan.cfg), "model": dataclasses.asdict(plan.model)},
+        config={
+            "recipe": dataclasses.asdict(plan.recipe),
+            "machine": dataclasses.asdict(plan.machine),
+        },
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared_vit.errors import UserError, nearest
+from shared_vit.spec.settings import restore, setting
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# (width, depth, heads, MLP width): Dosovitskiy et al. 2021, table 1; Ti and S from Touvron et al. 2021. `nano` and
-# `mini` are this project's own, for digits and CIFAR-10 on small machines.
+# (width, depth, heads, MLP width): Dosovitskiy et al. 2021, table 1; Ti and S from Touvron et al.
+# 2021; g from Zhai et al. 2022, table 2, as is gg (their G). `nano` and `mini` are this project's
+# own, for digits and CIFAR-10 on small machines.
 SIZES = {
     "nano": (64, 4, 4, 256),
     "mini": (192, 6, 3, 768),
@@ -22,18 +26,33 @@ SIZES = {
     "b": (768, 12, 12, 3072),
     "l": (1024, 24, 16, 4096),
     "h": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+    "gg": (1664, 48, 16, 8192),
 }
 MODELS = [
-    f"vit_{n}"
-    for n in ("nano2", "mini4", "ti4", "ti16", "s16", "s32", "b16", "b32", "l16", "l32", "h14")
+    f"vit_{name}" for name in "nano2 mini4 ti4 ti16 s16 s32 b16 b32 l16 l32 h14 g14 gg14".split()
 ]
+DEFAULT_MODEL = "vit_b16"
+
+# Above these no ViT exists, and a damaged file would make the program run out of memory.
+_LARGEST = {
+    "image_size": 1 << 14,
+    "patch_size": 1 << 12,
+    "width": 1 << 16,
+    "depth": 1000,
+    "num_heads": 1 << 12,
+    "mlp_dim": 1 << 18,
+    "num_classes": 1 << 24,
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that decides the function a ViT computes, given its weights.
+    """Everything that decides the function a ViT computes, given its weights.
 
-    Sizes are in pixels (image, patch) and units (width, MLP, pre-logits). Raises UserError for an impossible combination.
+    Sizes are in pixels (image, patch) and units (width, MLP, pre-logits). Raises UserError for an
+    impossible combination. Fields that are younger than the first version state the value that was
+    in force before them, so that every older file keeps its function.
     """
 
     image_size: int = 224
@@ -46,9 +65,7 @@ class ModelConfig:
     class_token: bool = True
     pool: Literal["token", "mean"] = "token"
     pool_class_token: bool = False  # whether the mean counts the class token
-    norm_after_pool: bool = (
-        False  # False: `norm` over all tokens, then pool; True: pool, then `fc_norm`
-    )
+    norm_after_pool: bool = False  # False: `norm` over all tokens, then pool; True: pool, `fc_norm`
     pos_embed: Literal["learned", "sincos2d"] = "learned"
     gelu: Literal["erf", "tanh"] = "erf"
     norm_eps: float = 1e-6
@@ -56,32 +73,36 @@ class ModelConfig:
     dropout: float = 0.0
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
+    eval_resize: float = setting(
+        256 / 224,
+        "shorter side over the centre crop in evaluation; 0: the whole image, squashed to a square",
+        group="model",
+        historical=256 / 224,
+    )
+    interpolation: Literal["bilinear", "bicubic"] = setting(
+        "bilinear", "filter of the resize in evaluation", group="model", historical="bilinear"
+    )
 
-    def __post_init__(self):
-        for name in (
-            "image_size",
-            "patch_size",
-            "width",
-            "depth",
-            "num_heads",
-            "mlp_dim",
-            "num_classes",
-        ):
+    def __post_init__(self) -> None:
+        for name, largest in _LARGEST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if value > largest:
+                raise UserError(f"{name} must be at most {largest}, not {value}")
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
-            sizes = " or ".join(f"--image_size={s}" for s in (below, below + self.patch_size) if s)
+            sizes = (f"--image_size={s}" for s in (below, below + self.patch_size) if s)
             raise UserError(
-                f"patches of {self.patch_size} px do not divide an image of {self.image_size} px: choose {sizes}"
+                f"patches of {self.patch_size} px do not divide an image of {self.image_size} px: "
+                f"choose {' or '.join(sizes)}"
             )
         if self.width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide the width {self.width}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
-        if not isinstance(self.pre_logits, int) or self.pre_logits < 0:
+        if not isinstance(self.pre_logits, int) or not 0 <= self.pre_logits <= _LARGEST["width"]:
             raise UserError(
                 f"pre_logits must be a number of units, or 0 for none, not {self.pre_logits!r}"
             )
@@ -89,7 +110,8 @@ class ModelConfig:
             raise UserError("pool='token' needs class_token=True; without one, use pool='mean'")
         if self.pool == "token" and self.norm_after_pool:
             raise UserError(
-                "norm_after_pool belongs to pool='mean'; for pool='token' both orders are the same function"
+                "norm_after_pool belongs to pool='mean'; for pool='token' both orders are the same "
+                "function"
             )
         if self.pool_class_token and not (self.class_token and self.pool == "mean"):
             raise UserError("pool_class_token needs class_token=True and pool='mean'")
@@ -97,14 +119,16 @@ class ModelConfig:
             raise UserError(f"sincos2d positions need a width divisible by 4, not {self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
-        if not self.norm_eps > 0:
-            raise UserError(f"norm_eps must be above 0, not {self.norm_eps}")
+        if not 0 < self.norm_eps < 1:
+            raise UserError(f"norm_eps must be between 0 and 1, not {self.norm_eps}")
+        if not (self.eval_resize == 0 or 1 <= self.eval_resize <= 8):
+            raise UserError(f"eval_resize must be 0 or from 1 to 8, not {self.eval_resize}")
         for name in ("mean", "std"):
             values = tuple(float(v) for v in getattr(self, name))
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise UserError(
-                    f"{name} must be three numbers, one for each of R, G and B, not {values}"
-                )
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise UserError(f"{name} must be three numbers, for R, G and B, not {values}")
+            if name == "std" and min(values) <= 0:
+                raise UserError(f"std must be above 0, not {values}")
             object.__setattr__(self, name, values)
 
     @property
@@ -125,52 +149,55 @@ class ModelConfig:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """From `dataclasses.asdict`'s dictionary (or its JSON); an unknown or missing field is a UserError."""
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != fields:
-            given = set(values) if isinstance(values, dict) else set()
-            raise UserError(
-                f"this is not a ModelConfig of this version: unknown fields {sorted(given - fields)}, "
-                f"missing fields {sorted(fields - given)}"
-            )
-        for f in dataclasses.fields(cls):
-            kind, value = type(f.default), values[f.name]
-            if kind is float and type(value) is int:
-                value = float(value)
-            if kind is tuple and isinstance(value, list):
-                value = tuple(value)
-            if type(value) is not kind:
-                raise UserError(
-                    f"ModelConfig field {f.name}: expected {kind.__name__}, found {value!r}"
-                )
-        return cls(**values)
+    def from_dict(cls, values: Mapping[str, Any], where: str = "model_config") -> ModelConfig:
+        """From the dictionary of `dataclasses.asdict` or its JSON, of this version or an older one.
+
+        Raises UserError for an unknown field, or a missing one without a historical value.
+        """
+        return restore(cls, values, where)
 
 
 _CHOICES = {
     "pool": ("token", "mean"),
     "pos_embed": ("learned", "sincos2d"),
     "gelu": ("erf", "tanh"),
+    "interpolation": ("bilinear", "bicubic"),
 }
 
 
 def model_config(
-    name: str, num_classes: int = 1000, image_size: int = 224, **overrides
+    name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any
 ) -> ModelConfig:
-    """The ModelConfig of a named model (`vit_b16`, ...; `vit` is `vit_b16`), with any field overridden.
+    """The ModelConfig of a named model (`vit_b16`, ...; `vit` is `vit_b16`), any field overridden.
 
     Raises UserError for an unknown name (with the nearest one) or an impossible combination.
     """
-    full = "vit_b16" if name == "vit" else name
+    full = DEFAULT_MODEL if name == "vit" else name
     match = re.fullmatch(r"vit_([a-z]+)(\d+)", full)
     if full not in MODELS or not match:
-        raise UserError(
-            f"unknown model {name!r}{nearest(name, MODELS)} Models: {', '.join(MODELS)}."
-        )
+        known = ", ".join(MODELS)
+        raise UserError(f"unknown model {name!r}{nearest(_as_ours(name), MODELS)} Models: {known}.")
     width, depth, heads, mlp_dim = SIZES[match[1]]
     values = dict(
         patch_size=int(match[2]), width=width, depth=depth, num_heads=heads, mlp_dim=mlp_dim
     )
-    return ModelConfig(
-        **(values | dict(num_classes=num_classes, image_size=image_size) | overrides)
-    )
+    sizes = dict(num_classes=num_classes, image_size=image_size)
+    return ModelConfig(**(values | sizes | overrides))  # type: ignore[arg-type]
+
+
+def name_of(cfg: ModelConfig) -> str:
+    """The name of a model of these sizes, or a description of them where none has a name."""
+    sizes = (cfg.width, cfg.depth, cfg.num_heads, cfg.mlp_dim)
+    for key, known in SIZES.items():
+        if sizes == known and f"vit_{key}{cfg.patch_size}" in MODELS:
+            return f"vit_{key}{cfg.patch_size}"
+    return f"ViT of width {cfg.width}, depth {cfg.depth}, {cfg.num_heads} heads"
+
+
+def _as_ours(name: str) -> str:
+    """`ViT-B/16` -> `vit_b16`: spellings of other projects, for a suggestion."""
+    plain = re.sub(r"[^a-z0-9]", "", str(name).lower())
+    long = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "giant": "g"}
+    for word, letter in long.items():
+        plain = plain.replace(word, letter)
+    return re.sub(r"^vit(_?)", "vit_", plain.replace("patch", ""))

@@ -7,18 +7,15 @@ from pathlib import Path
 from shared_vit.data.dataset import Dataset
 from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
-from shared_vit.spec.recipe import TrainConfig
 
 _PREPARE = "`twinvit prepare imagenet --train_tar ... --val_tar ... --devkit ... --out DIR` makes one from the official files"
 
 
-def open_dataset(cfg: TrainConfig, cache_dir: Path | None = None) -> Dataset:
-    """The data set that `cfg.data` names, in `cfg.data_dir`.
+def open_dataset(data: str = "digits", data_dir: str | None = None) -> Dataset:
+    """The data set of a name (`digits`, `imagenet`, `folder`, `tfds:<name>`), in a folder.
 
-    cache_dir: where an image folder's listing is looked for, which `dataset.keep` wrote there; nothing is written here.
     Raises UserError where the data are not there, cannot be read, or are not what they should be.
     """
-    data = cfg.data or "digits"
     if data == "digits":
         from shared_vit.data.sources.digits import digits
 
@@ -26,7 +23,7 @@ def open_dataset(cfg: TrainConfig, cache_dir: Path | None = None) -> Dataset:
     if data.startswith("tfds:"):
         from shared_vit.data.sources.tfds import tfds_dataset
 
-        return tfds_dataset(data.removeprefix("tfds:"), cfg.data_dir)
+        return tfds_dataset(data.removeprefix("tfds:"), data_dir)
     if data not in ("folder", "imagenet"):
         known = ("digits", "folder", "imagenet", "tfds:<name>")
         raise UserError(
@@ -34,7 +31,7 @@ def open_dataset(cfg: TrainConfig, cache_dir: Path | None = None) -> Dataset:
         )
     from shared_vit.data.sources.folder import folder
 
-    return folder(_folder_root(data, cfg.data_dir), cache_dir, imagenet=data == "imagenet")
+    return folder(_folder_root(data, data_dir), None, imagenet=data == "imagenet")
 
 
 def _folder_root(data: str, data_dir: str | None) -> Path:

@@ -1,0 +1,158 @@
+"""`Asked`: what a user asks for, before data and devices have settled the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shared_vit.errors import UserError
+from shared_vit.run.record import Record
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """Flags about one start of a run, and those that settle fields of other names."""
+
+    preset: str | None = setting(
+        None,
+        "digits, cifar10 or imagenet: settings, which the other flags then change.",
+        group="run",
+        open="imagenet where it is found, else digits",
+    )
+    mode: Literal["train", "eval"] = setting(
+        "train",
+        "eval evaluates --init_from, or the newest checkpoint of --run_dir, on the validation "
+        "split.",
+        group="run",
+    )
+    resume: bool = setting(
+        False, "Continue the run in --run_dir, whichever twin wrote it.", group="run"
+    )
+    epochs: float = setting(
+        300.0,
+        "Length of the run and of the schedule in passes over the training split.",
+        group="length",
+        above=0,
+        most=1e9,
+    )
+    model: str | None = setting(
+        None,
+        "vit_ti16, vit_s16, vit_s32, vit_b16 (also: vit), vit_b32, vit_l16, vit_l32, vit_h14, "
+        "vit_g14, vit_gg14, vit_ti4, vit_mini4, vit_nano2.",
+        group="model",
+        open="vit_b16",
+    )
+    image_size: int = setting(
+        224,
+        "Side of the square input in pixels; the patch must divide it.",
+        group="model",
+        least=1,
+        open="that of the preset or of the weights, else 224",
+    )
+    num_classes: int = setting(
+        1000, "Classes of the head.", group="model", least=1, open="those of the data"
+    )
+    pool: Literal["token", "mean"] = setting(
+        "token",
+        "token: class token; mean: no class token, mean over the patches.",
+        group="model",
+        open="token, or that of the weights",
+    )
+    pos_embed: Literal["learned", "sincos2d"] = setting(
+        "learned",
+        "Position embedding, learned or fixed 2-D sines and cosines.",
+        group="model",
+        open="learned, or that of the weights",
+    )
+    gelu: Literal["erf", "tanh"] = setting(
+        "erf", "Form of GELU.", group="model", open="erf, or that of the weights"
+    )
+    num_heads: int = setting(
+        1,
+        "Heads of a model read by --init_from from a file that does not say.",
+        group="model",
+        least=1,
+        open="what the file says",
+    )
+    dropout: float = setting(
+        0.0,
+        "Dropout after the position embedding, the attention's output, GELU and the second MLP "
+        "product.",
+        group="model",
+    )
+    eval_resize: float = setting(
+        256 / 224,
+        "Evaluation: the shorter side is resized to this times --image_size, then the centre is "
+        "cropped; 1: no margin; 0: squash to a square.",
+        group="model",
+        open="1.143, or that of the weights",
+    )
+
+
+TABLES: tuple[type, ...] = (Start, Recipe, Machine)
+
+
+def flags() -> dict[str, tuple[Setting, Kind, Any]]:
+    """`{name: (Setting, Kind, default)}` of every flag; a default of None is left open."""
+    found: dict[str, tuple[Setting, Kind, Any]] = {}
+    for table in TABLES:
+        about, kinds = settings_of(table), kinds_of(table)
+        for f in dataclasses.fields(table):
+            if f.name in about:
+                found[f.name] = (about[f.name], kinds[f.name], f.default)
+    return found
+
+
+_DEFAULTS = {name: None if s.open else default for name, (s, _, default) in flags().items()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Flags by name, as attributes: given ones, else those of the preset or of the run that is
+    continued, else defaults; None where data or devices decide.
+
+    given: on the command line. base: of the preset, or of `record`, the run continued or evaluated.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+    record: Record | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in ("given", "base", "record"):  # while it is unpickled
+            raise AttributeError(name)
+        for values in (self.given, self.base, _DEFAULTS):
+            if name in values:
+                return values[name]
+        raise AttributeError(f"there is no flag --{name}")
+
+    def replace(self, **changes: Any) -> Asked:
+        """The same with other flags given."""
+        return dataclasses.replace(self, given={**self.given, **changes})
+
+    def argv(self, *without: str) -> list[str]:
+        """The given flags as a command line, some left out."""
+        given = {n: v for n, v in self.given.items() if n not in without}
+        if given.get("keep") == 0:
+            given["keep"] = "all"
+        return [f"--{n}" if v is True else f"--{n}={v}" for n, v in given.items()]
+
+    def values_of(self, table: type) -> dict[str, Any]:
+        """`{field: value}` of a table of settings, open ones left out."""
+        values = {name: getattr(self, name) for name in settings_of(table)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def check_divides(batch_size: int, grad_accum: int, world_size: int, processes: int = 1) -> None:
+    """Raise UserError unless every device and part takes the same share of the batch."""
+    if batch_size % (processes * world_size * grad_accum):
+        several = f"{processes} processes x " if processes > 1 else ""
+        raise UserError(
+            f"--batch_size={batch_size} is not divisible by {several}--world_size={world_size} x "
+            f"--grad_accum={grad_accum}: every device takes the same share"
+        )

@@ -1,0 +1,176 @@
+"""`config.json`: what a run is, the one reader and writer of it.
+
+Version 2 holds the recipe and the machine apart, an identity, and a checksum. Version 1, which the
+first release wrote, held one flat table of flags and neither identity nor checksum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_vit.errors import UserError
+from shared_vit.files import read_limited
+from shared_vit.sealed import Altered, parse_object, read_sealed, write_sealed
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import FREE_FIELDS, Recipe
+from shared_vit.spec.settings import settings_of
+
+VERSION = 2
+_KEY = "twinvit_run"  # its value is the version
+_MOST = 1 << 24
+# Fields of Machine that belong to one start of a run and not to the run.
+_OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's recipe, machine, data and identity.
+
+    id: random, the same in every checkpoint of the run. data: {"name", "fingerprint"}.
+    first_version: the version of config.json that the run began with; checkpoints of version 1
+    have no id. left_open: settings that a file of version 1 does not settle.
+    """
+
+    recipe: Recipe
+    machine: Machine
+    preset: str | None
+    data: dict[str, str]
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    first_version: int = VERSION
+    left_open: frozenset[str] = frozenset()
+
+
+def path_of(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "config.json"
+
+
+def write_record(run_dir: str | Path, record: Record) -> None:
+    """Write a run's config.json. Raises UserError where that fails."""
+    fresh = {f.name: f.default for f in dataclasses.fields(Machine) if f.name in _OF_A_START}
+    write_sealed(
+        path_of(run_dir),
+        {
+            _KEY: VERSION,
+            "id": record.id,
+            "first_version": record.first_version,
+            "preset": record.preset,
+            "data": record.data,
+            "recipe": dataclasses.asdict(record.recipe),
+            "machine": dataclasses.asdict(record.machine) | fresh,
+        },
+    )
+
+
+def read_record(run_dir: str | Path) -> Record:
+    """The record of the run in a folder, of this version or an older one.
+
+    Raises UserError where there is no run, or its config.json was altered or is of no known
+    version.
+    """
+    path = path_of(run_dir)
+    try:
+        document = parse_object(path, read_limited(path, _MOST))
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} holds no run: {path} is not there") from None
+    version = document.get(_KEY)
+    if type(version) is not int or version < 1:
+        raise UserError(f"{path} is not the config of a run: it has no version ({_KEY})")
+    if version > VERSION:
+        raise UserError(
+            f"{path} is of version {version}, this program reads up to {VERSION}: update it "
+            "(pip install --upgrade twinvit)"
+        )
+    if version == 1:
+        return _from_version_1(path, document)
+    try:
+        document = read_sealed(path)
+    except Altered as error:
+        raise UserError(
+            f"{error}: a run keeps the settings it began with. Put the original back, or start a "
+            f"new --run_dir with the settings you want (--init_from={run_dir} takes its weights)"
+        ) from error
+    try:
+        return Record(
+            recipe=Recipe.from_dict(document["recipe"], str(path)),
+            machine=Machine.from_dict(document["machine"], str(path)),
+            preset=_text(document["preset"]),
+            data=_data(document["data"]),
+            id=str(document["id"]),
+            first_version=int(document["first_version"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the config of a run: {error!r}") from error
+
+
+def has_record(run_dir: str | Path) -> bool:
+    """Whether a folder holds a run, readable or not."""
+    return path_of(run_dir).exists()
+
+
+def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
+    """Flags in one table, the model beside it."""
+    try:
+        flags, model = dict(document["train"]), dict(document["model"])
+        steps, data = document["total_steps"], _data(document["data"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not the config of a run: {error!r}") from error
+    recipe = {name: flags[name] for name in settings_of(Recipe) if name in flags}
+    machine = {name: flags[name] for name in settings_of(Machine) if name in flags}
+    left_open = frozenset(n for n, value in machine.items() if value in (None, "auto"))
+    machine = {n: value for n, value in machine.items() if n not in left_open}
+    where = str(path)
+    return Record(
+        recipe=Recipe.from_dict(recipe | {"model": model, "steps": steps}, where),
+        machine=Machine.from_dict(dataclasses.asdict(Machine()) | machine, where),
+        preset=_text(flags.get("preset")),
+        data=data,
+        first_version=1,
+        left_open=left_open,
+    )
+
+
+def _data(value: Any) -> dict[str, str]:
+    return {"name": str(value["name"]), "fingerprint": str(value["fingerprint"])}
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"preset is {value!r:.80}")
+    return value
+
+
+def differences(known: Record, record: Record) -> list[str]:
+    """What must be the same in two records of one run and is not, a line each.
+
+    Where settings differ, the data that follow from them are left out.
+    """
+    found = []
+    for f in dataclasses.fields(Recipe):
+        a, b = getattr(known.recipe, f.name), getattr(record.recipe, f.name)
+        if f.name == "model" or f.name in FREE_FIELDS or a == b:
+            continue
+        found.append(f"--{f.name} is {a} there, {b} here")
+    a_model, b_model = known.recipe.model, record.recipe.model
+    for f in dataclasses.fields(ModelConfig):
+        a, b = getattr(a_model, f.name), getattr(b_model, f.name)
+        if a != b:
+            flag = "--" if f.name in MODEL_FLAGS else "the model's "
+            found.append(f"{flag}{f.name} is {a} there, {b} here")
+    if not found:
+        found = [
+            f"the data's {key} is {known.data[key]} there, {record.data[key]} here"
+            for key in ("name", "fingerprint")
+            if known.data[key] != record.data[key]
+        ]
+    return found
+
+
+MODEL_FLAGS = frozenset(
+    ("image_size", "num_classes", "pool", "pos_embed", "gelu", "dropout", "eval_resize")
+)

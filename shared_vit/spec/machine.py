@@ -1,0 +1,117 @@
+"""`Machine`: everything about a run that cannot change its curve beyond rounding, settled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shared_vit.errors import UserError
+from shared_vit.spec.settings import restore, setting
+
+
+def keep_count(text: str) -> int:
+    """The value of --keep: a number, or `all` as 0. Raises UserError."""
+    if text == "all":
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--keep must be a number of at least 1, or all, not {text}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices, processes, workers, places, cadence and logging of a run."""
+
+    data_dir: str | None = setting(
+        None,
+        "Where the data are: a folder with train/ and val/ class folders, or the data_dir of TFDS.",
+        group="data",
+        open="the usual places",
+    )
+    on_bad_image: Literal["stop", "skip"] = setting(
+        "stop",
+        "What to do about an image that cannot be decoded: stop, or use its neighbour and count "
+        "it.",
+        group="data",
+    )
+    workers: int | None = setting(
+        None,
+        "Processes that decode images; 0: threads only.",
+        group="data",
+        least=0,
+        most=1024,
+        open="chosen from the cores",
+    )
+    device: Literal["cpu", "gpu"] = setting(
+        "cpu", "Kind of device.", group="machine", open="GPUs where there are any"
+    )
+    world_size: int = setting(
+        1,
+        "Devices to use on this host.",
+        group="machine",
+        least=1,
+        most=4096,
+        open="every GPU, else one",
+    )
+    compile: Literal["on", "off"] | None = setting(
+        None,
+        "torch.compile in the PyTorch twin. JAX always compiles.",
+        group="machine",
+        open="on for GPUs",
+    )
+    run_dir: str | None = setting(
+        None,
+        "Where the run is written.",
+        group="run",
+        open="runs/<preset>-<framework>, numbered where that is taken",
+    )
+    stop_at: int | None = setting(
+        None,
+        "Save after this many updates and leave with status 0; the schedule keeps its length.",
+        group="run",
+        least=1,
+    )
+    eval_every: int = setting(
+        0,
+        "Evaluate every this many updates, and at the end; 0: only at the end.",
+        group="run",
+        least=0,
+        open="each epoch",
+    )
+    checkpoint_every: int = setting(
+        0,
+        "Save every this many updates, and at the end; 0: only at the end.",
+        group="run",
+        least=0,
+        open="as often as it evaluates",
+    )
+    keep: int = setting(
+        2, "Checkpoints to keep: a number, or all.", group="run", parse=keep_count, metavar="N|all"
+    )
+    wandb: Literal["off", "offline", "online"] = setting(
+        "off", "Log to Weights & Biases as well.", group="run"
+    )
+    coordinator: str | None = setting(
+        None, "Several processes of JAX: host:port of process 0.", group="hosts"
+    )
+    num_processes: int = setting(
+        1,
+        "Several processes of JAX: how many there are.",
+        group="hosts",
+        least=1,
+        most=100_000,
+        open="one, or what SLURM says",
+    )
+    process_id: int = setting(
+        0,
+        "Several processes of JAX: the number of this one.",
+        group="hosts",
+        least=0,
+        open="0, or what SLURM says",
+    )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "machine") -> Machine:
+        """From the dictionary of `dataclasses.asdict` or its JSON. Raises UserError."""
+        return restore(cls, values, where)

@@ -1,0 +1,144 @@
+"""Settings as data: what a field means, its range, and its value in files older than the field.
+
+Configurations are dataclasses whose fields are made by `setting`. The command line, the records on
+disk and the checks read the fields, so that a new setting is one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shared_vit.errors import UserError
+
+T = typing.TypeVar("T")
+
+
+class _Absent:
+    """The value of what was not given, None being a value."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field besides its name, type and default."""
+
+    help: str
+    group: str
+    least: float | None = None  # the smallest legal value
+    above: float | None = None  # a value must be greater
+    most: float | None = None  # the largest legal value
+    open: str | None = None  # what decides where the user does not; None: the default
+    historical: Any = _ABSENT  # the value in force before the field existed
+    parse: Callable[[str], Any] | None = None  # for values that argparse cannot read
+    metavar: str | None = None
+
+
+def setting(default: Any, help: str, *, group: str, **known: Any) -> Any:
+    """A dataclass field with its description; `known` are fields of `Setting`."""
+    if isinstance(default, type) or callable(default):
+        return dataclasses.field(
+            default_factory=default, metadata={"setting": Setting(help, group, **known)}
+        )
+    return dataclasses.field(default=default, metadata={"setting": Setting(help, group, **known)})
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """`{name: Setting}` of a dataclass, without its fields of other kinds."""
+    fields = dataclasses.fields(cls)
+    return {f.name: f.metadata["setting"] for f in fields if "setting" in f.metadata}
+
+
+class Kind(typing.NamedTuple):
+    """A field's type: a plain one, the values of a Literal, and whether None is legal."""
+
+    type: type
+    choices: tuple[str, ...]
+    optional: bool
+
+
+def kinds_of(cls: type) -> dict[str, Kind]:
+    """`{name: Kind}` of a dataclass."""
+    return {name: _kind(hint) for name, hint in typing.get_type_hints(cls).items()}
+
+
+def _kind(hint: Any) -> Kind:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [_kind(h) for h in typing.get_args(hint) if h is not type(None)]
+        return Kind(inner[0].type, inner[0].choices, len(inner) < len(typing.get_args(hint)))
+    if typing.get_origin(hint) is Literal:
+        return Kind(str, typing.get_args(hint), False)
+    return Kind(typing.get_origin(hint) or hint, (), False)
+
+
+def check_range(name: str, value: Any, about: Setting, say: str = "{}") -> None:
+    """Raise UserError for a number outside a setting's range; `say` formats the name (`--{}`)."""
+    if value is None or isinstance(value, str | bool) or not isinstance(value, int | float):
+        return
+    shown = say.format(name)
+    if about.least is not None and not value >= about.least:
+        raise UserError(f"{shown} must be at least {about.least:g}, not {value}")
+    if about.above is not None and not value > about.above:
+        raise UserError(f"{shown} must be above {about.above:g}, not {value}")
+    if about.most is not None and not value <= about.most:
+        raise UserError(f"{shown} must be at most {about.most:g}, not {value}")
+
+
+def restore(cls: type[T], values: Any, where: str) -> T:
+    """An instance from the plain values of a file, of this version of the project or an older one.
+
+    A field that the file does not have takes the value that was in force before the field existed.
+    Raises UserError for unknown fields, missing fields without a history, and wrong types.
+    """
+    name = cls.__name__
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: a {name} is expected, not {_shown(values)}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    about, kinds = settings_of(cls), kinds_of(cls)
+    unknown = sorted(str(n) for n in set(values) - set(fields))
+    missing = [
+        n for n in fields if n not in values and (n not in about or about[n].historical is _ABSENT)
+    ]
+    if unknown or missing:
+        raise UserError(
+            f"{where}: this is no {name} of this version: unknown fields {_shown(unknown)}, missing "
+            f"fields {_shown(missing)}"
+        )
+    found = {}
+    for n in fields:
+        value = values[n] if n in values else about[n].historical
+        found[n] = _checked(f"{where}: {name} field {n}", value, kinds[n])
+    return cls(**found)
+
+
+def _checked(label: str, value: Any, kind: Kind) -> Any:
+    if value is None and kind.optional:
+        return None
+    if kind.type is float and type(value) is int:
+        value = float(value)
+    if kind.type is tuple and isinstance(value, list):
+        value = tuple(value)
+    if dataclasses.is_dataclass(kind.type) and isinstance(value, Mapping):
+        return restore(kind.type, value, label)
+    if not isinstance(value, kind.type) or (isinstance(value, bool) and kind.type is not bool):
+        raise UserError(f"{label}: expected {kind.type.__name__}, found {_shown(value)}")
+    if kind.choices and value not in kind.choices:
+        raise UserError(f"{label}: expected one of {kind.choices}, found {_shown(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{label}: it is not a number")
+    return value
+
+
+def _shown(value: Any, most: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[:most] + "..."

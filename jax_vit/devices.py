@@ -1,31 +1,45 @@
-"""The devices of a JAX run: checks, several processes, the mesh. Twin of `torch_vit/devices.py`."""
+"""The devices of a JAX run, checked against what was asked for, its processes and its mesh.
+
+Twin of `torch_vit/devices.py`.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_vit.rendezvous import Place, find_place, meet
+from jax_vit.rendezvous import Peers, Place, find_place, meet
 from shared_vit.errors import UserError
 from shared_vit.run.asked import Asked, check_divides
 from shared_vit.spec.machine import Machine
 
+_peers: Peers | None = None  # of a run of several processes
+
 
 def resolve(asked: Asked) -> Asked:
-    """`asked` with device ("cpu" or "gpu"), world_size, precision, num_processes and process_id filled in.
+    """`asked` with device ("cpu" or "gpu"), world_size, precision and processes settled.
 
-    To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and x64, and joins the
-    other processes of the run. world_size counts the devices of this process. Raises UserError for devices that are not
-    there, a precision that they do not have, a batch that they do not divide, and processes that do not come.
+    To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and
+    x64, and joins the other processes of the run. world_size counts the devices of this process.
+    Raises UserError for devices that are absent, a precision that they do not have, a batch that
+    they do not divide, and processes that do not come.
     """
     if asked.precision == "fp16":
-        raise UserError("--precision=fp16 needs a gradient scaler, which only train_torch.py has: use --precision=bf16")
+        raise UserError(
+            "--precision=fp16 needs a gradient scaler, which only train_torch.py has: use "
+            "--precision=bf16"
+        )
     place = find_place(asked)
     processes = place.num_processes if place else 1
     check_divides(asked.batch_size, asked.grad_accum, asked.world_size or 1, processes)
@@ -39,20 +53,23 @@ def resolve(asked: Asked) -> Asked:
     gpus = [] if asked.device == "cpu" else _local_gpus()
     if asked.device == "gpu" and not gpus:
         raise UserError(
-            f"--device=gpu: JAX {jax.__version__} sees no GPU. Train with --device=cpu, or install JAX's CUDA plug-in that "
+            f"--device=gpu: JAX {jax.__version__} sees no GPU. Train with --device=cpu, or "
+            "install JAX's CUDA plug-in that "
             "fits this machine's driver: pip install 'twinvit[cuda12]' or 'twinvit[cuda13]'."
         )
     world_size = asked.world_size or max(len(gpus), 1)
     if gpus and world_size > len(gpus):
         raise UserError(
-            f"--world_size={world_size}, and there are {len(gpus)} GPUs: use --world_size={len(gpus)}, or --device=cpu for "
+            f"--world_size={world_size}, and there are {len(gpus)} GPUs: use "
+            f"--world_size={len(gpus)}, or --device=cpu for "
             f"{world_size} devices on the CPU"
         )
     check_divides(asked.batch_size, asked.grad_accum, world_size, processes)
     bf16 = bool(gpus) and _has_bf16(gpus[0])
     if asked.precision == "bf16" and gpus and not bf16:
         raise UserError(
-            f"--precision=bf16: {gpus[0].device_kind} has no bfloat16 (compute capability 8.0 or newer has): use "
+            f"--precision=bf16: {gpus[0].device_kind} has no bfloat16 (compute capability 8.0 or "
+            "newer has): use "
             "--precision=fp32"
         )
     return asked.replace(
@@ -65,24 +82,50 @@ def resolve(asked: Asked) -> Asked:
 
 
 def start(machine: Machine) -> Mesh:
-    """The mesh of a resolved run: one axis, "data", over `world_size` devices of every process, in the processes' order."""
+    """The mesh of a resolved run: one axis, "data", over `world_size` devices of every process."""
     if machine.device == "gpu":
         _use_compilation_cache()
     platform = jax.devices("gpu" if machine.device == "gpu" else "cpu")
     devices = [
-        [d for d in platform if d.process_index == process][: machine.world_size] for process in range(jax.process_count())
+        [d for d in platform if d.process_index == process][: machine.world_size]
+        for process in range(jax.process_count())
     ]
     return Mesh(np.array(devices).reshape(-1), ("data",))
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """End all processes of a run as soon as one of them fails in this context.
+
+    Alone, the process that failed would wait for the others, which wait for it, for minutes.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _peers is None:
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2)  # if a peer's end is the cause, that is reported first, and ends this one
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
+    if _peers is not None:
+        _peers.leave()
+
+
 def _join(asked: Asked, place: Place) -> None:
-    """Meet the other processes, share out the GPUs of each host, and start `jax.distributed`."""
+    """Meet the other processes, share out the GPUs of each host, start `jax.distributed`."""
     gpus = [] if asked.device == "cpu" else _gpu_uuids()
     facts = {"host": socket.gethostname(), "gpus": gpus, "world_size": asked.world_size}
-    everyone = meet(place, facts)
+    peers = meet(place, facts)
+    everyone = peers.everyone
     sizes = {f["world_size"] for f in everyone}
     if len(sizes) > 1:
-        raise UserError(f"every process needs the same --world_size, and they have {sorted(sizes, key=str)}")
+        raise UserError(
+            f"every process needs the same --world_size, and they have {sorted(sizes, key=str)}"
+        )
     own = _share_of_gpus(everyone, place.process_id)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -92,17 +135,22 @@ def _join(asked: Asked, place: Place) -> None:
         local_device_ids=own,
         cluster_detection_method="deactivate",
     )
+    peers.watch()
+    global _peers
+    _peers = peers
 
 
 def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
-    """Which of the GPUs that it sees process `process_id` takes; None for all of them.
+    """Which of its visible GPUs process `process_id` takes; None for all of them.
 
-    Processes of one host that see the same GPUs share them out evenly. Raises UserError where there are too few.
+    Processes of one host that see the same GPUs share them evenly. Raises UserError for too few.
     """
     own = everyone[process_id]
     if not own["gpus"]:
         return None
-    sharers = [i for i, f in enumerate(everyone) if f["host"] == own["host"] and f["gpus"] == own["gpus"]]
+    sharers = [
+        i for i, f in enumerate(everyone) if f["host"] == own["host"] and f["gpus"] == own["gpus"]
+    ]
     overlap = [
         i for i, f in enumerate(everyone)
         if f["host"] == own["host"] and i not in sharers and set(f["gpus"]) & set(own["gpus"])
@@ -110,8 +158,10 @@ def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
     share = own["world_size"] or len(own["gpus"]) // len(sharers)
     if overlap or share == 0 or share * len(sharers) > len(own["gpus"]):
         raise UserError(
-            f"{len(sharers) + len(overlap)} processes want {own['world_size'] or 'at least 1'} GPU each of the "
-            f"{len(own['gpus'])} on {own['host']}, and two cannot use the same one: start fewer, one for all the GPUs of a "
+            f"{len(sharers) + len(overlap)} processes want {own['world_size'] or 'at least 1'} "
+            "GPU each of the "
+            f"{len(own['gpus'])} on {own['host']}, and two cannot use the same one: start fewer, "
+            "one for all the GPUs of a "
             "host is best, or give --device=cpu"
         )
     if len(sharers) == 1:
@@ -121,7 +171,10 @@ def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
 
 
 def _gpu_uuids() -> list[str]:
-    """Of the NVIDIA GPUs that this process may use, asked of the driver, since JAX must not start before its peers."""
+    """UUIDs of the NVIDIA GPUs that this process may use.
+
+    The driver tells them, since JAX must not start before the processes have met.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -145,13 +198,13 @@ def _local_gpus() -> list[jax.Device]:
 
 
 def _has_bf16(gpu: jax.Device) -> bool:
-    """NVIDIA's have from compute capability 8.0; AMD's, which report names such as gfx90a, all have."""
+    """NVIDIA GPUs of compute capability 8.0 or newer; all of AMD's, named such as gfx90a."""
     capability = str(getattr(gpu, "compute_capability", ""))
     return not capability[:1].isdigit() or float(capability) >= 8
 
 
 def _use_compilation_cache() -> None:
-    """Keep compiled programs from run to run. Not on CPUs: their programs hold for one kind of CPU, and compile fast."""
+    """Keep compiled programs from run to run. Those for CPUs hold for one kind of CPU only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "twinvit" / "jax"))

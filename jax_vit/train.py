@@ -13,4 +13,5 @@ def train(asked: Asked) -> int:
     """Run what the flags say; returns the exit status. Raises UserError before any device works."""
     plan = make_plan(devices.resolve(asked), "jax")
     mesh = devices.start(plan.machine)
-    return loop.run(plan, jax.process_index(), lambda state: Trainer(state, plan.recipe, mesh))
+    with devices.together():
+        return loop.run(plan, jax.process_index(), lambda state: Trainer(state, plan.recipe, mesh))

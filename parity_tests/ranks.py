@@ -188,21 +188,41 @@ def settle(resolve: Callable[[Asked], Asked], flags: Asked) -> Machine:
 
 def jax_process(job: Job, cfg: Recipe, flags: Asked) -> None:
     """One process of a JAX run."""
-    from jax_vit import devices as mesh
+    from jax_vit import devices as jax_devices
     from jax_vit.trainer import Trainer
 
-    machine = settle(mesh.resolve, flags)
-    trainer = Trainer(job.state, cfg, mesh.start(machine))
+    machine = settle(jax_devices.resolve, flags)
+    trainer = Trainer(job.state, cfg, jax_devices.start(machine))
     result = train(trainer, cfg, job)
     if trainer.process == 0:
         np.savez(job.out, **result)
 
 
+def jax_process_fails(how: str, flags: Asked) -> None:
+    """Process 1 fails in the way named, while the others work."""
+    import signal
+    import time
+
+    from jax_vit import devices
+    from shared_vit.errors import UserError
+
+    machine = settle(devices.resolve, flags)
+    with devices.together():
+        if machine.process_id == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "mistake":
+                raise UserError("what to do")
+            return
+        time.sleep(60 if how != "not at all" else 3)
+
+
 def launch_torch(flags: Asked, worker: Callable) -> int:
     """As `train_torch.py` does."""
-    from torch_vit import devices as launch
+    from torch_vit import devices
+    from torch_vit.ranks import launch
 
-    return launch.launch(settle(launch.resolve, flags), worker)
+    return launch(settle(devices.resolve, flags), worker)
 
 
 def write_script(path: Path, function: Callable, *args) -> list[str]:

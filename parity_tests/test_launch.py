@@ -13,11 +13,12 @@ import pytest
 import ranks
 import torch
 
-from jax_vit import devices as mesh
+from jax_vit import devices as jax_devices
 from jax_vit import rendezvous
 from shared_vit.errors import UserError
 from shared_vit.run.asked import Asked
-from torch_vit import devices as launch
+from torch_vit import devices as torch_devices
+from torch_vit.ranks import launch
 
 CFG = Asked(dict(batch_size=64, device="cpu"))
 
@@ -41,8 +42,8 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old")
-    monkeypatch.setattr(mesh, "_local_gpus", lambda: [Gpu(), Gpu()])
-    monkeypatch.setattr(mesh.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax_devices, "_local_gpus", lambda: [Gpu(), Gpu()])
+    monkeypatch.setattr(jax_devices.jax.config, "update", lambda *_: None)
 
 
 def free_port() -> int:
@@ -80,7 +81,7 @@ def assert_gone(pids: list[int]) -> None:
 # What is asked for against what is there.
 
 
-@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -98,7 +99,7 @@ def test_impossible_devices_are_refused(resolve, change, words, gpus):
     assert all(w in str(error.value) for w in words), error.value
 
 
-@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
 def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
     cfg = resolve(CFG.replace(device=None))
     assert (cfg.device, cfg.world_size, cfg.precision) == ("gpu", 2, "fp32")
@@ -108,13 +109,13 @@ def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
 
 def test_new_gpus_get_bf16_and_torch_compile(gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    cfg = launch.resolve(CFG.replace(device=None))
+    cfg = torch_devices.resolve(CFG.replace(device=None))
     assert (cfg.precision, cfg.compile) == ("bf16", "on")
-    assert launch.resolve(CFG).compile == "off"
+    assert torch_devices.resolve(CFG).compile == "off"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize("resolve", [launch.resolve, mesh.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
 def test_no_gpu(resolve):
     with pytest.raises(UserError, match="--device=cpu"):
         # As many CPU devices as JAX has in these tests: their number is fixed once its back end runs.
@@ -123,18 +124,28 @@ def test_no_gpu(resolve):
 
 def test_fp16_is_refused_in_jax():
     with pytest.raises(UserError, match="bf16"):
-        mesh.resolve(CFG.replace(precision="fp16"))
+        jax_devices.resolve(CFG.replace(precision="fp16"))
 
 
 def test_torchrun_decides_the_world_size(monkeypatch, gpus):
     for name, value in dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2").items():
         monkeypatch.setenv(name, value)
-    assert launch.resolve(CFG.replace(device=None)).world_size == 4  # two nodes of two GPUs
+    assert torch_devices.resolve(CFG.replace(device=None)).world_size == 4  # two nodes of two GPUs
     with pytest.raises(UserError, match="--world_size"):
-        launch.resolve(CFG.replace(world_size=2))
+        torch_devices.resolve(CFG.replace(world_size=2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(UserError, match="--nproc_per_node=2"):
-        launch.resolve(CFG.replace(device=None))
+        torch_devices.resolve(CFG.replace(device=None))
+
+
+def test_a_signal_before_the_run_asks_for_another_start():
+    program = (
+        "import os, signal, twinvit.train as t\n"
+        "t.parse = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "t.run('torch', [], 'x')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1), done.stderr
 
 
 # PyTorch's ranks.
@@ -195,9 +206,9 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_ranks_share_the_cores():
-    cfg = launch.resolve(CFG.replace(world_size=2))
+    machine = ranks.settle(torch_devices.resolve, CFG.replace(world_size=2))
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert launch.launch(cfg, ranks.torch_rank_counts_threads) == 10 + threads
+    assert launch(machine, ranks.torch_rank_counts_threads) == 10 + threads
 
 
 def test_torchrun(tmp_path):
@@ -250,6 +261,20 @@ def test_processes_that_disagree(changes, words, tmp_path):
     assert any(re.search(words, e) for e in errors), errors
 
 
+@pytest.mark.parametrize("how, status", [("killed", 1), ("mistake", 1), ("not at all", 0)])
+def test_a_failing_process_ends_the_others(how, status, tmp_path):
+    """At once, not when the coordination service misses its heartbeats, and with one message."""
+    port = free_port()
+    flags = CFG.replace(coordinator=f"127.0.0.1:{port}", num_processes=2)
+    running = [start(tmp_path, ranks.jax_process_fails, how, flags.replace(process_id=i)) for i in (0, 1)]
+    errors = [p.communicate(timeout=50)[1] for p in running]
+    failed = {"killed": -signal.SIGKILL, "mistake": 2, "not at all": 0}[how]
+    assert [p.returncode for p in running] == [status, failed], errors
+    assert ("process 1 of the run has ended" in errors[0]) == (how != "not at all")
+    assert errors[1].count("error: what to do") == (how == "mistake")
+    assert not any("Traceback" in e or "SIGABRT" in e for e in errors)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -279,11 +304,11 @@ def test_processes_of_one_host_share_its_gpus():
     def facts(host, gpus, world_size=None):
         return {"host": host, "gpus": gpus, "world_size": world_size}
 
-    assert mesh._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
-    assert mesh._share_of_gpus([facts("a", list("wxyz"))] * 2, 1) == [2, 3]
-    assert mesh._share_of_gpus([facts("a", list("wxyz"), 1)] * 3, 2) == [2]
-    assert mesh._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None  # given out by SLURM
-    assert mesh._share_of_gpus([facts("a", [])] * 2, 1) is None
+    assert jax_devices._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
+    assert jax_devices._share_of_gpus([facts("a", list("wxyz"))] * 2, 1) == [2, 3]
+    assert jax_devices._share_of_gpus([facts("a", list("wxyz"), 1)] * 3, 2) == [2]
+    assert jax_devices._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None  # given out by SLURM
+    assert jax_devices._share_of_gpus([facts("a", [])] * 2, 1) is None
     for impossible in ([facts("a", ["w"])] * 8, [facts("a", ["w", "x"]), facts("a", ["w"])]):
         with pytest.raises(UserError, match="--device=cpu"):
-            mesh._share_of_gpus(impossible, 1)
+            jax_devices._share_of_gpus(impossible, 1)

@@ -27,10 +27,12 @@ _NESTED = (
 
 
 def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
-    """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a training checkpoint.
+    """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a training
+    checkpoint.
 
-    Files in today's zip form stay on disk until an array is asked for. Raises UserError for a file that is not whole,
-    that needs more than tensors and plain Python to be read, or that holds no state_dict.
+    Files in today's zip form stay on disk until an array is asked for. Raises UserError for a file
+    that is not whole, that needs more than tensors and plain Python to be read, or that holds no
+    state_dict.
     """
     path = Path(path)
     zipped = zipfile.is_zipfile(path)
@@ -44,8 +46,10 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
     except pickle.UnpicklingError as error:
         thing = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
         raise UserError(
-            f"{path} was not read: it holds more than tensors{f' ({thing[1]})' if thing else ''}, and reading that could "
-            "run code of its author. Where you trust it, load it yourself and save only its state_dict."
+            f"{path} was not read: it holds more than tensors{f' ({thing[1]})' if thing else ''}, "
+            "and reading that could "
+            "run code of its author. Where you trust it, load it yourself and save only its "
+            "state_dict."
         ) from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
         raise UserError(f"{path} is not a whole PyTorch file: {reason(error)}") from error
@@ -74,7 +78,8 @@ def _check_zip(path: Path) -> None:
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > os.path.getsize(path):
         raise UserError(
-            f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such file"
+            f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such "
+            "file"
         )
 
 
@@ -95,11 +100,13 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
         check_name(path, name)
         if not isinstance(value, torch.Tensor):
             raise UserError(
-                f"{path}: the entry {name} of its state_dict is a {type(value).__name__}, not a tensor"
+                f"{path}: the entry {name} of its state_dict is a {type(value).__name__}, not a "
+                "tensor"
             )
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise UserError(
-                f"{path}: the tensor {name} is {value.layout} on {value.device}; expected plain numbers"
+                f"{path}: the tensor {name} is {value.layout} on {value.device}; expected plain "
+                "numbers"
             )
     return dict(content)
 

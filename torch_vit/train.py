@@ -8,18 +8,23 @@ import torch.distributed as dist
 from shared_vit.run import loop
 from shared_vit.run.asked import Asked
 from shared_vit.run.plan import Plan, make_plan
-from torch_vit import devices
+from torch_vit import devices, ranks
 from torch_vit.trainer import Trainer
 
 
 def train(asked: Asked) -> int:
-    """Run what the flags say; returns the exit status. Raises UserError before any process starts."""
+    """Run what the flags say; returns the exit status.
+
+    Raises UserError before any process starts.
+    """
     plan = make_plan(devices.resolve(asked), "torch")
-    return devices.launch(plan.machine, functools.partial(worker, plan))
+    return ranks.launch(plan.machine, functools.partial(worker, plan))
 
 
 def worker(plan: Plan, device: torch.device) -> int:
     """The share of one process in a run."""
     compiles = plan.machine.compile == "on"
     process = dist.get_rank() if dist.is_initialized() else 0
-    return loop.run(plan, process, lambda state: Trainer(state, plan.recipe, device, compile=compiles))
+    return loop.run(
+        plan, process, lambda state: Trainer(state, plan.recipe, device, compile=compiles)
+    )

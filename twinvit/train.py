@@ -1,10 +1,13 @@
 """`train_jax.py`, `train_torch.py` and `twinvit train`: flags to a run of one of the twins."""
 
 import importlib
+import os
+import signal
 import sys
 
 from shared_vit.errors import UserError, run_main
 from shared_vit.run.command_line import parse
+from shared_vit.run.interrupt import EXIT_INTERRUPTED
 
 FRAMEWORKS = ("torch", "jax")
 
@@ -26,8 +29,15 @@ def train(argv: list[str]) -> int:
 train.takes_training_flags = True
 
 
+def _before_the_loop(*_: object) -> None:
+    """A scheduler that stops a job while it starts is told to start it again, as later."""
+    print("SIGTERM: the run has not begun, nothing to save", file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)
+
+
 def run(framework: str, argv: list[str], prog: str) -> int:
     """Train or evaluate by the flags; returns the exit status. Raises UserError."""
+    signal.signal(signal.SIGTERM, _before_the_loop)
     cfg = parse(argv, prog)
     # After the flags, so that `--help` does not wait for the framework.
     return importlib.import_module(f"{framework}_vit.train").train(cfg)

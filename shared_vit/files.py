@@ -20,15 +20,17 @@ def read_limited(path: str | os.PathLike, most: int) -> bytes:
     path = Path(path)
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+        with open(handle, "rb", buffering=0) as file:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"cannot read {path}: it is not a regular file")
-            data = file.read(most + 1)
+            fits = status.st_size <= most
+            data = file.readall() if fits else b""  # `read(most)` would allocate `most` bytes
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > most:
+    if not fits or len(data) > most:
         raise UserError(f"cannot read {path}: it has more than {most:,} bytes")
     return data
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from shared_vit.cores import cores
 from shared_vit.errors import UserError
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
 from shared_vit.spec.machine import Machine
@@ -227,7 +228,7 @@ def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer) -
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if machine.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, _cores() // machine.world_size))
+            torch.set_num_threads(max(1, cores() // machine.world_size))
         os.environ["LOCAL_WORLD_SIZE"] = str(
             machine.world_size
         )  # by which the input pipeline shares the cores
@@ -253,7 +254,3 @@ def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer) -
 def _end_with_parent() -> None:
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os.killpg(0, signal.SIGKILL)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

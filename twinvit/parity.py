@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from shared_vit.cores import cores
 from shared_vit.errors import UserError, some
 from shared_vit.run.command_line import parse
 from shared_vit.run.record import Record, differences, read_record
@@ -146,12 +147,9 @@ def _command(name: str, flags: list[str], run_dir: Path) -> list[str]:
 
 def _run_all(commands: list[tuple[str, list[str]]]) -> None:
     """Run each command in its own process; on CPUs as many at once as there are cores, each with its share of them."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    at_once = 1 if _has_gpu() else min(len(commands), cores)
+    at_once = 1 if _has_gpu() else min(len(commands), cores())
     env = os.environ | {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // at_once)))
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // at_once)))
     }
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         jobs = [pool.submit(_run_one, name, command, env) for name, command in commands]

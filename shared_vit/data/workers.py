@@ -1,27 +1,23 @@
 """How many threads and processes decode images, and how the processes behave."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal
 import threading
 
+from shared_vit.cores import cores
+
 THREADS_PER_WORKER = 4  # as many as Python's lock lets decode without waiting for one another
 _MANY_CORES = 8
-
-
-def cores() -> int:
-    """Processor cores for this process: those of the host, shared by LOCAL_WORLD_SIZE processes (torchrun's name)."""
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def plan(workers: int | None, photographs: bool) -> tuple[int, int]:
     """Processes, and threads in each (0 processes: threads of this one).
 
-    By default threads alone where there is nothing to decode or there are few cores, else a process for each
-    `THREADS_PER_WORKER` cores.
+    By default there are only threads where nothing is decoded or cores are few, else a process for
+    every `THREADS_PER_WORKER` cores.
     """
     available = cores()
     if workers is None:
@@ -32,7 +28,7 @@ def plan(workers: int | None, photographs: bool) -> tuple[int, int]:
 
 
 def shared_memory_fits(num_bytes: int) -> bool:
-    """Whether /dev/shm has room: a container often has 64 MB of it, and a write beyond kills the process."""
+    """Whether /dev/shm has room: containers often give it 64 MB, and a write beyond kills."""
     try:
         return shutil.disk_usage("/dev/shm").free > num_bytes
     except OSError:
@@ -40,17 +36,21 @@ def shared_memory_fits(num_bytes: int) -> bool:
 
 
 def start_worker(number: int, of: int) -> None:
-    """Runs first in a worker process: signals to the whole group (Ctrl-C, a scheduler's) are the parent's to handle, and
-    where the parent is killed, so is this."""
+    """The first call in a worker process.
+
+    Signals to the whole group (Ctrl-C, a scheduler's) are left to the parent, and the worker ends
+    when its parent is killed.
+    """
     import multiprocessing
 
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def follow() -> None:
         parent.join()
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,25 +1,34 @@
-"""What the tests of the input pipeline share: image folders made on the spot, and batches as bytes."""
+"""Shared by the tests of the input pipeline: image folders, runs, and batches as bytes."""
 
+from __future__ import annotations
+
+import dataclasses
 import hashlib
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from shared_vit.data import Dataset, batches
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.data import Batch, Dataset, batches, open_dataset
+from shared_vit.data.pipeline import Batches
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth coloured picture with some detail, uint8 [height, width, 3]; another seed, another picture."""
+    """A smooth coloured picture with some detail, uint8 [height, width, 3]; one for each seed."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    coarse = coarse.resize((width, height), Image.Resampling.BICUBIC)
     noise = rng.integers(-12, 13, (height, width, 3))
     return np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8)
 
 
-def encoded(pixels: np.ndarray, kind: str = "JPEG", **options) -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
@@ -40,35 +49,68 @@ def image_folder(
     return root
 
 
-def folder_config(root: Path, **changes) -> TrainConfig:
-    values = dict(data="folder", data_dir=str(root), image_size=24, batch_size=8, seed=3, workers=0)
-    return TrainConfig(**(values | changes))
+@dataclass(frozen=True)
+class Run:
+    """What decides a stream of batches: settings of the model, the recipe and the machine."""
+
+    recipe: Recipe = Recipe()
+    machine: Machine = Machine(workers=0)
+
+    def but(self, **changes: Any) -> Run:
+        """The same with other settings, whichever of the three has them."""
+        parts = [self.recipe.model, self.recipe, self.machine]
+        for i, part in enumerate(parts):
+            names = {f.name for f in dataclasses.fields(part)} & set(changes)
+            parts[i] = dataclasses.replace(part, **{name: changes.pop(name) for name in names})
+        assert not changes
+        model, recipe, machine = parts
+        return Run(dataclasses.replace(recipe, model=model), machine)
+
+    def dataset(self) -> Dataset:
+        return open_dataset(self.recipe.data, self.machine.data_dir)
+
+    def batches(self, split: str = "train", **arguments: Any) -> Batches:
+        return batches(self.recipe, split, machine=self.machine, **arguments)
 
 
-def take(cfg: TrainConfig, number: int, **arguments) -> list:
+def run_of(image_size: int, **settings: Any) -> Run:
+    """Threads only, and a model of one patch."""
+    model = ModelConfig(image_size=image_size, patch_size=image_size)
+    return Run(Recipe(model=model)).but(**settings)
+
+
+def folder_run(root: Path, **settings: Any) -> Run:
+    values = dict(image_size=24, data="folder", data_dir=str(root), batch_size=8, seed=3)
+    return run_of(**(values | settings))
+
+
+def take(run: Run, number: int, **arguments: Any) -> list[Batch]:
     """The first `number` batches of a stream that is closed afterwards."""
-    stream = batches(cfg, **arguments)
+    stream = run.batches(**arguments)
     try:
         return [next(stream) for _ in range(number)]
     finally:
         stream.close()
 
 
-def digest(found: list) -> list[str]:
+def digest(found: list[Batch]) -> list[str]:
     """One hash for each batch, of everything in it."""
-    return [
-        hashlib.sha256(
-            b.images.tobytes() + b.labels.tobytes() + b.weight.tobytes() + b.rows.tobytes() + bytes([b.step % 256])
-        ).hexdigest()
-        for b in found
-    ]
+    hashes = []
+    for b in found:
+        h = hashlib.sha256()
+        for array in (b.images, b.labels, b.weight, b.rows):
+            h.update(array.tobytes())
+        h.update(bytes([b.step % 256]))
+        hashes.append(h.hexdigest())
+    return hashes
 
 
-class CountingSource:
+class CountingSplit:
     """Decoded images that each show their own number, and a record of those that were read."""
 
     def __init__(self, length: int):
-        self.length, self.reads = length, []
+        self.length = length
+        self.reads: list[int] = []
 
     def __len__(self) -> int:
         return self.length
@@ -84,4 +126,5 @@ class CountingSource:
 def counting_dataset(train: int, val: int = 5) -> Dataset:
     """Labels are the examples' numbers."""
     names = [str(i) for i in range(max(train, val))]
-    return Dataset("counting", CountingSource(train), CountingSource(val), names, "", photographs=False)
+    splits = CountingSplit(train), CountingSplit(val)
+    return Dataset("counting", *splits, names, "", photographs=False)

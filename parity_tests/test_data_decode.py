@@ -21,7 +21,9 @@ def png(pixels: np.ndarray, color_type: int, bits: int, extra: bytes = b"") -> b
     """A PNG written by hand: rows of raw samples [H, ...] of 8 or 16 bits, big-endian."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, color_type, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in pixels)
@@ -44,11 +46,15 @@ def test_jpeg_is_byte_for_byte_what_pillow_gives(subsampling, progressive):
     data = encoded(PIXELS, subsampling=subsampling, progressive=progressive, quality=85)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(decode(data), expected)
-    assert np.abs(decode(data).astype(int) - PIXELS).mean() < 12  # and it is the picture that was written
+    assert (
+        np.abs(decode(data).astype(int) - PIXELS).mean() < 12
+    )  # and it is the picture that was written
 
 
 def test_the_fast_decoder_is_the_one_that_runs(monkeypatch):
-    monkeypatch.setattr(decode_module, "_decode_any", lambda data: pytest.fail("the slow decoder was used"))
+    monkeypatch.setattr(
+        decode_module, "_decode_any", lambda data: pytest.fail("the slow decoder was used")
+    )
     decode(encoded(PIXELS))
     decode(encoded(PIXELS[..., 0]))
 
@@ -67,7 +73,11 @@ def test_cmyk_with_adobes_inversion():
     Image.fromarray(inks, "CMYK").save(file, "JPEG", quality=100)
     assert b"Adobe" in file.getvalue()
     image = decode(file.getvalue())
-    for pixel, color in ((image[2, 2], (0, 255, 255)), (image[13, 13], (0, 0, 0)), (image[13, 2], (255, 255, 255))):
+    for pixel, color in (
+        (image[2, 2], (0, 255, 255)),
+        (image[13, 13], (0, 0, 0)),
+        (image[13, 2], (255, 255, 255)),
+    ):
         assert np.abs(pixel.astype(int) - color).max() <= 6
 
 
@@ -107,7 +117,9 @@ def test_a_palette_is_looked_up_and_alpha_dropped():
     bits = Image.fromarray(PIXELS[..., 0]).convert("1")
     file = io.BytesIO()
     bits.save(file, "PNG")
-    assert np.array_equal(decode(file.getvalue()), np.repeat(np.asarray(bits)[..., None] * np.uint8(255), 3, axis=-1))
+    assert np.array_equal(
+        decode(file.getvalue()), np.repeat(np.asarray(bits)[..., None] * np.uint8(255), 3, axis=-1)
+    )
 
 
 def test_stray_bytes_after_and_inside_a_jpeg_do_no_harm():
@@ -139,18 +151,27 @@ def test_what_is_no_whole_image_is_an_error(name):
 
 
 @pytest.mark.parametrize(
-    "fault", [dict(fastdct=True), dict(fastupsample=True), dict(colorspace="BGR")], ids=["dct", "upsampling", "order"]
+    "fault",
+    [dict(fastdct=True), dict(fastupsample=True), dict(colorspace="BGR")],
+    ids=["dct", "upsampling", "order"],
 )
 def test_the_comparison_notices_another_decoder(monkeypatch, fault):
     import simplejpeg
 
     real = simplejpeg.decode_jpeg
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, space: real(data, **(dict(colorspace=space) | fault)))
+    monkeypatch.setattr(
+        simplejpeg,
+        "decode_jpeg",
+        lambda data, space: real(data, **(dict(colorspace=space) | fault)),
+    )
     with pytest.raises(AssertionError):
         test_jpeg_is_byte_for_byte_what_pillow_gives(2, False)
 
 
 def test_nothing_but_the_pipeline_imports_decoders():
-    program = "import sys, shared_vit.data; print(*sorted({'cv2', 'PIL', 'grain', 'jax', 'torch', 'sklearn'} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"cv2", "PIL", "grain", "jax", "torch", "sklearn"}
+    program = f"import sys, shared_vit.data; print(*sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert found.stdout.split() == []

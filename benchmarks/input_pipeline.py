@@ -1,13 +1,14 @@
-"""Images per second of this package's input pipeline, of torchvision's, and of a bare loop that only decodes and resizes.
+"""Images per second of this input pipeline, of torchvision's, and of a bare decode-and-resize loop.
 
     python benchmarks/input_pipeline.py --data_dir DIR [--json FILE] [--train_steps 8]
 
-DIR has class folders in train/ (or val/, or test/); the three read the same files, at random and over and over, and
-give training batches at 224 px. They run in turn, several rounds, each in a process of its own; a round's slower
-moments hit all three. torchvision's path is its own code: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize
-and a DataLoader with the number of workers that serves it best here. The bare loop is read, decode, crop, resize in
-as many threads as there are cores, and nothing else: no order, no labels, no batches. Then each twin trains for a few
-steps, and says what share of the time it waited for data.
+DIR has class folders in train/ (or val/, or test/). The three read the same files at random, over
+and over, and give training batches at 224 px. They run in turn for several rounds, each in a
+process of its own, so that slower moments of the machine hit all three. torchvision's path is its
+own code: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize and a DataLoader with the best
+number of workers for this machine. The bare loop reads, decodes, crops and resizes in as many
+threads as there are cores, without order, labels or batches. Then each twin trains for a few steps
+and reports the share of time that it waited for data.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ def benchmark(
         train_model: Its model.
         train_batch_size: Its batch size.
     """
-    threads = len(os.sched_getaffinity(0))
+    from shared_vit.cores import cores
+
+    threads = cores()
     load_before = os.getloadavg()
-    best = max((0, *sorted({1, threads, 2 * threads})), key=lambda n: _run(_torchvision, data_dir, seconds / 2, n))
+    best = max(
+        (0, *sorted({1, threads, 2 * threads})),
+        key=lambda n: _run(_torchvision, data_dir, seconds / 2, n),
+    )
     candidates = {
         "ours": lambda: _run(_ours, data_dir, seconds, workers),
         "torchvision": lambda: _run(_torchvision, data_dir, seconds, best),
@@ -93,7 +99,11 @@ def benchmark(
     if memory_images:
         result["memory_mb"] = _run(_memory, data_dir, memory_images, workers)
     if train_steps:
-        flags = [f"--model={train_model}", f"--batch_size={train_batch_size}", f"--image_size={SIZE}"]
+        flags = [
+            f"--model={train_model}",
+            f"--batch_size={train_batch_size}",
+            f"--image_size={SIZE}",
+        ]
         result["training"] = {"flags": flags, "steps": train_steps}
         for twin in ("jax", "torch"):
             result["training"][twin] = _train(twin, data_dir, train_steps, flags)
@@ -104,7 +114,7 @@ def benchmark(
 
 
 def _run(measure, *args):
-    """`measure(*args)` in a fresh process, so that none inherits another's threads, caches or memory."""
+    """`measure(*args)` in a fresh process, without threads, caches or memory of another."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, measure, args))
@@ -114,7 +124,9 @@ def _run(measure, *args):
         return receiver.recv()
     except EOFError:
         process.join()
-        sys.exit(f"{measure.__name__}{args} failed with status {process.exitcode}; its traceback is above")
+        sys.exit(
+            f"{measure.__name__}{args} failed with status {process.exitcode}, see above"
+        )
     finally:
         process.join()
 
@@ -132,18 +144,21 @@ def _split(data_dir: Path) -> Path:
 
 def _our_batches(data_dir: Path, workers: int | None):
     from shared_vit.data import Dataset, batches
-    from shared_vit.data.sources.folder import FolderSource
+    from shared_vit.data.sources.folder import FolderSplit
     from shared_vit.data.sources.listing import list_split
-    from shared_vit.spec.recipe import TrainConfig
+    from shared_vit.spec.config import ModelConfig
+    from shared_vit.spec.machine import Machine
+    from shared_vit.spec.recipe import Recipe
 
     listing = list_split(data_dir, _split(data_dir).name)
-    source = FolderSource(data_dir, listing)
-    dataset = Dataset("folder", source, source, listing.class_names, fingerprint="")
-    return batches(TrainConfig(image_size=SIZE, batch_size=BATCH, workers=workers), dataset=dataset)
+    split = FolderSplit(data_dir, listing)
+    dataset = Dataset("folder", split, split, listing.class_names, fingerprint="")
+    recipe = Recipe(model=ModelConfig(image_size=SIZE), batch_size=BATCH)
+    return batches(recipe, dataset=dataset, machine=Machine(workers=workers))
 
 
 def _rate(stream, seconds: float) -> tuple[float, float]:
-    """Images per second, and per second of processor time, of an endless stream of (number of images)."""
+    """Images per second, and per second of processor time; the stream yields numbers of images."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < WARM_UP:
         next(stream)
@@ -177,8 +192,10 @@ def _ours(data_dir: Path, seconds: float, workers: int | None) -> tuple[float, f
 def _torchvision(data_dir: Path, seconds: float, workers: int) -> tuple[float, float]:
     import torch
 
-    # torchvision registers shape functions for operators that a CPU build of it may lack; none is used here
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    # torchvision registers shapes of operators that its CPU build may lack; none is used here
+    sys.modules.setdefault(
+        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+    )
     from torchvision import datasets, transforms
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -193,8 +210,12 @@ def _torchvision(data_dir: Path, seconds: float, workers: int) -> tuple[float, f
     )  # fmt: skip
     sampler = torch.utils.data.RandomSampler(folder, replacement=True, num_samples=10**8)
     loader = torch.utils.data.DataLoader(
-        folder, BATCH, sampler=sampler, num_workers=workers, multiprocessing_context="fork" if workers else None
-    )  # fork, as it is in a program on Linux; this process is a spawned one, whose children would be too
+        folder,
+        BATCH,
+        sampler=sampler,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )  # fork, Linux's default: children of this spawned process would be spawned too
     return _rate((len(images) for images, _ in loader), seconds)
 
 
@@ -205,7 +226,9 @@ def _bare_loop(data_dir: Path, seconds: float, threads: int) -> tuple[float, flo
     from shared_vit.data.augment import NUM_UNIFORMS, crop_box
 
     cv2.setNumThreads(0)
-    paths = sorted(str(p) for p in _split(data_dir).rglob("*") if p.suffix.lower() in (".jpeg", ".jpg"))
+    paths = sorted(
+        str(p) for p in _split(data_dir).rglob("*") if p.suffix.lower() in (".jpeg", ".jpg")
+    )
     uniforms = np.random.default_rng(0).random((len(paths), NUM_UNIFORMS))
     sizes = [simplejpeg.decode_jpeg_header(Path(p).read_bytes())[:2] for p in paths]
     boxes = [crop_box(u, *size) for u, size in zip(uniforms, sizes)]
@@ -243,7 +266,7 @@ def _bare_loop(data_dir: Path, seconds: float, threads: int) -> tuple[float, flo
 
 
 def _memory(data_dir: Path, images: int, workers: int | None) -> dict:
-    """Memory of the process and its workers (proportional set size, MB) at ten points over `images` images."""
+    """Proportional set size (MB) of the process and its workers at ten points of the stream."""
     stream = _our_batches(data_dir, workers)
     points, count = [], 0
     while count < images:
@@ -255,13 +278,25 @@ def _memory(data_dir: Path, images: int, workers: int | None) -> dict:
 
 
 def _train(twin: str, data_dir: Path, steps: int, flags: list[str]) -> dict:
-    """Images per second and the share of time waiting for data, in the second half of a short training."""
+    """Images per second and share of time waiting for data, in a short training's second half."""
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as place:
         for name in ("train", "val"):
             (Path(place) / name).symlink_to(_split(data_dir).resolve())
-        flags = [*flags, f"--steps={steps}", f"--eval_every={steps // 2}", "--checkpoint_every=0", "--warmup_steps=1"]
-        command = [sys.executable, root / f"train_{twin}.py", "--data=folder", f"--data_dir={place}", *flags]
+        flags = [
+            *flags,
+            f"--steps={steps}",
+            f"--eval_every={steps // 2}",
+            "--checkpoint_every=0",
+            "--warmup_steps=1",
+        ]
+        command = [
+            sys.executable,
+            root / f"train_{twin}.py",
+            "--data=folder",
+            f"--data_dir={place}",
+            *flags,
+        ]
         done = subprocess.run([*command, f"--run_dir={place}/run"], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"train_{twin}.py failed with status {done.returncode}:\n{done.stderr}")
@@ -279,20 +314,31 @@ def _family_memory() -> float:
 
 def _machine() -> dict:
     with open("/proc/cpuinfo") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "")
+        model = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), ""
+        )
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def _versions() -> dict:
     from importlib.metadata import version
 
-    names = ("numpy", "grain", "simplejpeg", "opencv-python-headless", "pillow", "torch", "torchvision")
+    names = (
+        "numpy",
+        "grain",
+        "simplejpeg",
+        "opencv-python-headless",
+        "pillow",
+        "torch",
+        "torchvision",
+    )
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _print_table(result: dict) -> None:
     print(
-        f"{SIZE} px, batches of {BATCH}, {result['threads']} cores; median of {len(result['rounds']['ours'])} rounds\n"
+        f"{SIZE} px, batches of {BATCH}, {result['threads']} cores; "
+        f"median of {len(result['rounds']['ours'])} rounds\n"
     )
     print(f"{'':<28}{'images/s':>10}{'per core':>10}{'per CPU s':>11}")
     for name, label in (
@@ -301,9 +347,13 @@ def _print_table(result: dict) -> None:
         ("bare_loop", "bare decode, crop, resize"),
     ):
         rate = result[f"{name}_per_s"]
-        print(f"{label:<28}{rate:>10.0f}{rate / result['threads']:>10.0f}{result[name + '_per_cpu_s']:>11.0f}")
+        print(
+            f"{label:<28}{rate:>10.0f}{rate / result['threads']:>10.0f}"
+            f"{result[name + '_per_cpu_s']:>11.0f}"
+        )
     print(
-        f"\n{result['ours_over_torchvision']:.2f} times torchvision, {result['ours_over_bare_loop']:.0%} of the bare loop"
+        f"\n{result['ours_over_torchvision']:.2f} times torchvision, "
+        f"{result['ours_over_bare_loop']:.0%} of the bare loop"
     )
     if "memory_mb" in result:
         memory = result["memory_mb"]
@@ -311,12 +361,16 @@ def _print_table(result: dict) -> None:
     for twin in ("jax", "torch"):
         if found := result.get("training", {}).get(twin):
             rate, share = found["images_per_second"], found["data_wait_share"]
-            print(f"training in {twin}: {rate:.1f} images/s, {share:.2%} of the time waiting for data")
+            print(
+                f"training in {twin}: {rate:.1f} images/s, {share:.2%} of the time waiting for data"
+            )
 
 
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (sys.path[0], os.environ.get("PYTHONPATH")))
+    )
     tyro.cli(benchmark, use_underscores=True)
 
 

@@ -101,10 +101,15 @@ def random_state(cfg: ModelConfig, precision: str, seed: int = 0) -> TrainState:
 
 
 def run(
-    trainer, train: Recipe, steps: int, total: int | None = None, lr: Callable[[int], float] | None = None
+    trainer,
+    train: Recipe,
+    steps: int,
+    total: int | None = None,
+    lr: Callable[[int], float] | None = None,
+    machine: Machine = Machine(workers=0),
 ) -> Curve:
-    """Train `steps` updates on digits; the curve."""
-    stream = batches(train, "train", machine=Machine(workers=0))
+    """Train `steps` updates; the curve."""
+    stream = batches(train, "train", machine=machine)
     results = []
     for step in range(steps):
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
@@ -114,7 +119,9 @@ def run(
     return Curve(np.arange(1, steps + 1), loss, grad_norm)
 
 
-def nudged_runs(state: TrainState, train: Recipe, steps: int) -> list[Curve]:
+def nudged_runs(
+    state: TrainState, train: Recipe, steps: int, machine: Machine = Machine(workers=0)
+) -> list[Curve]:
     """Three runs of the PyTorch twin that differ from its own by rounding alone."""
     configs = [dataclasses.replace(train, nudge=seed) for seed in (1, 2, 3)]
-    return [run(torch_trainer(state, c), c, steps) for c in configs]
+    return [run(torch_trainer(state, c), c, steps, machine=machine) for c in configs]

@@ -1,4 +1,4 @@
-"""Crops are distributed as torchvision's, and pixels are what the libraries with the same filters give."""
+"""Training crops are distributed as torchvision's; their pixels are those of the same filters."""
 
 import math
 import sys
@@ -7,10 +7,10 @@ import types
 import numpy as np
 import pytest
 import torch
-from data_helpers import photo
+from data_helpers import encoded, folder_run, photo, take
 
 from shared_vit.data import augment
-from shared_vit.data.augment import NUM_UNIFORMS, center_crop, crop_box, random_crop_flip
+from shared_vit.data.augment import NUM_UNIFORMS, crop_box, padded_crop_flip, random_crop_flip
 
 
 def reference_box(rng, height, width):
@@ -32,7 +32,9 @@ def reference_box(rng, height, width):
 
 
 def torchvisions_box(rng, height, width):
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    sys.modules.setdefault(
+        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+    )
     transforms = pytest.importorskip("torchvision.transforms")
     torch.manual_seed(int(rng.integers(2**62)))
     image = torch.empty(3, height, width, device="meta")
@@ -49,7 +51,7 @@ def boxes(draw, height, width, count=2000, seed=0):
 
 
 def furthest(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest two-sample Kolmogorov-Smirnov distance over several views of the boxes, in units of its 0.1 % level."""
+    """Largest two-sample Kolmogorov-Smirnov distance over views of boxes, over its 0.1 % level."""
 
     def views(box):
         top, left, h, w = box.T.astype(float)
@@ -59,7 +61,8 @@ def furthest(a: np.ndarray, b: np.ndarray) -> float:
     for x, y in zip(views(a), views(b)):
         grid = np.union1d(x, y)
         distance = np.abs(
-            np.searchsorted(np.sort(x), grid, "right") / len(x) - np.searchsorted(np.sort(y), grid, "right") / len(y)
+            np.searchsorted(np.sort(x), grid, "right") / len(x)
+            - np.searchsorted(np.sort(y), grid, "right") / len(y)
         ).max()
         worst = max(worst, distance / (1.95 * math.sqrt(2 / len(x))))
     return worst
@@ -81,7 +84,9 @@ def biased(rng, height, width):
 def linear_ratio(rng, height, width):
     u = rng.random(NUM_UNIFORMS)
     span = (3 / 4, 4 / 3)
-    u[1:-3:2] = (np.log(span[0] + (span[1] - span[0]) * u[1:-3:2]) - math.log(span[0])) / math.log(span[1] / span[0])
+    u[1:-3:2] = (np.log(span[0] + (span[1] - span[0]) * u[1:-3:2]) - math.log(span[0])) / math.log(
+        span[1] / span[0]
+    )
     return crop_box(u, height, width)
 
 
@@ -119,12 +124,14 @@ def whole_image(flip: bool) -> np.ndarray:
 def test_resampling_is_bilinear_without_antialias(size):
     image = photo(1, 41, 41)
     found = random_crop_flip(image, size, whole_image(flip=False))
-    exact = torch.nn.functional.interpolate(
-        torch.from_numpy(image).permute(2, 0, 1)[None].double(), (size, size), mode="bilinear", antialias=False
-    )[0].permute(1, 2, 0)  # fmt: skip
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    resized = torch.nn.functional.interpolate(planes, (size, size), mode="bilinear")
+    exact = resized[0].permute(1, 2, 0)
     assert found.shape == (size, size, 3) and found.dtype == np.uint8
     gap = found - exact.numpy()
-    assert np.abs(gap).max() < 1 and abs(gap.mean()) < 0.05  # weights of 8 bits round by up to 1 in 512
+    assert (
+        np.abs(gap).max() < 1 and abs(gap.mean()) < 0.05
+    )  # weights of 8 bits round by up to 1 in 512
 
 
 def test_a_flip_is_a_mirror_and_comes_half_of_the_time():
@@ -140,35 +147,94 @@ def test_a_flip_is_a_mirror_and_comes_half_of_the_time():
     assert abs(times - 1000) < 3.3 * math.sqrt(500)
 
 
-@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (300, 300), (40, 61), (256, 1000), (7, 9)])
-@pytest.mark.parametrize("size", [224, 32])
-def test_evaluation_is_torchvisions_resize_and_center_crop(height, width, size):
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-    transforms = pytest.importorskip("torchvision.transforms")
+def padded_crops(image: np.ndarray, size: int, pad: int, count: int = 4000) -> list[np.ndarray]:
+    rng = np.random.default_rng(9)
+    draws = rng.random((count, NUM_UNIFORMS))
+    return [padded_crop_flip(image, size, pad, "bilinear", u) for u in draws]
+
+
+def test_a_padded_crop_is_any_window_of_the_padded_image_as_often_as_the_others():
+    image = 1 + np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
+    black = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    windows = {}
+    for top in range(5):
+        for left in range(5):
+            window = black[top : top + 6, left : left + 6]
+            windows[window.tobytes()] = windows[window[:, ::-1].tobytes()] = 0
+    assert len(windows) == 50
+    for crop in padded_crops(image, 6, 2):
+        assert crop.shape == (6, 6, 3) and crop.dtype == np.uint8
+        windows[crop.tobytes()] += 1  # a KeyError for any other picture
+    counts = np.array(list(windows.values()))
+    assert ((counts - 80) ** 2 / 80).sum() < 85.4  # 49 degrees of freedom: 0.1 % exceed this
+
+
+def test_a_padded_crop_uses_the_draws_of_offset_and_flip_alone():
+    image = photo(10, 32, 32)
+    u = np.random.default_rng(10).random(NUM_UNIFORMS)
+    first = padded_crop_flip(image, 32, 4, "bilinear", u)
+    for i in range(NUM_UNIFORMS):
+        other = u.copy()
+        other[i] = (u[i] + 0.5) % 1
+        changed = not np.array_equal(padded_crop_flip(image, 32, 4, "bilinear", other), first)
+        assert changed == (i >= NUM_UNIFORMS - 3)
+
+
+def test_a_padded_crop_of_another_size_is_resized_first():
+    wide = photo(11, 40, 80)
+    crops = padded_crops(wide, 20, 3, count=300)
+    assert {crop.shape for crop in crops} == {(20, 20, 3)}
     from PIL import Image
 
-    image = photo(5, height, width)
-    steps = transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)])
-    found = center_crop(image, size)
-    assert found.shape == (size, size, 3) and found.dtype == np.uint8
-    assert np.array_equal(found, np.asarray(steps(Image.fromarray(image))))
+    small = np.asarray(Image.fromarray(wide).resize((40, 20), Image.Resampling.BILINEAR))
+    inside = np.full(NUM_UNIFORMS, 0.5)
+    found = padded_crop_flip(wide, 20, 3, "bilinear", inside)  # top 3 of 6, left 13 of 26
+    assert np.array_equal(found, small[:, 10:30])
 
 
-def test_evaluation_is_antialiased():
-    """Against torch's antialiased interpolation of the whole, cut in the middle; the plain one differs far more."""
-    image = photo(6, 300, 400)
-    found = center_crop(image, 56).astype(float)
-    whole = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+@pytest.fixture
+def small_photos(tmp_path):
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = photo(20 + i + 4 * (label == "b"), 32, 32)
+                (tmp_path / split / label / f"{i}.png").write_bytes(encoded(pixels, "PNG"))
+    return tmp_path
 
-    def gap(antialias):
-        small = torch.nn.functional.interpolate(whole, (64, 85), mode="bilinear", antialias=antialias)
-        return np.abs(small[0].permute(1, 2, 0).numpy()[4:60, 14:70] - found).max()
 
-    assert gap(True) <= 1.01 and gap(False) > 3
+def test_a_run_with_pad_crop_shows_windows_of_its_images_in_the_same_order(small_photos):
+    plain = folder_run(small_photos, image_size=32, patch_size=32)
+    padded = plain.but(pad_crop=4)
+    dataset = plain.dataset()
+    black = [
+        np.pad(photo(20 + i, 32, 32), ((4, 4), (4, 4), (0, 0))) for i in range(8)
+    ]  # in the listing's order
+    windows = [
+        {
+            b[t : t + 32, x : x + 32][:, ::d].tobytes()
+            for t in range(9)
+            for x in range(9)
+            for d in (1, -1)
+        }
+        for b in black
+    ]
+    for one, other in zip(take(padded, 3, dataset=dataset), take(plain, 3, dataset=dataset)):
+        assert np.array_equal(one.labels, other.labels)
+        seen = [next(k for k, w in enumerate(windows) if i.tobytes() in w) for i in one.images]
+        assert sorted(seen) == list(range(8)) and [k // 4 for k in seen] == one.labels.tolist()
+
+
+def test_pad_crop_of_digits_is_refused():
+    from data_helpers import run_of
+
+    from shared_vit.errors import UserError
+
+    with pytest.raises(UserError, match="--pad_crop=4: the images of digits are not cropped"):
+        run_of(8, pad_crop=4).batches()
 
 
 def test_a_small_image_is_enlarged():
-    assert center_crop(photo(7, 3, 2), 16).shape == (16, 16, 3)
     assert random_crop_flip(photo(7, 1, 1), 16, np.full(NUM_UNIFORMS, 0.5)).shape == (16, 16, 3)
 
 
@@ -176,10 +242,19 @@ def test_digits_are_turned_and_shifted_a_little():
     rng = np.random.default_rng(8)
     image = np.zeros((8, 8, 3), np.uint8)
     image[2:6, 3:5] = 200
-    found = np.stack([augment.random_affine(image, rng.random(NUM_UNIFORMS)) for _ in range(300)]).astype(float)
-    assert np.abs(found.mean(0) - image).max() < 100 and (found != image).any(axis=(1, 2, 3)).mean() > 0.99
+    found = np.stack(
+        [augment.random_affine(image, rng.random(NUM_UNIFORMS)) for _ in range(300)]
+    ).astype(float)
+    assert (
+        np.abs(found.mean(0) - image).max() < 100
+        and (found != image).any(axis=(1, 2, 3)).mean() > 0.99
+    )
     mass = found[..., 0].reshape(300, 64)
     rows, columns = np.divmod(np.arange(64), 8)
     for axis, middle in ((rows, 3.5), (columns, 3.5)):
         centre = (mass * axis).sum(1) / mass.sum(1)
-        assert abs(centre.mean() - middle) < 0.1 and 0.3 < centre.std() < 0.6 and np.abs(centre - middle).max() < 1.2
+        assert (
+            abs(centre.mean() - middle) < 0.1
+            and 0.3 < centre.std() < 0.6
+            and np.abs(centre - middle).max() < 1.2
+        )

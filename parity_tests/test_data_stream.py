@@ -1,6 +1,5 @@
-"""Batch t is a pure function of (seed, data, batch size, t), an epoch is every example once, and so is an evaluation."""
+"""Batch t is a pure function of (seed, data, batch size, t); epochs are complete."""
 
-import dataclasses
 import gc
 import multiprocessing
 import os
@@ -12,15 +11,14 @@ import time
 
 import numpy as np
 import pytest
-from data_helpers import counting_dataset, digest, folder_config, image_folder, take
+from data_helpers import counting_dataset, digest, folder_run, image_folder, run_of, take
 
-from shared_vit.data import batches, open_dataset
-from shared_vit.data import order as stream
+from shared_vit.cores import cores
+from shared_vit.data import order
 from shared_vit.data import workers as workers_module
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import TrainConfig
 
-COUNTING = TrainConfig(image_size=2, batch_size=4, seed=5, workers=0)
+COUNTING = run_of(2, batch_size=4, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,53 +30,63 @@ def joined(parts: list) -> list[str]:
     """Digests of the batches whose rows are spread over processes: parts[p][t] -> one per t."""
     whole = []
     for of_step in zip(*parts):
-        arrays = [np.concatenate([getattr(b, k) for b in of_step]) for k in ("images", "labels", "weight", "rows")]
+        arrays = [
+            np.concatenate([getattr(b, k) for b in of_step])
+            for k in ("images", "labels", "weight", "rows")
+        ]
         whole.append(type(of_step[0])(*arrays, step=of_step[0].step))
     return digest(whole)
 
 
 def test_workers_do_not_change_a_byte(folder):
-    cfg = folder_config(folder)
-    expected = digest(take(cfg, 6))
+    run = folder_run(folder)
+    expected = digest(take(run, 6))
     assert len(set(expected)) == 6
     for workers in (2, 3):
-        assert digest(take(dataclasses.replace(cfg, workers=workers), 6)) == expected
+        assert digest(take(run.but(workers=workers), 6)) == expected
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_number_of_processes_does_not_change_a_byte(folder, split):
-    cfg = folder_config(folder)
-    dataset = open_dataset(cfg)
+    run = folder_run(folder)
+    dataset = run.dataset()
     count = 6 if split == "train" else 2
-    expected = digest(take(cfg, count, split=split, dataset=dataset))
+    expected = digest(take(run, count, split=split, dataset=dataset))
     for of in (2, 4):
-        parts = [take(cfg, count, split=split, process=p, num_processes=of, dataset=dataset) for p in range(of)]
+        parts = [
+            take(run, count, split=split, process=p, num_processes=of, dataset=dataset)
+            for p in range(of)
+        ]
         assert all(len(b.rows) == 8 // of for part in parts for b in part)
         assert joined(parts) == expected
 
 
 def test_a_resumed_stream_goes_on_with_the_same_bytes(folder):
-    cfg = folder_config(folder)
-    whole = digest(take(cfg, 9))
-    assert digest(take(cfg, 4, start=5)) == whole[5:]
-    other = dataclasses.replace(cfg, workers=1)
-    assert joined([take(other, 2, start=7, process=p, num_processes=2) for p in range(2)]) == whole[7:]
+    run = folder_run(folder)
+    whole = digest(take(run, 9))
+    assert digest(take(run, 4, start=5)) == whole[5:]
+    other = run.but(workers=1)
+    assert (
+        joined([take(other, 2, start=7, process=p, num_processes=2) for p in range(2)]) == whole[7:]
+    )
 
 
 def test_the_seed_decides_order_and_crops(folder):
-    cfg = folder_config(folder)
-    assert digest(take(cfg, 1)) != digest(take(dataclasses.replace(cfg, seed=4), 1))
-    assert digest(take(cfg, 1)) == digest(take(dataclasses.replace(cfg, seed=3), 1))
-    labels = [tuple(np.concatenate([b.labels for b in take(COUNTING, 5, dataset=counting_dataset(20))]))]
+    run = folder_run(folder)
+    assert digest(take(run, 1)) != digest(take(run.but(seed=4), 1))
+    assert digest(take(run, 1)) == digest(take(run.but(seed=3), 1))
+    labels = [
+        tuple(np.concatenate([b.labels for b in take(COUNTING, 5, dataset=counting_dataset(20))]))
+    ]
     for seed in (6, 2**63):
-        changed = take(dataclasses.replace(COUNTING, seed=seed), 5, dataset=counting_dataset(20))
+        changed = take(COUNTING.but(seed=seed), 5, dataset=counting_dataset(20))
         labels.append(tuple(np.concatenate([b.labels for b in changed])))
     assert len(set(labels)) == 3
 
 
 def test_an_example_is_augmented_anew_each_epoch(folder):
-    cfg = folder_config(folder, batch_size=21)
-    first, second = take(cfg, 2)
+    run = folder_run(folder, batch_size=21)
+    first, second = take(run, 2)
     for label in range(3):
         one, other = first.images[first.labels == label], second.images[second.labels == label]
         assert not any(np.array_equal(a, b) for a in one for b in other)
@@ -88,24 +96,30 @@ FRAMEWORK = """
 import sys
 sys.path.insert(0, {tests!r})
 import {framework}
-from data_helpers import digest, folder_config, take
-print(*digest(take(folder_config({folder!r}), 3)))
+from data_helpers import digest, folder_run, take
+print(*digest(take(folder_run({folder!r}), 3)))
 """
 
 
 @pytest.mark.parametrize("framework", ["torch_vit", "jax_vit"])
 def test_both_twins_see_the_same_bytes(folder, framework):
-    program = FRAMEWORK.format(tests=os.path.dirname(__file__), framework=framework, folder=str(folder))
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert found == digest(take(folder_config(folder), 3))
+    program = FRAMEWORK.format(
+        tests=os.path.dirname(__file__), framework=framework, folder=str(folder)
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert found == digest(take(folder_run(folder), 3))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 50])
 def test_an_epoch_is_every_example_once_and_runs_on_over_its_end(batch_size):
     examples, epochs = 23, 4
-    cfg = dataclasses.replace(COUNTING, batch_size=batch_size)
-    found = take(cfg, -(-examples * epochs // batch_size), dataset=counting_dataset(examples))
-    labels = np.concatenate([b.labels for b in found])[: examples * epochs].reshape(epochs, examples)
+    run = COUNTING.but(batch_size=batch_size)
+    found = take(run, -(-examples * epochs // batch_size), dataset=counting_dataset(examples))
+    labels = np.concatenate([b.labels for b in found])[: examples * epochs].reshape(
+        epochs, examples
+    )
     assert all(sorted(epoch) == list(range(examples)) for epoch in labels)
     assert len({tuple(epoch) for epoch in labels}) == epochs
     assert all(b.images.shape == (batch_size, 2, 2, 3) and b.weight.all() for b in found)
@@ -115,33 +129,51 @@ def test_an_epoch_is_every_example_once_and_runs_on_over_its_end(batch_size):
 def test_orders_are_uniform():
     positions = np.zeros((8, 8))
     for seed in range(600):
-        order = stream.ShuffleMapDataset(stream.grain.MapDataset.range(8), seed)
+        shuffled = order.ShuffleMapDataset(order.grain.MapDataset.range(8), seed)
         for position in range(8):
-            positions[position, order[position]] += 1
+            positions[position, shuffled[position]] += 1
     chi_squared = ((positions - 75) ** 2 / 75).sum()
     assert chi_squared < 85.4  # 49 degrees of freedom: 0.1 % of uniform shuffles exceed this
 
 
-@pytest.mark.parametrize("examples, batch_size, of", [(5, 4, 1), (5, 4, 2), (5, 4, 4), (4, 4, 2), (3, 8, 4), (9, 6, 3)])
+@pytest.mark.parametrize(
+    "examples, batch_size, of", [(5, 4, 1), (5, 4, 2), (5, 4, 4), (4, 4, 2), (3, 8, 4), (9, 6, 3)]
+)
 def test_an_evaluation_counts_every_example_once(examples, batch_size, of):
-    cfg = dataclasses.replace(COUNTING, batch_size=batch_size)
+    run = COUNTING.but(batch_size=batch_size)
     dataset = counting_dataset(7, val=examples)
-    parts = [list(batches(cfg, "val", process=p, num_processes=of, dataset=dataset)) for p in range(of)]
+    parts = [
+        list(run.batches("val", process=p, num_processes=of, dataset=dataset)) for p in range(of)
+    ]
     assert {len(part) for part in parts} == {-(-examples // batch_size)}
-    counted = [int(label) for part in parts for b in part for label, w in zip(b.labels, b.weight) if w]
+    counted = [
+        int(label) for part in parts for b in part for label, w in zip(b.labels, b.weight) if w
+    ]
     assert sorted(counted) == list(range(examples))
     assert sorted(dataset.val.reads) == list(range(examples))  # padding decodes nothing
-    assert all((b.images[b.weight > 0][:, 0, 0, 0] == b.labels[b.weight > 0]).all() for part in parts for b in part)
+    assert all(
+        (b.images[b.weight > 0][:, 0, 0, 0] == b.labels[b.weight > 0]).all()
+        for part in parts
+        for b in part
+    )
     in_order = [b.labels[b.weight > 0] for step in zip(*parts) for b in step]
     assert np.concatenate(in_order).tolist() == list(range(examples))
-    assert all(b.weight.dtype == np.float32 and b.images.shape[0] == batch_size // of for part in parts for b in part)
+    assert all(
+        b.weight.dtype == np.float32 and b.images.shape[0] == batch_size // of
+        for part in parts
+        for b in part
+    )
 
 
 def test_a_process_reads_only_its_rows_and_a_resumed_one_only_what_follows():
     whole = np.concatenate([b.labels for b in take(COUNTING, 12, dataset=counting_dataset(1000))])
     dataset = counting_dataset(1000)
-    one = stream.train_chunks(
-        lambda i, rng: stream.Example(*dataset.train.read(i)), 1000, 5, stream.Share(4, first=2, rows=2, start=10), 2
+    one = order.train_chunks(
+        lambda i, rng: order.Example(*dataset.train.read(i)),
+        1000,
+        5,
+        order.Share(4, first=2, rows=2, start=10),
+        2,
     )
     for chunk in range(2):
         one[chunk]
@@ -158,16 +190,20 @@ def test_start_up_does_not_grow_with_the_step():
 
 
 def test_what_a_batch_is(folder):
-    batch = take(folder_config(folder), 1, process=1, num_processes=2)[0]
+    batch = take(folder_run(folder), 1, process=1, num_processes=2)[0]
     assert batch.images.dtype == np.uint8 and batch.images.shape == (4, 24, 24, 3)
-    assert batch.labels.dtype == np.int32 and batch.weight.dtype == np.float32 and batch.rows.dtype == np.int64
+    assert (
+        batch.labels.dtype == np.int32
+        and batch.weight.dtype == np.float32
+        and batch.rows.dtype == np.int64
+    )
     assert batch.rows.tolist() == [4, 5, 6, 7]
     assert type(batch.images) is np.ndarray and batch.images.flags.owndata
 
 
 def test_a_batch_that_processes_do_not_divide_is_an_error():
     with pytest.raises(UserError, match="--batch_size=4 is not divisible by 3"):
-        batches(COUNTING, num_processes=3, dataset=counting_dataset(5))
+        COUNTING.batches(num_processes=3, dataset=counting_dataset(5))
 
 
 @pytest.mark.parametrize("how", ["close", "collect"])
@@ -178,7 +214,7 @@ def test_closing_ends_threads_and_processes(workers, how):
         return threads | set(multiprocessing.active_children())
 
     before = running()
-    found = batches(TrainConfig(data="digits", image_size=8, batch_size=64, workers=workers))
+    found = run_of(8, batch_size=64, workers=workers).batches()
     next(found)
     started = running() - before
     assert len(started) >= max(workers, 1)
@@ -197,10 +233,9 @@ def test_closing_ends_threads_and_processes(workers, how):
 
 KILLED = """
 import multiprocessing, time
-from shared_vit.spec.recipe import TrainConfig
-from shared_vit.data import batches
+from data_helpers import run_of
 if __name__ == "__main__":
-    stream = batches(TrainConfig(data="digits", image_size=8, batch_size=64, workers=1))
+    stream = run_of(8, batch_size=64, workers=1).batches()
     next(stream)
     print(*(p.pid for p in multiprocessing.active_children()), flush=True)
     time.sleep(60)
@@ -211,10 +246,10 @@ if __name__ == "__main__":
 def test_workers_do_not_outlive_a_killed_training(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(KILLED)
-    root = os.path.dirname(os.path.dirname(__file__))
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
-    )
+    here = os.path.dirname(__file__)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((os.path.dirname(here), here))}
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 1
     process.send_signal(signal.SIGKILL)
@@ -228,48 +263,53 @@ def test_workers_do_not_outlive_a_killed_training(tmp_path):
 def test_small_shared_memory_is_no_obstacle(monkeypatch, folder):
     from shared_vit.data import pipeline
 
-    cfg = folder_config(folder)
-    expected = digest(take(cfg, 3))
+    run = folder_run(folder)
+    expected = digest(take(run, 3))
     monkeypatch.setattr(pipeline, "shared_memory_fits", lambda num_bytes: False)
-    assert digest(take(dataclasses.replace(cfg, workers=1), 3)) == expected
+    assert digest(take(run.but(workers=1), 3)) == expected
 
 
 @pytest.mark.parametrize(
     "available, workers, photographs, expected",
-    [(2, None, True, (0, 2)), (7, None, True, (0, 7)), (16, None, True, (4, 4)), (64, None, True, (16, 4)),
-     (64, None, False, (0, 1)), (16, 0, True, (0, 16)), (16, 3, True, (3, 5)), (2, 5, True, (5, 1))],
+    [(2, None, True, (0, 2)), (7, None, True, (0, 7)), (16, None, True, (4, 4)),
+     (64, None, True, (16, 4)), (64, None, False, (0, 1)), (16, 0, True, (0, 16)),
+     (16, 3, True, (3, 5)), (2, 5, True, (5, 1))],
 )  # fmt: skip
-def test_the_default_number_of_workers_follows_the_cores(monkeypatch, available, workers, photographs, expected):
+def test_the_default_number_of_workers_follows_the_cores(
+    monkeypatch, available, workers, photographs, expected
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(available), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert workers_module.plan(workers, photographs) == expected
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert workers_module.cores() == max(1, available // 4)
+    assert cores() == max(1, available // 4)
 
 
 def shifted_rows(monkeypatch):
     """A process that starts a row late."""
-    chunk = stream.Share.chunk
+    chunk = order.Share.chunk
     monkeypatch.setattr(
-        stream.Share, "chunk", lambda self, n: (chunk(self, n)[0], range(chunk(self, n)[1].start + (self.first > 0), 8))
+        order.Share,
+        "chunk",
+        lambda self, n: (chunk(self, n)[0], range(chunk(self, n)[1].start + (self.first > 0), 8)),
     )
 
 
 def local_randomness(monkeypatch):
     """Crops drawn by order of arrival rather than by global position."""
-    real = stream.train_chunks
+    real = order.train_chunks
 
     def train_chunks(load, num_examples, seed, share, size):
         rng = np.random.default_rng(seed)
         return real(lambda index, _: load(index, rng), num_examples, seed, share, size)
 
-    monkeypatch.setattr(stream, "train_chunks", train_chunks)
+    monkeypatch.setattr(order, "train_chunks", train_chunks)
 
 
 @pytest.mark.parametrize("fault", [shifted_rows, local_randomness])
 def test_the_comparison_notices(monkeypatch, folder, fault):
-    cfg = folder_config(folder)
-    expected = digest(take(cfg, 2))
+    run = folder_run(folder)
+    expected = digest(take(run, 2))
     fault(monkeypatch)
-    parts = [take(cfg, 2, process=p, num_processes=2) for p in range(2)]
+    parts = [take(run, 2, process=p, num_processes=2) for p in range(2)]
     assert joined(parts) != expected

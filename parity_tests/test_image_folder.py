@@ -1,6 +1,5 @@
-"""Claim: the logits and curve claims hold on photographs: on JPEG folders made here, and on ImageNet with --imagenet=DIR."""
+"""Claim: logits and curves agree on photographs too: JPEGs made here, or --imagenet=DIR."""
 
-import dataclasses
 from pathlib import Path
 
 import cv2
@@ -9,11 +8,11 @@ import pytest
 from helpers import jax_trainer, nudged_runs, random_arrays, run, torch_trainer, traces, worst
 
 from shared_vit import model_config
-from shared_vit.data import batches, open_dataset
+from shared_vit.data import batches, normalize, open_dataset
 from shared_vit.run.state import first_state
 from shared_vit.spec import init
-from shared_vit.spec.pixels import normalization
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 from twinvit.noise_rule import machine_epsilon, noise_rule
 
 
@@ -40,29 +39,24 @@ def folder(request, tmp_path):
     return Path(given)
 
 
-def config(folder, **changes):
-    return TrainConfig(
-        data="folder", data_dir=str(folder), image_size=32, batch_size=12, lr=1e-3, weight_decay=0.1, warmup_steps=5,
-        workers=0, **changes,
-    )  # fmt: skip
-
-
 def test_logits(folder, x64):
-    train = config(folder)
-    images = next(batches(train, "val")).images
     cfg = model_config("vit_ti16", image_size=32)
-    scale, shift = normalization(cfg)
-    a, b = traces(cfg, random_arrays(cfg), "fp64", images * scale + shift)
+    train = Recipe(model=cfg, data="folder", batch_size=12)
+    images = next(batches(train, "val", machine=Machine(data_dir=str(folder), workers=0))).images
+    a, b = traces(cfg, random_arrays(cfg), "fp64", normalize(images, cfg, np.float64))
     assert np.ptp(a[""], axis=0).min() > 1e-3
     distance, layer = worst(a, b)
     assert distance <= 1e-12, layer
 
 
 def test_curves(folder, x64):
-    train = config(folder, precision="fp64")
-    classes = open_dataset(train).num_classes
-    cfg = dataclasses.replace(model_config("vit_nano2", num_classes=classes, image_size=32), patch_size=16)
+    machine = Machine(data_dir=str(folder), workers=0)
+    classes = open_dataset("folder", machine.data_dir).num_classes
+    cfg = model_config("vit_nano2", num_classes=classes, image_size=32, patch_size=16)
+    recipe = dict(data="folder", batch_size=12, lr=1e-3, weight_decay=0.1, warmup_steps=5)
+    train = Recipe(model=cfg, precision="fp64", **recipe)
     state = first_state(cfg, init.draw(cfg, 0), "fp64")
-    a, b = (run(t, train, 60) for t in (jax_trainer(state, train), torch_trainer(state, train)))
-    verdict = noise_rule(a, b, b, nudged_runs(state, train, 60), machine_epsilon("fp64"))
+    twins = (jax_trainer(state, train), torch_trainer(state, train))
+    a, b = (run(trainer, train, 60, machine=machine) for trainer in twins)
+    verdict = noise_rule(a, b, b, nudged_runs(state, train, 60, machine), machine_epsilon("fp64"))
     assert verdict.matched, verdict.describe()

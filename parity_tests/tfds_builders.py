@@ -1,4 +1,4 @@
-"""Data sets as any others of TFDS, written by TFDS itself. In a module of their own, as TFDS looks for one by name."""
+"""Data sets written by TFDS itself, in a module of their own because TFDS looks for one by name."""
 
 import io
 

@@ -1,6 +1,9 @@
-"""From a data set to batches: sources, decoding, augmentation and the pipeline, the same for both twins."""
+"""From a data set to batches: sources, decoding, augmentation, order and the pipeline."""
 
 from shared_vit.data.batch import Batch
-from shared_vit.data.pipeline import Dataset, batches, open_dataset
+from shared_vit.data.dataset import Dataset
+from shared_vit.data.pipeline import batches
+from shared_vit.data.preprocess import evaluation_input, normalize
+from shared_vit.data.sources import open_dataset
 
-__all__ = ["Batch", "Dataset", "batches", "open_dataset"]
+__all__ = ["Batch", "Dataset", "batches", "evaluation_input", "normalize", "open_dataset"]

@@ -1,9 +1,14 @@
-"""Crops, flips and resampling, each a pure function of the image and of uniform numbers."""
+"""Training's crops, flips and turns: pure functions of the image and of uniform numbers."""
+
+from __future__ import annotations
 
 import functools
 import math
+from types import ModuleType
 
 import numpy as np
+
+from shared_vit.data.preprocess import resize_shorter
 
 TRIES = 10
 AREA = (0.08, 1.0)
@@ -12,7 +17,7 @@ NUM_UNIFORMS = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
 
 @functools.cache
-def _cv2():
+def _cv2() -> ModuleType:
     import cv2
 
     cv2.setNumThreads(0)  # the pipeline has threads of its own
@@ -20,10 +25,11 @@ def _cv2():
 
 
 def crop_box(uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random-resized crop: the Inception crop as torchvision samples it.
+    """Top, left, height and width of a random-resized crop (Szegedy et al. 2015).
 
-    Ten tries of an area of 8 to 100 % and a ratio, log-uniform, of 3/4 to 4/3; if none fits, the largest centred crop
-    of a ratio within those bounds (`torchvision.transforms.RandomResizedCrop.get_params`). uniforms: [23], in [0, 1).
+    As `torchvision.transforms.RandomResizedCrop.get_params`: ten tries of an area of 8 to 100 % and
+    a log-uniform ratio of 3/4 to 4/3; if none fits, the largest centred crop of a ratio within
+    those bounds. uniforms: [23], in [0, 1).
     """
     u = uniforms.tolist()
     for i in range(TRIES):
@@ -31,9 +37,7 @@ def crop_box(uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, i
         ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * u[2 * i + 1])
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top = min(int(u[-3] * (height - h + 1)), height - h)
-            left = min(int(u[-2] * (width - w + 1)), width - w)
-            return top, left, h, w
+            return _offset(u[-3], height - h), _offset(u[-2], width - w), h, w
     lowest, highest = math.exp(LOG_RATIO[0]), math.exp(LOG_RATIO[1])
     h, w = height, width
     if width / height < lowest:
@@ -44,23 +48,43 @@ def crop_box(uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, i
 
 
 def random_crop_flip(image: np.ndarray, size: int, uniforms: np.ndarray) -> np.ndarray:
-    """Training: a random-resized crop to uint8 [size, size, 3], mirrored half of the time.
+    """A random-resized crop to uint8 [size, size, 3], mirrored half of the time.
 
-    Bilinear without antialias (as big_vision trains), in OpenCV's bit-exact variant: integer arithmetic, equal on every
-    processor. image: uint8 [H, W, 3]; uniforms: as `crop_box` takes them.
+    Bilinear without antialias (as big_vision trains), by OpenCV's bit-exact variant: integer
+    arithmetic, equal on every processor. image: uint8 [H, W, 3]; uniforms: those of `crop_box`.
     """
     cv2 = _cv2()
     top, left, h, w = crop_box(uniforms, *image.shape[:2])
     crop = cv2.resize(
         image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT
     )
-    return cv2.flip(crop, 1) if uniforms[-1] < 0.5 else crop
+    return _flip(crop, uniforms)
+
+
+def padded_crop_flip(
+    image: np.ndarray, size: int, pad: int, interpolation: str, uniforms: np.ndarray
+) -> np.ndarray:
+    """A random crop of the image with `pad` black pixels on each side, mirrored half of the time.
+
+    The crop of the CIFAR recipes (He et al. 2016, section 4.2). An image of another size is first
+    resized to a shorter side of `size`, as in evaluation. image: uint8 [H, W, 3] -> uint8
+    [size, size, 3]; interpolation: bilinear or bicubic; uniforms: those of `crop_box`, from which
+    top, left and flip are taken.
+    """
+    image = resize_shorter(image, size, interpolation)
+    height, width = image.shape[:2]
+    padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.uint8)
+    padded[pad : pad + height, pad : pad + width] = image
+    top = _offset(uniforms[-3], height + 2 * pad - size)
+    left = _offset(uniforms[-2], width + 2 * pad - size)
+    return _flip(padded[top : top + size, left : left + size], uniforms)
 
 
 def random_affine(image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    """Training on digits: turned by up to 12 degrees, scaled by 0.88 to 1.12, shifted by up to 0.8 pixels; black around.
+    """For digits: turned by up to 12 degrees, scaled by 0.88 to 1.12, shifted by up to 0.8 pixels.
 
-    image: uint8 [H, W, 3]; uniforms: at least 4, in [0, 1).
+    What comes in from outside is black. image: uint8 [H, W, 3] -> the same; uniforms: at least 4,
+    in [0, 1).
     """
     cv2 = _cv2()
     angle, scale, right, down = (2 * uniforms[:4] - 1) * (12, 0.12, 0.8, 0.8)
@@ -70,19 +94,10 @@ def random_affine(image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Evaluation: the short side to 256/224 of `size`, bilinear with antialias, then the middle: uint8 [size, size, 3].
+def _offset(uniform: float, most: int) -> int:
+    """An offset from 0 to `most`, each as likely as the others."""
+    return min(int(uniform * (most + 1)), most)
 
-    Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` do, the filter is Pillow's, integer too.
-    """
-    from PIL import Image
 
-    height, width = image.shape[:2]
-    short = round(size * 256 / 224)
-    if width <= height:
-        w, h = short, int(short * height / width)
-    else:
-        w, h = int(short * width / height), short
-    resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
-    top, left = round((h - size) / 2), round((w - size) / 2)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+def _flip(crop: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    return _cv2().flip(crop, 1) if uniforms[-1] < 0.5 else crop

@@ -7,10 +7,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's rows of a global batch.
+    """The rows of a global batch that one process works on.
 
-    images: uint8 RGB [B, H, W, 3]; labels: int32 [B]; weight: float32 [B], 0 for the padding of an evaluation, else 1;
-    rows: int64 [B], the number of each row within the global batch; step: which batch of its stream, from 0.
+    images: uint8 RGB [B, H, W, 3]; labels: int32 [B]; weight: float32 [B], 0 for the padding of an
+    evaluation, else 1; rows: int64 [B], the number of each row within the global batch; step: the
+    number of the batch in its stream, from 0.
     """
 
     images: np.ndarray

@@ -1,4 +1,4 @@
-"""Decodes every image of a folder, in parallel, and tells those that cannot be."""
+"""Decode every image of a folder, in parallel, and report those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shared_vit.data.decode import DecodeError, decode
-from shared_vit.data.sources.folder import VAL_NAMES, FolderSource
+from shared_vit.cores import cores
+from shared_vit.data.decode import decode
+from shared_vit.data.sources.folder import VAL_NAMES, FolderSplit
 from shared_vit.data.sources.listing import list_split
-from shared_vit.data.workers import cores
 from shared_vit.errors import UserError
+
+_AT_ONCE = 4096  # so that the results of millions of images do not pile up
 
 
 def check_folder(root: Path) -> int:
-    """Prints the path of each image below `root/train` and `root/val` that cannot be decoded, and why; how many.
+    """Print path and reason for each image of `root` that cannot be decoded; return their number.
 
-    Threads on every core: the decoders release Python's lock. Raises UserError where there is no split to check.
+    Threads on every core: the decoders release Python's lock. Raises UserError where there is no
+    split to check, or one that cannot be listed.
     """
     from tqdm import tqdm
 
-    splits = [name for name in ("train", *VAL_NAMES) if (root / name).is_dir()]
-    if not splits:
+    names = [name for name in ("train", *VAL_NAMES) if (root / name).is_dir()]
+    if not names:
         raise UserError(f"{root} has no folder train, val or test to check")
     bad = total = 0
-    for split in splits:
-        source = FolderSource(root, list_split(root, split))
-        total += len(source)
+    for name in names:
+        split = FolderSplit(root, list_split(root, name))
+        total += len(split)
+        checked = _complaints(split)
         for where, reason in tqdm(
-            _complaints(source), total=len(source), desc=split, unit=" images", mininterval=1
+            checked, total=len(split), desc=name, unit=" images", mininterval=1
         ):
             if reason:
                 bad += 1
@@ -37,17 +41,16 @@ def check_folder(root: Path) -> int:
     return bad
 
 
-def _complaints(source: FolderSource) -> Iterator[tuple[str, str]]:
-    """Where and why for each image in turn; why is empty for a good one."""
+def _complaints(split: FolderSplit) -> Iterator[tuple[str, str]]:
+    """Where and why for each image in turn; both empty for a good one."""
 
     def check(index: int) -> tuple[str, str]:
         try:
-            decode(source.read(index)[0])
-        except (DecodeError, UserError) as error:
-            return source.where(index), str(error)
+            decode(split.read(index)[0])
+        except UserError as error:  # not read, or not decoded
+            return split.where(index), str(error)
         return "", ""
 
-    step = 4096  # so that results of millions of images do not pile up
     with ThreadPoolExecutor(cores()) as pool:
-        for begin in range(0, len(source), step):
-            yield from pool.map(check, range(begin, min(begin + step, len(source))))
+        for begin in range(0, len(split), _AT_ONCE):
+            yield from pool.map(check, range(begin, min(begin + _AT_ONCE, len(split))))

@@ -1,17 +1,16 @@
-"""What a data set is to the pipeline: two random-access splits, their classes, and the images it had to replace."""
+"""What the pipeline knows of a data set: two splits, their classes, and the replaced images."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 
-class Source(Protocol):
-    """One split. Picklable and cheap to pickle: worker processes get a copy."""
+class Split(Protocol):
+    """The examples of one split, read at random. Cheap to pickle: worker processes get a copy."""
 
     def __len__(self) -> int: ...
 
@@ -19,14 +18,14 @@ class Source(Protocol):
         """An image, encoded (bytes) or decoded (uint8 RGB [H, W, 3]), and its class."""
 
     def where(self, index: int) -> str:
-        """Names the example in a message: its path, where it has one."""
+        """The name of an example in a message: its path, if it has one."""
 
 
 @dataclass
 class BadImages:
-    """Images that could not be decoded and were replaced by a neighbour, so far.
+    """The images that could not be decoded and were replaced by a neighbour, so far.
 
-    `count` counts the replacements (once each time such an image is drawn), `reasons` maps each path to why.
+    `count` is the number of replacements; `reasons` maps each path to the decoder's complaint.
     """
 
     count: int = 0
@@ -41,8 +40,11 @@ class BadImages:
         self.reasons[path] = reason
 
     def describe(self) -> str:
-        """How many replacements, of which images and why, a line each."""
-        head = f"{self.count:,} times an undecodable image was replaced by its neighbour; {len(self.reasons):,} such images:"
+        """The number of replacements, and a line for each bad image."""
+        head = (
+            f"{self.count:,} times an undecodable image was replaced by its neighbour; "
+            f"{len(self.reasons):,} such images:"
+        )
         return "\n".join([head, *(f"  {path}: {self.reasons[path]}" for path in self.paths)])
 
 
@@ -50,14 +52,15 @@ class BadImages:
 class Dataset:
     """A training and a validation split with the same classes.
 
-    fingerprint: hexadecimal, changes when the data changes and not with where they lie. photographs: whether the images
-    are cropped at random and flipped in training and centre-cropped in evaluation; if not, they are turned and shifted a
-    little in training and as they are in evaluation.
+    class_names: printable, in the order of the labels. fingerprint: hexadecimal; it changes with
+    the data and not with their place. photographs: True for encoded images, which are cropped at
+    random and flipped in training and preprocessed by `evaluation_input` in evaluation; False for
+    decoded ones, which are slightly turned and shifted in training and unchanged in evaluation.
     """
 
     name: str
-    train: Source
-    val: Source
+    train: Split
+    val: Split
     class_names: list[str]
     fingerprint: str
     photographs: bool = True
@@ -67,12 +70,9 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def keep(self, directory: Path) -> None:
-        """Write into a run's directory what spares the next `open_dataset(cfg, directory)` work; nothing as a rule."""
-
 
 def fingerprint(*parts: bytes) -> str:
-    """32 hexadecimal digits of SHA-256 over the parts, each with its length."""
+    """32 hexadecimal digits of SHA-256 over the parts and their lengths."""
     h = hashlib.sha256()
     for part in parts:
         h.update(len(part).to_bytes(8, "little") + part)

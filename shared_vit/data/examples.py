@@ -1,21 +1,33 @@
-"""From an example's number to the pixels a model is fed: read, decode, crop, resize."""
+"""From the number of an example to the pixels that a model is shown: read, decode, crop, resize."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from shared_vit.data.augment import NUM_UNIFORMS, center_crop, random_affine, random_crop_flip
-from shared_vit.data.dataset import Dataset, Source
+from shared_vit.data.augment import (
+    NUM_UNIFORMS,
+    padded_crop_flip,
+    random_affine,
+    random_crop_flip,
+)
+from shared_vit.data.dataset import Dataset, Split
 from shared_vit.data.decode import DecodeError, decode
+from shared_vit.data.preprocess import evaluation_input
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import Recipe
 
 MOST_NEIGHBOURS = 100
 
 
 class Example(NamedTuple):
-    """One row of a batch: image uint8 RGB [S, S, 3], class, and (where, why) of each image that it had to replace."""
+    """One row of a batch: an image uint8 RGB [S, S, 3], its class, and the images that it replaces.
+
+    replaced: (where, why) of each.
+    """
 
     image: np.ndarray
     label: int
@@ -23,62 +35,80 @@ class Example(NamedTuple):
 
 
 def make_loader(
-    dataset: Dataset, split: str, size: int, skip_bad: bool
+    dataset: Dataset, split: Literal["train", "val"], recipe: Recipe, skip_bad: bool
 ) -> PhotoLoader | ArrayLoader:
-    """The loader of a split of a data set, giving images of `size` x `size`."""
-    source = getattr(dataset, split)
+    """The loader of a split, with the augmentation of `recipe` in training. Raises UserError."""
+    examples, cfg, random = getattr(dataset, split), recipe.model, split == "train"
     if not dataset.photographs:
-        return ArrayLoader(source, size, random=split == "train")
-    return PhotoLoader(source, size, random=split == "train", skip_bad=skip_bad)
+        if recipe.pad_crop:
+            raise UserError(
+                f"--pad_crop={recipe.pad_crop}: the images of {dataset.name} are not cropped"
+            )
+        return ArrayLoader(examples, cfg.image_size, random)
+    prepare: Callable[..., np.ndarray]
+    if not random:
+        prepare = functools.partial(evaluation_input, cfg=cfg)
+    elif recipe.pad_crop:
+        crop = dict(size=cfg.image_size, pad=recipe.pad_crop, interpolation=cfg.interpolation)
+        prepare = functools.partial(padded_crop_flip, **crop)
+    else:
+        prepare = functools.partial(random_crop_flip, size=cfg.image_size)
+    return PhotoLoader(examples, prepare, random, skip_bad)
 
 
 class PhotoLoader:
-    """Loads encoded images: random-resized crop and flip where `random`, else the centre crop of evaluation.
+    """Loads encoded images.
 
-    An image that cannot be decoded raises UserError; with `skip_bad` the next one in the source's order stands in for
-    it, with that one's class. What cannot be read at all (a file that is gone) always raises: it may come back.
+    prepare: from pixels uint8 [H, W, 3] to uint8 [S, S, 3], with the keyword `uniforms` where
+    `random`. An image that cannot be decoded or prepared raises UserError; with `skip_bad` the next
+    one in the split's order replaces it, with the class of that one. A file that cannot be read
+    always raises: it may be readable the next time, and the curve would then be another.
     """
 
-    def __init__(self, source: Source, size: int, random: bool, skip_bad: bool):
-        self.source, self.size, self.random, self.skip_bad = source, size, random, skip_bad
+    def __init__(
+        self, split: Split, prepare: Callable[..., np.ndarray], random: bool, skip_bad: bool
+    ):
+        self.split, self.prepare, self.random, self.skip_bad = split, prepare, random, skip_bad
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        uniforms = rng.random(NUM_UNIFORMS) if self.random else None
-        replaced = []
-        for shift in range(min(len(self.source), MOST_NEIGHBOURS)):
-            neighbour = (index + shift) % len(self.source)
-            data, label = self.source.read(neighbour)
+        drawn = {"uniforms": rng.random(NUM_UNIFORMS)} if self.random and rng is not None else {}
+        replaced: list[tuple[str, str]] = []
+        for shift in range(min(len(self.split), MOST_NEIGHBOURS)):
+            neighbour = (index + shift) % len(self.split)
+            data, label = self.split.read(neighbour)
             try:
-                image = decode(data)
+                image = self.prepare(decode(data), **drawn)
+                return Example(image, label, tuple(replaced))
             except DecodeError as error:
-                where = self.source.where(neighbour)
+                where = self.split.where(neighbour)
                 if not self.skip_bad:
                     raise UserError(
-                        f"cannot decode {where}: {error}. --on_bad_image=skip uses its neighbour instead; "
-                        "`twinvit prepare --check DIR` finds all such files beforehand"
+                        f"cannot decode {where}: {error}. --on_bad_image=skip uses its neighbour "
+                        "instead; `twinvit prepare --check DIR` finds all such files beforehand"
                     ) from error
                 replaced.append((where, str(error)))
-                continue
-            image = (
-                random_crop_flip(image, self.size, uniforms)
-                if self.random
-                else center_crop(image, self.size)
-            )
-            return Example(image, label, tuple(replaced))
+            except MemoryError as error:  # not the image's fault: their size is bounded
+                raise UserError(
+                    f"out of memory while decoding {self.split.where(neighbour)}: use fewer "
+                    "--workers, or a smaller --batch_size"
+                ) from error
         raise UserError(
             f"{len(replaced)} images in a row cannot be decoded, the last of them {replaced[-1][0]}"
         )
 
 
 class ArrayLoader:
-    """Loads decoded images: a small random turn, scaling and shift where `random`; resized to `size` by the nearest pixel."""
+    """Loads decoded images, resized to `size` by the nearest pixel.
 
-    def __init__(self, source: Source, size: int, random: bool):
-        self.source, self.size, self.random = source, size, random
+    Where `random`, they are first turned, scaled and shifted a little.
+    """
+
+    def __init__(self, split: Split, size: int, random: bool):
+        self.split, self.size, self.random = split, size, random
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
-        image, label = self.source.read(index)
-        if self.random:
+        image, label = self.split.read(index)
+        if self.random and rng is not None:
             image = random_affine(image, rng.random(NUM_UNIFORMS))
         height, width = image.shape[:2]
         if (height, width) != (self.size, self.size):

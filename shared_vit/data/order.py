@@ -1,7 +1,7 @@
-"""Which examples make up which rows of which batch, as Grain datasets.
+"""Which example is which row of which batch, as Grain datasets.
 
-Batch t is a pure function of (seed, data, batch size, t): position p = t * B + row of an endless stream is example
-`shuffle(p)` under the randomness of (seed, p), whoever computes it.
+Batch t is a pure function of (seed, data, batch size, t): position p = t * B + row of an endless
+stream is example `shuffle(p)`, augmented by the randomness of (seed, p), whoever computes it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -20,7 +21,7 @@ CHUNK_ROWS = 32  # the unit that a thread makes and a worker process sends
 
 @dataclass(frozen=True)
 class Share:
-    """A process's rows [first, first + rows) of every global batch of `batch_size`, from batch `start` on."""
+    """A process's rows [first, first + rows) of every global batch, from batch `start` on."""
 
     batch_size: int
     first: int
@@ -33,7 +34,7 @@ class Share:
         return -(-self.rows // CHUNK_ROWS)
 
     def chunk(self, number: int) -> tuple[int, range]:
-        """Chunk `number` of this share's stream: its batch, and its row numbers within the global batch."""
+        """The batch of chunk `number` of this stream, and its rows within the global batch."""
         batch, part = divmod(number, self.chunks)
         begin = part * self.rows // self.chunks
         end = (part + 1) * self.rows // self.chunks
@@ -43,19 +44,21 @@ class Share:
 class ShuffleMapDataset(grain.MapDataset):
     """The parent in a new, uniformly random order each epoch, a function of (seed, epoch) alone.
 
-    Grain's own shuffle walks a cipher's cycle, 5 us an example among a million but 30 us among a thousand and 280 us
-    among a hundred, and gives epoch e of seed s the order of epoch e+1 of seed s-1. A permutation costs a look-up, and
-    of a million examples 0.2 s and 10 MB once an epoch. Drawn from raw Philox words, whose stream numpy does not change.
+    Grain's own shuffle is slow for small data (measured: 5 us an example among a million, 280 us
+    among a hundred) and gives epoch e of seed s the order of epoch e+1 of seed s-1. A permutation
+    of a million examples costs 0.2 s and 10 MB once an epoch. It is drawn from raw Philox words,
+    which numpy promises not to change.
     """
 
     def __init__(self, parent: grain.MapDataset, seed: int):
         super().__init__(parent)
-        self._seed, self._orders, self._lock = seed, {}, threading.Lock()
+        self._seed, self._lock = seed, threading.Lock()
+        self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self._parent)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int | slice) -> Any:
         if isinstance(position, slice):
             return self.slice(position)
         epoch, index = divmod(position, len(self))
@@ -65,27 +68,25 @@ class ShuffleMapDataset(grain.MapDataset):
     def _draw(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._orders:
-                words = np.random.Philox(np.random.SeedSequence([self._seed, epoch])).random_raw(
-                    len(self)
-                )
-                kept = {
-                    e: o for e, o in self._orders.items() if e == epoch - 1
-                }  # threads are about its last examples
-                self._orders = kept | {epoch: np.argsort(words, kind="stable")}
+                bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
+                order = np.argsort(bits.random_raw(len(self)), kind="stable")
+                # Other threads may still read the last examples of the epoch before.
+                before = {e: o for e, o in self._orders.items() if e == epoch - 1}
+                self._orders = before | {epoch: order}
             return self._orders[epoch]
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_orders": {}, "_lock": None}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
 class ChunkMapDataset(grain.MapDataset):
-    """Stacks the parent's elements into the chunks of a share; positions beyond the parent's end become padding.
+    """Stacks the parent's elements into the chunks of a share, padded beyond the parent's end.
 
-    Element k: dict of images uint8 [c, S, S, 3], labels int32 [c], weight float32 [c], and replaced, a list of
-    (path, reason).
+    Element k is a dict of images uint8 [c, S, S, 3], labels int32 [c], weight float32 [c] (0 for
+    padding), and replaced, a list of (path, reason).
     """
 
     def __init__(self, parent: grain.MapDataset, share: Share, num_batches: int, size: int):
@@ -101,14 +102,14 @@ class ChunkMapDataset(grain.MapDataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int | slice) -> Any:
         if isinstance(number, slice):
             return self.slice(number)
         batch, rows = self._share.chunk(number)
         images = np.zeros((len(rows), self._size, self._size, 3), np.uint8)
         labels = np.zeros(len(rows), np.int32)
         weight = np.zeros(len(rows), np.float32)
-        replaced = []
+        replaced: list[tuple[str, str]] = []
         for i, row in enumerate(rows):
             position = batch * self._share.batch_size + row
             if position < len(self._parent):
@@ -124,7 +125,7 @@ Loader = Callable[[int, np.random.Generator], Example]
 def train_chunks(
     load: Loader, num_examples: int, seed: int, share: Share, size: int
 ) -> grain.MapDataset:
-    """The endless training stream: shuffled anew each epoch, every example once an epoch, carried over its end."""
+    """The endless training stream: every example once an epoch, in a new order each epoch."""
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     stream = ShuffleMapDataset(grain.MapDataset.range(num_examples), shuffle_seed).repeat()
     stream = stream.random_map(load, seed=augment_seed)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
 from shared_vit.data.examples import make_loader
-from shared_vit.data.sources.select import open_dataset
+from shared_vit.data.sources import open_dataset
 from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 
-__all__ = ["Batch", "Dataset", "batches", "open_dataset"]
+if TYPE_CHECKING:
+    from shared_vit.data.order import ChunkMapDataset, Share
 
-_CHUNKS_IN_FLIGHT = (
-    4  # of each worker: made, in its queue, in the reader's buffer, in the reader's hand
-)
-_MIN_SHARED = 1 << 16
+_CHUNKS_IN_FLIGHT = 4  # per worker: made, in its queue, in the reader's buffer, in its hand
+_MIN_SHARED = 1 << 16  # bytes; smaller arrays are quicker through a pipe
 
 
 def batches(
@@ -36,12 +35,14 @@ def batches(
 ) -> Batches:
     """The stream of batches of a run, from batch `start` on; the rows of one process.
 
-    Without `dataset`, the data are those that the recipe and the machine name. Process p of P yields rows [p B/P, (p+1) B/P) of each global batch and reads nothing else. `train` is endless; `val` ends
-    after ceil(n/B) batches, in order, the last one padded with weight 0. Batch t depends on (seed, data, B, t) alone.
-    The iterator has a `close`, and ends its threads and worker processes when it is closed or collected.
+    Without `dataset`, the data are those that the recipe and the machine name. Process p of P
+    yields rows [p B/P, (p+1) B/P) of each global batch and reads nothing else. `train` is endless;
+    `val` ends after ceil(n/B) batches, in order, the last one padded with weight 0. Batch t depends
+    on (seed, data, B, t) alone. The iterator has a `close`, and ends its threads and worker
+    processes when it is closed or collected.
 
-    Raises UserError for what `open_dataset` finds, for a B that P does not divide, and, from the iterator, for an image
-    that cannot be decoded.
+    Raises UserError for what `open_dataset` finds, for a B that P does not divide, and, from the
+    iterator, for an image that cannot be decoded.
     """
     if split not in ("train", "val"):
         raise UserError(f"the splits are 'train' and 'val', not {split!r}")
@@ -49,27 +50,34 @@ def batches(
         raise UserError(
             f"--batch_size={recipe.batch_size} is not divisible by {num_processes} processes"
         )
-    from shared_vit.data import order as stream
+    from shared_vit.data import order  # imports grain
 
     machine = machine or Machine()
     dataset = dataset or open_dataset(recipe.data, machine.data_dir)
     size = recipe.model.image_size
     rows = recipe.batch_size // num_processes
-    share = stream.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
-    source = getattr(dataset, split)
-    load = make_loader(dataset, split, size, skip_bad=machine.on_bad_image == "skip")
+    share = order.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
+    num_examples = len(getattr(dataset, split))
+    load = make_loader(dataset, split, recipe, skip_bad=machine.on_bad_image == "skip")
     if split == "train":
-        chunks = stream.train_chunks(load, len(source), recipe.seed, share, size)
+        chunks = order.train_chunks(load, num_examples, recipe.seed, share, size)
     else:
-        chunks = stream.val_chunks(load, len(source), share, size)
+        chunks = order.val_chunks(load, num_examples, share, size)
     workers, threads = plan(machine.workers, dataset.photographs)
     return Batches(chunks, share, workers, threads, dataset.bad_images)
 
 
 class Batches(Iterator[Batch]):
-    """Runs a stream of chunks ahead of its reader, in threads or worker processes, and joins chunks to batches."""
+    """Runs a stream of chunks ahead of its reader, in threads or processes, and joins batches."""
 
-    def __init__(self, chunks, share, workers: int, threads: int, bad_images: BadImages):
+    def __init__(
+        self,
+        chunks: ChunkMapDataset,
+        share: Share,
+        workers: int,
+        threads: int,
+        bad_images: BadImages,
+    ):
         self._share, self._bad_images, self._step = share, bad_images, share.start
         self._chunks = iter(_run_ahead(chunks, share, workers, threads))
 
@@ -98,12 +106,12 @@ class Batches(Iterator[Batch]):
         if chunks is not None:
             chunks.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         if getattr(self, "_chunks", None) is not None:
             self.close()
 
 
-def _run_ahead(chunks, share, workers: int, threads: int):
+def _run_ahead(chunks: ChunkMapDataset, share: Share, workers: int, threads: int) -> Any:
     """The chunks as a Grain IterDataset that keeps about two batches ready."""
     import grain
 
@@ -115,12 +123,9 @@ def _run_ahead(chunks, share, workers: int, threads: int):
         return dataset
     from absl import flags
 
-    if (
-        not flags.FLAGS.is_parsed()
-    ):  # grain reads its absl flags when it starts a process; ours is no absl program
+    if not flags.FLAGS.is_parsed():  # grain reads its absl flags when it starts a process
         flags.FLAGS.mark_as_parsed()
     fits = shared_memory_fits(workers * _CHUNKS_IN_FLIGHT * chunks.chunk_bytes)
-    # Small arrays are quicker through a pipe; all are where there is no room for shared memory.
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED if fits else sys.maxsize)
     dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)

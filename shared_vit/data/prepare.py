@@ -1,4 +1,4 @@
-"""`twinvit prepare`: ImageNet's official files to class folders, and a check that every image of a folder decodes."""
+"""`twinvit prepare`: ImageNet's official files to class folders, and a check of all images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prepare(
     out: Path | None = None,
     check: Path | None = None,
 ) -> int:
-    """Make ImageNet's class folders from the official files, or check that every image of a folder decodes.
+    """Make ImageNet's class folders from the official files, or decode every image of a folder.
 
     twinvit prepare imagenet --train_tar A --val_tar B --devkit C --out DIR
     twinvit prepare --check DIR
@@ -30,8 +30,8 @@ def prepare(
         train_tar: ILSVRC2012_img_train.tar
         val_tar: ILSVRC2012_img_val.tar
         devkit: ILSVRC2012_devkit_t12.tar.gz, which has the validation labels.
-        out: Folder to make train/ and val/ in. An interrupted run goes on where it was.
-        check: Folder with train/ and val/ whose images to decode, every one; prints those that cannot be.
+        out: Folder for train/ and val/. The same command continues an interrupted run.
+        check: Folder with train/ and val/. Prints every image that cannot be decoded.
     """
     if check is not None:
         if what is not None:
@@ -41,10 +41,12 @@ def prepare(
         return 1 if check_folder(check) else 0
     if what is None:
         raise UserError(
-            "say what to do: `twinvit prepare imagenet --train_tar ...` or `twinvit prepare --check DIR`"
+            "say what to do: `twinvit prepare imagenet --train_tar ...` or "
+            "`twinvit prepare --check DIR`"
         )
-    given = dict(train_tar=train_tar, val_tar=val_tar, devkit=devkit, out=out)
-    if missing := [f"--{name}" for name, value in given.items() if value is None]:
+    if train_tar is None or val_tar is None or devkit is None or out is None:
+        given = dict(train_tar=train_tar, val_tar=val_tar, devkit=devkit, out=out)
+        missing = [f"--{name}" for name, value in given.items() if value is None]
         raise UserError(f"`twinvit prepare imagenet` also needs {', '.join(missing)}")
     prepare_imagenet(train_tar, val_tar, devkit, out)
     return 0

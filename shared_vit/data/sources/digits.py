@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 that come with the package: data for every machine."""
+"""scikit-learn's 1,797 handwritten digits, grey, 8x8: data that every machine has."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -11,7 +13,7 @@ SPLIT_SEED = 0
 
 
 @dataclass
-class ArraySource:
+class ArraySplit:
     """Decoded images uint8 [N, H, W, 3] and labels int32 [N], held in memory."""
 
     images: np.ndarray
@@ -29,10 +31,10 @@ class ArraySource:
 
 
 def digits() -> Dataset:
-    """The digits with a fixed split: of `RandomState(0).permutation(1797)`, the first 360 are for validation.
+    """The digits, of which the first 360 of `RandomState(0).permutation(1797)` are for validation.
 
-    Grey levels 0 to 16 are stretched to 0 to 255 and repeated to RGB. (`RandomState`'s streams are frozen for good; a
-    `Generator`'s may change with numpy.)
+    Grey levels 0 to 16 are stretched to 0 to 255 and repeated to RGB. (The streams of `RandomState`
+    never change; those of a `Generator` may change with numpy.)
     """
     from sklearn.datasets import load_digits
 
@@ -44,8 +46,8 @@ def digits() -> Dataset:
     val, train = order[:NUM_VAL], order[NUM_VAL:]
     return Dataset(
         name="digits",
-        train=ArraySource(images[train], labels[train], "digits, training split"),
-        val=ArraySource(images[val], labels[val], "digits, validation split"),
+        train=ArraySplit(images[train], labels[train], "digits, training split"),
+        val=ArraySplit(images[val], labels[val], "digits, validation split"),
         class_names=[str(d) for d in range(10)],
         fingerprint=fingerprint(grey.tobytes(), labels.tobytes(), order.astype("<i8").tobytes()),
         photographs=False,

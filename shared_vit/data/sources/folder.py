@@ -1,21 +1,22 @@
-"""Image folders: `train/<class>/**/<image>` and `val/<class>/**/<image>`, as ImageNet is usually unpacked."""
+"""Image folders, laid out as ImageNet: `train/<class>/**/<image>`, `val/<class>/**/<image>`."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared_vit.data.dataset import Dataset, fingerprint
-from shared_vit.data.sources.listing import Listing, cached_listing, keep_listing
+from shared_vit.data.decode import MOST_BYTES
+from shared_vit.data.sources.listing import Listing, list_split, printable
 from shared_vit.data.sources.wnids import WNIDS
 from shared_vit.errors import UserError
+from shared_vit.files import read_limited
 
-VAL_NAMES = ("val", "test")  # the first that is there
+VAL_NAMES = ("val", "test")  # the first one found
 
 
-class FolderSource:
-    """The images of a split, as bytes, in the listing's order."""
+class FolderSplit:
+    """The encoded images of a split, in the order of its listing."""
 
     def __init__(self, root: Path, listing: Listing):
         self._root, self._files, self._labels = os.fsencode(root), listing.files, listing.labels
@@ -24,56 +25,47 @@ class FolderSource:
         return len(self._labels)
 
     def read(self, index: int) -> tuple[bytes, int]:
+        """Raises UserError for a file that is gone, unreadable, not regular or too large."""
         try:
-            with open(os.path.join(self._root, self._files[index]), "rb") as file:
-                return file.read(), int(self._labels[index])
+            return read_limited(self._path(index), MOST_BYTES), int(self._labels[index])
         except OSError as error:
             raise UserError(f"cannot read {self.where(index)}: {error.strerror}") from error
 
     def where(self, index: int) -> str:
-        path = os.fsdecode(os.path.join(self._root, self._files[index]))
-        return path.encode("utf-8", "replace").decode()
+        return printable(self._path(index))
+
+    def _path(self, index: int) -> str:
+        return os.fsdecode(os.path.join(self._root, self._files[index]))
 
 
-@dataclass
-class FolderDataset(Dataset):
-    """An image folder, and the listings of its splits: (name of the directory, classes given, listing)."""
+def folder(root: Path, imagenet: bool = False) -> Dataset:
+    """An image folder as a data set. Its fingerprint covers paths, classes and sizes.
 
-    root: Path = field(kw_only=True)
-    listings: list[tuple[str, list[str] | None, Listing]] = field(kw_only=True)
-
-    def keep(self, directory: Path) -> None:
-        for split, classes, listing in self.listings:
-            keep_listing(self.root, split, classes, listing, directory)
-
-
-def folder(root: Path, cache_dir: Path | None, imagenet: bool = False) -> Dataset:
-    """An image folder as a data set; its fingerprint is of paths, classes and sizes.
-
-    imagenet: whether the classes must be the 1,000 of ILSVRC2012. Raises UserError for a split that is missing,
-    unreadable or empty, and for classes that are not what they should be.
+    imagenet: whether the classes must be the 1,000 of ILSVRC2012. Raises UserError for a split that
+    is missing, unreadable or empty, and for unexpected classes.
     """
     train, val = find_splits(root)
-    train_files = cached_listing(root, train, None, cache_dir)
+    train_files = list_split(root, train)
     if imagenet:
         _check_imagenet(root / train, train_files.class_names)
-    val_files = cached_listing(root, val, train_files.class_names, cache_dir)
-    return FolderDataset(
+    val_files = list_split(root, val, train_files.class_names)
+    return Dataset(
         name="imagenet" if imagenet else "folder",
-        train=FolderSource(root, train_files),
-        val=FolderSource(root, val_files),
-        class_names=train_files.class_names,
+        train=FolderSplit(root, train_files),
+        val=FolderSplit(root, val_files),
+        class_names=[printable(name) for name in train_files.class_names],
         fingerprint=fingerprint(train_files.digest(), val_files.digest()),
-        root=root,
-        listings=[(train, None, train_files), (val, train_files.class_names, val_files)],
     )
 
 
 def find_splits(root: Path) -> tuple[str, str]:
-    """Names of the training and the validation directory in `root`."""
+    """Names of the training and the validation directory in `root`. Raises UserError."""
     if not root.is_dir():
         raise UserError(f"--data_dir={root} is {'not a folder' if root.exists() else 'not there'}")
-    layout = f"images are expected as {root}/train/<class>/<image>.JPEG and {root}/val/<class>/<image>.JPEG"
+    layout = (
+        f"images are expected as {root}/train/<class>/<image>.JPEG and "
+        f"{root}/val/<class>/<image>.JPEG"
+    )
     if not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train: {layout}")
     for name in VAL_NAMES:
@@ -84,10 +76,11 @@ def find_splits(root: Path) -> tuple[str, str]:
 
 def _check_imagenet(top: Path, classes: list[str]) -> None:
     missing, unknown = sorted(set(WNIDS) - set(classes)), sorted(set(classes) - set(WNIDS))
-    if missing or unknown:
-        told = [f"{len(names)} {what} (such as {names[0]})" for what, names in
-                (("are missing", missing), ("are no classes of it", unknown)) if names]  # fmt: skip
-        raise UserError(
-            f"{top} has {len(classes)} class folders, not the 1,000 of ImageNet: {' and '.join(told)}. "
-            "--data=folder takes any classes"
-        )
+    if not missing and not unknown:
+        return
+    kinds = ((missing, "are missing"), (unknown, "are no classes of it"))
+    told = [f"{len(n)} {what} (such as {printable(n[0])})" for n, what in kinds if n]
+    raise UserError(
+        f"{top} has {len(classes)} class folders, not the 1,000 of ImageNet: "
+        f"{' and '.join(told)}. --data=folder takes any classes"
+    )

@@ -1,15 +1,20 @@
-"""TensorFlow Datasets without TensorFlow: prepared as array_record, read at random, decoded by our own decoder."""
+"""TensorFlow Datasets without TensorFlow: prepared as array_record, decoded by our decoder."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from shared_vit.data.dataset import Dataset, fingerprint
 from shared_vit.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 VAL_NAMES = ("validation", "val", "test")
 
 
-class TfdsSource:
-    """A prepared split: encoded images. A copy in another process opens the files anew, without the builder's code."""
+class TfdsSplit:
+    """The encoded images of a prepared split. A copy in another process opens the files anew."""
 
     def __init__(self, directory: str, split: str, image: str, label: str, name: str):
         self._where = (directory, split, image, label, name)
@@ -25,8 +30,8 @@ class TfdsSource:
             split, decoders={self._image: tfds.decode.SkipDecoding()}
         )
 
-    def __reduce__(self):
-        return TfdsSource, self._where
+    def __reduce__(self) -> tuple[type[TfdsSplit], tuple[str, str, str, str, str]]:
+        return TfdsSplit, self._where
 
     def __len__(self) -> int:
         return len(self._source)
@@ -42,15 +47,16 @@ class TfdsSource:
 def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
     """The data set `<name>[/<config>][:<version>]` of TFDS, in `data_dir` or TFDS's own default.
 
-    Raises UserError for an unknown name, one that is not prepared or not as array_record (with the command that
-    does it), and one without an image, a class label, a training split or a validation split.
+    Raises UserError for an unknown name, for one that is not prepared as array_record (with the
+    command that prepares it), and for one without exactly one image and one class label, a training
+    split and a validation split.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
     prepare = (
-        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, '
-        "file_format='array_record').download_and_prepare()\""
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+        f"data_dir={data_dir!r}, file_format='array_record').download_and_prepare()\""
     )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
@@ -64,7 +70,7 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
     splits = dict(builder.info.splits)
     if not splits:
         raise UserError(
-            f"--data=tfds:{name} is not prepared in {builder.data_dir}. Prepare it (which may need "
+            f"--data=tfds:{name} is not prepared in {builder.data_dir}. Prepare it (this may need "
             f"TensorFlow; reading it does not) with\n  {prepare}"
         )
     if "train" not in splits or not splits["train"].num_examples:
@@ -78,29 +84,32 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
         )
     image, label = _features(builder, name)
     try:
-        sources = [
-            TfdsSource(str(builder.data_dir), s, image, label, f"tfds:{name}")
+        train_split, val_split = [
+            TfdsSplit(str(builder.data_dir), s, image, label, f"tfds:{name}")
             for s in ("train", val)
         ]
     except NotImplementedError as error:
         raise UserError(
-            f"--data=tfds:{name} is prepared in {builder.data_dir} in a format without random access "
-            f"({builder.info.file_format}). Prepare it again, in another data_dir, with\n  {prepare}"
+            f"--data=tfds:{name} is prepared in {builder.data_dir} in a format without random "
+            f"access ({builder.info.file_format}). Prepare it again, in another data_dir, with\n"
+            f"  {prepare}"
         ) from error
-    kept = [
+    content = [
         f"{split} {info.num_examples} {info.num_bytes} {list(info.shard_lengths)}"
         for split, info in sorted(splits.items())
     ]
     return Dataset(
         name=f"tfds:{name}",
-        train=sources[0],
-        val=sources[1],
+        train=train_split,
+        val=val_split,
         class_names=list(builder.info.features[label].names),
-        fingerprint=fingerprint(builder.info.full_name.encode(), *(line.encode() for line in kept)),
+        fingerprint=fingerprint(
+            builder.info.full_name.encode(), *(line.encode() for line in content)
+        ),
     )
 
 
-def _features(builder, name: str) -> tuple[str, str]:
+def _features(builder: tfds.core.DatasetBuilder, name: str) -> tuple[str, str]:
     """Keys of the one image and of the one class label."""
     import tensorflow_datasets as tfds
 
@@ -109,7 +118,7 @@ def _features(builder, name: str) -> tuple[str, str]:
     labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1:
         raise UserError(
-            f"--data=tfds:{name}: expected one image and one class label per example, found images {images} and "
-            f"labels {labels} among the features {sorted(features)}"
+            f"--data=tfds:{name}: expected one image and one class label per example, found images "
+            f"{images} and labels {labels} among the features {sorted(features)}"
         )
     return images[0], labels[0]

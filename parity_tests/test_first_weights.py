@@ -1,6 +1,7 @@
 """Claim: both twins start from the same weights, bit for bit, and these are distributed as Google's are."""
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ import jax_vit
 import torch_vit
 from shared_vit import model_config
 from shared_vit.spec import init
-from shared_vit.spec.init import TRUNCATED_STD
+from shared_vit.spec.distributions import TRUNCATED_STD
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -31,13 +32,26 @@ def test_seeds_differ_and_repeat():
     assert np.array_equal(a, again) and not np.array_equal(a, b)
 
 
-def test_frozen():
-    """A seed means the same weights in every version: these numbers never change."""
-    weight = init.draw(SMALL, 0)["blocks.1.mlp.fc1.weight"]
-    assert weight[0, :3].tolist() == pytest.approx(FROZEN, rel=1e-6)
+# SHA-256 over names, types, shapes and bytes of what version 0.1 drew, from seeds 0 and 7.
+FROZEN = {
+    ("token", 0): "a18519e697110a65fdf852ff0180334f",
+    ("gap, sincos, tanh", 0): "3a2d833880124524ada2d82231d8b7d2",
+    ("mean without token, fc_norm", 0): "7e3259d4907a8d7a5ec1a2a31b488249",
+    ("mean with token, pre-logits", 0): "dd10924acf4007848137b9349680df49",
+    ("token", 7): "025f17eac30e2b3c6e3a40a90c768b5a",
+    ("gap, sincos, tanh", 7): "e0555b895f6f3f398c163b40a084a50d",
+    ("mean without token, fc_norm", 7): "a58f346a1adb8c7aaf60785bcbf39d05",
+    ("mean with token, pre-logits", 7): "f876bd0a29258c2a83da207e5b21d3b2",
+}
 
 
-FROZEN = [0.016589595, 0.089188375, -0.09601818]
+@pytest.mark.parametrize("variant, seed", FROZEN)
+def test_a_seed_means_the_same_weights_in_every_version(variant, seed):
+    digest = hashlib.sha256()
+    for name, array in init.draw(VARIANTS[variant], seed).items():
+        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    assert digest.hexdigest()[:32] == FROZEN[variant, seed]
 
 
 def test_distributions():

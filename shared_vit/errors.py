@@ -16,10 +16,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def some(items: Sequence[str], most: int = 4) -> str:
+def some(items: Sequence[str], most: int = 4, separator: str = "; ") -> str:
     """The first few of many, for a message."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
+    return separator.join(items[:most]) + more
 
 
 def run_main(main: Callable[[], int | None]) -> None:

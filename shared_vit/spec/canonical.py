@@ -1,75 +1,170 @@
-"""The canonical names and shapes of a ViT's arrays: timm's names for `vit_base_patch16_224`, torch's layouts."""
+"""The tensors of a ViT, one row each: canonical name, shape, first values, decay, place.
 
-from collections.abc import Iterable, Mapping
+Canonical names are timm's for `vit_base_patch16_224`, in torch's layouts. Whatever has to know a
+tensor reads the rows: first weights, optimizers, formats, checks. A name without a row is an error.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.distributions import (
+    Constant,
+    Distribution,
+    LecunNormal,
+    Normal,
+    SinCos2d,
+    XavierUniform,
+)
+
+
+@dataclass(frozen=True)
+class Array:
+    """What is known of one tensor of a model."""
+
+    shape: tuple[int, ...]
+    init: Distribution
+    decay: bool  # whether weight decay applies
+    trained: bool  # whether the optimizer moves it
+    lr_layer: int  # 0: embeddings; i + 1: block i; depth + 1: last norm and head
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The tensors of one name, in every model and block that has them."""
+
+    shape: Callable[[ModelConfig], tuple[int, ...]]
+    init: Distribution | Callable[[ModelConfig], Distribution]
+    decay: bool = False
+    trained: Callable[[ModelConfig], bool] = lambda cfg: True
+    exists: Callable[[ModelConfig], bool] = lambda cfg: True
+
+
+_ZEROS, _ONES = Constant(0.0), Constant(1.0)
+_XAVIER, _LECUN = XavierUniform(), LecunNormal()
+
+
+def _positions(cfg: ModelConfig) -> Distribution:
+    return SinCos2d(cfg.image_size // cfg.patch_size) if _fixed(cfg) else Normal(0.02)
+
+
+def _fixed(cfg: ModelConfig) -> bool:
+    return cfg.pos_embed == "sincos2d"
+
+
+def _norm(name: str, **known: Callable[[ModelConfig], bool]) -> dict[str, _Kind]:
+    return {
+        f"{name}.weight": _Kind(lambda c: (c.width,), _ONES, **known),
+        f"{name}.bias": _Kind(lambda c: (c.width,), _ZEROS, **known),
+    }
+
+
+def _product(
+    name: str,
+    shape: Callable[[ModelConfig], tuple[int, ...]],
+    weight: Distribution,
+    bias: Distribution = _ZEROS,
+    **known: Callable[[ModelConfig], bool],
+) -> dict[str, _Kind]:
+    return {
+        f"{name}.weight": _Kind(shape, weight, decay=True, **known),
+        f"{name}.bias": _Kind(lambda c: shape(c)[:1], bias, **known),
+    }
+
+
+# In the order of the forward pass. The distributions are those of Google's ViT (Dosovitskiy et al.
+# 2021); decay is on the weights of products, not on biases, norms, `cls_token` and `pos_embed`.
+_KINDS: dict[str, _Kind] = {
+    "cls_token": _Kind(lambda c: (1, 1, c.width), _ZEROS, exists=lambda c: c.class_token),
+    "pos_embed": _Kind(
+        lambda c: (1, c.num_tokens, c.width), _positions, trained=lambda c: not _fixed(c)
+    ),
+    **_product("patch_embed.proj", lambda c: (c.width, 3, c.patch_size, c.patch_size), _LECUN),
+    **_norm("blocks.*.norm1"),
+    **_product("blocks.*.attn.qkv", lambda c: (3 * c.width, c.width), XavierUniform(matrices=3)),
+    **_product("blocks.*.attn.proj", lambda c: (c.width, c.width), _XAVIER),
+    **_norm("blocks.*.norm2"),
+    **_product("blocks.*.mlp.fc1", lambda c: (c.mlp_dim, c.width), _XAVIER, Normal(1e-6)),
+    **_product("blocks.*.mlp.fc2", lambda c: (c.width, c.mlp_dim), _XAVIER, Normal(1e-6)),
+    **_norm("norm", exists=lambda c: not c.norm_after_pool),
+    **_norm("fc_norm", exists=lambda c: c.norm_after_pool),
+    **_product(
+        "pre_logits",
+        lambda c: (c.pre_logits, c.width),
+        _LECUN,
+        exists=lambda c: c.pre_logits > 0,
+    ),
+    **_product("head", lambda c: (c.num_classes, c.pre_logits or c.width), _ZEROS),
+}
+_BLOCK = "blocks.*."
+_EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
+
+
+def arrays(cfg: ModelConfig) -> dict[str, Array]:
+    """`{canonical name: Array}` of every tensor of the model, in the order of the forward pass.
+
+    `lr_layer` counts as MAE's layer-wise rates do (He et al. 2022).
+    """
+    before = [n for n in _KINDS if n.startswith(_EMBEDDINGS)]
+    block = [n for n in _KINDS if n.startswith(_BLOCK)]
+    after = [n for n in _KINDS if n not in (*before, *block)]
+    places = [(name, name, 0) for name in before]
+    for i in range(cfg.depth):
+        places += [(kind.replace("*", str(i), 1), kind, i + 1) for kind in block]
+    places += [(name, name, cfg.depth + 1) for name in after]
+    rows = ((name, _KINDS[kind], layer) for name, kind, layer in places)
+    return {name: _row(cfg, kind, layer) for name, kind, layer in rows if kind.exists(cfg)}
+
+
+def _row(cfg: ModelConfig, kind: _Kind, layer: int) -> Array:
+    init = kind.init(cfg) if callable(kind.init) else kind.init
+    return Array(kind.shape(cfg), init, kind.decay, kind.trained(cfg), layer)
 
 
 def shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """`{canonical name: shape}` of every array of the model, in the order of the forward pass."""
-    d, m, p = cfg.width, cfg.mlp_dim, cfg.patch_size
-    out: dict[str, tuple[int, ...]] = {}
-    if cfg.class_token:
-        out["cls_token"] = (1, 1, d)
-    out["pos_embed"] = (1, cfg.num_tokens, d)
-    out["patch_embed.proj.weight"] = (d, 3, p, p)
-    out["patch_embed.proj.bias"] = (d,)
-    for i in range(cfg.depth):
-        block = {
-            "norm1": (d,), "attn.qkv": (3 * d, d), "attn.proj": (d, d),
-            "norm2": (d,), "mlp.fc1": (m, d), "mlp.fc2": (d, m),
-        }  # fmt: skip
-        for name, shape in block.items():
-            out[f"blocks.{i}.{name}.weight"] = shape
-            out[f"blocks.{i}.{name}.bias"] = shape[:1]
-    out[f"{cfg.norm_name}.weight"] = out[f"{cfg.norm_name}.bias"] = (d,)
-    if cfg.pre_logits:
-        out["pre_logits.weight"] = (cfg.pre_logits, d)
-        out["pre_logits.bias"] = (cfg.pre_logits,)
-    out["head.weight"] = (cfg.num_classes, cfg.pre_logits or d)
-    out["head.bias"] = (cfg.num_classes,)
-    return out
+    """`{canonical name: shape}` of every tensor of the model, in the order of the forward pass."""
+    return {name: row.shape for name, row in arrays(cfg).items()}
 
 
 def trained(cfg: ModelConfig, names: Iterable[str]) -> list[str]:
     """Those of `names` that the optimizer moves: all but fixed sin-cos positions."""
-    return [n for n in names if n != "pos_embed" or cfg.pos_embed == "learned"]
+    rows = arrays(cfg)
+    return [n for n in names if rows[n].trained]
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies: to the weights of products, not to biases, norms, `cls_token` and `pos_embed`."""
-    return name.endswith(".weight") and "norm" not in name
+    """Whether weight decay applies to the tensor of this name, in every model that has it.
+
+    Raises KeyError for a name that no model has.
+    """
+    return _KINDS[re.sub(r"^blocks\.\d+\.", _BLOCK, name)].decay
 
 
 def num_params(cfg: ModelConfig) -> int:
     """Number of parameters, fixed positions not counted."""
-    table = shapes(cfg)
-    return sum(int(np.prod(table[n])) for n in trained(cfg, table))
+    return sum(math.prod(row.shape) for row in arrays(cfg).values() if row.trained)
 
 
 def check(cfg: ModelConfig, arrays: Mapping[str, np.ndarray], where: str = "these weights") -> None:
-    """Raise UserError, naming the tensors, unless `arrays` has exactly the names and shapes that `cfg` needs."""
+    """Raise UserError, naming the tensors, unless names and shapes are those that `cfg` needs."""
     expected = shapes(cfg)
-    wrong = [f"{n} has shape {tuple(arrays[n].shape)}, expected {s}" for n, s in expected.items()
-             if n in arrays and tuple(arrays[n].shape) != s]  # fmt: skip
+    wrong = [
+        f"{n} has shape {tuple(arrays[n].shape)}, expected {s}"
+        for n, s in expected.items()
+        if n in arrays and tuple(arrays[n].shape) != s
+    ]
     missing = [n for n in expected if n not in arrays]
     extra = [n for n in arrays if n not in expected]
-    if not (wrong or missing or extra):
-        return
-    parts = [
-        _some(label, items)
-        for label, items in (("", wrong), ("missing: ", missing), ("unknown: ", extra))
-        if items
-    ]
-    raise UserError(
-        f"{where} do not fit the model (width {cfg.width}, depth {cfg.depth}, patch {cfg.patch_size}, image "
-        f"{cfg.image_size} px, {cfg.num_classes} classes): {'; '.join(parts)}"
-    )
-
-
-def _some(label: str, items: list[str], most: int = 4) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return label + ", ".join(items[:most]) + more
+    kinds = (("", wrong), ("missing: ", missing), ("unknown: ", extra))
+    faults = [label + some(items, separator=", ") for label, items in kinds if items]
+    if faults:
+        raise UserError(
+            f"{where} do not fit the model (width {cfg.width}, depth {cfg.depth}, patch "
+            f"{cfg.patch_size}, image {cfg.image_size} px, {cfg.num_classes} classes): "
+            f"{'; '.join(faults)}"
+        )

@@ -12,7 +12,7 @@ from whole_runs import ROOT
 
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
-from shared_vit.weights.containers import safetensors as native
+from shared_vit.weights.containers import safetensors
 
 _spec = importlib.util.spec_from_file_location("mutate_files", ROOT / "benchmarks" / "mutate_files.py")
 mutate_files = importlib.util.module_from_spec(_spec)
@@ -33,7 +33,7 @@ def test_altered_foreign_files(tmp_path):
 
 def test_a_reader_that_checks_nothing_is_caught(tmp_path, monkeypatch):
     """The test of the tests above: without checksums, altered values are read."""
-    monkeypatch.setattr(native, "_verify", lambda *_: None)
+    monkeypatch.setattr(safetensors, "_verify", lambda *_: None)
     assert "FAILED" in _outcomes(mutate_files.own_cases(tmp_path), "weights", count=20)
 
 

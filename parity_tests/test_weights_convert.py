@@ -17,8 +17,12 @@ from shared_vit import model_config, weights
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.containers.safetensors import write_safetensors
+from shared_vit.weights.formats import FOREIGN
 from shared_vit.weights.lazy import LazyArray
-from twinvit import certificate as verify
+from shared_vit.weights.locate import checksum
+from shared_vit.weights.table import to_file
+from twinvit import certificate as certificates
 from twinvit.convert import convert
 
 SUFFIX = {
@@ -159,8 +163,8 @@ def bare(cfg: ModelConfig, tmp_path, format="timm"):
         n: LazyArray(s, np.dtype(np.float16), lambda s=s: np.zeros(s, np.float16))
         for n, s in canonical.shapes(cfg).items()
     }
-    fmt = weights.source.FORMATS[format]
-    weights.native.write_safetensors(path, weights.layout.to_file(fmt.table(cfg), zeros), {"format": "pt"})
+    fmt = FOREIGN[format]
+    write_safetensors(path, to_file(fmt.table(cfg), zeros), {"format": "pt"})
     return path
 
 
@@ -296,7 +300,7 @@ def test_command_line_and_certificate(tmp_path):
     jax64 = certificate["rows"][5]
     assert 0 < jax64["logits"] <= 1e-12 and set(jax64["inside"]) == {"blocks.0", "norm"}
     assert certificate["not_run"] == ["google on the source: its library is not installed"]
-    assert certificate["target"]["sha256"]["model.safetensors"] == weights.source.checksum(
+    assert certificate["target"]["sha256"]["model.safetensors"] == checksum(
         tmp_path / "hf/model.safetensors"
     )
 
@@ -308,10 +312,10 @@ def test_certificate_says_where_it_differs(tmp_path, monkeypatch):
     config = tmp_path / "hf" / "config.json"
     config.write_text(config.read_text().replace("1e-06", "1e-05"))
     source = weights.open_weights(tmp_path / "a.safetensors")
-    tasks = verify._tasks
-    monkeypatch.setattr(verify, "_tasks", lambda files: (tasks(files)[0][:1], []))  # the PyTorch twin suffices
+    tasks = certificates._tasks
+    monkeypatch.setattr(certificates, "_tasks", lambda files: (tasks(files)[0][:1], []))  # the PyTorch twin suffices
     nothing = dict(image_size=None, num_classes=None, dtype=None)
-    assert verify.certify(source, tmp_path / "a.safetensors", tmp_path / "hf", "huggingface", None, nothing) == 1
+    assert certificates.certify(source, tmp_path / "a.safetensors", tmp_path / "hf", "huggingface", None, nothing) == 1
     assert json.loads((tmp_path / "hf.parity.json").read_text())["verdict"] == "different"
 
 

@@ -1,10 +1,12 @@
 """Claim: our own files are whole or absent, equal for equal weights, and refused when altered."""
 
 import dataclasses
+import gc
 import json
 import os
 import random
 import threading
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +19,12 @@ from safetensors.numpy import load_file
 import torch_vit
 from shared_vit import weights
 from shared_vit.errors import UserError
+from shared_vit.run import checkpoint
+from shared_vit.run.state import first_state
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.containers import safetensors as native
+from shared_vit.weights.containers import safetensors
+from shared_vit.weights.formats import twinvit
+from shared_vit.weights.lazy import in_memory
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
@@ -91,8 +97,8 @@ def test_every_config_comes_back(tmp_path_factory, data):
 def test_any_arrays_and_metadata(tmp_path):
     """What checkpoints use: free names, empty and zero-dimensional arrays."""
     arrays = {"exp_avg.head.bias": np.arange(3.0), "count": np.array(7, np.int64), "none": np.zeros((0, 3), np.float32)}
-    native.write_safetensors(tmp_path / "a.safetensors", arrays, {"step": "7", "text": 'quoted " and \u00e9'})
-    back, metadata = native.read_safetensors(tmp_path / "a.safetensors", own=True)
+    safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, {"step": "7", "text": 'quoted " and \u00e9'})
+    back, metadata = safetensors.read_safetensors(tmp_path / "a.safetensors", own=True)
     assert metadata == {"step": "7", "text": 'quoted " and \u00e9'}
     assert same(dict(sorted(back.items())), dict(sorted(arrays.items())))
 
@@ -164,11 +170,11 @@ def mutations(tmp_path, count: int, seed: int) -> int:
     cfg = dataclasses.replace(SMALL, depth=1)
     arrays = random_arrays(cfg)
     weights.write(tmp_path / "a.safetensors", cfg, arrays)
-    whole = (tmp_path / "a.safetensors").read_bytes()
+    intact = (tmp_path / "a.safetensors").read_bytes()
     rng = random.Random(seed)
     refused = 0
     for _ in range(count):
-        (tmp_path / "b.safetensors").write_bytes(mutate(whole, rng))
+        (tmp_path / "b.safetensors").write_bytes(mutate(intact, rng))
         try:
             found, back = weights.read(tmp_path / "b.safetensors", num_heads=None)
         except UserError as error:
@@ -201,7 +207,7 @@ def test_a_renamed_mark_does_not_make_it_foreign(key, tmp_path):
 
 def test_without_the_checksum_mutations_would_load(tmp_path, monkeypatch):
     """The test above can fail: with the check taken out, altered values come through."""
-    monkeypatch.setattr(native, "_verify", lambda *args: None)
+    monkeypatch.setattr(safetensors, "_verify", lambda *args: None)
     with pytest.raises(AssertionError):
         mutations(tmp_path, 300, seed=0)
 
@@ -209,21 +215,84 @@ def test_without_the_checksum_mutations_would_load(tmp_path, monkeypatch):
 def test_config_of_another_version_is_named(tmp_path):
     arrays = random_arrays(SMALL)
     values = json.loads(SMALL.to_json()) | {"rope": True}
-    metadata = {"format": native.FORMAT, "model_config": json.dumps(values)}
-    native.write_safetensors(tmp_path / "a.safetensors", arrays, metadata)
+    metadata = {"format": twinvit.FORMAT, "model_config": json.dumps(values)}
+    safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, metadata)
     with pytest.raises(UserError, match="unknown fields.*rope"):
         weights.read(tmp_path / "a.safetensors")
+
+
+def write_run(folder, *steps: int):
+    """Checkpoints of a run, each with weights of its own."""
+    for step in steps:
+        path = folder / "checkpoints" / f"step_{step}"
+        path.mkdir(parents=True)
+        state = first_state(SMALL, random_arrays(SMALL, seed=step), "fp32")
+        checkpoint.write(path, dataclasses.replace(state, step=step), {})
 
 
 @pytest.mark.parametrize("where", ["run", "checkpoints", "checkpoint"])
 def test_run_directories(where, tmp_path):
     """The newest checkpoint of a run, by number, not by name."""
-    for step in (9, 10, 100):
-        folder = tmp_path / "run" / "checkpoints" / f"step_{step}"
-        folder.mkdir(parents=True)
-        weights.write(folder / "model.safetensors", SMALL, random_arrays(SMALL, seed=step))
-    (tmp_path / "run" / "checkpoints" / "step_200").mkdir()  # not whole
+    write_run(tmp_path / "run", 9, 10, 100)
     (tmp_path / "run" / "config.json").write_text('{"train": {}}')
-    path = {"run": "run", "checkpoints": "run/checkpoints", "checkpoint": "run/checkpoints/step_9"}[where]
-    _, arrays = weights.read(tmp_path / path)
-    assert same(arrays, random_arrays(SMALL, seed=9 if where == "checkpoint" else 100))
+    inner = {"run": "", "checkpoints": "checkpoints", "checkpoint": "checkpoints/step_9"}[where]
+    source = weights.open_weights(tmp_path / "run" / inner)
+    step = 9 if where == "checkpoint" else 100
+    assert source.step == step and not source.notices
+    assert source.files == [tmp_path / f"run/checkpoints/step_{step}/model.safetensors"]
+    assert same(in_memory(source.arrays), random_arrays(SMALL, seed=step))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["altered", "missing"])
+def test_a_damaged_newest_checkpoint_is_skipped_as_a_resume_skips_it(file, how, tmp_path):
+    """One rule for `--resume`, `--init_from` and `convert`; what was skipped is said."""
+    write_run(tmp_path / "run", 5, 7)
+    path = tmp_path / "run/checkpoints/step_7" / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink() if how == "missing" else path.write_bytes(data)
+    assert checkpoint.newest(tmp_path / "run").step == 5
+    source = weights.open_weights(tmp_path / "run")
+    assert source.step == 5 and len(source.notices) == 1
+    assert "skipped a damaged checkpoint, step_7" in source.notices[0]
+    with pytest.raises(UserError, match="step_7"):
+        weights.open_weights(path.parent if path.parent.exists() and how == "altered" else path)
+
+
+def test_versions_of_our_file(tmp_path):
+    """Version 1 may leave its version out; a newer one says that the program is too old."""
+    metadata = {"format": twinvit.FORMAT, "model_config": SMALL.to_json()}
+    arrays = random_arrays(SMALL)
+    for stated in ({}, {"format_version": "1"}):
+        safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, metadata | stated)
+        assert weights.read(tmp_path / "a.safetensors")[0] == SMALL
+    for version in ("2", "0", "-1", "1.5", "x", "9" * 5000):
+        stated = {"format_version": version}
+        safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, metadata | stated)
+        with pytest.raises(UserError, match="version .* of its format.*update the program") as caught:
+            weights.read(tmp_path / "a.safetensors")
+        assert len(str(caught.value)) < 500
+
+
+def test_files_of_before_the_evaluation_settings(tmp_path):
+    """A ModelConfig without them means the values that were in force then."""
+    values = json.loads(SMALL.to_json())
+    del values["eval_resize"], values["interpolation"]
+    metadata = {"format": twinvit.FORMAT, "model_config": json.dumps(values)}
+    safetensors.write_safetensors(tmp_path / "a.safetensors", random_arrays(SMALL), metadata)
+    cfg, _ = weights.read(tmp_path / "a.safetensors")
+    assert (cfg.eval_resize, cfg.interpolation) == (256 / 224, "bilinear")
+
+
+def test_files_are_closed_when_nothing_refers_to_them(tmp_path):
+    weights.write(tmp_path / "a.safetensors", SMALL, random_arrays(SMALL))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weights.write(tmp_path / "a.npz", SMALL, random_arrays(SMALL), "google")
+    before = len(os.listdir("/proc/self/fd"))
+    sources = [weights.open_weights(tmp_path / f"a.{kind}") for kind in ("safetensors", "npz")]
+    assert len(os.listdir("/proc/self/fd")) >= before + 2
+    del sources
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

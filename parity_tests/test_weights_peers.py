@@ -15,10 +15,8 @@ import torch_vit
 from shared_vit import model_config, weights
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights import table as layout
-from shared_vit.weights.formats import base as formats
-from shared_vit.weights.formats import huggingface as format_huggingface
-from shared_vit.weights.formats.base import torchvision as format_torchvision
+from shared_vit.weights.formats import base, huggingface, torchvision
+from shared_vit.weights.table import Piece
 from twinvit.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
@@ -118,7 +116,7 @@ def test_function_comes_along(peer, function, x64, tmp_path):
     images = random_images(cfg)
     arrays = random_arrays(cfg)
     path = tmp_path / f"ours{SUFFIX[peer]}"
-    told = weights.target.write_weights(path, cfg, arrays, peer)
+    told = weights.write_weights(path, cfg, arrays, peer)
     default = peer == "huggingface" or function in ("pre-logits", "sincos")
     assert bool(told) != default
     theirs = load(peer, cfg, path)
@@ -132,7 +130,7 @@ def test_timm_folder_is_loaded_by_name(x64, tmp_path):
     """`create_model("local-dir:...")` takes the function from the folder's config.json."""
     cfg = dataclasses.replace(ODD, gelu="tanh", pool="mean", norm_after_pool=True, class_token=False)
     arrays, images = random_arrays(cfg), random_images(cfg)
-    assert weights.target.write_weights(tmp_path / "folder", cfg, arrays, "timm") == []
+    assert weights.write_weights(tmp_path / "folder", cfg, arrays, "timm") == []
     model = peers.timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     assert tuple(model.pretrained_cfg["mean"]) == cfg.mean
     check_equal(cfg, arrays, peers.logits(model, images, "fp64"), images, "fp64")
@@ -242,14 +240,14 @@ def test_mutations_are_caught(peer, change, x64, tmp_path, monkeypatch):
     model = peers.randomize(peers.BUILD[peer](cfg))
     save(peer, model, path)
     if change == "swap norms":
-        modules = format_torchvision._MODULES
+        modules = torchvision._MODULES
         monkeypatch.setitem(modules, "norm1", "ln_2")
         monkeypatch.setitem(modules, "norm2", "ln_1")
     elif change == "swap q and k":
-        q, k, v = format_huggingface._STYLES[4][1]["attn.qkv"]
-        monkeypatch.setitem(format_huggingface._STYLES[4][1], "attn.qkv", [k, q, v])
+        q, k, v = huggingface._MODULES[4]["attn.qkv"]
+        monkeypatch.setitem(huggingface._MODULES[4], "attn.qkv", [k, q, v])
     elif change == "transpose a square weight":
-        monkeypatch.setattr(formats.layout, "plain", _transposing_plain)
+        monkeypatch.setattr(base, "plain", _transposing_plain)
     found, arrays = weights.read(path, num_heads=5)
     if isinstance(change, dict):
         found = dataclasses.replace(found, **change)
@@ -259,6 +257,6 @@ def test_mutations_are_caught(peer, change, x64, tmp_path, monkeypatch):
     assert distance > 5 * LIMIT["fp32"]
 
 
-def _transposing_plain(name: str, shape: tuple[int, ...]) -> layout.Piece:
+def _transposing_plain(name: str, shape: tuple[int, ...]) -> Piece:
     wrong = len(shape) == 2 and shape[0] == shape[1]
-    return layout.Piece(name, shape, np.transpose, np.transpose) if wrong else layout.Piece(name, shape)
+    return Piece(name, shape, np.transpose, np.transpose) if wrong else Piece(name, shape)

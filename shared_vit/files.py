@@ -1,8 +1,12 @@
-"""Files that are whole or absent: written under a temporary name in the same directory, fsynced, renamed."""
+"""Files on disk: written whole or not at all, and read only where they are regular files.
+
+Writing goes to a temporary name in the same directory, which is fsynced and renamed.
+"""
 
 import os
 import secrets
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,21 +15,44 @@ from typing import BinaryIO
 from shared_vit.errors import UserError
 
 
-def read_limited(path: str | os.PathLike, most: int) -> bytes:
-    """The contents of a regular file of at most `most` bytes.
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A regular file, opened for reading.
 
     A FIFO or a device would block or never end, and says nothing of its size. Raises UserError for
-    those, for a larger file, and for one that cannot be read; FileNotFoundError where there is none.
+    those and for a file that cannot be read; FileNotFoundError where there is none.
     """
     path = Path(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb", buffering=0) as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"cannot read {path}: it is not a regular file")
-            fits = status.st_size <= most
-            data = file.readall() if fits else b""  # `read(most)` would allocate `most` bytes
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        file = open(handle, "rb")  # the caller closes it
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise UserError(f"cannot read {path}: it is not a regular file")
+        return file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+class KeptOpen:
+    """An open file that is closed when nothing refers to this object any more."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        weakref.finalize(self, file.close)
+
+
+def read_limited(path: str | os.PathLike, most: int) -> bytes:
+    """The contents of a regular file of at most `most` bytes.
+
+    Raises UserError for anything else, and for one that cannot be read; FileNotFoundError where
+    there is none.
+    """
+    try:
+        with open_regular(path) as file:
+            fits = os.fstat(file.fileno()).st_size <= most
+            data = file.read() if fits else b""  # `read(most)` would allocate `most` bytes
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -37,7 +64,7 @@ def read_limited(path: str | os.PathLike, most: int) -> bytes:
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new binary file that becomes `path` when the block ends, and leaves nothing behind when it fails.
+    """A new binary file that becomes `path` when the block ends; on failure nothing is left.
 
     Raises UserError where the file cannot be written (no such folder, read-only, disk full).
     """
@@ -68,14 +95,14 @@ def beside(path: Path) -> Path:
 
 
 def check_name(where: str | os.PathLike, name: object) -> None:
-    """Raise UserError for an array's name that no message should repeat: not text, not printable, or endless."""
+    """Raise UserError for an array's name that is unfit for messages: long, or not printable."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > 300:
         text = ascii(name[:80]) if isinstance(name, str) else f"of type {type(name).__name__}"
         raise UserError(f"{where} has an array with an unreadable name, {text}")
 
 
 def reason(error: BaseException) -> str:
-    """What a library says of a spoiled file: one line of at most 200 characters."""
+    """A library's message about a damaged file: one line of at most 200 characters."""
     return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 

@@ -1,10 +1,11 @@
-"""PyTorch's `.pth` files, read so that nothing in them can run code."""
+"""PyTorch's `.pth` files, read so that nothing in them can run code or take memory of its own."""
 
 import argparse
+import io
 import os
 import pickle
+import pickletools
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,46 +14,43 @@ import numpy as np
 import torch
 
 from shared_vit.errors import UserError
-from shared_vit.files import check_name, reason, whole_file
-from shared_vit.weights.containers import Container
-from shared_vit.weights.containers.npz import open_zip
+from shared_vit.files import check_name, open_regular, reason, whole_file
+from shared_vit.weights.containers import Container, Progress, check_count
+from shared_vit.weights.containers.archive import open_zip, read_entry
 from shared_vit.weights.lazy import Arrays, LazyArray
 
-_NESTED = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "module",
-)  # where training scripts keep the weights
+# Where training scripts keep the weights.
+_NESTED = ("model", "state_dict", "model_state_dict", "module")
+
+# torch's own list of harmless names has some that allocate as much as a number says (bytearray,
+# torch.Tensor) or compute for long (codecs). These are what state_dicts and training scripts need.
+_HARMLESS = re.compile(
+    r"collections\.(OrderedDict|Counter)|(builtins|__builtin__)\.set|argparse\.Namespace"
+    r"|torch\.(Size|device|\w+Storage|b?float\w*|double|half|u?int\w+|long|bool)"
+    r"|torch\.nn\.parameter\.Parameter|torch\._tensor\._rebuild_from_type_v2"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
+)
+_LONGEST_PICKLE = 1 << 23  # bytes; some 50,000 tensors
+_LEGACY_PICKLES = 5  # magic number, version, machine, contents, keys of the storages
 
 
 def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
-    """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a training
-    checkpoint.
+    """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a checkpoint.
 
     Files in today's zip form stay on disk until an array is asked for. Raises UserError for a file
-    that is not whole, that needs more than tensors and plain Python to be read, or that holds no
-    state_dict.
+    that is damaged, needs more than tensors and plain Python to be read, or holds no state_dict.
     """
     path = Path(path)
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        _check_zip(path)
+    zipped = _check_pickles(path)
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # the flags that many training scripts keep
+        # The Namespace holds the flags that many training scripts keep.
+        with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         thing = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
-        raise UserError(
-            f"{path} was not read: it holds more than tensors{f' ({thing[1]})' if thing else ''}, "
-            "and reading that could "
-            "run code of its author. Where you trust it, load it yourself and save only its "
-            "state_dict."
-        ) from error
+        raise _more_than_tensors(path, thing[1] if thing else None) from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
-        raise UserError(f"{path} is not a whole PyTorch file: {reason(error)}") from error
+        raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
     tensors = _state_dict(path, content)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if size > os.path.getsize(path):
@@ -62,9 +60,13 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
     return {name: _lazy(path, name, tensor) for name, tensor in tensors.items()}
 
 
-def write_pth(path: str | os.PathLike, arrays: Arrays) -> None:
-    """Write arrays as a plain state_dict; whole or not at all. Raises UserError where that fails."""
-    state = {name: _tensor(np.array(arrays[name])) for name in arrays}
+def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None = None) -> None:
+    """Write arrays as a plain state_dict, whole or not at all. Raises UserError on failure."""
+    state = {}
+    for name in arrays:
+        state[name] = _tensor(np.array(arrays[name]))
+        if progress:
+            progress(state[name].nbytes)
     with whole_file(path) as file:
         try:
             torch.save(state, file)
@@ -72,15 +74,53 @@ def write_pth(path: str | os.PathLike, arrays: Arrays) -> None:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
-def _check_zip(path: Path) -> None:
+def _check_pickles(path: Path) -> bool:
+    """Whether the file is of the zip form; every name that its pickles ask for is harmless.
+
+    A pickle is a program: a few bytes may ask for gigabytes. Raises UserError for other names.
+    """
+    with open_regular(path) as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch.load decides
+        file.seek(0)
+        start = b"" if zipped else file.read(_LONGEST_PICKLE)
+    if not zipped:
+        programs = io.BytesIO(start)
+        for _ in range(_LEGACY_PICKLES):
+            _check_pickle(path, programs)
+        return False
     with open_zip(path) as archive:
         entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > os.path.getsize(path):
-        raise UserError(
-            f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no such "
-            "file"
-        )
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > os.path.getsize(path):
+            raise UserError(
+                f"{path} would unpack to {unpacked:,} bytes, more than it has: PyTorch writes no "
+                "such file"
+            )
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                program = read_entry(path, archive, entry, _LONGEST_PICKLE)
+                _check_pickle(path, io.BytesIO(program))
+    return True
+
+
+def _check_pickle(path: Path, program: io.BytesIO) -> None:
+    """Check the names in one pickle and leave `program` behind its end. Raises UserError."""
+    try:
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name in ("GLOBAL", "INST"):
+                name = str(argument).replace(" ", ".")
+                if not _HARMLESS.fullmatch(name):
+                    raise _more_than_tensors(path, name)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
+
+
+def _more_than_tensors(path: Path, thing: str | None) -> UserError:
+    what = f" ({thing[:80]})" if thing and thing.isprintable() else ""
+    return UserError(
+        f"{path} was not read: it holds more than tensors{what}, and reading that could run code "
+        "of its author. If you trust it, load it yourself and save only its state_dict."
+    )
 
 
 def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
@@ -96,6 +136,7 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} holds no state_dict: it is a {type(content).__name__} without tensors in it"
         )
+    check_count(path, len(content))
     for name, value in content.items():
         check_name(path, name)
         if not isinstance(value, torch.Tensor):

@@ -16,8 +16,11 @@ import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
-from shared_vit.weights.adapt import adapt, in_memory
-from shared_vit.weights.read import NATIVE, Source, checksum, open_weights
+from shared_vit.weights.adapt import adapt
+from shared_vit.weights.formats.twinvit import OWN
+from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.locate import checksum
+from shared_vit.weights.read import Source, open_weights
 from twinvit.noise_rule import relative_l2
 
 LIMITS = {"fp64": 1e-12, "fp32": 5e-6}  # relative L2 of logits and of each output inside
@@ -98,7 +101,7 @@ def _tasks(files: dict[str, dict]) -> tuple[list[dict], list[str]]:
     ]
     not_run = []
     for side, file in files.items():
-        if file["format"] in NATIVE:
+        if file["format"] in OWN:
             continue
         if any(
             file["changes"].get(key) is not None for key in ("image_size", "num_classes", "dtype")

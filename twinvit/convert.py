@@ -1,18 +1,19 @@
-"""`twinvit convert`: weights from any known format to any other, with the function they were trained for."""
+"""`twinvit convert`: weights and the function they were trained for, from any format to any other."""
 
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
 from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import adapt
-from shared_vit.weights.lazy import Arrays, LazyArray
-from shared_vit.weights.read import FORMATS, NATIVE, SUFFIXES, Source, open_weights
+from shared_vit.weights.formats import suffixes_of
+from shared_vit.weights.locate import SUFFIXES
+from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
 
 To = Literal["torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
@@ -40,11 +41,13 @@ def convert(
     """Convert weights and the function they were trained for.
 
     Args:
-        src: Weight file, run or checkpoint directory, model folder, or a folder of many weight files.
+        src: Weight file, run or checkpoint directory, model folder, or a folder of many weight
+            files.
         dst: File to write (.safetensors, .npz, .pth), or a name without suffix for a model folder.
         to: Format to write; torch and jax are the same file.
         from_: Format of SRC; by default it is found from the file.
-        verify: Run both twins and the formats' own libraries on both files, and write a certificate.
+        verify: Run both twins and the formats' own libraries on both files, on images too, and
+            write a certificate.
         num_heads: Attention heads, for files that do not say.
         image_size: New side of the input in pixels; learned positions are resampled.
         num_classes: Classes; another number than the file's makes a new head of zeros.
@@ -67,7 +70,7 @@ def convert(
         _say(opened, cfg)
         size = sum(array.nbytes for array in arrays.values())
         with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-            notes = write_weights(there, cfg, _counted(arrays, bar), to)
+            notes = write_weights(there, cfg, arrays, to, progress=bar.update)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"wrote {there} ({to})")
@@ -92,38 +95,24 @@ def _many(source: Path) -> list[Path]:
 
 def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
     """`(file, file to write)` for many files."""
-    suffix = ".safetensors" if to in NATIVE else FORMATS[to].suffixes[0]
-    pairs = [(file, folder / (file.stem + suffix)) for file in files]
+    pairs = [(file, folder / (file.stem + suffixes_of(to)[0])) for file in files]
     names = Counter(there for _, there in pairs)
     twice = next((there for there, count in names.items() if count > 1), None)
     if twice is not None:
         raise UserError(f"two files of {files[0].parent} would be written to {twice}: rename one")
-    if folder.exists() and not folder.is_dir() or not folder.parent.is_dir():
+    if (folder.exists() and not folder.is_dir()) or not folder.parent.is_dir():
         raise UserError(f"cannot write into {folder}: expected a folder, or a new name in one")
     return pairs
 
 
-def _say(source: Source, cfg) -> None:
+def _say(source: Source, cfg: ModelConfig) -> None:
+    step = "" if source.step is None else f", step {source.step}"
     print(
-        f"found {source.format} in {source.path}: width {cfg.width}, depth {cfg.depth}, {cfg.num_heads} heads, patch "
-        f"{cfg.patch_size}, image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, eps {cfg.norm_eps:g}, "
-        f"pooling by {cfg.pool}"
+        f"found {source.format} in {source.path}{step}: width {cfg.width}, depth {cfg.depth}, "
+        f"{cfg.num_heads} heads, patch {cfg.patch_size}, image {cfg.image_size} px, "
+        f"{cfg.num_classes} classes, {cfg.gelu} GELU, eps {cfg.norm_eps:g}, pooling by {cfg.pool}"
     )
     if source.assumed:
         print(f"the file does not say, taken as usual: {'; '.join(source.assumed)}")
     for notice in source.notices:
         print(f"notice: {notice}", file=sys.stderr)
-
-
-def _counted(arrays: Arrays, bar) -> dict[str, LazyArray]:
-    """The arrays, each of which moves the bar on when it is read."""
-
-    def counted(array: LazyArray | np.ndarray) -> LazyArray:
-        def load() -> np.ndarray:
-            values = np.asarray(array)
-            bar.update(values.nbytes)
-            return values
-
-        return LazyArray(tuple(array.shape), array.dtype, load)
-
-    return {name: counted(array) for name, array in arrays.items()}

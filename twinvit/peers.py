@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.formats import timm as format_timm
-from shared_vit.weights.read import FORMATS
+from shared_vit.weights.formats import FOREIGN
+from shared_vit.weights.formats.timm import architecture_of, model_args
 
 _BLOCKS = {
     "timm": "blocks.{}",
@@ -80,10 +80,10 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
     import timm
 
-    args = format_timm.model_args(cfg)
+    args = model_args(cfg)
     if cfg.norm_eps != 1e-6:
         args["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=cfg.norm_eps)
-    model = timm.create_model(format_timm.architecture_of(cfg), **args)
+    model = timm.create_model(architecture_of(cfg), **args)
     model.load_state_dict(
         _state_dict(path / "model.safetensors" if path.is_dir() else path), strict=True
     )
@@ -120,7 +120,7 @@ def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
         model, report = kind.from_pretrained(path, output_loading_info=True)
     else:
         config = transformers.ViTConfig(
-            **FORMATS["huggingface"].config(cfg), num_labels=cfg.num_classes
+            **FOREIGN["huggingface"].config(cfg), num_labels=cfg.num_classes
         )
         model, report = kind.from_pretrained(
             None, config=config, state_dict=_state_dict(path), output_loading_info=True

@@ -5,31 +5,31 @@ checkpoints/step_N/model.safetensors       canonical arrays and their ModelConfi
                    state.json              everything else, and the checksums of all three files
 """
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
 from shared_vit.run.state import TrainState
+from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
-from shared_vit.weights.containers import safetensors as native
+from shared_vit.weights import checkpoints
+from shared_vit.weights.checkpoints import MODEL, STATE, Found, newest
+from shared_vit.weights.containers.safetensors import write_safetensors
+from shared_vit.weights.formats import twinvit
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+__all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
+
+OPTIMIZER = "optimizer.safetensors"
 _FORMAT = 1
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
-_OWN_KEYS = ("format", "checksum", "checksums", "step", "adam_count", "scaler")
-_ZEROS = "0" * 64
+_OWN_KEYS = ("format", "checksums", "step", "adam_count", "scaler")
 _TEMPORARY = ".tmp"
 
 
@@ -90,7 +90,7 @@ class Writer:
             _replace_folder(temporary, final)
             _sync(self.folder)
             if self.keep:
-                for old in [s for s in _steps(self.folder) if s <= step][self.keep :]:
+                for old in [s for s in checkpoints.steps(self.folder) if s <= step][self.keep :]:
                     _remove(self.folder / f"step_{old}")
         except (OSError, UserError) as error:
             if temporary is not None:
@@ -101,46 +101,13 @@ class Writer:
             ) from error
 
     def _what_is_left(self) -> str:
-        whole = [s for s in _steps(self.folder) if (self.folder / f"step_{s}" / STATE).exists()]
+        whole = [s for s in checkpoints.steps(self.folder) if (self.folder / f"step_{s}" / STATE).exists()]
         if not whole:
             return "No checkpoint was saved before it."
         return (
             f"The earlier ones are as they were: the newest is {self.folder / f'step_{whole[0]}'}, and --resume "
             "continues from it"
         )
-
-
-@dataclass(frozen=True)
-class Found:
-    """The newest whole checkpoint of a run; `skipped` has a line for each newer one that is not whole."""
-
-    path: Path
-    step: int
-    skipped: list[str]
-
-
-def newest(run_dir: Path) -> Found | None:
-    """The newest checkpoint whose files are all there and unaltered, or None where there is not one checkpoint.
-
-    Raises UserError if there are checkpoints and none of them is whole.
-    """
-    folder = Path(run_dir) / "checkpoints"
-    skipped = []
-    for step in _steps(folder):
-        path = folder / f"step_{step}"
-        try:
-            state, _ = _open(path)
-            if state.step != step:
-                raise UserError(f"{path} holds step {state.step}: it was renamed")
-            return Found(path, step, skipped)
-        except UserError as error:
-            skipped.append(f"{path.name}: {error}")
-    if skipped:
-        raise UserError(
-            f"no checkpoint of {run_dir} is whole: {'; '.join(skipped)}. Put copies in their place, or remove {folder} to "
-            "begin again at step 0"
-        )
-    return None
 
 
 def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -153,38 +120,37 @@ def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
 
 def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     """Write the three files into an existing folder. Raises UserError where that fails."""
-    native.write(folder / MODEL, state.config, state.params)
     moments = {
         f"{kind}.{name}": array
         for kind in ("exp_avg", "exp_avg_sq")
         for name, array in getattr(state, kind).items()
     }
     metadata = {"format": _OPTIMIZER_FORMAT, "model_config": state.config.to_json()}
-    native.write_safetensors(folder / OPTIMIZER, moments, metadata)
     document = {
         **extra,
         "format": _FORMAT,
         "step": state.step,
         "adam_count": state.adam_count,
         "scaler": state.scaler,
-        "checksums": {name: _stated_checksum(folder / name) for name in (MODEL, OPTIMIZER)},
-        "checksum": _ZEROS,
+        "checksums": {
+            MODEL: twinvit.write(folder / MODEL, state.config, state.params),
+            OPTIMIZER: write_safetensors(folder / OPTIMIZER, moments, metadata),
+        },
     }
-    text = json.dumps(document, indent=1).encode()
-    with whole_file(folder / STATE) as file:
-        file.write(_with_checksum(text, hashlib.sha256(text).hexdigest()))
+    write_sealed(folder / STATE, document)
 
 
 def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """`load` with arrays that are read when asked for. Every byte of the three files has been verified."""
-    document = _read_state(path / STATE)
-    cfg, params = native.open_model(path / MODEL)
-    moments, metadata = native.open_safetensors(path / OPTIMIZER, own=True)
-    for name in (MODEL, OPTIMIZER):
-        if _stated_checksum(path / name) != document["checksums"].get(name):
-            raise UserError(
-                f"{path / name} belongs to another checkpoint: its checksum is not the one in {STATE}"
-            )
+    """`load` with arrays that are read when asked for; every byte has been verified."""
+    opened = checkpoints.opened(path)
+    document = opened.document
+    if document["format"] != _FORMAT:
+        raise UserError(
+            f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the "
+            "program"
+        )
+    cfg, params = twinvit.model_of(path / MODEL, opened.files[MODEL])
+    moments, metadata, _ = opened.files[OPTIMIZER]
     names = canonical.trained(cfg, params)
     split = {
         kind: {n: moments.pop(f"{kind}.{n}", None) for n in names}
@@ -209,45 +175,6 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
         scaler=document["scaler"],
     )
     return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    stated = re.search(rb'"checksum": "([0-9a-f]{64})"\s*}\Z', text)
-    if not stated:
-        raise UserError(f"{path} is not whole: it does not end with its checksum")
-    if hashlib.sha256(_with_checksum(text, _ZEROS)).hexdigest().encode() != stated[1]:
-        raise UserError(f"{path} was altered after it was written (its checksum differs)")
-    document = json.loads(text)
-    if document["format"] != _FORMAT:
-        raise UserError(
-            f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the program"
-        )
-    return document
-
-
-def _with_checksum(text: bytes, checksum: str) -> bytes:
-    """The text of state.json, whose last value is its checksum, with another checksum."""
-    return text[: -len(_ZEROS) - 3] + checksum.encode() + text[-3:]
-
-
-def _stated_checksum(path: Path) -> str:
-    """The checksum in a weight file's metadata; whether it is right is for `native` to verify."""
-    import safetensors
-
-    with safetensors.safe_open(path, framework="np") as file:
-        return file.metadata()["twinvit_checksum"]
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, newest first."""
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(
-        (int(n[5:]) for n in names if re.fullmatch(r"step_(0|[1-9]\d*)", n)), reverse=True
-    )
 
 
 def _check_finite(state: TrainState) -> None:

@@ -6,12 +6,12 @@ import warnings
 import numpy as np
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.adapt import in_memory
-from shared_vit.weights.lazy import Arrays
-from shared_vit.weights.read import NAMES, Source, open_weights
+from shared_vit.weights.formats import NAMES
+from shared_vit.weights.lazy import Arrays, in_memory
+from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import write_weights
 
-__all__ = ["NAMES", "Source", "open_weights", "read", "write"]
+__all__ = ["NAMES", "Source", "open_weights", "read", "write", "write_weights"]
 
 
 def read(
@@ -20,11 +20,12 @@ def read(
     num_heads: int | None = None,
     num_classes: int | None = None,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder; dtypes as in the file.
+    """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder.
 
-    `format` is one of `NAMES`, or found from the file; `num_heads` is for files that do not say (timm's, torchvision's);
-    `num_classes` for those without a head, which get one of zeros. Warns where something had to be guessed. Raises
-    UserError. `open_weights` does the same without reading the arrays into memory.
+    Dtypes are as in the file. `format` is one of `NAMES`, or found from the file; `num_heads` is
+    for files that do not say (timm's, torchvision's); `num_classes` for those without a head, which
+    get one of zeros. Warns where something had to be guessed. Raises UserError. `open_weights` does
+    the same without reading the arrays into memory.
     """
     source = open_weights(path, format, num_heads, num_classes)
     for notice in source.notices:
@@ -33,10 +34,10 @@ def read(
 
 
 def write(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, format: str = "torch") -> None:
-    """Write canonical arrays in a format; the file is whole, or nothing is left behind.
+    """Write canonical arrays in a format; on failure nothing is left behind.
 
-    Warns where the target's code computes another function unless told, and says how. Raises UserError where the
-    format cannot hold the model, or the file cannot be written.
+    Warns where the target's code computes another function unless told, and says how to tell it.
+    Raises UserError where the format cannot hold the model, or the file cannot be written.
     """
     for note in write_weights(path, cfg, arrays, format):
         warnings.warn(note, stacklevel=2)

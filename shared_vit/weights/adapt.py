@@ -1,15 +1,14 @@
 """Weights for another image size, another number of classes, another dtype."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.spec import canonical
+from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.lazy import Arrays, LazyArray
+from shared_vit.weights.lazy import Arrays, LazyArray, in_memory
 
 DTYPES = {
     "fp32": np.dtype(np.float32),
@@ -26,60 +25,53 @@ def adapt(
     num_classes: int | None = None,
     dtype: str | None = None,
 ) -> tuple[ModelConfig, dict[str, LazyArray | np.ndarray]]:
-    """`(cfg, arrays)` for another image size (pixels), number of classes or dtype; what is None stays.
+    """`(cfg, arrays)` for another image size (pixels), number of classes or dtype; None: unchanged.
 
-    Learned positions are resampled, fixed ones computed anew. Another number of classes means a new task: the
-    pre-logits layer and the head are left out, and the new head is zero, as in fine-tuning by Dosovitskiy et al. (2021).
-    Lazy arrays stay lazy, arrays in memory are computed at once. Raises UserError for sizes that the model cannot have,
-    and, when an array is computed, where a value does not fit in the dtype.
+    Learned positions are resampled, fixed ones computed anew. Another number of classes means a new
+    task: the pre-logits layer and the head are left out, and the new head is zero, as in
+    fine-tuning by Dosovitskiy et al. (2021). Lazy arrays stay lazy, arrays in memory are computed
+    at once. Raises UserError for sizes that the model cannot have, and, when an array is computed,
+    where a value does not fit in the dtype.
     """
     out = dict(arrays)
     if num_classes not in (None, cfg.num_classes):
         cfg = dataclasses.replace(cfg, num_classes=num_classes, pre_logits=0)
-        out = {
-            name: array
-            for name, array in out.items()
-            if not name.startswith(("pre_logits.", "head."))
-        }
         for name, shape in canonical.shapes(cfg).items():
             if name.startswith("head."):
-                out[name] = LazyArray(shape, arrays[name].dtype, _zeros(shape, arrays[name].dtype))
+                out[name] = zeros(shape, arrays[name].dtype)
     if image_size not in (None, cfg.image_size):
         old, cfg = cfg, dataclasses.replace(cfg, image_size=image_size)
-        shape = canonical.shapes(cfg)["pos_embed"]
-        positions = arrays["pos_embed"]
-        out["pos_embed"] = LazyArray(
-            shape, positions.dtype, lambda: _positions(old, cfg, positions)
-        )
+        out["pos_embed"] = _resampled(old, cfg, arrays["pos_embed"])
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
         out = {name: _cast(name, array, DTYPES[dtype]) for name, array in out.items()}
     out = {name: out[name] for name in canonical.shapes(cfg)}
-    return cfg, in_memory(out) if all(
-        isinstance(array, np.ndarray) for array in arrays.values()
-    ) else out
+    eager = all(isinstance(array, np.ndarray) for array in arrays.values())
+    return cfg, in_memory(out) if eager else out
 
 
-def _zeros(shape: tuple[int, ...], dtype: np.dtype):
-    return lambda: np.zeros(shape, dtype)
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
+    """An array of zeros that takes no memory until it is read."""
+    return LazyArray(shape, dtype, lambda: np.zeros(shape, dtype))
 
 
-def _positions(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyArray) -> np.ndarray:
-    if new.pos_embed == "sincos2d":
-        from shared_vit.spec import init
+def _resampled(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyArray) -> LazyArray:
+    def load() -> np.ndarray:
+        if new.pos_embed == "sincos2d":
+            return init.sincos2d(new).astype(positions.dtype)
+        side = new.image_size // new.patch_size
+        return resample_positions(np.asarray(positions), side, int(old.class_token))
 
-        return init.sincos2d(new).astype(positions.dtype)
-    return resample_positions(
-        np.asarray(positions), new.image_size // new.patch_size, int(old.class_token)
-    )
+    return LazyArray((1, new.num_tokens, new.width), positions.dtype, load)
 
 
 def resample_positions(positions: np.ndarray, side: int, prefix: int) -> np.ndarray:
-    """Learned positions [1, prefix + old side^2, width] -> [1, prefix + side^2, width], in their dtype.
+    """Learned positions [1, prefix + old side^2, width] -> [1, prefix + side^2, width].
 
-    Bicubic with antialias, computed in float64; the first `prefix` rows stay. The same numbers as timm's
-    `resample_abs_pos_embed` and torch's `interpolate(mode="bicubic", antialias=True)`, up to rounding.
+    Bicubic with antialias, computed in float64 and returned in the dtype of `positions`; the first
+    `prefix` rows stay. The same numbers as timm's `resample_abs_pos_embed` and torch's
+    `interpolate(mode="bicubic", antialias=True)`, up to rounding.
     """
     grid = positions[0, prefix:].astype(np.float64)
     old = round(len(grid) ** 0.5)
@@ -92,8 +84,8 @@ def resample_positions(positions: np.ndarray, side: int, prefix: int) -> np.ndar
 def bicubic(old: int, new: int) -> np.ndarray:
     """The matrix [new, old] that resamples a row of `old` pixels to `new` ones, float64.
 
-    Keys' cubic kernel with a = -1/2 (Keys 1981), widened by the scale when it shrinks, as in Pillow and in torch with
-    antialias (torch without it has a = -3/4).
+    Keys' cubic kernel with a = -1/2 (Keys 1981), widened by the scale when it shrinks, as in Pillow
+    and in torch with antialias (torch without it has a = -3/4).
     """
     scale = old / new
     wide = max(scale, 1.0)
@@ -115,13 +107,9 @@ def _cast(name: str, array: np.ndarray | LazyArray, dtype: np.dtype) -> np.ndarr
             out = values.astype(dtype)
         if not np.isfinite(out).all():
             raise UserError(
-                f"the tensor {name} has values up to {np.abs(values).max():g}, which {dtype.name} cannot hold: bf16 can"
+                f"the tensor {name} has values up to {np.abs(values).max():g}, which {dtype.name} "
+                "cannot hold: bf16 can"
             )
         return out
 
     return LazyArray(tuple(array.shape), dtype, load)
-
-
-def in_memory(arrays: Mapping[str, np.ndarray | LazyArray]) -> dict[str, np.ndarray]:
-    """All arrays read."""
-    return {name: np.asarray(array) for name, array in arrays.items()}

@@ -1,5 +1,6 @@
-"""How canonical arrays lie in another format's file: under which names, in which shapes, in how many pieces."""
+"""How canonical arrays lie in another format's file: names, shapes, and in how many pieces."""
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.lazy import Arrays, LazyArray
@@ -20,9 +21,10 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Piece:
-    """An array of the file that holds a canonical array, or those of its rows that `rows` names.
+    """An array of the file that holds a canonical array, or its rows from `rows[0]` to `rows[1]`.
 
-    `layer` picks one layer of an array that stacks all layers along its first axis (shape without that axis).
+    `layer` picks one layer of an array that stacks all layers along its first axis; `shape` is
+    without that axis.
     """
 
     name: str
@@ -33,9 +35,8 @@ class Piece:
     layer: int | None = None
 
 
-Table = dict[
-    str, list[Piece]
-]  # canonical name: the pieces of the file it is made of, joined along axis 0
+# Canonical name: the pieces of the file that make it, joined along axis 0.
+Table = dict[str, list[Piece]]
 
 
 def plain(name: str, shape: tuple[int, ...]) -> Piece:
@@ -58,16 +59,12 @@ def channels_last(name: str, shape: tuple[int, ...]) -> Piece:
 
 def thirds(names: list[str], make: Callable[[str], Piece], width: int) -> list[Piece]:
     """q, k and v, stored apart under `names`, as the rows of the canonical `qkv`."""
-    pieces = [make(name) for name in names]
     spans = [(i * width, (i + 1) * width) for i in range(3)]
-    return [
-        Piece(p.name, p.shape, p.to_canonical, p.to_file, span, p.layer)
-        for p, span in zip(pieces, spans)
-    ]
+    return [dataclasses.replace(make(name), rows=span) for name, span in zip(names, spans)]
 
 
 def split_heads(name: str, width: int, heads: int) -> Piece:
-    """A weight of q, k or v, [width out, width in], stored as [width in, heads, width of a head]."""
+    """A weight of q, k or v, [out, in], stored as [in, heads, width of a head]."""
     return Piece(
         name,
         (width, heads, width // heads),
@@ -83,28 +80,59 @@ def split_heads_bias(name: str, width: int, heads: int) -> Piece:
 
 
 def joined_heads(name: str, width: int, heads: int) -> Piece:
-    """The weight of attention's output, [width out, width in], stored as [heads, width of a head, width out]."""
+    """The weight of attention's output, [out, in], stored as [heads, width of a head, out]."""
     shape = (heads, width // heads, width)
     return Piece(name, shape, lambda a: a.reshape(width, width).T, lambda a: a.T.reshape(shape))
 
 
-def to_canonical(cfg: ModelConfig, table: Table, arrays: Arrays) -> dict[str, LazyArray]:
-    """Canonical arrays, in canonical order, made from the file's when asked for."""
+def without_class_row(name: str, cfg: ModelConfig) -> Piece:
+    """`pos_embed` [1, tokens, width] stored without the class token's row, which is zero."""
+    shape = (1, cfg.num_patches, cfg.width)
+    if not cfg.class_token:
+        return Piece(name, shape)
+    return Piece(
+        name,
+        shape,
+        lambda a: np.concatenate([np.zeros_like(a[:, :1]), a], axis=1),
+        lambda a: a[:, 1:],
+    )
+
+
+def to_canonical(
+    cfg: ModelConfig, table: Table, arrays: Arrays, where: str
+) -> dict[str, LazyArray]:
+    """Canonical arrays, in canonical order, made from the file's when asked for.
+
+    Reading one raises UserError where its values are not finite.
+    """
     return {
-        name: _join(shape, table[name], arrays) for name, shape in canonical.shapes(cfg).items()
+        name: _joined(shape, table[name], arrays, where)
+        for name, shape in canonical.shapes(cfg).items()
     }
 
 
-def _join(shape: tuple[int, ...], pieces: list[Piece], arrays: Arrays) -> LazyArray:
+def _joined(shape: tuple[int, ...], pieces: list[Piece], arrays: Arrays, where: str) -> LazyArray:
     def load() -> np.ndarray:
         parts = []
         for piece in pieces:
-            array = np.asarray(arrays[piece.name])
+            array = finite(arrays[piece.name], piece.name, where)
             parts.append(piece.to_canonical(array if piece.layer is None else array[piece.layer]))
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     dtype = np.result_type(*(arrays[piece.name].dtype for piece in pieces))
     return LazyArray(shape, dtype, load)
+
+
+def finite(array: np.ndarray | LazyArray, name: str, where: str) -> np.ndarray:
+    """The array, read. Raises UserError, with the file's own name of it, for NaN and infinity."""
+    values = np.asarray(array)
+    if is_float(values.dtype) and not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise UserError(
+            f"{where}: the tensor {name} has {count} values that are not finite; expected numbers "
+            "only"
+        )
+    return values
 
 
 def to_file(table: Table, arrays: Arrays) -> dict[str, LazyArray]:
@@ -139,18 +167,13 @@ def check(table: Table, arrays: Arrays, where: str, about: str) -> None:
         if not is_float(a.dtype)
     ]
     kinds = (("", wrong), ("missing: ", missing), ("unknown: ", extra), ("", not_float))
-    faults = [label + some(items) for label, items in kinds if items]
+    faults = [label + some(items, separator=", ") for label, items in kinds if items]
     if faults:
         raise UserError(f"{where} is not {about}: {'; '.join(faults)}")
 
 
 def is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
-
-
-def some(items: list[str], most: int = 4) -> str:
-    """The first few of many, for a message."""
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def count_layers(pattern: str, names: Mapping[str, object]) -> int:
@@ -163,16 +186,3 @@ def side_of(rows: int) -> int | None:
     """The side of a square grid of `rows` patches; None if there is no such square."""
     side = math.isqrt(max(rows, 0))
     return side if side and side * side == rows else None
-
-
-def without_class_row(name: str, cfg: ModelConfig) -> Piece:
-    """`pos_embed` [1, tokens, width] stored without the class token's row, which is zero."""
-    shape = (1, cfg.num_patches, cfg.width)
-    if not cfg.class_token:
-        return Piece(name, shape)
-    return Piece(
-        name,
-        shape,
-        lambda a: np.concatenate([np.zeros_like(a[:, :1]), a], axis=1),
-        lambda a: a[:, 1:],
-    )

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit.errors import UserError, nearest
+from shared_vit.errors import UserError
 from shared_vit.files import beside, whole_file
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights import table as layout
-from shared_vit.weights.containers import container, npz
-from shared_vit.weights.containers import safetensors as native
+from shared_vit.weights import formats
+from shared_vit.weights.containers import Progress, container
+from shared_vit.weights.containers.npz import write_npz
+from shared_vit.weights.containers.safetensors import write_safetensors
+from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format
-from shared_vit.weights.lazy import Arrays, LazyArray
-from shared_vit.weights.read import FORMATS, NAMES, NATIVE, card_path, checksum
+from shared_vit.weights.formats.resize import short_side
+from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.locate import card_path, checksum
+from shared_vit.weights.table import to_file
 
 
 def check_target(
@@ -27,11 +31,8 @@ def check_target(
     `new_folder` says that the folder of `path` is still to be made.
     """
     path = Path(path)
-    if format not in NAMES:
-        raise UserError(
-            f"unknown format {format!r}{nearest(format, NAMES)} Formats: {', '.join(NAMES)}."
-        )
-    suffixes = (".safetensors",) if format in NATIVE else FORMATS[format].suffixes
+    formats.check_name(format)
+    suffixes = formats.suffixes_of(format)
     if path.suffix not in suffixes:
         kinds = " or ".join(suffix or "a folder (a name without a suffix)" for suffix in suffixes)
         raise UserError(f"{format} is written to {kinds}, not to {path.name}")
@@ -41,51 +42,60 @@ def check_target(
         raise UserError(f"{path} exists already: choose another name, or remove it")
     if path.suffix and path.is_dir():
         raise UserError(f"cannot write {path}: there is a folder of that name")
-    if format not in NATIVE:
-        FORMATS[format].refuse(cfg)
+    if format not in twinvit.OWN:
+        formats.FOREIGN[format].refuse(cfg)
 
 
 def write_weights(
-    path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, format: str = "torch"
+    path: str | os.PathLike,
+    cfg: ModelConfig,
+    arrays: Arrays,
+    format: str = "torch",
+    progress: Progress | None = None,
 ) -> list[str]:
-    """Write canonical arrays, one at a time in memory if they are lazy (but for `.pth`); whole or not at all.
+    """Write canonical arrays whole or not at all, lazy ones one at a time (but for `.pth`).
 
-    Returns what has to be set in the target's code, so that it computes this model's function. A foreign file gets a
-    card beside it, `<name>.json`, with the function, a checksum and the code that builds the model. Raises UserError.
+    Returns what has to be set in the target's code for the same function. A foreign file gets a
+    card beside it, `<name>.json`, with the function, a checksum and the code that builds the model
+    and its input. `progress` is called with the bytes of each array. Raises UserError.
     """
     path = Path(path)
     check_target(path, cfg, format)
-    if format in NATIVE:
-        native.write(path, cfg, arrays)
+    if format in twinvit.OWN:
+        twinvit.write(path, cfg, arrays, progress)
         return []
     canonical.check(cfg, arrays)
-    fmt = FORMATS[format]
-    file_arrays = layout.to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
+    fmt = formats.FOREIGN[format]
+    file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
     if path.suffix == "":
-        _write_folder(path, fmt, cfg, file_arrays)
+        _write_folder(path, fmt, cfg, file_arrays, progress)
     else:
-        _write_file(path, fmt, cfg, file_arrays)
+        _write_file(path, fmt, cfg, file_arrays, progress)
         _write_json(card_path(path), _card(path, fmt, cfg))
     return fmt.notes(cfg, folder=path.suffix == "")
 
 
-def _write_file(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:
+def _write_file(
+    path: Path, fmt: Format, cfg: ModelConfig, arrays: Arrays, progress: Progress | None
+) -> None:
     if path.suffix == ".npz":
-        npz.write_npz(path, arrays)
+        write_npz(path, arrays, progress)
     elif path.suffix == ".pth":
-        container("pth").write(path, arrays)
-    else:  # "pt" is what transformers wants to see; its own config.json holds the function
-        metadata = {"format": "pt"} | (
-            {} if fmt.name == "huggingface" else {"model_config": cfg.to_json()}
-        )
-        native.write_safetensors(path, arrays, metadata)
+        container("pth").write(path, arrays, progress)
+    else:
+        metadata = {"format": "pt"}  # what transformers wants to see
+        if fmt.name != "huggingface":  # its config.json holds the function
+            metadata["model_config"] = cfg.to_json()
+        write_safetensors(path, arrays, metadata, progress)
 
 
-def _write_folder(path: Path, fmt: Format, cfg: ModelConfig, arrays: dict[str, LazyArray]) -> None:
+def _write_folder(
+    path: Path, fmt: Format, cfg: ModelConfig, arrays: Arrays, progress: Progress | None
+) -> None:
     temporary = beside(path)
     try:
         temporary.mkdir()
-        _write_file(temporary / "model.safetensors", fmt, cfg, arrays)
+        _write_file(temporary / "model.safetensors", fmt, cfg, arrays, progress)
         dtype = np.result_type(*{array.dtype for array in arrays.values()})
         for name, content in fmt.extras(cfg, dtype).items():
             _write_json(temporary / name, content)
@@ -104,10 +114,13 @@ def _card(path: Path, fmt: Format, cfg: ModelConfig) -> dict[str, object]:
         "load": fmt.how_to_load(cfg),
         "set_there": fmt.notes(cfg),
         "preprocessing": {
+            "shorter_side": short_side(cfg) if cfg.eval_resize else None,  # None: squashed
+            "interpolation": cfg.interpolation,
             "image_size": cfg.image_size,
             "mean": cfg.mean,
             "std": cfg.std,
             "of": "RGB in [0, 1]",
+            "code": fmt.how_to_preprocess(cfg),
         },
         "model_config": json.loads(cfg.to_json()),
         "sha256": checksum(path),

@@ -10,19 +10,25 @@ from typing import NamedTuple
 from shared_vit.errors import UserError
 from shared_vit.weights.lazy import Arrays, LazyArray
 
+# A checkpoint's optimizer file of the deepest model has 36,000. A file of a million tiny arrays
+# would take minutes to be refused by name.
+MOST_ARRAYS = 1 << 16
+
+Progress = Callable[[int], object]  # called with the bytes of each array that was written
+
 
 class Container(NamedTuple):
     """A kind of file: how its arrays are read (when asked for) and written."""
 
     open: Callable[[Path], dict[str, LazyArray]]
-    write: Callable[[Path, Arrays], None]
+    write: Callable[[Path, Arrays, Progress | None], None]
 
 
 _loaders: dict[str, Callable[[], Container]] = {}
 
 
 def register(name: str, load: Callable[[], Container]) -> None:
-    """Make a container known; `load` is called when the first file of the kind is read or written."""
+    """Make a container known; `load` is called when the first file of the kind is read."""
     _loaders[name] = load
 
 
@@ -34,3 +40,9 @@ def container(name: str) -> Container:
     if name not in _loaders:
         raise UserError(f".{name} files are read by PyTorch: `import torch_vit` first")
     return _loaders[name]()
+
+
+def check_count(path: Path, count: int) -> None:
+    """Raise UserError for a file with more arrays than any ViT."""
+    if count > MOST_ARRAYS:
+        raise UserError(f"{path} has {count:,} arrays, and no ViT has more than {MOST_ARRAYS:,}")

@@ -1,11 +1,11 @@
 """NumPy `.npz` archives, read without pickle and array by array, written without time stamps."""
 
 import os
-import struct
 import tokenize
 import zipfile
-import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -13,22 +13,27 @@ from numpy.lib import format as npy
 
 from shared_vit.errors import UserError
 from shared_vit.files import check_name, reason, whole_file
+from shared_vit.weights.containers import Progress
+from shared_vit.weights.containers.archive import ZIP_ERRORS, open_zip
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 _RATIO = 20  # trained weights hardly compress; a file that grows more than this is no weight file
-# What zipfile raises for spoiled archives: ValueError for names that are no text, RuntimeError for encryption, ...
-_ZIP_ERRORS = (
-    OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error,
-    OverflowError,
-)  # fmt: skip
+_HEADER_ERRORS = (
+    *ZIP_ERRORS,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def open_npz(path: str | os.PathLike) -> dict[str, LazyArray]:
-    """`{name: array}` of an archive, arrays read when asked for; raw two-byte items (`|V2`) are bfloat16.
+    """`{name: array}` of an archive, arrays read when asked for; raw `|V2` items are bfloat16.
 
-    Names, dtypes, shapes and sizes are checked now against each other. Raises UserError for an archive that is not
-    whole, would unpack to far more than its size, or holds Python objects.
+    Names, dtypes, shapes and sizes are checked now against each other. Raises UserError for an
+    archive that is damaged, would unpack to far more than its size, or holds Python objects.
     """
     path = Path(path)
     archive = open_zip(path)
@@ -50,48 +55,56 @@ def open_npz(path: str | os.PathLike) -> dict[str, LazyArray]:
     return arrays
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
-    """An archive whose table of contents is sound. Raises UserError for any other file."""
-    try:
-        return zipfile.ZipFile(path)
-    except _ZIP_ERRORS as error:
-        raise UserError(f"{path} is not a whole archive: {reason(error)}") from error
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    length: int  # bytes of the header itself
 
 
 def _lazy(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> LazyArray:
-    shape, fortran, dtype, start = _header(path, archive, entry, name)
-    stored = np.dtype("V2") if dtype == _BFLOAT16 else dtype
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if entry.file_size != start + size:
+    header = _header(path, archive, entry, name)
+    size = int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize
+    if entry.file_size != header.length + size:
         raise UserError(
-            f"{path}: the array {name} {shape} of {dtype} takes {size:,} bytes, and there are "
-            f"{entry.file_size - start:,}: the file was cut or altered"
+            f"{path}: the array {name} {header.shape} of {header.dtype} takes {size:,} bytes, and "
+            f"there are {entry.file_size - header.length:,}: the file was cut or altered"
         )
+    load = _loader(path, archive, entry, name, header, size)
+    return LazyArray(header.shape, header.dtype.newbyteorder("="), load)
+
+
+def _loader(
+    path: Path,
+    archive: zipfile.ZipFile,
+    entry: zipfile.ZipInfo,
+    name: str,
+    header: _Header,
+    size: int,
+) -> Callable[[], np.ndarray]:
+    stored = np.dtype("V2") if header.dtype == _BFLOAT16 else header.dtype
 
     def load() -> np.ndarray:
         buffer = bytearray(size)
         try:
             with archive.open(entry) as file:
-                file.read(start)
+                file.read(header.length)
                 view, done = memoryview(buffer), 0
                 while done < size and (count := file.readinto(view[done : done + (1 << 24)])):
                     done += count
-                if done < size or file.read(
-                    1
-                ):  # reading past the end makes zipfile compare its CRC
+                # Reading past the end makes zipfile compare its CRC.
+                if done < size or file.read(1):
                     raise EOFError("an array ends early")
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise UserError(f"{path}: the array {name} cannot be read: {reason(error)}") from error
-        array = np.frombuffer(buffer, stored).view(dtype)
-        return array.reshape(shape, order="F" if fortran else "C")
+        array = np.frombuffer(buffer, stored).view(header.dtype)
+        array = array.reshape(header.shape, order="F" if header.fortran else "C")
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
-    return LazyArray(
-        shape, dtype.newbyteorder("="), load if dtype.isnative else lambda: _native(load())
-    )
+    return load
 
 
-def _header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str):
-    """`(shape, fortran order, dtype, length of the header)` of one array."""
+def _header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> _Header:
     try:
         with archive.open(entry) as file:
             version = npy.read_magic(file)
@@ -99,38 +112,26 @@ def _header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: 
                 raise ValueError(f"version {version} of the format")
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
-            start = file.tell()
-    except (
-        *_ZIP_ERRORS,
-        TypeError,
-        SyntaxError,
-        tokenize.TokenError,
-        RecursionError,
-        MemoryError,
-    ) as error:
+            length = file.tell()
+    except _HEADER_ERRORS as error:
         raise UserError(
             f"{path}: the array {name} has no readable header: {reason(error)}"
         ) from error
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16
-    if (
-        dtype.hasobject
-        or dtype.kind not in "fiub"
-        and dtype != _BFLOAT16
-        or min(shape, default=0) < 0
-    ):
+    number = dtype.kind in "fiub" or dtype == _BFLOAT16
+    if dtype.hasobject or not number or min(shape, default=0) < 0:
         raise UserError(
             f"{path}: the array {name} is of {dtype}, shape {shape}: weights are arrays of floats"
         )
-    return shape, fortran, dtype, start
+    return _Header(shape, fortran, dtype, length)
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-    return array.astype(array.dtype.newbyteorder("="))
+def write_npz(path: str | os.PathLike, arrays: Arrays, progress: Progress | None = None) -> None:
+    """Write arrays one at a time, not compressed; bfloat16 as raw two-byte items.
 
-
-def write_npz(path: str | os.PathLike, arrays: Arrays) -> None:
-    """Write arrays one at a time, not compressed; bfloat16 as raw two-byte items. Equal arrays are equal files."""
+    Equal arrays are equal files. Raises UserError where the file cannot be written.
+    """
     with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])
@@ -139,3 +140,5 @@ def write_npz(path: str | os.PathLike, arrays: Arrays) -> None:
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as member:
                 npy.write_array(member, array, allow_pickle=False)
+            if progress:
+                progress(array.nbytes)

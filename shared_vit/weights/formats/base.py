@@ -1,51 +1,55 @@
-"""What every foreign format has in common: the interface, sizes found from shapes, and the number of heads."""
+"""What every foreign format has in common: the interface, and sizes found from shapes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import SIZES, ModelConfig
-from shared_vit.weights import table as layout
 from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.table import Table, plain, side_of, thirds
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hints:
-    """What is known besides a file's arrays: its path, the JSON files beside it, and what the caller said."""
+    """What is known besides a file's arrays: its path, the JSON beside it, the caller's words."""
 
     where: str
-    config: Mapping | None = None  # config.json
-    processor: Mapping | None = None  # preprocessor_config.json
+    config: Mapping[str, Any] | None = None  # config.json
+    processor: Mapping[str, Any] | None = None  # preprocessor_config.json
     num_heads: int | None = None
     num_classes: int | None = None
     image_size: int | None = None
 
 
 @dataclass
+class Notes:
+    """What the reader of a file has to tell."""
+
+    assumed: list[str] = field(default_factory=list)  # not in the file; the format's default
+    notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
+
+
+@dataclass
 class Reading:
-    """What a format makes of a file. A table without `head.*` means that the file has no head."""
+    """The model of a file. A table without `head.*` means that the file has no head."""
 
     cfg: ModelConfig
-    table: layout.Table
-    assumed: list[str] = field(
-        default_factory=list
-    )  # what the file does not say, and was taken as usual
-    notices: list[str] = field(default_factory=list)  # what was guessed, and may be wrong
+    table: Table
+    notes: Notes
 
 
 class Format:
-    """A foreign format. Arrays come and go under the file's names; `table` maps canonical names to them."""
+    """A foreign format. `table` maps canonical names to the arrays of the file."""
 
     name: str
     about: str  # for messages: "... is not {about}"
     suffixes: tuple[str, ...]  # of the files it is written to; "" is a folder
     ignored: Mapping[str, str] = {}  # start of an array's name: why it is left out
-    foreign: Mapping[
-        str, str
-    ] = {}  # part of an array's name: the thing that our models do not have
+    foreign: Mapping[str, str] = {}  # part of an array's name: what our models do not have
 
     def found(self, names: Arrays) -> bool:
         """Whether a file with these names is likely of this format."""
@@ -56,10 +60,10 @@ class Format:
         return arrays
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
-        """The model that the arrays make. Raises UserError where they make none that we have."""
+        """The model of the arrays. Raises UserError where it is none of ours."""
         raise NotImplementedError
 
-    def table(self, cfg: ModelConfig) -> layout.Table:
+    def table(self, cfg: ModelConfig) -> Table:
         """How a model is written."""
         raise NotImplementedError
 
@@ -68,10 +72,13 @@ class Format:
         return arrays
 
     def refuse(self, cfg: ModelConfig) -> None:
-        """Raise UserError for a model whose function nothing built with the target's own code computes."""
+        """Raise UserError for a model that the target's own code cannot compute."""
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
-        """What has to be set in the target's code, so that it computes the function; a folder's JSON may set it."""
+        """What has to be set in the target's code for the same function.
+
+        A folder's JSON may set it.
+        """
         return []
 
     def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
@@ -82,28 +89,33 @@ class Format:
         """The target's code that builds the model."""
         raise NotImplementedError
 
+    def how_to_preprocess(self, cfg: ModelConfig) -> str:
+        """The target's code that turns an image into the model's input."""
+        raise NotImplementedError
+
     def check_known(self, arrays: Arrays, where: str) -> None:
-        """Raise UserError, by name, for a part that is none of a plain ViT."""
+        """Raise UserError, by name, for a part that no plain ViT has."""
         for part, thing in self.foreign.items():
             hit = next((name for name in arrays if part in name), None)
             if hit is not None:
                 raise UserError(
-                    f"{where} is not a plain ViT: it has {thing} ({hit}), which the twins have not"
+                    f"{where} is not a plain ViT: it has {thing} ({hit}), and the twins have none"
                 )
 
 
 def sizes(
     arrays: Arrays,
-    name_of: Callable[[str], str],
+    name_of: Callable[[str], Any],
     depth: int,
     patch_axis: int,
     norm: str,
     fmt: Format,
     hints: Hints,
-) -> dict:
+) -> dict[str, int]:
     """Width, depth, MLP width, patch, classes and pre-logits of a ModelConfig, from shapes.
 
-    They are read off the one-dimensional arrays, so that a transposed weight is found by comparison with them.
+    They are read from the one-dimensional arrays, so that a transposed weight is found by
+    comparison with them.
     """
 
     def length(canonical_name: str, ndim: int = 1, axis: int = 0) -> int:
@@ -113,7 +125,8 @@ def sizes(
         shape = arrays[name].shape
         if len(shape) != ndim or not shape[axis]:
             raise UserError(
-                f"{hints.where} is not {fmt.about}: {name} has shape {tuple(shape)}, expected {ndim} axes"
+                f"{hints.where} is not {fmt.about}: {name} has shape {tuple(shape)}, expected "
+                f"{ndim} axes"
             )
         return int(shape[axis])
 
@@ -133,39 +146,40 @@ def sizes(
     )
 
 
-def has_head(arrays: Arrays, name_of: Callable[[str], str]) -> bool:
+def has_head(arrays: Arrays, name_of: Callable[[str], Any]) -> bool:
     return name_of("head.weight") in arrays or name_of("head.bias") in arrays
 
 
 def classes_said(hints: Hints) -> int:
+    """The caller's number of classes. Raises UserError where there is none."""
     if hints.num_classes is None:
         raise UserError(
-            f"{hints.where} has no head: say how many classes (--num_classes=N), and it gets a head of zeros"
+            f"{hints.where} has no head: give the number of classes (--num_classes=N) for a head "
+            "of zeros"
         )
     return hints.num_classes
 
 
 def image_size(rows: int, patch: int, name: str, hints: Hints) -> int:
     """The image's side, from the rows of the position embedding that belong to patches."""
-    side = layout.side_of(rows)
+    side = side_of(rows)
     if side is None:
         raise UserError(
-            f"{hints.where}: {name} has {rows} rows for patches, expected a square number: only square images are known"
+            f"{hints.where}: {name} has {rows} rows for patches, expected a square number: only "
+            "square images are known"
         )
     return side * patch
 
 
-_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # by width, from Ti to G
+# By width, from Ti to G.
+_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
-def heads(
-    values: Mapping, said: int | None, hints: Hints, reading_notes: tuple[list[str], list[str]]
-) -> int:
-    """The number of heads: what the file says, else the caller, else that of the known size, else width / 64.
+def heads(values: Mapping[str, int], said: int | None, hints: Hints, notes: Notes) -> int:
+    """The number of heads: the file's, else the caller's, else the known size's, else width / 64.
 
-    `reading_notes` are the lists of assumptions and notices to add to. Raises UserError where nothing fits.
+    Adds to `notes`. Raises UserError where nothing fits.
     """
-    assumed, notices = reading_notes
     asked = hints.num_heads
     if said is not None:
         if asked not in (None, said):
@@ -173,78 +187,33 @@ def heads(
                 f"{hints.where} says that it has {said} heads; --num_heads={asked} contradicts it"
             )
         return said
-    width = values["width"]
     if asked is not None:
         return asked
-    known = next(
-        (
-            h
-            for w, d, h, m in SIZES.values()
-            if (w, d, m) == (width, values["depth"], values["mlp_dim"])
-        ),
-        None,
-    )
+    width = values["width"]
+    size = (width, values["depth"], values["mlp_dim"])
+    known = next((h for w, d, h, m in SIZES.values() if (w, d, m) == size), None)
     if known is not None:
-        assumed.append(f"{known} heads")
+        notes.assumed.append(f"{known} heads")
         return known
     guess = _HEADS.get(width) or (width // 64 if width % 64 == 0 else None)
     if guess is None:
         raise UserError(
-            f"{hints.where} does not say how many heads it has, and a width of {width} is no known size: say --num_heads=N"
+            f"{hints.where} does not say how many heads it has, and a width of {width} is no known "
+            "size: say --num_heads=N"
         )
-    notices.append(
-        f"the number of heads is in no array of {hints.where}: taken as {guess}; --num_heads=N sets another"
+    notes.notices.append(
+        f"the number of heads is in no array of {hints.where}: taken as {guess}; --num_heads=N "
+        "sets another"
     )
     return guess
 
 
-def model(hints: Hints, **values) -> ModelConfig:
+def model(hints: Hints, **values: Any) -> ModelConfig:
     """A ModelConfig; a UserError in it names the file."""
     try:
         return ModelConfig(**values)
     except UserError as error:
         raise UserError(f"{hints.where}: {error}") from error
-
-
-def section(config: Mapping, key: str, where: str) -> Mapping:
-    """An object within a JSON file, empty where there is none. Raises UserError for anything else."""
-    value = config.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected an object")
-    return value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def number(config: Mapping, key: str, kind: type, default, where: str):
-    """A number from a JSON file. Raises UserError for anything else."""
-    value = config.get(key, default)
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]  # image and patch sizes may be pairs
-    if value is None:
-        return default
-    if not _is_number(value) or kind(value) != value:
-        raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected a number")
-    return kind(value)
-
-
-def colours(
-    config: Mapping, mean_key: str, std_key: str, default: tuple, where: str
-) -> tuple[tuple, tuple]:
-    """Mean and standard deviation of R, G and B from a JSON file, or `default`. Raises UserError."""
-    out = []
-    for key, usual in zip((mean_key, std_key), default):
-        value = config.get(key) or usual
-        triple = isinstance(value, (list, tuple)) and len(value) == 3
-        if not triple or not all(_is_number(v) for v in value):
-            raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected three numbers")
-        out.append(tuple(float(v) for v in value))
-    return out[0], out[1]
-
-
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # images in [-1, 1], as Google trained
 
 
 def strip_prefixes(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
@@ -257,25 +226,29 @@ def strip_prefixes(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
 
 def torch_table(
     cfg: ModelConfig, name_of: Callable[[str], str | list[str]], head: bool = True
-) -> layout.Table:
-    """The table of a format in torch's layouts. `name_of` gives one name, or three for q, k and v apart."""
-    table: layout.Table = {}
+) -> Table:
+    """The table of a format in torch's layouts.
+
+    `name_of` gives one name, or three where q, k and v are apart.
+    """
+    table: Table = {}
     for name, shape in canonical.shapes(cfg).items():
         if name.startswith("head.") and not head:
             continue
         target = name_of(name)
         if isinstance(target, str):
-            table[name] = [layout.plain(target, shape)]
+            table[name] = [plain(target, shape)]
         else:
-            third = (cfg.width, *shape[1:])
-            table[name] = layout.thirds(
-                target, lambda n, third=third: layout.plain(n, third), cfg.width
-            )
+            table[name] = _plain_thirds(target, (cfg.width, *shape[1:]))
     return table
 
 
+def _plain_thirds(names: list[str], shape: tuple[int, ...]) -> list[Any]:
+    return thirds(names, lambda name: plain(name, shape), shape[0])
+
+
 def split_name(name: str) -> tuple[str, str, str]:
-    """`blocks.3.mlp.fc1.weight` -> ("3", "mlp.fc1", "weight"); outside the blocks the first is empty."""
+    """`blocks.3.mlp.fc1.weight` -> ("3", "mlp.fc1", "weight"); outside the blocks "" comes first."""
     layer, rest = "", name
     if name.startswith("blocks."):
         _, layer, rest = name.split(".", 2)

@@ -1,13 +1,33 @@
-"""Hugging Face's `ViTForImageClassification`: a folder with `config.json`, or a bare file; names of transformers 4 and 5."""
+"""Hugging Face's `ViTForImageClassification`: a folder with `config.json`, or a bare file.
+
+Names of transformers 4 and 5.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights import table as layout
-from shared_vit.weights.formats import base as formats
-from shared_vit.weights.formats.base import Format, Hints, Reading
+from shared_vit.weights.formats import resize
+from shared_vit.weights.formats.base import (
+    Format,
+    Hints,
+    Notes,
+    Reading,
+    has_head,
+    heads,
+    image_size,
+    model,
+    sizes,
+    split_name,
+    strip_prefixes,
+    torch_table,
+)
+from shared_vit.weights.formats.json_fields import HALF, colours, number
 from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.table import Table, count_layers
 
 _OUTER = {
     "cls_token": "vit.embeddings.cls_token",
@@ -17,52 +37,45 @@ _OUTER = {
     "pre_logits": "vit.pooler.dense",
     "head": "classifier",
 }
-# Version 5 renamed the modules and saves the names of version 4; a state_dict of its own has the new ones.
-_STYLES = {
-    4: (
-        "vit.encoder.layer.{}.",
-        {
-            "norm1": "layernorm_before",
-            "attn.qkv": [
-                "attention.attention.query",
-                "attention.attention.key",
-                "attention.attention.value",
-            ],
-            "attn.proj": "attention.output.dense",
-            "norm2": "layernorm_after",
-            "mlp.fc1": "intermediate.dense",
-            "mlp.fc2": "output.dense",
-        },
-    ),
-    5: (
-        "vit.layers.{}.",
-        {
-            "norm1": "layernorm_before",
-            "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
-            "attn.proj": "attention.o_proj",
-            "norm2": "layernorm_after",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-        },
-    ),
+# Version 5 renamed the modules and saves the names of version 4; its state_dict has the new ones.
+_PREFIXES = {4: "vit.encoder.layer.{}.", 5: "vit.layers.{}."}
+_MODULES: dict[int, dict[str, str | list[str]]] = {
+    4: {
+        "norm1": "layernorm_before",
+        "attn.qkv": [f"attention.attention.{part}" for part in ("query", "key", "value")],
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    5: {
+        "norm1": "layernorm_before",
+        "attn.qkv": [f"attention.{part}_proj" for part in "qkv"],
+        "attn.proj": "attention.o_proj",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
 }
 _GELU = {
-    "gelu": "erf", "gelu_python": "erf",
-    "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_python_tanh": "tanh", "gelu_fast": "tanh",
-}  # fmt: skip
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_python_tanh": "tanh",
+    "gelu_fast": "tanh",
+}
 
 
-def _namer(style: int):
-    prefix, modules = _STYLES[style]
-
+def _namer(version: int) -> Callable[[str], str | list[str]]:
     def name_of(canonical_name: str) -> str | list[str]:
-        layer, module, leaf = formats.split_name(canonical_name)
+        layer, module, leaf = split_name(canonical_name)
         if not layer:
             return _OUTER[module] + (f".{leaf}" if leaf else "")
-        target = modules[module]
+        prefix, target = _PREFIXES[version].format(layer), _MODULES[version][module]
         if isinstance(target, list):
-            return [f"{prefix.format(layer)}{t}.{leaf}" for t in target]
-        return f"{prefix.format(layer)}{target}.{leaf}"
+            return [f"{prefix}{t}.{leaf}" for t in target]
+        return f"{prefix}{target}.{leaf}"
 
     return name_of
 
@@ -83,30 +96,28 @@ class HuggingFace(Format):
     }
 
     def found(self, names: Arrays) -> bool:
-        return any(
-            name.removeprefix("vit.") == "embeddings.patch_embeddings.projection.weight"
-            for name in names
-        )
+        first = "embeddings.patch_embeddings.projection.weight"
+        return any(name.removeprefix("vit.") == first for name in names)
 
     def strip(self, arrays: Arrays) -> Arrays:
-        arrays = formats.strip_prefixes(arrays, ("module.", "_orig_mod."))
+        arrays = strip_prefixes(arrays, ("module.", "_orig_mod."))
         if any(name.startswith("vit.") for name in arrays):
             return arrays
         return {f"vit.{name}": array for name, array in arrays.items()}  # a ViTModel by itself
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
-        notes: tuple[list[str], list[str]] = ([], [])
+        notes = Notes()
         where, config = hints.where, hints.config or {}
-        style = 5 if any(name.startswith("vit.layers.") for name in arrays) else 4
-        name_of = _namer(style)
-        pattern = _STYLES[style][0].format("(\\d+)").replace(".", r"\.")
-        values = formats.sizes(
-            arrays, name_of, layout.count_layers(pattern, arrays), -1, "norm", self, hints
-        )
+        version = 5 if any(name.startswith("vit.layers.") for name in arrays) else 4
+        name_of = _namer(version)
+        pattern = _PREFIXES[version].format("(\\d+)").replace(".", r"\.")
+        depth = count_layers(pattern, arrays)
+        values = sizes(arrays, name_of, depth, -1, "norm", self, hints)
         act = config.get("hidden_act", "gelu")
         if not isinstance(act, str) or act not in _GELU:
             raise UserError(
-                f"{where}: its config.json says hidden_act = {act!r:.80}; known are GELU, erf and tanh"
+                f"{where}: its config.json says hidden_act = {act!r:.80}; known are GELU, erf and "
+                "tanh"
             )
         if config.get("qkv_bias") is False:
             raise UserError(
@@ -114,53 +125,57 @@ class HuggingFace(Format):
             )
         name = "vit.embeddings.position_embeddings"
         rows = arrays[name].shape[1] - 1 if name in arrays and len(arrays[name].shape) == 3 else 1
-        mean, std = formats.colours(
-            hints.processor or {}, "image_mean", "image_std", formats.HALF, where
-        )
-        cfg = formats.model(
+        processor = hints.processor or {}
+        mean, std = colours(processor, "image_mean", "image_std", HALF, where)
+        said = number(config, "num_attention_heads", int, None, where)
+        size = number(config, "image_size", int, None, where)
+        size = size or image_size(rows, values["patch_size"], name, hints)
+        eval_resize, interpolation = resize.from_transformers(processor, size, hints, notes)
+        cfg = model(
             hints,
             **values,
-            num_heads=formats.heads(
-                values,
-                formats.number(config, "num_attention_heads", int, None, where),
-                hints,
-                notes,
-            ),
-            image_size=formats.number(config, "image_size", int, None, where)
-            or formats.image_size(rows, values["patch_size"], name, hints),
+            num_heads=heads(values, said, hints, notes),
+            image_size=size,
             gelu=_GELU[act],
-            norm_eps=formats.number(config, "layer_norm_eps", float, 1e-12, where),
-            dropout=formats.number(config, "hidden_dropout_prob", float, 0.0, where),
+            norm_eps=number(config, "layer_norm_eps", float, 1e-12, where),
+            dropout=number(config, "hidden_dropout_prob", float, 0.0, where),
             mean=mean,
             std=std,
+            eval_resize=eval_resize,
+            interpolation=interpolation,
         )
         if hints.config is None:
-            notes[0].append("erf GELU, eps 1e-12 (transformers' defaults; there is no config.json)")
+            notes.assumed.append(
+                "erf GELU, eps 1e-12 (transformers' defaults; there is no config.json)"
+            )
         if hints.processor is None:
-            notes[0].append("mean and std 0.5")
-        return Reading(
-            cfg, formats.torch_table(cfg, name_of, formats.has_head(arrays, name_of)), *notes
-        )
+            notes.assumed.append(
+                "mean and std 0.5, the whole image squashed to a square (ViTImageProcessor's "
+                "defaults; there is no preprocessor_config.json)"
+            )
+        return Reading(cfg, torch_table(cfg, name_of, has_head(arrays, name_of)), notes)
 
-    def table(self, cfg: ModelConfig) -> layout.Table:
-        return formats.torch_table(cfg, _namer(4))
+    def table(self, cfg: ModelConfig) -> Table:
+        return torch_table(cfg, _namer(4))
 
     def refuse(self, cfg: ModelConfig) -> None:
         if cfg.pool != "token":
             raise UserError(
-                "Hugging Face's ViTForImageClassification pools by the class token only; this model takes a mean: timm "
-                "can hold it"
+                "Hugging Face's ViTForImageClassification pools by the class token only; this "
+                "model takes a mean: timm can hold it"
             )
         if cfg.pre_logits:
             raise UserError(
-                "Hugging Face's ViTForImageClassification has no pre-logits layer: with --num_classes=N this layer and "
-                "the head are left out and a head of zeros takes their place; torchvision, google and big_vision keep both"
+                "Hugging Face's ViTForImageClassification has no pre-logits layer: --num_classes=N "
+                "leaves out this layer and the head, and makes a head of zeros; torchvision, "
+                "google and big_vision keep both"
             )
 
     def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
         labels = {str(i): f"LABEL_{i}" for i in range(cfg.num_classes)}
         return {
-            "config.json": self.config(cfg) | {
+            "config.json": self.config(cfg)
+            | {
                 "architectures": ["ViTForImageClassification"],
                 "attention_probs_dropout_prob": 0.0,
                 "encoder_stride": cfg.patch_size,
@@ -170,18 +185,8 @@ class HuggingFace(Format):
                 "model_type": "vit",
                 "torch_dtype": dtype.name,
             },
-            "preprocessor_config.json": {
-                "do_normalize": True,
-                "do_rescale": True,
-                "do_resize": True,
-                "image_mean": list(cfg.mean),
-                "image_processor_type": "ViTImageProcessor",
-                "image_std": list(cfg.std),
-                "resample": 2,
-                "rescale_factor": 1 / 255,
-                "size": {"height": cfg.image_size, "width": cfg.image_size},
-            },
-        }  # fmt: skip
+            "preprocessor_config.json": _processor(cfg),
+        }
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         usual = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
@@ -192,10 +197,11 @@ class HuggingFace(Format):
             return []
         text = ", ".join(f"{key}={value!r}" for key, value in own.items())
         return [
-            f"transformers computes another function unless told: ViTConfig(..., {text}); a folder would say so"
+            f"transformers computes another function unless told: ViTConfig(..., {text}); a folder "
+            "would say so"
         ]
 
-    def config(self, cfg: ModelConfig) -> dict[str, object]:
+    def config(self, cfg: ModelConfig) -> dict[str, Any]:
         """ViTConfig's arguments that decide sizes and function."""
         return {
             "hidden_act": "gelu_pytorch_tanh" if cfg.gelu == "tanh" else "gelu",
@@ -212,8 +218,40 @@ class HuggingFace(Format):
         }
 
     def how_to_load(self, cfg: ModelConfig) -> str:
-        text = ", ".join(
-            f"{key}={value!r}"
-            for key, value in (self.config(cfg) | {"num_labels": cfg.num_classes}).items()
-        )
+        args = self.config(cfg) | {"num_labels": cfg.num_classes}
+        text = ", ".join(f"{key}={value!r}" for key, value in args.items())
         return f"transformers.ViTForImageClassification(transformers.ViTConfig({text}))"
+
+    def how_to_preprocess(self, cfg: ModelConfig) -> str:
+        values = _processor(cfg)
+        kind = values.pop("image_processor_type")
+        args = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        return f"transformers.{kind}({args})"
+
+
+def _processor(cfg: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json.
+
+    The ViTImageProcessor of transformers 4 only squashes; Bit's does the resize and crop of a
+    ViT that was trained on crops, in versions 4 and 5. Its offset of the crop is rounded down
+    where ours is rounded to the nearest, so that an odd margin may shift the crop by a pixel.
+    """
+    size = cfg.image_size
+    values: dict[str, Any] = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(cfg.mean),
+        "image_std": list(cfg.std),
+        "resample": resize.PILLOW[cfg.interpolation],
+        "rescale_factor": 1 / 255,
+    }
+    if cfg.eval_resize == 0:
+        square = {"height": size, "width": size}
+        return values | {"image_processor_type": "ViTImageProcessor", "size": square}
+    return values | {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": resize.short_side(cfg)},
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+    }

@@ -1,25 +1,47 @@
-"""timm's `VisionTransformer` (1.0): the canonical names themselves; function and sizes in `create_model`'s arguments."""
+"""timm's `VisionTransformer` (1.0): the canonical names themselves.
+
+Function and sizes are in the arguments of `create_model`, preprocessing in `pretrained_cfg`.
+"""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import SIZES, ModelConfig
-from shared_vit.weights import table as layout
-from shared_vit.weights.formats import base as formats
-from shared_vit.weights.formats.base import Format, Hints, Reading
+from shared_vit.weights.formats import resize
+from shared_vit.weights.formats.base import (
+    Format,
+    Hints,
+    Notes,
+    Reading,
+    has_head,
+    heads,
+    image_size,
+    model,
+    sizes,
+    strip_prefixes,
+    torch_table,
+)
+from shared_vit.weights.formats.json_fields import HALF, colours, number, section
 from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.table import Table, count_layers, side_of, without_class_row
 
 _SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+_PATCHES = {"ti": (16,), "s": (16, 32), "b": (8, 16, 32), "l": (14, 16, 32), "h": (14,)}
 _PLAIN = re.compile(r"vit_(tiny|small|base|large|huge|giant|gigantic)_patch\d+_\d+$")
 _GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
 _STOCK = {
     f"vit_{long}_patch{p}_224": (p, SIZES[short])
     for short, long in _SIZE_NAMES.items()
-    for p in {"ti": (16,), "s": (16, 32), "b": (8, 16, 32), "l": (14, 16, 32), "h": (14,)}[short]
+    for p in _PATCHES[short]
 }
+# What decides the function, among `create_model`'s arguments.
+_FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
+# crop_pct: of timm's ViTs where nothing is said, and of a pretrained_cfg without the field.
+_CROP_VIT, _CROP_DEFAULT = 0.9, 0.875
 
 
 class Timm(Format):
@@ -48,82 +70,69 @@ class Timm(Format):
         return "blocks.0.attn.qkv.weight" in names
 
     def strip(self, arrays: Arrays) -> Arrays:
-        arrays = formats.strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
-        return {
-            re.sub(r"^pre_logits\.fc\.", "pre_logits.", name): a for name, a in arrays.items()
-        }  # timm before 0.6
+        arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
+        # timm before 0.6
+        return {re.sub(r"^pre_logits\.fc\.", "pre_logits.", n): a for n, a in arrays.items()}
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
+        notes = Notes()
         config = hints.config or {}
-        args = {**config, **formats.section(config, "model_args", hints.where)}
-        notes: tuple[list[str], list[str]] = ([], [])
+        args = {**config, **section(config, "model_args", hints.where)}
+        # Before timm 0.9 the file itself was the pretrained_cfg.
+        pretrained = section(config, "pretrained_cfg", hints.where) or config
         after = "fc_norm.weight" in arrays
-        depth = layout.count_layers(r"blocks\.(\d+)\.", arrays)
-        values = formats.sizes(arrays, str, depth, -1, "fc_norm" if after else "norm", self, hints)
+        depth = count_layers(r"blocks\.(\d+)\.", arrays)
+        values = sizes(arrays, str, depth, -1, "fc_norm" if after else "norm", self, hints)
         class_token = "cls_token" in arrays
         pool = "mean" if after or not class_token or args.get("global_pool") == "avg" else "token"
         rows = _rows(arrays, hints)
         # `no_embed_class`: the class token has no position. Ours has one, of zeros.
-        bare = class_token and layout.side_of(rows - 1) is None
-        said = formats.number(args, "num_heads", int, None, hints.where)
-        activation = args.get("act_layer")
-        if not isinstance(activation, str | None) or activation not in _GELU:
-            raise UserError(
-                f"{hints.where}: its activation is {activation!r:.80}; known are GELU, erf and tanh"
-            )
-        architecture = str(config.get("architecture", ""))[:80]
-        if (
-            architecture
-            and "act_layer" not in args
-            and not _PLAIN.match(architecture.partition(".")[0])
-        ):
-            notes[1].append(
-                f"timm's {architecture} may have defaults of its own; its GELU is taken as erf"
-            )
-        mean, std = formats.colours(
-            formats.section(config, "pretrained_cfg", hints.where),
-            "mean",
-            "std",
-            formats.HALF,
-            hints.where,
-        )
-        cfg = formats.model(
+        bare = class_token and side_of(rows - 1) is None
+        patches = rows - (class_token and not bare)
+        size = image_size(patches, values["patch_size"], "pos_embed", hints)
+        said = number(args, "num_heads", int, None, hints.where)
+        gelu = _gelu(args, config, hints, notes)
+        mean, std = colours(pretrained, "mean", "std", HALF, hints.where)
+        usual = _CROP_DEFAULT if pretrained else _CROP_VIT
+        eval_resize, interpolation = resize.from_timm(pretrained, size, usual, hints, notes)
+        cfg = model(
             hints,
             **values,
-            num_heads=formats.heads(values, said, hints, notes),
-            image_size=formats.image_size(
-                rows - (class_token and not bare), values["patch_size"], "pos_embed", hints
-            ),
+            num_heads=heads(values, said, hints, notes),
+            image_size=size,
             class_token=class_token,
             pool=pool,
             pool_class_token=pool == "mean"
             and class_token
             and args.get("pool_include_prefix") is True,
             norm_after_pool=after,
-            gelu=_GELU[activation],
+            gelu=gelu,
             mean=mean,
             std=std,
+            eval_resize=eval_resize,
+            interpolation=interpolation,
         )
         if not config:
-            notes[0].append("erf GELU, eps 1e-6, mean and std 0.5 (timm's defaults)")
-        table = formats.torch_table(cfg, str, formats.has_head(arrays, str))
+            notes.assumed.append(
+                "erf GELU, eps 1e-6, mean and std 0.5, bicubic resize, crop 0.9 (timm's defaults)"
+            )
+        table = torch_table(cfg, str, has_head(arrays, str))
         if bare:
-            table["pos_embed"] = [layout.without_class_row("pos_embed", cfg)]
-        return Reading(cfg, table, *notes)
+            table["pos_embed"] = [without_class_row("pos_embed", cfg)]
+        return Reading(cfg, table, notes)
 
-    def table(self, cfg: ModelConfig) -> layout.Table:
-        return formats.torch_table(cfg, str)
+    def table(self, cfg: ModelConfig) -> Table:
+        return torch_table(cfg, str)
 
     def refuse(self, cfg: ModelConfig) -> None:
         if cfg.pre_logits:
             raise UserError(
-                "timm's ViT has no pre-logits layer: with --num_classes=N this layer and the head are left out and a head "
-                "of zeros takes their place; torchvision, google and big_vision keep both"
+                "timm's ViT has no pre-logits layer: --num_classes=N leaves out this layer and the "
+                "head, and makes a head of zeros; torchvision, google and big_vision keep both"
             )
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
-        function = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
-        extra = {key: value for key, value in model_args(cfg).items() if key in function}
+        extra = {key: value for key, value in model_args(cfg).items() if key in _FUNCTION}
         out = []
         if extra and not folder:
             text = ", ".join(f"{k}={v!r}" for k, v in extra.items())
@@ -132,27 +141,23 @@ class Timm(Format):
             )
         if cfg.norm_eps != 1e-6:
             out.append(
-                f"timm's LayerNorm eps is 1e-6, this model's {cfg.norm_eps:g}: timm.create_model(..., "
-                f"norm_layer=functools.partial(timm.layers.LayerNorm, eps={cfg.norm_eps:g}))"
+                f"timm's LayerNorm eps is 1e-6, this model's {cfg.norm_eps:g}: "
+                f"timm.create_model(..., {_norm_layer(cfg)})"
             )
         return out
 
     def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
-        size = [3, cfg.image_size, cfg.image_size]
+        args = model_args(cfg)
         return {
             "config.json": {
                 "architecture": architecture_of(cfg),
                 "num_classes": cfg.num_classes,
                 "num_features": cfg.width,
-                "global_pool": model_args(cfg).get("global_pool", "token"),
-                "model_args": model_args(cfg),
+                "global_pool": args.get("global_pool", "token"),
+                "model_args": args,
                 "pretrained_cfg": {
-                    "input_size": size,
+                    **data_config(cfg),
                     "fixed_input_size": True,
-                    "interpolation": "bicubic",
-                    "crop_pct": 0.9,
-                    "mean": list(cfg.mean),
-                    "std": list(cfg.std),
                     "num_classes": cfg.num_classes,
                     "first_conv": "patch_embed.proj",
                     "classifier": "head",
@@ -163,35 +168,51 @@ class Timm(Format):
     def how_to_load(self, cfg: ModelConfig) -> str:
         args = "".join(f", {k}={v!r}" for k, v in model_args(cfg).items())
         if cfg.norm_eps != 1e-6:
-            args += f", norm_layer=functools.partial(timm.layers.LayerNorm, eps={cfg.norm_eps:g})"
-        return f'timm.create_model("{architecture_of(cfg)}"{args}).load_state_dict(weights, strict=True)'
+            args += f", {_norm_layer(cfg)}"
+        name = architecture_of(cfg)
+        return f'timm.create_model("{name}"{args}).load_state_dict(weights, strict=True)'
+
+    def how_to_preprocess(self, cfg: ModelConfig) -> str:
+        args = ", ".join(f"{key}={value!r}" for key, value in data_config(cfg).items())
+        return f"timm.data.create_transform({args})"
+
+
+def data_config(cfg: ModelConfig) -> dict[str, Any]:
+    """Evaluation's preprocessing, as in a `pretrained_cfg` and for `timm.data.create_transform`."""
+    return {
+        "input_size": [3, cfg.image_size, cfg.image_size],
+        "interpolation": cfg.interpolation,
+        "crop_pct": resize.crop_pct(cfg),
+        "crop_mode": "center" if cfg.eval_resize else "squash",
+        "mean": list(cfg.mean),
+        "std": list(cfg.std),
+    }
 
 
 def architecture_of(cfg: ModelConfig) -> str:
-    """timm's name for these sizes, else that of B/16, all of whose sizes can be changed by arguments."""
+    """timm's name for these sizes, else B/16's: arguments change all of its sizes."""
     size = (cfg.patch_size, (cfg.width, cfg.depth, cfg.num_heads, cfg.mlp_dim))
     return next((name for name, stock in _STOCK.items() if stock == size), "vit_base_patch16_224")
 
 
-def model_args(cfg: ModelConfig) -> dict[str, object]:
-    """`create_model`'s arguments that make `architecture_of(cfg)` this model (all but LayerNorm's eps)."""
-    patch, (width, depth, heads, mlp_dim) = _STOCK[architecture_of(cfg)]
-    args: dict[str, object] = {}
+def model_args(cfg: ModelConfig) -> dict[str, Any]:
+    """Arguments of `create_model` that make `architecture_of(cfg)` this model, but for the eps."""
+    patch, (width, depth, num_heads, _) = _STOCK[architecture_of(cfg)]
+    args: dict[str, Any] = {}
     if cfg.image_size != 224:
         args["img_size"] = cfg.image_size
     for key, value, usual in (
         ("patch_size", cfg.patch_size, patch),
         ("embed_dim", cfg.width, width),
         ("depth", cfg.depth, depth),
-        ("num_heads", cfg.num_heads, heads),
+        ("num_heads", cfg.num_heads, num_heads),
     ):
         if value != usual:
             args[key] = value
     if cfg.mlp_dim != 4 * cfg.width:
-        ratio = cfg.mlp_dim / cfg.width
-        args["mlp_ratio"] = (
-            ratio if int(cfg.width * ratio) == cfg.mlp_dim else (cfg.mlp_dim + 0.5) / cfg.width
-        )
+        exact = cfg.mlp_dim / cfg.width
+        whole = int(cfg.width * exact) == cfg.mlp_dim
+        args["mlp_ratio"] = exact if whole else (cfg.mlp_dim + 0.5) / cfg.width
     if cfg.num_classes != 1000:
         args["num_classes"] = cfg.num_classes
     if cfg.pool == "mean":
@@ -205,10 +226,30 @@ def model_args(cfg: ModelConfig) -> dict[str, object]:
     return args
 
 
-def _rows(arrays: Mapping, hints: Hints) -> int:
+def _norm_layer(cfg: ModelConfig) -> str:
+    return f"norm_layer=functools.partial(timm.layers.LayerNorm, eps={cfg.norm_eps:g})"
+
+
+def _gelu(args: Mapping[str, Any], config: Mapping[str, Any], hints: Hints, notes: Notes) -> str:
+    activation = args.get("act_layer")
+    if not isinstance(activation, str | None) or activation not in _GELU:
+        raise UserError(
+            f"{hints.where}: its activation is {activation!r:.80}; known are GELU, erf and tanh"
+        )
+    architecture = str(config.get("architecture", ""))[:80]
+    plain = _PLAIN.match(architecture.partition(".")[0])
+    if architecture and "act_layer" not in args and not plain:
+        notes.notices.append(
+            f"timm's {architecture} may have defaults of its own; its GELU is taken as erf"
+        )
+    return _GELU[activation]
+
+
+def _rows(arrays: Arrays, hints: Hints) -> int:
     if "pos_embed" not in arrays or len(arrays["pos_embed"].shape) != 3:
         found = arrays["pos_embed"].shape if "pos_embed" in arrays else "nothing"
         raise UserError(
-            f"{hints.where} is not a ViT of timm: pos_embed [1, tokens, width] expected, found {found}"
+            f"{hints.where} is not a ViT of timm: pos_embed [1, tokens, width] expected, found "
+            f"{found}"
         )
     return int(arrays["pos_embed"].shape[1])

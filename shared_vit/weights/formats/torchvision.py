@@ -4,10 +4,23 @@ import re
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
-from shared_vit.weights import table as layout
-from shared_vit.weights.formats import base as formats
-from shared_vit.weights.formats.base import Format, Hints, Reading
+from shared_vit.weights.formats import resize
+from shared_vit.weights.formats.base import (
+    Format,
+    Hints,
+    Notes,
+    Reading,
+    has_head,
+    heads,
+    image_size,
+    model,
+    sizes,
+    split_name,
+    strip_prefixes,
+    torch_table,
+)
 from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.table import Table, count_layers
 
 _BLOCK = "encoder.layers.encoder_layer_{}."
 _MODULES = {
@@ -26,7 +39,7 @@ _MODULES = {
 
 
 def _name(canonical_name: str) -> str:
-    layer, module, leaf = formats.split_name(canonical_name)
+    layer, module, leaf = split_name(canonical_name)
     if module == "attn.qkv":
         return f"{_BLOCK.format(layer)}self_attention.in_proj_{leaf}"
     target = _MODULES[module] + (f".{leaf}" if leaf else "")
@@ -43,62 +56,84 @@ class Torchvision(Format):
         return "encoder.layers.encoder_layer_0.self_attention.in_proj_weight" in names
 
     def strip(self, arrays: Arrays) -> Arrays:
-        arrays = formats.strip_prefixes(arrays, ("module.", "_orig_mod."))
+        arrays = strip_prefixes(arrays, ("module.", "_orig_mod."))
         return {
             re.sub(r"\.mlp\.linear_([12])\.", lambda m: f".mlp.{'03'[int(m[1]) - 1]}.", name): array
             for name, array in arrays.items()
         }
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
-        notes: tuple[list[str], list[str]] = ([], [])
-        depth = layout.count_layers(r"encoder\.layers\.encoder_layer_(\d+)\.", arrays)
-        values = formats.sizes(arrays, _name, depth, -1, "norm", self, hints)
+        notes = Notes()
+        depth = count_layers(r"encoder\.layers\.encoder_layer_(\d+)\.", arrays)
+        values = sizes(arrays, _name, depth, -1, "norm", self, hints)
         name = "encoder.pos_embedding"
         rows = arrays[name].shape[1] - 1 if name in arrays and len(arrays[name].shape) == 3 else 1
-        cfg = formats.model(
+        cfg = model(
             hints,
             **values,
-            num_heads=formats.heads(values, None, hints, notes),
-            image_size=formats.image_size(rows, values["patch_size"], name, hints),
+            num_heads=heads(values, None, hints, notes),
+            image_size=image_size(rows, values["patch_size"], name, hints),
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
+            eval_resize=256 / 224,
+            interpolation="bilinear",
         )
-        notes[0].append("erf GELU, eps 1e-6, ImageNet's mean and std (torchvision's defaults)")
-        return Reading(
-            cfg, formats.torch_table(cfg, _name, formats.has_head(arrays, _name)), *notes
+        notes.assumed.append(
+            "erf GELU, eps 1e-6, ImageNet's mean and std, bilinear resize to 256/224 (torchvision's "
+            "defaults)"
         )
+        return Reading(cfg, torch_table(cfg, _name, has_head(arrays, _name)), notes)
 
-    def table(self, cfg: ModelConfig) -> layout.Table:
-        return formats.torch_table(cfg, _name)
+    def table(self, cfg: ModelConfig) -> Table:
+        return torch_table(cfg, _name)
 
     def refuse(self, cfg: ModelConfig) -> None:
         if cfg.pool != "token":
             raise UserError(
-                "torchvision's ViT pools by the class token only; this model takes a mean: timm can hold it"
+                "torchvision's ViT pools by the class token only; this model takes a mean: timm "
+                "can hold it"
             )
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = []
         if cfg.gelu == "tanh":
             out.append(
-                "torchvision computes erf GELU, this model tanh; after building it: for m in model.modules(): if "
-                "isinstance(m, torch.nn.GELU): m.approximate = 'tanh'"
+                "torchvision computes erf GELU, this model tanh; after building it: for m in "
+                "model.modules(): if isinstance(m, torch.nn.GELU): m.approximate = 'tanh'"
             )
         if cfg.norm_eps != 1e-6:
             out.append(
-                f"torchvision's LayerNorm eps is 1e-6, this model's {cfg.norm_eps:g}: VisionTransformer(..., "
-                f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={cfg.norm_eps:g}))"
+                f"torchvision's LayerNorm eps is 1e-6, this model's {cfg.norm_eps:g}: "
+                f"VisionTransformer(..., {_norm_layer(cfg)})"
             )
         return out
 
     def how_to_load(self, cfg: ModelConfig) -> str:
         args = dict(
-            image_size=cfg.image_size, patch_size=cfg.patch_size, num_layers=cfg.depth, num_heads=cfg.num_heads,
-            hidden_dim=cfg.width, mlp_dim=cfg.mlp_dim, num_classes=cfg.num_classes,
-        )  # fmt: skip
+            image_size=cfg.image_size,
+            patch_size=cfg.patch_size,
+            num_layers=cfg.depth,
+            num_heads=cfg.num_heads,
+            hidden_dim=cfg.width,
+            mlp_dim=cfg.mlp_dim,
+            num_classes=cfg.num_classes,
+        )
         if cfg.pre_logits:
             args["representation_size"] = cfg.pre_logits
         text = ", ".join(f"{key}={value}" for key, value in args.items())
         if cfg.norm_eps != 1e-6:
-            text += f", norm_layer=functools.partial(torch.nn.LayerNorm, eps={cfg.norm_eps:g})"
+            text += f", {_norm_layer(cfg)}"
         return f"torchvision.models.VisionTransformer({text}).load_state_dict(weights, strict=True)"
+
+    def how_to_preprocess(self, cfg: ModelConfig) -> str:
+        short, size = resize.short_side(cfg), cfg.image_size
+        side = short if cfg.eval_resize else (size, size)
+        return (
+            f"torchvision.transforms.Compose([Resize({side}, InterpolationMode."
+            f"{cfg.interpolation.upper()}), CenterCrop({size}), ToTensor(), "
+            f"Normalize({cfg.mean}, {cfg.std})])"
+        )
+
+
+def _norm_layer(cfg: ModelConfig) -> str:
+    return f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={cfg.norm_eps:g})"

@@ -1,0 +1,95 @@
+"""A run's checkpoints as files: which are intact, and which of them is the newest.
+
+checkpoints/step_N/model.safetensors   canonical arrays with their ModelConfig
+                   *.safetensors       the optimizer's state
+                   state.json          everything else, and the checksums of all files
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_vit.errors import UserError, some
+from shared_vit.sealed import read_sealed
+from shared_vit.weights.containers.safetensors import OwnFile, open_own
+
+MODEL, STATE = "model.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest intact checkpoint; `skipped` has a line for each newer one that is damaged."""
+
+    path: Path
+    step: int
+    skipped: list[str] = field(default_factory=list)
+
+
+def newest(run_dir: Path) -> Found | None:
+    """The newest checkpoint of a run with all its files there and unaltered; None without any.
+
+    Raises UserError if there are checkpoints and none of them is intact.
+    """
+    return newest_in(Path(run_dir) / "checkpoints")
+
+
+def newest_in(folder: Path) -> Found | None:
+    """`newest`, of a folder that holds `step_N`."""
+    skipped = []
+    for step in steps(folder):
+        path = folder / f"step_{step}"
+        try:
+            found = opened(path).document.get("step")
+            if found != step:
+                raise UserError(f"{path} holds step {found}: it was renamed")
+            return Found(path, step, skipped)
+        except UserError as error:
+            skipped.append(f"{path.name}: {error}")
+    if skipped:
+        raise UserError(
+            f"no checkpoint in {folder} is intact: {some(skipped)}. Put copies in their place, or "
+            "remove the folder to begin again at step 0"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with every byte of every file verified; arrays are read when asked for."""
+
+    document: dict[str, Any]  # state.json
+    files: dict[str, OwnFile]
+
+
+def opened(path: Path) -> Opened:
+    """Open a checkpoint.
+
+    Raises UserError for a file that is missing, altered, or of another checkpoint.
+    """
+    try:
+        document = read_sealed(path / STATE)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {path / STATE}: {error.strerror}") from error
+    checksums = document.get("checksums")
+    if not isinstance(checksums, dict) or MODEL not in checksums:
+        raise UserError(f"{path / STATE} does not say which files belong to it")
+    files = {}
+    for name, stated in checksums.items():
+        if Path(name).name != name:
+            raise UserError(f"{path / STATE}: its list of files leaves the folder")
+        files[name] = open_own(path / name)
+        if files[name].checksum != stated:
+            raise UserError(
+                f"{path / name} belongs to another checkpoint: its checksum is not the one in "
+                f"{STATE}"
+            )
+    return Opened(document, files)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, newest first, intact or not."""
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(
+        (int(n[5:]) for n in names if re.fullmatch(r"step_(0|[1-9]\d{0,17})", n)), reverse=True
+    )

@@ -1,0 +1,114 @@
+"""From a path to files: the weights, and the JSON files that say what no array does."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_vit.errors import UserError
+from shared_vit.files import open_regular, read_limited
+from shared_vit.sealed import parse_object
+from shared_vit.weights import checkpoints
+
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
+_LONGEST_JSON = 1 << 26  # bytes; an index of shards or 20,000 labels take 2 MB
+_MOST_SHARDS = 500  # each stays open
+
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Located:
+    """The files of a path. JSON objects are None where there is no such file."""
+
+    path: Path
+    files: list[Path]  # one, or the shards of one
+    config: JsonObject | None = None  # config.json of Hugging Face or timm
+    processor: JsonObject | None = None  # preprocessor_config.json
+    card: JsonObject | None = None  # what this project wrote beside a foreign file
+    step: int | None = None  # of a checkpoint
+    notices: list[str] = field(default_factory=list)
+
+
+def locate(path: Path) -> Located:
+    """What belongs to a weight file, a run or checkpoint directory, or a model folder.
+
+    Of a run it is the newest intact checkpoint, as when the run is resumed; a notice names newer
+    ones that are damaged. Raises UserError where there is nothing.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there: expected a weight file, a run or checkpoint directory, or a "
+            "model folder"
+        )
+    if not path.is_dir():
+        return _with_json(path, [path])
+    if (path / checkpoints.STATE).exists():
+        return Located(path, [path / checkpoints.MODEL], step=_step(path))
+    inner = path / "checkpoints"
+    found = checkpoints.newest_in(inner if inner.is_dir() else path)
+    if found is not None:
+        notices = [f"skipped a damaged checkpoint, {line}" for line in found.skipped]
+        return Located(path, [found.path / checkpoints.MODEL], step=found.step, notices=notices)
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+        file = path / name
+        if file.exists():
+            return _with_json(path, _shards(file) if name.endswith(".json") else [file])
+    raise UserError(
+        f"{path} is a folder without weights: expected checkpoints/step_N, model.safetensors or "
+        "pytorch_model.bin in it"
+    )
+
+
+def card_path(file: Path) -> Path:
+    """The JSON file that goes with a foreign weight file: function, checksum, how to load it."""
+    return file.with_name(file.name + ".json")
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for anything else."""
+    try:
+        return parse_object(path, read_limited(path, _LONGEST_JSON))
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _step(checkpoint: Path) -> int | None:
+    step = checkpoints.opened(checkpoint).document.get("step")
+    return step if isinstance(step, int) else None
+
+
+def _shards(index: Path) -> list[Path]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{index} has no weight_map of file names")
+    names = sorted(set(table.values()))
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{index}: its weight_map leaves the folder")
+    if not 0 < len(names) <= _MOST_SHARDS:
+        raise UserError(f"{index} names {len(names)} files: expected 1 to {_MOST_SHARDS}")
+    return [index.parent / name for name in names]
+
+
+def _with_json(path: Path, files: list[Path]) -> Located:
+    file = files[0]
+    card = card_path(file)
+    content = read_json(card) if card.exists() else {}
+    own = content if "model_config" in content and "sha256" in content else None
+    config = file.parent / "config.json"
+    if not config.is_file() or not file.name.startswith(("model", "pytorch_model")):
+        return Located(path, files, card=own)
+    theirs = read_json(config)
+    if "model_type" not in theirs and "architecture" not in theirs:
+        return Located(path, files, card=own)  # a run's configuration, or another program's
+    if theirs.get("model_type", "vit") != "vit":
+        raise UserError(f"{config} says model_type = {theirs['model_type']!r:.80}, expected 'vit'")
+    processor = file.parent / "preprocessor_config.json"
+    return Located(path, files, theirs, read_json(processor) if processor.exists() else None, own)

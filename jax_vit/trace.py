@@ -1,33 +1,43 @@
-"""The outputs of a model's modules, by name."""
+"""The outputs of a model's modules, by name. Twin of `torch_vit/trace.py`."""
 
-from unittest import mock
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
 
-import jax
 from flax import nnx
+from jax import Array
+
+# What the trace of this thread (and asyncio task) records: {id(module): name}, {name: output}.
+_recording: ContextVar[tuple[dict[int, str], dict[str, Array]]] = ContextVar("recording")
 
 
-def trace(model: nnx.Module, images: jax.Array) -> dict[str, jax.Array]:
-    """`{canonical module name: output}` of `model(images)`, in order of completion; `""` is the model's own output."""
-    names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(model)}
-    outputs: dict[str, jax.Array] = {}
+def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
+    """`{canonical module name: output}` of `model(images)`, in order of completion.
 
-    def recording(call):
-        def wrapped(self, *args, **kwargs):
-            output = call(self, *args, **kwargs)
-            if id(self) in names:
-                outputs[names[id(self)]] = output
-            return output
-
-        return wrapped
-
-    # Python looks `__call__` up on the class, so the hook goes there for the length of one forward pass.
-    classes = {type(m) for _, m in nnx.iter_modules(model) if "__call__" in vars(type(m))}
-    patches = [mock.patch.object(c, "__call__", recording(c.__call__)) for c in classes]
-    for patch in patches:
-        patch.start()
+    `""` is the model's own output. The model itself stays as it is: the modules of a copy record.
+    """
+    copy = nnx.merge(*nnx.split(model))
+    names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(copy)}
+    for _, module in nnx.iter_modules(copy):
+        if callable(module):
+            object.__setattr__(module, "__class__", _recorder(type(module)))
+    outputs: dict[str, Array] = {}
+    token = _recording.set((names, outputs))
     try:
-        model(images)
+        copy(images)
     finally:
-        for patch in patches:
-            patch.stop()
+        _recording.reset(token)
     return outputs
+
+
+@cache
+def _recorder(kind: type[nnx.Module]) -> type[nnx.Module]:
+    """The subclass whose calls record their output. Python looks `__call__` up on the class."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Array:
+        output = kind.__call__(self, *args, **kwargs)
+        names, outputs = _recording.get()
+        outputs[names[id(self)]] = output
+        return output
+
+    return type(kind.__name__, (kind,), {"__call__": call})

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_vit.bridge import canonical_name, from_arrays, state_arrays, to_jax
-from jax_vit.lazy import LazyResult
+from jax_vit.results import LazyResult
 from jax_vit.optim import AdamState, clip_by_global_norm, make_optimizer, nudge
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import Counts, StepMetrics, TrainState

@@ -19,7 +19,7 @@ from shared_vit.spec.pixels import normalization
 from shared_vit.spec.recipe import Recipe
 from torch_vit.bridge import from_arrays
 from torch_vit.dropout import to_keys
-from torch_vit.lazy import LazyResult
+from torch_vit.results import LazyResult
 from torch_vit.model import VisionTransformer
 from torch_vit.optim import clip_by_global_norm, make_optimizer, nudge
 from torch_vit.precision import set_backend_precision

@@ -18,7 +18,9 @@ class LazyResult:
         if dist.is_initialized():
             # On a GPU the call only queues; on a CPU it would wait for the slowest process, so it goes on by itself.
             self.work = dist.all_reduce(sums, async_op=not on_gpu)
-        self.values = torch.cat([sums, *(x.reshape(1).to(sums.dtype) for x in self.own)]) if on_gpu else sums
+        self.values = (
+            torch.cat([sums, *(x.reshape(1).to(sums.dtype) for x in self.own)]) if on_gpu else sums
+        )
         self.event = None
         if on_gpu:
             host = torch.empty(self.values.shape, dtype=self.values.dtype, pin_memory=True)

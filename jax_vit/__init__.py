@@ -2,7 +2,9 @@
 
 import importlib
 
-_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {"VisionTransformer": "model"}
+_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {
+    "VisionTransformer": "model"
+}
 
 __all__ = [*_HOME]
 

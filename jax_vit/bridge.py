@@ -1,5 +1,9 @@
-"""Canonical NumPy arrays to and from the Flax model, and files by way of them."""
+"""Canonical NumPy arrays to and from the Flax model, and files by way of them.
 
+Twin of `torch_vit/bridge.py`.
+"""
+
+import os
 from collections.abc import Mapping
 
 import jax
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jax_vit.inputs import check_config
 from jax_vit.model import VisionTransformer
 from shared_vit import weights
 from shared_vit.errors import UserError
@@ -18,46 +23,83 @@ Path = tuple[str | int, ...]
 
 
 def create(cfg: ModelConfig, seed: int = 0, precision: str = "fp32") -> VisionTransformer:
-    """A model with the first weights of `seed`, equal bit for bit to the PyTorch twin's. Raises UserError (see below)."""
+    """A model in eval mode with the first weights of `seed`, equal bit for bit to the PyTorch
+    twin's.
+
+    Raises UserError for a precision that JAX, as it is set up, cannot give (see `from_arrays`).
+    """
+    check_config(cfg)
     return from_arrays(cfg, init.draw(cfg, seed), precision)
 
 
-def from_arrays(cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32") -> VisionTransformer:
-    """A model with canonical arrays, cast to the parameters' dtype.
+def from_arrays(
+    cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32"
+) -> VisionTransformer:
+    """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
-    Raises UserError for missing, unknown or misshapen arrays, for fp16 (PyTorch's alone), and for fp64 without
-    `jax_enable_x64`, which would silently be float32.
+    Raises UserError for missing or unknown arrays, mismatched shapes, fp16 (PyTorch's alone), and
+    for fp64 without `jax_enable_x64`, which would silently be float32.
     """
-    check_precision(precision)
+    graphdef, abstract = nnx.split(abstract_model(cfg, precision))
     canonical.check(cfg, arrays)
-    model = nnx.eval_shape(lambda: VisionTransformer(cfg, precision))
-    graphdef, abstract = nnx.split(model)
     dtype = PRECISIONS[precision].param
-    state = nnx.from_flat_state(
-        (path, variable.replace(jnp.asarray(to_jax(path, np.asarray(arrays[canonical_name(path)], dtype)))))
-        for path, variable in nnx.to_flat_state(abstract)
-    )
+
+    def filled(path: Path, variable: nnx.Variable) -> nnx.Variable:
+        array = to_jax(path, np.asarray(arrays[canonical_name(path)], dtype))
+        return variable.replace(jnp.asarray(array))
+
+    state = nnx.from_flat_state((p, filled(p, v)) for p, v in nnx.to_flat_state(abstract))
     return nnx.merge(graphdef, state)
 
 
+def abstract_model(cfg: ModelConfig, precision: str) -> VisionTransformer:
+    """The model with shapes and dtypes in place of arrays.
+
+    Raises UserError as `from_arrays` does.
+    """
+    check_config(cfg)
+    return nnx.eval_shape(lambda: VisionTransformer(cfg, precision))
+
+
 def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """The model's configuration and copies of its arrays, in canonical names, order and layouts."""
+    """The model's configuration and copies of its arrays, in canonical names, order and layouts.
+
+    Raises UserError for anything but a `jax_vit.VisionTransformer`.
+    """
+    if not isinstance(model, VisionTransformer):
+        kind = type(model)
+        raise UserError(
+            f"this is a {kind.__module__}.{kind.__qualname__}, not a jax_vit.VisionTransformer: "
+            "save a PyTorch model by torch_vit.save"
+        )
     leaves = state_arrays(nnx.state(model))
     return model.cfg, {name: leaves[name] for name in canonical.shapes(model.cfg)}
 
 
-def load(path, precision: str = "fp32", num_heads: int | None = None) -> VisionTransformer:
-    """A model from a weight file of any known format. Raises UserError for a file that is none, or not whole."""
+def load(
+    path: str | os.PathLike, precision: str = "fp32", num_heads: int | None = None
+) -> VisionTransformer:
+    """A model in eval mode from a weight file of any known format.
+
+    `num_heads` is for files that do not say. Raises UserError for a file of no known format, and
+    for a damaged one.
+    """
     return from_arrays(*weights.read(path, num_heads=num_heads), precision)
 
 
-def save(model: VisionTransformer, path) -> None:
-    """Write the model to `path` as a canonical weight file, which both twins load."""
+def save(model: VisionTransformer, path: str | os.PathLike) -> None:
+    """Write the model to `path` as a canonical weight file, which both twins load.
+
+    Raises UserError for anything but a `jax_vit.VisionTransformer`.
+    """
     weights.write(path, *to_arrays(model))
 
 
 def state_arrays(state: nnx.State) -> dict[str, np.ndarray]:
-    """`{canonical name: array}` of an nnx.State (parameters, or moments of their shapes), copied to the host."""
+    """`{canonical name: array}` of an nnx.State, copied to the host.
+
+    The state is that of the parameters, or a slot of the optimizer, whose shapes are the same.
+    """
     flat = nnx.to_flat_state(state)
     host = jax.device_get([variable[...] for _, variable in flat])
     return {canonical_name(path): to_canonical(path, leaf) for (path, _), leaf in zip(flat, host)}
@@ -81,16 +123,3 @@ def to_canonical(path: Path, array: np.ndarray) -> np.ndarray:
     if path[-1] == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     return np.array(array, order="C")
-
-
-def check_precision(precision: str) -> None:
-    """Raise UserError for a precision that JAX, as it is set up, cannot give."""
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-    if precision == "fp16":
-        raise UserError("fp16 needs a gradient scaler, which only the PyTorch twin has: use bf16 in JAX")
-    if precision == "fp64" and not jax.config.jax_enable_x64:
-        raise UserError(
-            "fp64 needs jax.config.update('jax_enable_x64', True) before JAX makes its first array; without it "
-            "JAX computes in float32 without a word"
-        )

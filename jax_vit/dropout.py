@@ -1,14 +1,19 @@
-"""Dropout whose mask is a pure function of key, site and global row (see `shared_vit.spec.mask_keys`)."""
+"""Dropout whose mask is a pure function of key, site and global row (see
+`shared_vit.spec.mask_keys`)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
+Dropout = tuple[Array, Array] | None  # (keys uint32 [sites, 2], rows int32 [B])
 
-def drop(x, dropout, site: int, rate: float):
-    """x [B, ...] with each element zeroed with probability `rate`, else divided by 1 - rate; x itself without dropout."""
+
+def drop(x: Array, dropout: Dropout, site: int, rate: float) -> Array:
+    """x [B, ...] with each element zeroed with probability `rate`, else divided by 1 - rate.
+
+    Without `dropout`, x itself.
+    """
     if dropout is None or rate == 0:
         return x
     keys, rows = dropout
@@ -16,9 +21,11 @@ def drop(x, dropout, site: int, rate: float):
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
-def mask(key, rows, shape: tuple[int, ...], keep: float) -> jax.Array:
-    """bool `shape` [B, ...]: which elements of the global rows `rows` int32 [B] are kept under `key` uint32 [2]."""
-    # Element (row, j) has the 64-bit number row * per_row + j, in two 32-bit words because x64 is off in float32 runs.
+def mask(key: Array, rows: Array, shape: tuple[int, ...], keep: float) -> Array:
+    """bool `shape` [B, ...]: which elements of the global rows `rows` int32 [B] are kept under
+    `key` uint32 [2]."""
+    # Element (row, j) has the 64-bit number row * per_row + j, in two 32-bit words because x64 is
+    # off in float32 runs.
     per_row = int(np.prod(shape[1:]))
     low, high = _multiply(rows.astype(jnp.uint32), per_row)
     j = jnp.arange(per_row, dtype=jnp.uint32)
@@ -26,11 +33,13 @@ def mask(key, rows, shape: tuple[int, ...], keep: float) -> jax.Array:
     carry = (words < j).astype(jnp.uint32)
     count = jnp.concatenate([(high[:, None] + carry).ravel(), words.ravel()])
     bits = jnp.bitwise_xor(*jnp.split(threefry_2x32(key, count), 2))
-    uniform = lax.bitcast_convert_type((bits >> 9) | np.uint32(0x3F800000), jnp.float32) - np.float32(1)
+    uniform = lax.bitcast_convert_type(
+        (bits >> 9) | np.uint32(0x3F800000), jnp.float32
+    ) - np.float32(1)
     return (uniform < np.float32(keep)).reshape(shape)
 
 
-def _multiply(a, b: int):
+def _multiply(a: Array, b: int) -> tuple[Array, Array]:
     """The low and high words of uint32 `a` times a number below 2**32, by 16-bit halves."""
     b0, b1 = np.uint32(b & 0xFFFF), np.uint32(b >> 16)
     a0, a1 = a & np.uint32(0xFFFF), a >> 16

@@ -1,67 +1,65 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021) in Flax NNX. Read it beside `torch_vit/model.py`, line for line."""
+"""The Vision Transformer (Dosovitskiy et al. 2021) in Flax NNX.
 
-import jax
+Read it beside `torch_vit/model.py`, line for line.
+"""
+
+from dataclasses import replace
+
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
-from jax_vit.dropout import drop
-from jax_vit.ops import Conv, LayerNorm, attention, gelu, product
+from jax_vit.dropout import Dropout, drop
+from jax_vit.inputs import check_config, check_inputs
+from jax_vit.ops import Conv, LayerNorm, Linear, attention, cast, gelu, parameter, product
+from jax_vit.precision import policy_of
 from jax_vit.trace import trace
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.precision import PRECISIONS
-
-
-class Linear(nnx.Module):
-    """x [..., in] -> [..., out]: inputs and weights rounded to `dtype`, summed in float32 or more, rounded once to `dtype`."""
-
-    def __init__(self, in_features: int, out_features: int, dtype, param_dtype, tf32: bool):
-        self.kernel = nnx.Param(jnp.zeros((in_features, out_features), param_dtype))
-        self.bias = nnx.Param(jnp.zeros(out_features, param_dtype))
-        self.dtype, self.tf32 = dtype, tf32
-
-    def __call__(self, x):
-        return product(x, self.kernel[...], self.bias[...], self.dtype, self.tf32)
+from shared_vit.spec.precision import Policy
 
 
 class PatchEmbed(nnx.Module):
-    """Images [B, H, W, 3] -> [B, patches, width]: a strided convolution, computed as a product of flattened patches."""
+    """Images [B, H, W, 3] -> [B, patches, width]: a convolution whose stride is its size.
 
-    def __init__(self, cfg: ModelConfig, dtype, param_dtype, tf32: bool):
-        self.patch_size, self.dtype, self.tf32 = cfg.patch_size, dtype, tf32
-        self.proj = Conv(3, cfg.width, cfg.patch_size, param_dtype)
+    It is computed as one product of flattened patches.
+    """
 
-    def __call__(self, images):
+    def __init__(self, cfg: ModelConfig, policy: Policy):
+        self.patch_size, self.policy = cfg.patch_size, policy
+        self.proj = Conv(3, cfg.width, cfg.patch_size, policy)
+
+    def __call__(self, images: Array) -> Array:
         b, h, w, c = images.shape
         p = self.patch_size
-        x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
-        kernel = self.proj.kernel[...].reshape(p * p * c, -1)
-        return product(x, kernel, self.proj.bias[...], self.dtype, self.tf32)
+        x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        kernel = self.proj.kernel.reshape(p * p * c, -1)
+        return product(x.reshape(b, -1, p * p * c), kernel, self.proj.bias, self.policy)
 
 
 class Attention(nnx.Module):
-    """Self-attention [B, N, width] -> the same; scores are scaled before the softmax, which is float32 or more."""
+    """Self-attention [B, N, width] -> the same; softmax(q k^T / sqrt(head width)) v."""
 
-    def __init__(self, cfg: ModelConfig, dtype, param_dtype, tf32: bool):
-        self.num_heads, self.tf32 = cfg.num_heads, tf32
-        self.qkv = Linear(cfg.width, 3 * cfg.width, dtype, param_dtype, tf32)
-        self.proj = Linear(cfg.width, cfg.width, dtype, param_dtype, tf32)
+    def __init__(self, cfg: ModelConfig, policy: Policy):
+        self.num_heads, self.policy = cfg.num_heads, policy
+        self.qkv = Linear(cfg.width, 3 * cfg.width, policy)
+        self.proj = Linear(cfg.width, cfg.width, policy)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        x = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.tf32)
+        x = attention(qkv, self.policy)
         return self.proj(x.reshape(b, n, d))
 
 
 class Mlp(nnx.Module):
     """[B, N, width] -> the same, through GELU; its dropout sites are `site` and `site + 1`."""
 
-    def __init__(self, cfg: ModelConfig, dtype, param_dtype, tf32: bool):
+    def __init__(self, cfg: ModelConfig, policy: Policy):
         self.rate, self.approximate = cfg.dropout, cfg.gelu == "tanh"
-        self.fc1 = Linear(cfg.width, cfg.mlp_dim, dtype, param_dtype, tf32)
-        self.fc2 = Linear(cfg.mlp_dim, cfg.width, dtype, param_dtype, tf32)
+        self.fc1 = Linear(cfg.width, cfg.mlp_dim, policy)
+        self.fc2 = Linear(cfg.mlp_dim, cfg.width, policy)
 
-    def __call__(self, x, dropout, site: int):
+    def __call__(self, x: Array, dropout: Dropout, site: int) -> Array:
         x = gelu(self.fc1(x), self.approximate)
         x = self.fc2(drop(x, dropout, site, self.rate))
         return drop(x, dropout, site + 1, self.rate)
@@ -70,48 +68,58 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm encoder block [B, N, width] -> the same; its first dropout site is `site`."""
 
-    def __init__(self, cfg: ModelConfig, dtype, param_dtype, tf32: bool):
-        self.rate = cfg.dropout
-        self.norm1 = LayerNorm(cfg.width, cfg.norm_eps, param_dtype)
-        self.attn = Attention(cfg, dtype, param_dtype, tf32)
-        self.norm2 = LayerNorm(cfg.width, cfg.norm_eps, param_dtype)
-        self.mlp = Mlp(cfg, dtype, param_dtype, tf32)
+    def __init__(self, cfg: ModelConfig, policy: Policy):
+        self.rate, self.policy = cfg.dropout, policy
+        self.norm1 = LayerNorm(cfg.width, cfg.norm_eps, policy)
+        self.attn = Attention(cfg, policy)
+        self.norm2 = LayerNorm(cfg.width, cfg.norm_eps, policy)
+        self.mlp = Mlp(cfg, policy)
 
-    def __call__(self, x, dropout, site: int):
-        x = x + drop(self.attn(self.norm1(x)), dropout, site, self.rate).astype(x.dtype)
-        return x + self.mlp(self.norm2(x), dropout, site + 1).astype(x.dtype)
+    def __call__(self, x: Array, dropout: Dropout, site: int) -> Array:
+        y = drop(self.attn(self.norm1(x)), dropout, site, self.rate)
+        x = x + cast(y, self.policy.param)
+        y = self.mlp(self.norm2(x), dropout, site + 1)
+        return x + cast(y, self.policy.param)
 
 
 class VisionTransformer(nnx.Module):
     """Normalised images, floats [B, H, W, 3] -> logits [B, classes] in the parameters' dtype.
 
-    `dropout=(keys, rows)` turns dropout on: keys uint32 [sites, 2] (`shared_vit.spec.mask_keys.site_keys`), rows int32 [B].
+    The constructor leaves the weights unset: zero, and one for LayerNorm's scales.
+    `jax_vit.create` draws them, `jax_vit.from_arrays` and `jax_vit.load` take them over.
+
+    `dropout=(keys, rows)` turns dropout on: keys uint32 [sites, 2]
+    (`shared_vit.spec.mask_keys.site_keys`), rows int32 [B], the images' numbers in the global
+    batch. Without it a call is deterministic. A new model is in eval mode; after `train()`, a call
+    without `dropout` raises UserError where `cfg.dropout` is above 0.
+
+    Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
 
     def __init__(self, cfg: ModelConfig, precision: str = "fp32"):
-        policy = PRECISIONS[precision]
-        dtype, param_dtype, tf32 = jnp.dtype(policy.compute), jnp.dtype(policy.param), policy.tf32
-        self.cfg = cfg
-        self.precision = precision
-        self.cls_token = nnx.Param(jnp.zeros((1, 1, cfg.width), param_dtype)) if cfg.class_token else None
-        pos_embed = jnp.zeros((1, cfg.num_tokens, cfg.width), param_dtype)
-        if cfg.pos_embed == "learned":
-            self.pos_embed = nnx.Param(pos_embed)
-        else:
-            self.pos_embed = nnx.Variable(pos_embed)
-        self.patch_embed = PatchEmbed(cfg, dtype, param_dtype, tf32)
-        self.blocks = nnx.List(Block(cfg, dtype, param_dtype, tf32) for _ in range(cfg.depth))
-        norm = LayerNorm(cfg.width, cfg.norm_eps, param_dtype)
+        check_config(cfg)
+        policy = policy_of(precision)
+        full = replace(policy, compute=policy.param)
+        self.cfg, self.precision, self.policy = cfg, precision, policy
+        learned = cfg.pos_embed == "learned"
+        self.cls_token = parameter((1, 1, cfg.width), policy) if cfg.class_token else None
+        self.pos_embed = parameter((1, cfg.num_tokens, cfg.width), policy, trained=learned)
+        self.patch_embed = PatchEmbed(cfg, policy)
+        self.blocks = nnx.List(Block(cfg, policy) for _ in range(cfg.depth))
+        norm = LayerNorm(cfg.width, cfg.norm_eps, policy)
         self.norm = None if cfg.norm_after_pool else norm
         self.fc_norm = norm if cfg.norm_after_pool else None
-        self.pre_logits = Linear(cfg.width, cfg.pre_logits, param_dtype, param_dtype, tf32) if cfg.pre_logits else None
-        self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, param_dtype, param_dtype, tf32)
+        self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
+        self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
+        self.deterministic = True
 
-    def __call__(self, images, dropout=None):
-        x = self.patch_embed(images).astype(self.pos_embed[...].dtype)
+    def __call__(self, images: Array, dropout: Dropout = None) -> Array:
+        check_inputs(self, images, dropout)
+        x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:
-            x = jnp.concatenate([jnp.broadcast_to(self.cls_token[...], (len(x), 1, x.shape[-1])), x], axis=1)
-        x = drop(x + self.pos_embed[...], dropout, 0, self.cfg.dropout)
+            cls_token = jnp.broadcast_to(self.cls_token, (len(x), 1, self.cfg.width))
+            x = jnp.concatenate([cls_token, x], axis=1)
+        x = drop(x + self.pos_embed, dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):
             x = block(x, dropout, 1 + 3 * i)
         if self.norm is not None:
@@ -123,14 +131,20 @@ class VisionTransformer(nnx.Module):
             x = jnp.tanh(self.pre_logits(x))
         return self.head(x)
 
-    def pool(self, x):
-        """[B, N, width] -> [B, width]: the class token, or the mean of the patches (and of the class token if asked)."""
+    def pool(self, x: Array) -> Array:
+        """[B, N, width] -> [B, width]: the class token, or the mean of the patches.
+
+        `cfg.pool_class_token` says whether the mean counts the class token.
+        """
         if self.cfg.pool == "token":
             return x[:, 0]
         if self.cfg.class_token and not self.cfg.pool_class_token:
             x = x[:, 1:]
         return x.mean(axis=1)
 
-    def trace(self, images) -> dict[str, jax.Array]:
-        """`{canonical module name: its output}` of one forward pass, in order of completion; `""` is the logits."""
+    def trace(self, images: Array) -> dict[str, Array]:
+        """`{canonical module name: its output}` of one forward pass, in order of completion.
+
+        `""` is the logits.
+        """
         return trace(self, images)

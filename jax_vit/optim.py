@@ -1,4 +1,7 @@
-"""AdamW with the weight decay chosen by canonical name, and clipping. Twin of `torch_vit/optim.py`."""
+"""AdamW with the weight decay chosen by canonical name, and clipping.
+
+Twin of `torch_vit/optim.py`.
+"""
 
 from typing import NamedTuple
 
@@ -17,18 +20,25 @@ class AdamState(NamedTuple):
     exp_avg_sq: optax.Params
 
 
-def make_optimizer(names: optax.Params, weight_decay: float) -> optax.GradientTransformationExtraArgs:
-    """AdamW (Loshchilov and Hutter 2019) over a tree like `names`, the canonical names of the parameters:
+def make_optimizer(
+    names: optax.Params, weight_decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW (Loshchilov and Hutter 2019) over a tree like `names`, the canonical names of the
+    parameters:
     p -= lr (m_hat / (sqrt(v_hat) + eps) + wd p).
 
-    `weight_decay=0` is Adam. Its update takes `lr` and `corrections`, (1 - beta1^n, 1 - beta2^n) from the host.
+    `weight_decay=0` is Adam. Its update takes `lr` and `corrections`, (1 - beta1^n, 1 - beta2^n)
+    from the host.
     """
     mask = jax.tree.map(canonical.is_decayed, names)
-    return optax.chain(scale_by_adam(), optax.add_decayed_weights(weight_decay, mask), scale_by_minus_lr())
+    return optax.chain(
+        scale_by_adam(), optax.add_decayed_weights(weight_decay, mask), scale_by_minus_lr()
+    )
 
 
 def scale_by_adam() -> optax.GradientTransformationExtraArgs:
-    """Adam's direction (Kingma and Ba 2015). Unlike optax's own, whose float32 bias correction is 1.3e-5 off at the first
+    """Adam's direction (Kingma and Ba 2015). Unlike optax's own, whose float32 bias correction is
+    1.3e-5 off at the first
     step, it takes the corrections as computed in float64."""
 
     def init(params):
@@ -61,10 +71,12 @@ def clip_by_global_norm(grads, clip: float):
 
 
 def nudge(params, seed: int, step):
-    """Multiply each weight by 1 + eps (2 r - 1), r uniform in [0, 1): the noise that the noise rule measures against."""
+    """Multiply each weight by 1 + eps (2 r - 1), r uniform in [0, 1): the noise that the noise rule
+    measures against."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), len(leaves))
     factors = [
-        1 + jnp.finfo(p.dtype).eps * (2 * jax.random.uniform(k, p.shape, p.dtype) - 1) for k, p in zip(keys, leaves)
+        1 + jnp.finfo(p.dtype).eps * (2 * jax.random.uniform(k, p.shape, p.dtype) - 1)
+        for k, p in zip(keys, leaves)
     ]
     return jax.tree.unflatten(tree, [p * f for p, f in zip(leaves, factors)])

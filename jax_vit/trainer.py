@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_vit.bridge import canonical_name, from_arrays, state_arrays, to_jax
-from jax_vit.results import LazyResult
 from jax_vit.optim import AdamState, clip_by_global_norm, make_optimizer, nudge
+from jax_vit.results import LazyResult
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import Counts, StepMetrics, TrainState
 from shared_vit.spec import canonical
@@ -26,7 +26,8 @@ from shared_vit.spec.recipe import Recipe
 
 
 class DeviceBatch(NamedTuple):
-    """A global batch on the mesh, in `parts` of which each device holds its rows: [parts, B / parts, ...]."""
+    """A global batch on the mesh, in `parts` of which each device holds its rows: [parts, B /
+    parts, ...]."""
 
     images: jax.Array
     labels: jax.Array
@@ -36,7 +37,8 @@ class DeviceBatch(NamedTuple):
 
 
 class Objective:
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the parameters' dtype."""
+    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the
+    parameters' dtype."""
 
     def __init__(self, graphdef: nnx.GraphDef, cfg: ModelConfig, dtype):
         self.graphdef = graphdef
@@ -81,7 +83,9 @@ class Trainer:
         self.params = self._to_mesh(self.paths, state.params)
         self.fixed = self._to_mesh(self.fixed_paths, state.params)
         adam, decay, lr = self.optimizer.init(self.params)
-        adam = AdamState(self._to_mesh(self.paths, state.exp_avg), self._to_mesh(self.paths, state.exp_avg_sq))
+        adam = AdamState(
+            self._to_mesh(self.paths, state.exp_avg), self._to_mesh(self.paths, state.exp_avg_sq)
+        )
         self.opt_state = (adam, decay, lr)
 
     def state(self) -> TrainState:
@@ -89,11 +93,13 @@ class Trainer:
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], TrainState]:
-        """`state` in two steps: a copy on the device now; its way to the host when the result is called, by any thread."""
+        """`state` in two steps: a copy on the device now; its way to the host when the result is
+        called, by any thread."""
         adam = self.opt_state[0]
         # One device's copies: a computation of this process alone may not touch those of others.
         copies = jax.tree.map(
-            lambda a: jnp.copy(a.addressable_data(0)), (self.params, self.fixed, adam.exp_avg, adam.exp_avg_sq)
+            lambda a: jnp.copy(a.addressable_data(0)),
+            (self.params, self.fixed, adam.exp_avg, adam.exp_avg_sq),
         )
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
         rest = dict(config=self.cfg, step=self.step, adam_count=self.adam_count)
@@ -113,12 +119,20 @@ class Trainer:
     def put(self, batch: Batch, parts: int | None = None) -> DeviceBatch:
         """Start copying this process's rows to its devices."""
         parts = parts or self.train.grad_accum
-        arrays = (batch.images, batch.labels, batch.weight.astype(self.dtype), batch.rows.astype(np.int32))
+        arrays = (
+            batch.images,
+            batch.labels,
+            batch.weight.astype(self.dtype),
+            batch.rows.astype(np.int32),
+        )
         split = (a.reshape(parts, -1, *a.shape[1:]) for a in arrays)
-        return DeviceBatch(*(jax.make_array_from_process_local_data(self.by_row, a) for a in split), batch.step)
+        return DeviceBatch(
+            *(jax.make_array_from_process_local_data(self.by_row, a) for a in split), batch.step
+        )
 
     def train_step(self, batch: DeviceBatch, lr: float, stop: bool = False) -> LazyResult:
-        """One update: forward and backward over the mesh's rows, in `grad_accum` parts, and the optimizer's step."""
+        """One update: forward and backward over the mesh's rows, in `grad_accum` parts, and the
+        optimizer's step."""
         keys = None
         if self.cfg.dropout:
             keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
@@ -154,7 +168,9 @@ class Trainer:
 
         if self.train.grad_accum == 1:
             drop = None if keys is None else (keys, rows[0])
-            loss, grads = jax.value_and_grad(self._part_loss)(params, fixed, images[0], labels[0], drop)
+            loss, grads = jax.value_and_grad(self._part_loss)(
+                params, fixed, images[0], labels[0], drop
+            )
         else:
             zero = (jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params))
             (loss, grads), _ = jax.lax.scan(add_part, zero, (images, labels, rows))
@@ -168,7 +184,9 @@ class Trainer:
         """Clip and step; also returns the norm before clipping."""
         lr, c1, c2 = scalars
         grads, norm = clip_by_global_norm(grads, self.train.clip)
-        updates, opt_state = self.optimizer.update(grads, opt_state, params, lr=lr, corrections=(c1, c2))
+        updates, opt_state = self.optimizer.update(
+            grads, opt_state, params, lr=lr, corrections=(c1, c2)
+        )
         params = optax.apply_updates(params, updates)
         if self.train.nudge is not None:
             params = nudge(params, self.train.nudge, step)
@@ -190,21 +208,33 @@ class Trainer:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
         before = jnp.arange(logits.shape[1]) < labels[:, None]
-        # How many classes come first, equal ones by number; a logit that is not a number is never right.
+        # How many classes come first, equal ones by number; a logit that is not a number is never
+        # right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
-        sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [(weight * losses).sum(), weight.sum()]
+        sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
+            (weight * losses).sum(),
+            weight.sum(),
+        ]
         return jnp.stack([*sums, stop.sum().astype(self.dtype)])
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of devices."""
         kind = self.mesh.devices.flat[0].device_kind
-        return {"framework": "jax", "version": jax.__version__, "device": kind, "devices": str(self.mesh.devices.size)}
+        return {
+            "framework": "jax",
+            "version": jax.__version__,
+            "device": kind,
+            "devices": str(self.mesh.devices.size),
+        }
 
     def _to_mesh(self, paths, arrays: dict[str, np.ndarray]) -> nnx.State:
         def leaf(path, name):
-            # A copy: the CPU back end may otherwise keep, and with donation overwrite, the caller's memory.
+            # A copy: the CPU back end may otherwise keep, and with donation overwrite, the caller's
+            # memory.
             array = np.array(to_jax(path, np.asarray(arrays[name], self.dtype)), order="C")
-            return jax.make_array_from_callback(array.shape, self.replicated, lambda index: array[index])
+            return jax.make_array_from_callback(
+                array.shape, self.replicated, lambda index: array[index]
+            )
 
         kind = nnx.Param if paths is self.paths else nnx.Variable
         return nnx.from_flat_state((path, kind(leaf(path, name))) for path, name in paths)

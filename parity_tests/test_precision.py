@@ -205,8 +205,9 @@ def test_the_outputs_of_modules_have_the_same_types():
     assert {types[f"blocks.0.{n}"] for n in ("attn", "mlp.fc1", "mlp")} == {"bfloat16"}
 
 
-def jax_product_in_bf16(x, kernel, bias, dtype, tf32):
-    return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
+def jax_product_in_bf16(x, kernel, bias, policy):
+    x, kernel, bias = (jnp.asarray(a).astype(policy.compute) for a in (x, kernel, bias))
+    return x @ kernel + bias
 
 
 def jax_residual_in_bf16(self, x, dropout, site):
@@ -215,7 +216,7 @@ def jax_residual_in_bf16(self, x, dropout, site):
 
 def test_a_wrong_type_in_jax_is_caught(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("jax_vit.model.product", jax_product_in_bf16)
+        patch.setattr("jax_vit.ops.product", jax_product_in_bf16)
         with pytest.raises(AssertionError):
             check_jax(jax_operations("bf16"), "bfloat16")
     with monkeypatch.context() as patch:
@@ -300,7 +301,7 @@ def test_bf16_errors_are_alike():
 
 
 def test_a_bias_added_in_bf16_is_caught(monkeypatch):
-    monkeypatch.setattr("jax_vit.model.product", jax_product_in_bf16)
+    monkeypatch.setattr("jax_vit.ops.product", jax_product_in_bf16)
     assert any("bias" in line for line in beyond_the_contract(*bf16_errors(WIDER)))
 
 

@@ -1,5 +1,9 @@
-"""Canonical NumPy arrays to and from the PyTorch model, and files by way of them."""
+"""Canonical NumPy arrays to and from the PyTorch model, and files by way of them.
 
+Twin of `jax_vit/bridge.py`.
+"""
+
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,46 +14,75 @@ from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
+from torch_vit.inputs import check_config
 from torch_vit.model import VisionTransformer
 
 
 def create(cfg: ModelConfig, seed: int = 0, precision: str = "fp32") -> VisionTransformer:
-    """A model with the first weights of `seed`, equal bit for bit to the Flax twin's. Raises UserError (see below)."""
+    """A model in eval mode with the first weights of `seed`, equal bit for bit to the Flax twin's.
+
+    Raises UserError for an unknown precision.
+    """
+    check_config(cfg)
     return from_arrays(cfg, init.draw(cfg, seed), precision)
 
 
-def from_arrays(cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32") -> VisionTransformer:
-    """A model with canonical arrays, cast to the parameters' dtype.
+def from_arrays(
+    cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32"
+) -> VisionTransformer:
+    """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
-    Raises UserError for missing, unknown or misshapen arrays and for an unknown precision.
+    Raises UserError for missing or unknown arrays, mismatched shapes, and an unknown precision.
     """
-    check_precision(precision)
+    model = abstract_model(cfg, precision)
     canonical.check(cfg, arrays)
-    with torch.device("meta"):
-        model = VisionTransformer(cfg, precision)
     dtype = PRECISIONS[precision].param
-    state = {name: torch.from_numpy(np.array(arrays[name], dtype, order="C")) for name in model.state_dict()}
-    model.load_state_dict(state, assign=True)
+
+    def filled(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(arrays[name], dtype, order="C"))
+
+    model.load_state_dict({name: filled(name) for name in model.state_dict()}, assign=True)
     return model
 
 
+def abstract_model(cfg: ModelConfig, precision: str) -> VisionTransformer:
+    """The model on the meta device. Raises UserError as `from_arrays` does."""
+    check_config(cfg)
+    with torch.device("meta"):
+        return VisionTransformer(cfg, precision)
+
+
 def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """The model's configuration and copies of its arrays, in canonical names, order and layouts."""
+    """The model's configuration and copies of its arrays, in canonical names, order and layouts.
+
+    Raises UserError for anything but a `torch_vit.VisionTransformer`.
+    """
+    if not isinstance(model, VisionTransformer):
+        kind = type(model)
+        raise UserError(
+            f"this is a {kind.__module__}.{kind.__qualname__}, not a torch_vit.VisionTransformer: "
+            "save a Flax model by jax_vit.save"
+        )
     state = model.state_dict()
-    return model.cfg, {name: state[name].cpu().numpy().copy() for name in canonical.shapes(model.cfg)}
+    return model.cfg, {
+        name: state[name].cpu().numpy().copy() for name in canonical.shapes(model.cfg)
+    }
 
 
-def load(path, precision: str = "fp32", num_heads: int | None = None) -> VisionTransformer:
-    """A model from a weight file of any known format. Raises UserError for a file that is none, or not whole."""
+def load(
+    path: str | os.PathLike, precision: str = "fp32", num_heads: int | None = None
+) -> VisionTransformer:
+    """A model in eval mode from a weight file of any known format.
+
+    `num_heads` is for files that do not say. Raises UserError for a file of no known format, and
+    for a damaged one.
+    """
     return from_arrays(*weights.read(path, num_heads=num_heads), precision)
 
 
-def save(model: VisionTransformer, path) -> None:
-    """Write the model to `path` as a canonical weight file, which both twins load."""
+def save(model: VisionTransformer, path: str | os.PathLike) -> None:
+    """Write the model to `path` as a canonical weight file, which both twins load.
+
+    Raises UserError for anything but a `torch_vit.VisionTransformer`.
+    """
     weights.write(path, *to_arrays(model))
-
-
-def check_precision(precision: str) -> None:
-    """Raise UserError for an unknown precision."""
-    if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")

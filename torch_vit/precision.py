@@ -1,12 +1,26 @@
-"""Process-wide switches of torch's back ends that the precision policy needs."""
+"""The precision policy by name, and torch's switches that it needs.
+
+Twin of `jax_vit/precision.py`.
+"""
 
 import torch
 
+from shared_vit.errors import UserError
+from shared_vit.spec.precision import PRECISIONS, Policy
+
+
+def policy_of(precision: str) -> Policy:
+    """The policy of a precision's name. Raises UserError for an unknown one."""
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
 
 def set_backend_precision(precision: str) -> None:
-    """Full float32 products unless tf32 is asked for, and sums of low-precision products in float32, always.
+    """Set this process's switches: full float32 products unless tf32 is asked for.
 
-    The model makes no convolution call, so cuDNN's own TF32 switch does not matter.
+    Sums of low-precision products are float32, always. The model makes no convolution call, so
+    cuDNN's own TF32 switch does not matter.
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 
 class LazyResult:
-    """`get()` is `finish` of the floats: `summed` scalars, added up over all processes, then `own` scalars."""
+    """`get()` is `finish` of the floats: `summed` scalars, added up over all processes, then `own`
+    scalars."""
 
     def __init__(self, summed: list[torch.Tensor], own: list[torch.Tensor], finish: Callable):
         self.finish = finish
@@ -16,7 +17,8 @@ class LazyResult:
         on_gpu = sums.is_cuda
         self.work = None
         if dist.is_initialized():
-            # On a GPU the call only queues; on a CPU it would wait for the slowest process, so it goes on by itself.
+            # On a GPU the call only queues; on a CPU it would wait for the slowest process, so it
+            # goes on by itself.
             self.work = dist.all_reduce(sums, async_op=not on_gpu)
         self.values = (
             torch.cat([sums, *(x.reshape(1).to(sums.dtype) for x in self.own)]) if on_gpu else sums

@@ -19,10 +19,10 @@ from shared_vit.spec.pixels import normalization
 from shared_vit.spec.recipe import Recipe
 from torch_vit.bridge import from_arrays
 from torch_vit.dropout import to_keys
-from torch_vit.results import LazyResult
 from torch_vit.model import VisionTransformer
 from torch_vit.optim import clip_by_global_norm, make_optimizer, nudge
 from torch_vit.precision import set_backend_precision
+from torch_vit.results import LazyResult
 
 
 class DeviceBatch(NamedTuple):
@@ -36,7 +36,8 @@ class DeviceBatch(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the parameters' dtype."""
+    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the
+    parameters' dtype."""
 
     def __init__(self, model: VisionTransformer):
         super().__init__()
@@ -56,7 +57,9 @@ class Objective(nn.Module):
 class Trainer:
     """One model and its optimizer on one device, in step with those of the other processes."""
 
-    def __init__(self, state: TrainState, train: Recipe, device: torch.device, compile: bool = False):
+    def __init__(
+        self, state: TrainState, train: Recipe, device: torch.device, compile: bool = False
+    ):
         set_backend_precision(train.precision)
         self.cfg, self.train, self.device = state.config, train, device
         self.process = dist.get_rank() if dist.is_initialized() else 0
@@ -93,11 +96,16 @@ class Trainer:
             self.optimizer.state[p] = {
                 "step": torch.tensor(float(state.adam_count), device=self.device),
                 "exp_avg": torch.tensor(state.exp_avg[name], device=self.device, dtype=p.dtype),
-                "exp_avg_sq": torch.tensor(state.exp_avg_sq[name], device=self.device, dtype=p.dtype),
+                "exp_avg_sq": torch.tensor(
+                    state.exp_avg_sq[name], device=self.device, dtype=p.dtype
+                ),
             }
         if self.scaler is not None and state.scaler is not None:
             values = self.scaler.state_dict()
-            values["scale"], values["_growth_tracker"] = state.scaler["scale"], int(state.scaler["growth_tracker"])
+            values["scale"], values["_growth_tracker"] = (
+                state.scaler["scale"],
+                int(state.scaler["growth_tracker"]),
+            )
             self.scaler.load_state_dict(values)
 
     def state(self) -> TrainState:
@@ -105,18 +113,22 @@ class Trainer:
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], TrainState]:
-        """`state` in two steps: a copy on the device now; its way to the host when the result is called, by any thread."""
+        """`state` in two steps: a copy on the device now; its way to the host when the result is
+        called, by any thread."""
         moments = {n: self.optimizer.state[p] for n, p in self.model.named_parameters()}
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
         counts = {int(m["step"].item()) for m in moments.values()}
         scaler = self.scaler.state_dict() if self.scaler is not None else None
         params = {n: p.detach().clone() for n, p in self.model.state_dict().items()}
-        exp_avg, exp_avg_sq = ({n: moments[n][k].clone() for n in names} for k in ("exp_avg", "exp_avg_sq"))
+        exp_avg, exp_avg_sq = (
+            {n: moments[n][k].clone() for n in names} for k in ("exp_avg", "exp_avg_sq")
+        )
         rest = dict(
             config=self.cfg,
             step=self.step,
             adam_count=counts.pop(),
-            scaler=scaler and {"scale": scaler["scale"], "growth_tracker": scaler["_growth_tracker"]},
+            scaler=scaler
+            and {"scale": scaler["scale"], "growth_tracker": scaler["_growth_tracker"]},
         )
         return lambda: TrainState(
             params={n: params[n].cpu().numpy() for n in canonical.shapes(rest["config"])},
@@ -128,18 +140,27 @@ class Trainer:
     def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to the device."""
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
-        return DeviceBatch(*(self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays), batch.step)
+        return DeviceBatch(
+            *(self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays),
+            batch.step,
+        )
 
     def train_step(self, batch: DeviceBatch, lr: float, stop: bool = False) -> LazyResult:
-        """One update: forward and backward over this process's rows, in `grad_accum` parts, and the optimizer's step."""
+        """One update: forward and backward over this process's rows, in `grad_accum` parts, and the
+        optimizer's step."""
         keys = None
         if self.cfg.dropout:
-            keys = self._to_device(to_keys(dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)))
+            keys = self._to_device(
+                to_keys(dropout.site_keys(self.train.seed, batch.step, self.cfg.depth))
+            )
         parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels, batch.rows)]
         total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
         for i, (images, labels, rows) in enumerate(zip(*parts)):
             with self._no_sync() if i + 1 < self.train.grad_accum else nullcontext():
-                loss = self.compute_loss(images, labels, None if keys is None else (keys, rows)) / self.train.batch_size
+                loss = (
+                    self.compute_loss(images, labels, None if keys is None else (keys, rows))
+                    / self.train.batch_size
+                )
                 total += loss.detach()
                 # DDP divides the sum over processes by their number, which the loss takes back.
                 loss = loss * self.num_processes
@@ -173,33 +194,55 @@ class Trainer:
     @torch.no_grad()
     def eval_step(self, batch: DeviceBatch, stop: bool = False) -> LazyResult:
         """Counts over the global batch; examples of weight 0 do not count."""
-        logits, labels, weight = self.compute_logits(batch.images), batch.labels, batch.weight.to(self.objective.scale)
+        logits, labels, weight = (
+            self.compute_logits(batch.images),
+            batch.labels,
+            batch.weight.to(self.objective.scale),
+        )
         losses = F.cross_entropy(logits, labels, reduction="none")
         own = logits.gather(1, labels[:, None])
         before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-        # How many classes come first, equal ones by number; a logit that is not a number is never right.
+        # How many classes come first, equal ones by number; a logit that is not a number is never
+        # right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
-        sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [(weight * losses).sum(), weight.sum()]
+        sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
+            (weight * losses).sum(),
+            weight.sum(),
+        ]
         asked = torch.full_like(sums[0], float(stop))
         return LazyResult([*sums, asked], [], lambda v: Counts(*v[:4], stop=v[4] > 0))
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of processes."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"framework": "torch", "version": torch.__version__, "device": name, "devices": str(self.num_processes)}
+        return {
+            "framework": "torch",
+            "version": torch.__version__,
+            "device": name,
+            "devices": str(self.num_processes),
+        }
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Without waiting for what the device is doing, which a copy from memory that is not pinned would."""
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        """Without waiting for what the device is doing, which a copy from memory that is not pinned
+        would."""
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor
+        )
 
     def _no_sync(self):
         return self.compute_loss.no_sync() if self.num_processes > 1 else nullcontext()
 
     def _settle_buckets(self) -> None:
-        """One backward pass on zeros. DDP regroups its buckets after its first, and with them the order in which it sums:
-        without this, a resumed run of three processes or more would differ by rounding from one that was not stopped."""
+        """One backward pass on zeros. DDP regroups its buckets after its first, and with them the
+        order in which it sums:
+        without this, a resumed run of three processes or more would differ by rounding from one
+        that was not stopped."""
         part = self.train.batch_size // self.num_processes // self.train.grad_accum
-        images = torch.zeros(part, self.cfg.image_size, self.cfg.image_size, 3, dtype=torch.uint8, device=self.device)
+        images = torch.zeros(
+            part, self.cfg.image_size, self.cfg.image_size, 3, dtype=torch.uint8, device=self.device
+        )
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
         keys = None
         if self.cfg.dropout:

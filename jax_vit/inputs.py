@@ -1,0 +1,55 @@
+"""Checks of what a caller hands to the model. Twin of `torch_vit/inputs.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_vit.dropout import Dropout
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+
+if TYPE_CHECKING:
+    from jax_vit.model import VisionTransformer
+
+
+def check_config(cfg: object) -> None:
+    """Raise UserError unless `cfg` is a ModelConfig."""
+    if not isinstance(cfg, ModelConfig):
+        raise UserError(
+            f"a model is made from a ModelConfig, not from {cfg!r}: "
+            'shared_vit.model_config("vit_b16") gives that of a named model'
+        )
+
+
+def check_inputs(model: VisionTransformer, images: jax.Array, dropout: Dropout) -> None:
+    """Raise UserError unless `images` are what `model` takes, and `dropout` is there in train mode."""
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise UserError(
+            f"images are a {type(images).__name__}, and jax_vit takes arrays of JAX or NumPy"
+        )
+    shape, side = tuple(images.shape), model.cfg.image_size
+    if len(shape) != 4 or shape[3] != 3:
+        mend = ""
+        if len(shape) == 4 and shape[1] == 3:
+            mend = ", which images.transpose(0, 2, 3, 1) makes of PyTorch's layout"
+        raise UserError(f"images are {shape}, and jax_vit takes [batch, height, width, 3]{mend}")
+    if shape[1:3] != (side, side):
+        raise UserError(
+            f"images are {shape[1]} x {shape[2]} px, and this model takes {side} x {side}: resize "
+            "them, "
+            "or adapt the weights by `twinvit convert --image_size`"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"images are {images.dtype}, and the model takes normalised floats: "
+            "(images / 255 - mean) / std by cfg.mean and cfg.std"
+        )
+    if not model.deterministic and model.cfg.dropout > 0 and dropout is None:
+        raise UserError(
+            f"the model is in train mode and its dropout is {model.cfg.dropout}: call it with "
+            "dropout=(keys, rows), or after model.eval() for no dropout"
+        )

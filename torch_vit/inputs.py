@@ -1,0 +1,51 @@
+"""Checks of what a caller hands to the model. Twin of `jax_vit/inputs.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from torch_vit.dropout import Dropout
+
+if TYPE_CHECKING:
+    from torch_vit.model import VisionTransformer
+
+
+def check_config(cfg: object) -> None:
+    """Raise UserError unless `cfg` is a ModelConfig."""
+    if not isinstance(cfg, ModelConfig):
+        raise UserError(
+            f"a model is made from a ModelConfig, not from {cfg!r}: "
+            'shared_vit.model_config("vit_b16") gives that of a named model'
+        )
+
+
+def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropout) -> None:
+    """Raise UserError unless `images` are what `model` takes, and `dropout` is there in train mode."""
+    if not isinstance(images, torch.Tensor):
+        raise UserError(f"images are a {type(images).__name__}, and torch_vit takes torch.Tensor")
+    shape, side = tuple(images.shape), model.cfg.image_size
+    if len(shape) != 4 or shape[1] != 3:
+        mend = ""
+        if len(shape) == 4 and shape[3] == 3:
+            mend = ", which images.permute(0, 3, 1, 2) makes of JAX's layout"
+        raise UserError(f"images are {shape}, and torch_vit takes [batch, 3, height, width]{mend}")
+    if shape[2:] != (side, side):
+        raise UserError(
+            f"images are {shape[2]} x {shape[3]} px, and this model takes {side} x {side}: resize "
+            "them, "
+            "or adapt the weights by `twinvit convert --image_size`"
+        )
+    if not images.is_floating_point():
+        raise UserError(
+            f"images are {images.dtype}, and the model takes normalised floats: "
+            "(images / 255 - mean) / std by cfg.mean and cfg.std"
+        )
+    if model.training and model.cfg.dropout > 0 and dropout is None:
+        raise UserError(
+            f"the model is in train mode and its dropout is {model.cfg.dropout}: call it with "
+            "dropout=(keys, rows), or after model.eval() for no dropout"
+        )

@@ -1,0 +1,94 @@
+"""Layers and operations by the precision policy of `shared_vit.config.Policy`.
+
+Twin of `jax_vit/ops.py`. Sums of products and the bias are float32 or more inside torch's kernels;
+TF32 is a switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared_vit.spec.precision import Policy
+
+
+def parameter(shape: tuple[int, ...], policy: Policy, trained: bool = True) -> Tensor:
+    """A tensor of zeros in the parameters' dtype, which the optimizer moves if `trained`."""
+    zeros = torch.zeros(shape, dtype=dtype_of(policy.param))
+    return nn.Parameter(zeros) if trained else nn.Buffer(zeros)
+
+
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """x in another dtype, given by its name in a Policy."""
+    return x.to(dtype_of(dtype))
+
+
+class Linear(nn.Linear):
+    """x [..., in] -> [..., out] by `product`; weight [out, in] and bias [out], zero until set."""
+
+    def __init__(self, in_features: int, out_features: int, policy: Policy):
+        super().__init__(in_features, out_features, dtype=dtype_of(policy.param))
+        self.policy = policy
+
+    def reset_parameters(self) -> None:
+        _zero(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight, self.bias, self.policy)
+
+
+class Conv(nn.Conv2d):
+    """The weights of a convolution of stride `size`: weight [out, in, size, size] and bias [out],
+    zero until set."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, policy: Policy):
+        super().__init__(in_channels, out_channels, size, size, dtype=dtype_of(policy.param))
+
+    def reset_parameters(self) -> None:
+        _zero(self)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al.
+
+    2016) in the parameters' dtype; the scale is one and the bias zero until set.
+    """
+
+    def __init__(self, width: int, eps: float, policy: Policy):
+        super().__init__(width, eps, dtype=dtype_of(policy.param))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor, policy: Policy) -> Tensor:
+    """x [..., in] times weight [out, in] plus bias [out].
+
+    Inputs are rounded to the compute dtype, the sum and the bias are float32 or more, and the
+    result is rounded once to the compute dtype.
+    """
+    return F.linear(*(cast(t, policy.compute) for t in (x, weight, bias)))
+
+
+def gelu(x: Tensor, approximate: bool) -> Tensor:
+    """GELU (Hendrycks and Gimpel 2016) in the dtype of x, computed in float32 or more.
+
+    `approximate` takes the tanh form, else the erf form.
+    """
+    return F.gelu(x, approximate="tanh" if approximate else "none")
+
+
+def attention(qkv: Tensor, policy: Policy) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
+
+    Scores are scaled before the softmax, which is float32 or more.
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that a Policy names."""
+    return getattr(torch, name)
+
+
+def _zero(layer: nn.Linear | nn.Conv2d) -> None:
+    """Unset weights: torch's own first weights would be drawn only to be overwritten."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

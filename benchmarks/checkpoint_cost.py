@@ -21,7 +21,7 @@ import numpy as np
 
 from shared_vit.data.batch import Batch
 from shared_vit.run import checkpoint
-from shared_vit.run.state import first_state
+from shared_vit.run.state import StepScalars, first_state
 from shared_vit.spec import init
 from shared_vit.spec.recipe import PRESETS, build_model_config
 
@@ -61,7 +61,7 @@ def measure(twin: str, cfg, trainer, stretch: int, folder: Path) -> float:
     def steps(count: int, save: bool) -> float:
         begin = time.perf_counter()
         for i in range(count):
-            in_flight.append(trainer.train_step(batch, 1e-4))
+            in_flight.append(trainer.train_step(batch, StepScalars(1e-4)))
             while len(in_flight) > LAG:
                 in_flight.popleft().get()
             if save and i == 0:

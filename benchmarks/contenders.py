@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from shared_vit.data.batch import Batch
-from shared_vit.run.state import first_state
+from shared_vit.run.state import StepScalars, first_state
 from shared_vit.spec import init
 from shared_vit.spec.config import model_config
 from shared_vit.spec.pixels import normalization
@@ -96,7 +96,7 @@ class Jax(Contender):
         self.result = self.output = None
 
     def step(self) -> None:
-        self.result = self.trainer.train_step(self.on_device, LR)
+        self.result = self.trainer.train_step(self.on_device, StepScalars(LR))
 
     def infer(self) -> None:
         self.output = self.logits(self.trainer.params, self.trainer.fixed, self.on_device.images[0])
@@ -140,7 +140,7 @@ class TorchTwin(Torch):
         self.on_device = self.trainer.put(self.batch)
 
     def step(self) -> None:
-        self.trainer.train_step(self.on_device, LR)
+        self.trainer.train_step(self.on_device, StepScalars(LR))
 
     def infer(self) -> None:
         with self.torch.no_grad():

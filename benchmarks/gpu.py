@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shared_vit.data.batch import Batch  # noqa: E402
 from shared_vit.run.schedule import learning_rate  # noqa: E402
+from shared_vit.run.state import StepScalars  # noqa: E402
+from shared_vit.spec import canonical  # noqa: E402
 from shared_vit.spec.config import model_config  # noqa: E402
 from shared_vit.spec.recipe import TrainConfig  # noqa: E402
-from shared_vit.weights import canonical  # noqa: E402
 
 PARTS = ["parity", "cifar", "seeds", "speed"]
 PRECISIONS = {"jax": ["fp64", "fp32", "tf32", "bf16"], "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"]}
@@ -240,7 +241,7 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
                 augment(images[rows], int(seed), step), labels[rows], np.ones(size, np.float32), np.arange(size), step
             )
             lr = learning_rate(step, steps, cfg.lr, cfg.warmup_steps)
-            in_flight.append(trainer.train_step(trainer.put(batch), lr))
+            in_flight.append(trainer.train_step(trainer.put(batch), StepScalars(lr)))
             read(2)
         read(0)
         training += time.perf_counter() - begin

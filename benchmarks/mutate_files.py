@@ -70,8 +70,8 @@ class Case:
         path = self.folder / self.entry
         if self.name == "checkpoint":
             state, extra = checkpoint.load(path)
-            numbers = [state.step, state.adam_count, extra["epoch"], extra["seed"]]
-            groups = (state.params, state.exp_avg, state.exp_avg_sq)
+            numbers = [state.step, *state.scalars.values(), extra["epoch"], extra["seed"]]
+            groups = (state.params, *state.slots.values())
             return [np.array(numbers), *(np.asarray(a) for arrays in groups for a in arrays.values())]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -86,9 +86,9 @@ def own_cases(folder: Path) -> list[Case]:
     """A checkpoint and a weight file of this project, with values that are all different."""
     rng = np.random.default_rng(0)
     state = first_state(MODEL, init.draw(MODEL, 0), "fp32")
-    for arrays in (state.params, state.exp_avg, state.exp_avg_sq):
+    for arrays in (state.params, *state.slots.values()):
         arrays.update({n: rng.random(a.shape).astype(np.float32) for n, a in arrays.items()})
-    state.step = state.adam_count = 12345
+    state.step = state.scalars["adam_count"] = 12345
     (folder / "own/step").mkdir(parents=True)
     checkpoint.write(folder / "own/step", state, {"epoch": 2.5, "seed": 7})
     weights.write(folder / "own/weights.safetensors", MODEL, state.params)

@@ -1,7 +1,7 @@
 """Trainer: the arithmetic of a training run in JAX. Read it beside `torch_vit/trainer.py`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_vit.bridge import canonical_name, from_arrays, state_arrays, to_jax
-from jax_vit.optim import AdamState, clip_by_global_norm, make_optimizer, nudge
+from jax_vit.bridge import Path, abstract_model, canonical_name, state_arrays, to_jax
+from jax_vit.dropout import Dropout
+from jax_vit.optim import clip_by_global_norm, global_norm, make_optimizer, nudge
 from jax_vit.results import LazyResult
 from shared_vit.data.batch import Batch
-from shared_vit.run.state import Counts, StepMetrics, TrainState
+from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.adam import BETA1, BETA2
@@ -29,10 +31,10 @@ class DeviceBatch(NamedTuple):
     """A global batch on the mesh, in `parts` of which each device holds its rows: [parts, B /
     parts, ...]."""
 
-    images: jax.Array
-    labels: jax.Array
-    weight: jax.Array
-    rows: jax.Array
+    images: Array
+    labels: Array
+    weight: Array
+    rows: Array
     step: int
 
 
@@ -40,15 +42,24 @@ class Objective:
     """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the
     parameters' dtype."""
 
-    def __init__(self, graphdef: nnx.GraphDef, cfg: ModelConfig, dtype):
+    def __init__(self, graphdef: nnx.GraphDef, cfg: ModelConfig, dtype: np.dtype):
         self.graphdef = graphdef
         self.scale, self.shift = (a.astype(dtype) for a in normalization(cfg))
 
-    def __call__(self, params, fixed, images, labels, dropout=None):
+    def __call__(
+        self,
+        params: nnx.State,
+        fixed: nnx.State,
+        images: Array,
+        labels: Array,
+        dropout: Dropout = None,
+    ) -> Array:
         logits = self.logits(params, fixed, images, dropout)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
-    def logits(self, params, fixed, images, dropout=None):
+    def logits(
+        self, params: nnx.State, fixed: nnx.State, images: Array, dropout: Dropout = None
+    ) -> Array:
         x = images.astype(self.scale.dtype) * self.scale + self.shift
         return nnx.merge(self.graphdef, params, fixed)(x, dropout)
 
@@ -59,92 +70,83 @@ class Trainer:
     def __init__(self, state: TrainState, train: Recipe, mesh: Mesh):
         self.cfg, self.train, self.mesh = state.config, train, mesh
         self.process, self.num_processes = jax.process_index(), jax.process_count()
-        self.compile_seconds = None
+        self.compile_seconds: float | None = None
         self.dtype = np.dtype(PRECISIONS[train.precision].param)
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.by_row = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.by_device = NamedSharding(mesh, PartitionSpec("data"))
-        model = from_arrays(state.config, state.params, train.precision)
+        model = abstract_model(state.config, train.precision)
         graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
         self.objective = Objective(graphdef, state.config, self.dtype)
-        self.names = nnx.map_state(lambda path, _: canonical_name(path), params)
         self.paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(params)]
+        names = nnx.from_flat_state((path, nnx.Param(name)) for path, name in self.paths)
         self.fixed_paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(fixed)]
-        self.optimizer = make_optimizer(self.names, train.weight_decay)
+        self.optimizer = make_optimizer(names, train.weight_decay)
         self.compute_step = jax.jit(self._step, donate_argnums=(0, 1))
+        self.compute_gradients = jax.jit(self._gradients, out_shardings=self.replicated)
+        self.compute_update = jax.jit(self._update, donate_argnums=(0, 1))
         self.compute_counts = jax.jit(self._counts)
-        self.compiled_step = None
+        self.compiled_step: Callable | None = None
         self.load(state)
 
     def load(self, state: TrainState) -> None:
         """Take over a state; raises UserError unless its arrays fit the model."""
         canonical.check(self.cfg, state.params)
-        self.step, self.adam_count = state.step, state.adam_count
+        self.step, self.adam_count = state.step, int(state.scalars["adam_count"])
         self.params = self._to_mesh(self.paths, state.params)
         self.fixed = self._to_mesh(self.fixed_paths, state.params)
-        adam, decay, lr = self.optimizer.init(self.params)
-        adam = AdamState(
-            self._to_mesh(self.paths, state.exp_avg), self._to_mesh(self.paths, state.exp_avg_sq)
-        )
-        self.opt_state = (adam, decay, lr)
+        self.slots = {
+            slot: self._to_mesh(self.paths, arrays) for slot, arrays in state.slots.items()
+        }
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], TrainState]:
-        """`state` in two steps: a copy on the device now; its way to the host when the result is
-        called, by any thread."""
-        adam = self.opt_state[0]
+        """`state` in two steps: a copy on the device now, and its way to the host later.
+
+        The second is the call of the result, by any thread.
+        """
         # One device's copies: a computation of this process alone may not touch those of others.
-        copies = jax.tree.map(
-            lambda a: jnp.copy(a.addressable_data(0)),
-            (self.params, self.fixed, adam.exp_avg, adam.exp_avg_sq),
+        params, fixed, slots = jax.tree.map(
+            lambda a: jnp.copy(a.addressable_data(0)), (self.params, self.fixed, self.slots)
         )
-        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        rest = dict(config=self.cfg, step=self.step, adam_count=self.adam_count)
+        cfg, step, scalars = self.cfg, self.step, {"adam_count": self.adam_count}
 
         def fetch() -> TrainState:
-            params, fixed, exp_avg, exp_avg_sq = map(state_arrays, copies)
-            params |= fixed
+            arrays = state_arrays(params) | state_arrays(fixed)
             return TrainState(
-                params={n: params[n] for n in canonical.shapes(rest["config"])},
-                exp_avg={n: exp_avg[n] for n in names},
-                exp_avg_sq={n: exp_avg_sq[n] for n in names},
-                **rest,
+                config=cfg,
+                step=step,
+                params={n: arrays[n] for n in canonical.shapes(cfg)},
+                slots={slot: self._in_order(state_arrays(tree)) for slot, tree in slots.items()},
+                scalars=scalars,
             )
 
         return fetch
 
-    def put(self, batch: Batch, parts: int | None = None) -> DeviceBatch:
+    def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to its devices."""
-        parts = parts or self.train.grad_accum
-        arrays = (
-            batch.images,
-            batch.labels,
-            batch.weight.astype(self.dtype),
-            batch.rows.astype(np.int32),
+        weight, rows = batch.weight.astype(self.dtype), batch.rows.astype(np.int32)
+        parts = self.train.grad_accum
+        split = (
+            a.reshape(parts, -1, *a.shape[1:]) for a in (batch.images, batch.labels, weight, rows)
         )
-        split = (a.reshape(parts, -1, *a.shape[1:]) for a in arrays)
-        return DeviceBatch(
-            *(jax.make_array_from_process_local_data(self.by_row, a) for a in split), batch.step
-        )
+        arrays = (jax.make_array_from_process_local_data(self.by_row, a) for a in split)
+        return DeviceBatch(*arrays, batch.step)
 
-    def train_step(self, batch: DeviceBatch, lr: float, stop: bool = False) -> LazyResult:
-        """One update: forward and backward over the mesh's rows, in `grad_accum` parts, and the
-        optimizer's step."""
-        keys = None
-        if self.cfg.dropout:
-            keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
-        count = self.adam_count + 1
-        scalars = np.array([lr, 1 - BETA1**count, 1 - BETA2**count], self.dtype)
+    def train_step(
+        self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
+    ) -> LazyResult:
+        """One update: `gradients`, in `grad_accum` parts, and `update`, compiled as one."""
         args = (
             self.params,
-            self.opt_state,
+            self.slots,
             self.fixed,
             batch[:4],
-            keys,
-            scalars,
+            self._keys(batch),
+            self._to_scalars(scalars),
             np.uint32(self.step),
             self._flag(stop),
         )
@@ -152,45 +154,71 @@ class Trainer:
             begin = time.perf_counter()
             self.compiled_step = self.compute_step.lower(*args).compile()
             self.compile_seconds = time.perf_counter() - begin
-        self.params, self.opt_state, values = self.compiled_step(*args)
-        self.step, self.adam_count = self.step + 1, count
+        self.params, self.slots, values = self.compiled_step(*args)
+        self.step, self.adam_count = self.step + 1, self.adam_count + 1
         return LazyResult(values, self._to_metrics)
 
-    def _step(self, params, opt_state, fixed, batch, keys, scalars, step, stop):
-        """The compiled part of `train_step`: (params, optimizer state, [loss, stop, norm])."""
+    def gradients(self, batch: DeviceBatch) -> tuple[LazyResult, dict[str, np.ndarray]]:
+        """The metrics that `train_step` would return, and the gradients that it would clip.
+
+        The gradients are those of the global mean loss, {canonical name: array on the host}, in
+        canonical layout and the parameters' dtype. Nothing moves.
+        """
+        args = (self.params, self.fixed, batch[:4], self._keys(batch))
+        grads, values = self.compute_gradients(*args)
+        return LazyResult(values, self._to_metrics), self._in_order(state_arrays(grads))
+
+    def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
+        """Clip and step on given gradients of the global mean loss, as `gradients` returns them."""
+        tree = self._to_mesh(self.paths, grads)
+        args = (self.params, self.slots, tree, self._to_scalars(scalars), np.uint32(self.step))
+        self.params, self.slots, _ = self.compute_update(*args)
+        self.step, self.adam_count = self.step + 1, self.adam_count + 1
+
+    def _step(self, params, slots, fixed, batch, keys, scalars, step, stop):
+        """The compiled part of `train_step`: (params, slots, [loss, stop, norm])."""
+        loss, grads = self._backward(params, fixed, batch, keys)
+        params, slots, norm = self._update(params, slots, grads, scalars, step)
+        return params, slots, jnp.stack([loss, stop.sum().astype(self.dtype), norm])
+
+    def _gradients(self, params, fixed, batch, keys):
+        """The compiled part of `gradients`: (gradients, [loss, 0, norm])."""
+        loss, grads = self._backward(params, fixed, batch, keys)
+        return grads, jnp.stack([loss, jnp.zeros_like(loss), global_norm(grads)])
+
+    def _backward(self, params, fixed, batch, keys):
+        """The loss and its gradients, summed over the parts of the batch."""
         images, labels, _, rows = batch
 
         def add_part(carry, part):
-            images, labels, rows = part
-            drop = None if keys is None else (keys, rows)
-            loss, grads = jax.value_and_grad(self._part_loss)(params, fixed, images, labels, drop)
-            return jax.tree.map(jnp.add, carry, (loss, grads)), None
+            return jax.tree.map(
+                jnp.add, carry, self._backward_part(params, fixed, keys, part)
+            ), None
 
         if self.train.grad_accum == 1:
-            drop = None if keys is None else (keys, rows[0])
-            loss, grads = jax.value_and_grad(self._part_loss)(
-                params, fixed, images[0], labels[0], drop
-            )
-        else:
-            zero = (jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params))
-            (loss, grads), _ = jax.lax.scan(add_part, zero, (images, labels, rows))
-        params, opt_state, norm = self._update(params, opt_state, grads, scalars, step)
-        return params, opt_state, jnp.stack([loss, stop.sum().astype(self.dtype), norm])
+            return self._backward_part(params, fixed, keys, (images[0], labels[0], rows[0]))
+        zero = (jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add_part, zero, (images, labels, rows))[0]
 
-    def _part_loss(self, params, fixed, images, labels, drop):
-        return self.objective(params, fixed, images, labels, drop) / self.train.batch_size
+    def _backward_part(self, params, fixed, keys, part):
+        """The loss and its gradients of a part, as its share of the global mean."""
+        images, labels, rows = part
+        drop = None if keys is None else (keys, rows)
 
-    def _update(self, params, opt_state, grads, scalars, step):
-        """Clip and step; also returns the norm before clipping."""
+        def loss(params):
+            return self.objective(params, fixed, images, labels, drop) / self.train.batch_size
+
+        return jax.value_and_grad(loss)(params)
+
+    def _update(self, params, slots, grads, scalars, step):
+        """The compiled part of `update`: (params, slots, norm before clipping)."""
         lr, c1, c2 = scalars
         grads, norm = clip_by_global_norm(grads, self.train.clip)
-        updates, opt_state = self.optimizer.update(
-            grads, opt_state, params, lr=lr, corrections=(c1, c2)
-        )
+        updates, slots = self.optimizer.update(grads, slots, params, lr=lr, corrections=(c1, c2))
         params = optax.apply_updates(params, updates)
         if self.train.nudge is not None:
             params = nudge(params, self.train.nudge, step)
-        return params, opt_state, norm
+        return params, slots, norm
 
     def _to_metrics(self, values: list[float]) -> StepMetrics:
         loss, asked, norm = values
@@ -201,7 +229,7 @@ class Trainer:
         values = self.compute_counts(self.params, self.fixed, batch[:4], self._flag(stop))
         return LazyResult(values, lambda v: Counts(*v[:4], stop=v[4] > 0))
 
-    def _counts(self, params, fixed, batch, stop):
+    def _counts(self, params, fixed, batch, stop) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""
         images, labels, weight, _ = (a.reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)
@@ -219,26 +247,37 @@ class Trainer:
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of devices."""
-        kind = self.mesh.devices.flat[0].device_kind
-        return {
-            "framework": "jax",
-            "version": jax.__version__,
-            "device": kind,
-            "devices": str(self.mesh.devices.size),
-        }
+        kind, count = self.mesh.devices.flat[0].device_kind, self.mesh.devices.size
+        versions = {"framework": "jax", "version": jax.__version__}
+        return versions | {"device": kind, "devices": str(count)}
 
-    def _to_mesh(self, paths, arrays: dict[str, np.ndarray]) -> nnx.State:
-        def leaf(path, name):
+    def _keys(self, batch: DeviceBatch) -> np.ndarray | None:
+        """The keys of the step's dropout masks; None without dropout."""
+        if not self.cfg.dropout:
+            return None
+        return dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
+
+    def _to_scalars(self, scalars: StepScalars) -> np.ndarray:
+        """The learning rate and Adam's bias corrections, computed in float64."""
+        count = self.adam_count + 1
+        return np.array([scalars.lr, 1 - BETA1**count, 1 - BETA2**count], self.dtype)
+
+    def _in_order(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Those of the trained parameters, in canonical order."""
+        return {n: arrays[n] for n in canonical.trained(self.cfg, canonical.shapes(self.cfg))}
+
+    def _to_mesh(
+        self, paths: list[tuple[Path, str]], arrays: Mapping[str, np.ndarray]
+    ) -> nnx.State:
+        def leaf(path: Path, name: str) -> Array:
             # A copy: the CPU back end may otherwise keep, and with donation overwrite, the caller's
             # memory.
             array = np.array(to_jax(path, np.asarray(arrays[name], self.dtype)), order="C")
-            return jax.make_array_from_callback(
-                array.shape, self.replicated, lambda index: array[index]
-            )
+            return jax.make_array_from_callback(array.shape, self.replicated, lambda i: array[i])
 
         kind = nnx.Param if paths is self.paths else nnx.Variable
         return nnx.from_flat_state((path, kind(leaf(path, name))) for path, name in paths)
 
-    def _flag(self, stop: bool) -> jax.Array:
+    def _flag(self, stop: bool) -> Array:
         local = np.full(len(self.mesh.local_devices), stop, np.int32)
         return jax.make_array_from_process_local_data(self.by_device, local)

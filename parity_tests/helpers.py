@@ -12,7 +12,7 @@ import torch_vit
 from jax_vit.trainer import Trainer as JaxTrainer
 from shared_vit.data import batches
 from shared_vit.run.schedule import learning_rate
-from shared_vit.run.state import TrainState, first_state
+from shared_vit.run.state import StepScalars, TrainState, first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
@@ -113,7 +113,7 @@ def run(
     results = []
     for step in range(steps):
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
-        results.append(trainer.train_step(trainer.put(next(stream)), rate).get())
+        results.append(trainer.train_step(trainer.put(next(stream)), StepScalars(rate)).get())
     stream.close()
     loss, grad_norm = (np.array([getattr(r, name) for r in results]) for name in ("loss", "grad_norm"))
     return Curve(np.arange(1, steps + 1), loss, grad_norm)

@@ -13,7 +13,7 @@ import numpy as np
 from shared_vit.data.batch import Batch
 from shared_vit.run.asked import Asked
 from shared_vit.run.schedule import learning_rate
-from shared_vit.run.state import TrainState
+from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 
@@ -51,7 +51,7 @@ def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
     metrics = []
     for step, batch in enumerate(job.data):
         lr = learning_rate(step, len(job.data), cfg.lr, cfg.warmup_steps)
-        metrics.append(trainer.train_step(take(batch), lr).get())
+        metrics.append(trainer.train_step(take(batch), StepScalars(lr)).get())
     return {
         "loss": np.array([m.loss for m in metrics]),
         "grad_norm": np.array([m.grad_norm for m in metrics]),
@@ -99,7 +99,7 @@ def torch_rank_resumes(job: Job, cfg: Recipe, device) -> None:
 
 def _updates(trainer, data: list[Batch]) -> None:
     for batch in data:
-        trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), 1e-3).get()
+        trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), StepScalars(1e-3)).get()
 
 
 def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = ""):

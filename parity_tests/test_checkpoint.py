@@ -1,6 +1,7 @@
 """Claim: a checkpoint is whole or absent; what is on disk is what was saved, or is refused by name."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import pytest
 from helpers import random_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from whole_runs import EXTRA, ROOT, save, small_state
 
 from shared_vit.errors import UserError
@@ -23,16 +25,18 @@ from shared_vit.spec.config import ModelConfig
 
 
 def same(a: TrainState, b: TrainState) -> bool:
-    arrays = ("params", "exp_avg", "exp_avg_sq")
-    rest = [f.name for f in dataclasses.fields(TrainState) if f.name not in arrays]
-    return all(getattr(a, name) == getattr(b, name) for name in rest) and all(
-        list(getattr(a, k)) == list(getattr(b, k))
-        and all(
-            x.dtype == y.dtype and x.tobytes() == y.tobytes()
-            for x, y in zip(getattr(a, k).values(), getattr(b, k).values())
-        )
-        for k in arrays
+    rest = [f.name for f in dataclasses.fields(TrainState) if f.name not in ("params", "slots")]
+    groups = [(a.params, b.params), *((a.slots[slot], b.slots.get(slot, {})) for slot in a.slots)]
+    return (
+        all(getattr(a, name) == getattr(b, name) for name in rest)
+        and list(a.slots) == list(b.slots)
+        and all(list(x) == list(y) for x, y in groups)
+        and all(same_array(x[n], y[n]) for x, y in groups for n in x)
     )
+
+
+def same_array(x: np.ndarray, y: np.ndarray) -> bool:
+    return x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "fp16"])
@@ -43,8 +47,38 @@ def test_what_is_read_is_what_was_saved(tmp_path, precision):
     writer.close()
     read, extra = checkpoint.load(tmp_path / "checkpoints/step_7")
     assert same(read, state) and extra == EXTRA
-    assert (read.scaler is None) == (precision != "fp16")
+    assert ("scale" in read.scalars) == (precision == "fp16")
     assert not same(read, small_state(8, precision))
+
+
+def test_another_slot_and_number_need_no_other_code(tmp_path):
+    """What a new optimizer or average keeps is saved and read as Adam's moments are."""
+    state = small_state()
+    state.slots["ema"] = {name: array + 1 for name, array in state.slots["exp_avg"].items()}
+    state.scalars["ema_decay"] = 0.999
+    checkpoint.write(tmp_path, state, EXTRA)
+    read, _ = checkpoint.load(tmp_path)
+    assert same(read, state) and "ema.head.bias" in load_file(tmp_path / "optimizer.safetensors")
+    del read.slots["ema"]["head.bias"]
+    checkpoint.write(tmp_path, read, EXTRA)
+    with pytest.raises(UserError, match="does not fit the model: ema.head.bias"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_checkpoint_of_format_1(tmp_path, precision):
+    """It had Adam's numbers by themselves, and Adam's slots only."""
+    state = small_state(precision=precision)
+    checkpoint.write(tmp_path, state, EXTRA)
+    path = tmp_path / "state.json"
+    document = json.loads(path.read_text())
+    scaler = {k: v for k, v in document.pop("scalars").items() if k != "adam_count"}
+    del document["slots"], document["checksum"]
+    old = {"format": 1, "adam_count": state.scalars["adam_count"], "scaler": scaler or None}
+    text = json.dumps(document | old | {"checksum": "0" * 64}, indent=1).encode()
+    path.write_bytes(checkpoint._with_checksum(text, hashlib.sha256(text).hexdigest()))
+    read, extra = checkpoint.load(tmp_path)
+    assert same(read, state) and extra == EXTRA
 
 
 @settings(max_examples=50, deadline=None)
@@ -72,8 +106,6 @@ def test_any_configuration_survives(tmp_path_factory, depth, heads, dropout, eps
 
 
 def test_equal_states_are_equal_files_and_other_tools_read_them(tmp_path):
-    from safetensors.numpy import load_file
-
     for name in "ab":
         save(tmp_path / name, 7)
     files = ["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -83,7 +115,7 @@ def test_equal_states_are_equal_files_and_other_tools_read_them(tmp_path):
     state = small_state(7)
     assert all(np.array_equal(v, state.params[k]) for k, v in load_file(a / files[0]).items())
     moments = load_file(a / files[1])
-    assert np.array_equal(moments["exp_avg_sq.blocks.2.mlp.fc1.bias"], state.exp_avg_sq["blocks.2.mlp.fc1.bias"])
+    assert np.array_equal(moments["exp_avg_sq.blocks.2.mlp.fc1.bias"], state.slots["exp_avg_sq"]["blocks.2.mlp.fc1.bias"])
     assert len(moments) == 2 * len(state.params)
 
 
@@ -153,7 +185,7 @@ def test_the_checks_are_what_refuses(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="altered"):
         checkpoint.load(path.parent)
     monkeypatch.setattr(checkpoint, "_read_state", lambda path: json.loads(path.read_text()))
-    assert checkpoint.load(path.parent)[0].adam_count == 1
+    assert checkpoint.load(path.parent)[0].scalars["adam_count"] == 1
 
 
 def test_weights_that_are_not_finite_push_nothing_out(tmp_path):
@@ -199,7 +231,8 @@ def test_a_full_or_read_only_file_system(tmp_path, full):
     mount = f"mount -t tmpfs -o size=2m none {tmp_path} && "
     if subprocess.run(["unshare", "-Urm", "sh", "-c", mount + "true"], capture_output=True).returncode:
         pytest.skip("no name spaces for users here")
-    state_bytes = sum(a.nbytes for k in ("params", "exp_avg", "exp_avg_sq") for a in getattr(small_state(), k).values())
+    groups = (small_state().params, *small_state().slots.values())
+    state_bytes = sum(a.nbytes for arrays in groups for a in arrays.values())
     assert 2**20 < state_bytes < 2**21  # one fits, two do not
     write = f"{sys.executable} -c '{WRITE}' {tmp_path}"
     change = "" if full else f"mount -o remount,ro {tmp_path}; "

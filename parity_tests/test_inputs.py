@@ -13,8 +13,8 @@ import jax_vit
 import jax_vit.dropout
 import torch_vit
 import torch_vit.dropout
-from shared_vit.spec.mask_keys import site_keys
 from shared_vit.errors import UserError
+from shared_vit.spec.mask_keys import site_keys
 
 TWINS = {"jax": jax_vit, "torch": torch_vit}
 twins = pytest.mark.parametrize("twin", TWINS)

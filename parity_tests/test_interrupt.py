@@ -156,7 +156,7 @@ def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
     flags = (*SMALL_RUN[:4], "--precision=fp16")
     train_here("torch", tmp_path / "run", *flags, "--stop_at=2")
     state, extra = checkpoint.load(state_path)
-    state.scaler["scale"] = 2.0**40
+    state.scalars["scale"] = 2.0**40
     writer = checkpoint.Writer(tmp_path / "run", 2)
     writer.save(state.step, lambda: state, extra)
     writer.close()
@@ -164,7 +164,7 @@ def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
     lines = metrics(tmp_path / "run")
     assert [line.get("skipped", False) for line in lines] == [False, False, True, True, True]
     state, _ = checkpoint.load(tmp_path / "run/checkpoints/step_5")
-    assert (state.step, state.adam_count, state.scaler["scale"]) == (5, 2, 2.0**37)
+    assert (state.step, state.scalars["adam_count"], state.scalars["scale"]) == (5, 2, 2.0**37)
 
 
 def test_a_data_file_that_vanishes_is_named_and_the_checkpoint_stays(tmp_path, monkeypatch):

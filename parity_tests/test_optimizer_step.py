@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import helpers
 from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
 
 import jax_vit.optim
@@ -12,19 +13,24 @@ import jax_vit.trainer
 import torch_vit.optim
 import torch_vit.trainer
 from shared_vit import model_config
+from shared_vit.data import batches
+from shared_vit.run.state import StepScalars
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import BETA1, BETA2, EPS
+from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
 
 LIMIT = 1e-11
 
 
 def train_config(**changes):
-    return dataclasses.replace(DIGITS, precision="fp64", **changes)
+    return helpers.train_config("fp64", **changes)
 
 
 def states_after(train, steps=1, cfg=TINY, jax_cfg=None):
     state = random_state(cfg, "fp64")
-    trainers = jax_trainer(dataclasses.replace(state, config=jax_cfg or cfg), train), torch_trainer(state, train)
+    trainers = (
+        jax_trainer(dataclasses.replace(state, config=jax_cfg or cfg), train),
+        torch_trainer(state, train),
+    )
     curves = [run(t, train, steps, total=100) for t in trainers]
     return [t.state() for t in trainers], curves, state
 
@@ -32,19 +38,25 @@ def states_after(train, steps=1, cfg=TINY, jax_cfg=None):
 def without_key_bias(cfg, arrays):
     """The key part of qkv.bias has no true gradient, and Adam scales its rounding up to whole steps."""
     d = cfg.width
-    return {n: np.delete(a, np.s_[d : 2 * d]) if n.endswith("qkv.bias") else a for n, a in arrays.items()}
+    return {
+        n: np.delete(a, np.s_[d : 2 * d]) if n.endswith("qkv.bias") else a
+        for n, a in arrays.items()
+    }
 
 
 def distance(a, b, cfg=TINY):
-    return max(
-        worst(without_key_bias(cfg, getattr(a, part)), without_key_bias(cfg, getattr(b, part)))
-        for part in ("params", "exp_avg", "exp_avg_sq")
-    )
+    assert list(a.slots) == list(b.slots) == list(ADAM_SLOTS)
+    pairs = [(a.params, b.params), *((a.slots[slot], b.slots[slot]) for slot in ADAM_SLOTS)]
+    return max(worst(without_key_bias(cfg, x), without_key_bias(cfg, y)) for x, y in pairs)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(optimizer="adamw", weight_decay=0.3), dict(optimizer="adam", weight_decay=0.0), dict(clip=0.01)],
+    [
+        dict(optimizer="adamw", weight_decay=0.3),
+        dict(optimizer="adam", weight_decay=0.0),
+        dict(clip=0.01),
+    ],
     ids=str,
 )
 def test_every_parameter_and_moment(changes, x64):
@@ -61,7 +73,10 @@ def test_every_parameter_and_moment(changes, x64):
             d, name = TINY.width, f"blocks.{i}.attn.qkv.bias"
             # Bounded by itself: rounding, over eps, times lr.
             keys = np.s_[d : 2 * d]
-            assert np.abs(side.params[name][keys] - before.params[name][keys]).max() <= 1e-4 * train.lr / 10
+            assert (
+                np.abs(side.params[name][keys] - before.params[name][keys]).max()
+                <= 1e-4 * train.lr / 10
+            )
 
 
 def test_formula(x64):
@@ -71,20 +86,89 @@ def test_formula(x64):
     lr = train.lr / train.warmup_steps
     for side in (a, b):
         for name, p in before.params.items():
-            g = side.exp_avg[name] / (1 - BETA1)  # the clipped gradient
-            np.testing.assert_allclose(side.exp_avg_sq[name], (1 - BETA2) * g * g, rtol=1e-10)
+            g = side.slots["exp_avg"][name] / (1 - BETA1)  # the clipped gradient
+            np.testing.assert_allclose(
+                side.slots["exp_avg_sq"][name], (1 - BETA2) * g * g, rtol=1e-10
+            )
             direction = g / (np.abs(g) + EPS)
             wd = 0.3 if name.endswith(".weight") and "norm" not in name else 0.0
-            np.testing.assert_allclose(side.params[name], p - lr * (direction + wd * p), rtol=1e-10, atol=1e-13)
-        norm = np.sqrt(sum(((m / (1 - BETA1)) ** 2).sum() for m in side.exp_avg.values()))
-        assert curve.grad_norm[0] > 0.5 and norm == pytest.approx(0.5, rel=1e-12)  # clipped exactly, nothing added
+            np.testing.assert_allclose(
+                side.params[name], p - lr * (direction + wd * p), rtol=1e-10, atol=1e-13
+            )
+        norm = np.sqrt(sum(((m / (1 - BETA1)) ** 2).sum() for m in side.slots["exp_avg"].values()))
+        assert curve.grad_norm[0] > 0.5 and norm == pytest.approx(
+            0.5, rel=1e-12
+        )  # clipped exactly, nothing added
+
+
+def first_batch(train):
+    stream = batches(train, "train")
+    batch = next(stream)
+    stream.close()
+    return batch
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_gradients_and_update_are_the_step(grad_accum, precision):
+    """In two calls, with a copy on the host between: the same step, in both twins."""
+    model = dataclasses.replace(TINY, dropout=0.1)
+    train = helpers.train_config(precision, dropout=0.1, clip=0.5, nudge=1)
+    train = dataclasses.replace(train, grad_accum=grad_accum)
+    state, batch, scalars = random_state(model, precision), first_batch(train), StepScalars(1e-3)
+    limit = {"fp64": LIMIT, "fp32": 1e-5}[precision]
+    gradients = {}
+    for twin, make in (("jax", jax_trainer), ("torch", torch_trainer)):
+        whole, parts = make(state, train), make(state, train)
+        expected = whole.train_step(whole.put(batch), scalars).get()
+        metrics, grads = parts.gradients(parts.put(batch))
+        unmoved = parts.state()
+        assert unmoved.step == 0 and all(
+            (unmoved.params[n] == state.params[n]).all() for n in grads
+        )
+        np.testing.assert_allclose(metrics.get()[:2], expected[:2], rtol=limit)
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        assert norm == pytest.approx(expected.grad_norm, rel=limit) and norm > 2 * train.clip
+        parts.update(grads, scalars)
+        a, b = whole.state(), parts.state()
+        assert (a.step, a.scalars) == (b.step, b.scalars) == (1, {"adam_count": 1})
+        if twin == "torch":  # the same kernels: the same bits
+            assert distance(a, b)[0] == 0
+        elif precision == "fp64":
+            assert distance(a, b)[0] <= LIMIT
+        assert parts.train_step(parts.put(batch), scalars).get().loss < expected.loss
+        gradients[twin] = grads
+    assert list(gradients["jax"]) == list(gradients["torch"]) == list(state.slots["exp_avg"])
+    a, b = (without_key_bias(model, grads) for grads in gradients.values())
+    gap, name = worst(a, b)
+    assert gap <= limit, name
+
+
+def test_gradients_and_update_under_a_gradient_scaler():
+    """fp16: the gradients come out unscaled, and go in so; one that is not finite is a skipped step."""
+    train, scalars = dataclasses.replace(DIGITS, precision="fp16"), StepScalars(1e-3)
+    state, batch = random_state(TINY, "fp16"), first_batch(train)
+    whole, parts = torch_trainer(state, train), torch_trainer(state, train)
+    metrics = whole.train_step(whole.put(batch), scalars).get()
+    lazy, grads = parts.gradients(parts.put(batch))
+    assert lazy.get() == metrics and not metrics.skipped
+    parts.update(grads, scalars)
+    assert distance(whole.state(), parts.state())[0] == 0
+    assert whole.state().scalars == parts.state().scalars
+    before = parts.state()
+    parts.update(grads | {"head.bias": np.full_like(grads["head.bias"], np.inf)}, scalars)
+    after = parts.state()
+    assert distance(before, after)[0] == 0 and after.step == 2
+    assert after.scalars == {"adam_count": 1, "scale": 2.0**15, "growth_tracker": 0}
 
 
 def test_float32_next_step():
     """In float32 a near-zero gradient's sign is rounding, so a step is judged by what it leads to."""
     train = dataclasses.replace(DIGITS, precision="fp32")
     state = random_state(TINY, "fp32")
-    a, b = (run(t, train, 2, total=100) for t in (jax_trainer(state, train), torch_trainer(state, train)))
+    a, b = (
+        run(t, train, 2, total=100)
+        for t in (jax_trainer(state, train), torch_trainer(state, train))
+    )
     assert relative_l2(a.loss, b.loss) <= 1e-5 and relative_l2(a.grad_norm, b.grad_norm) <= 1e-5
     assert a.loss[0] != a.loss[1]
 
@@ -105,7 +189,9 @@ def test_decayed_elements():
     table = canonical.shapes(cfg)
     decayed = {n for n in table if canonical.is_decayed(n)}
     expected = {"patch_embed.proj.weight", "head.weight"} | {
-        f"blocks.{i}.{p}.weight" for i in range(12) for p in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        f"blocks.{i}.{p}.weight"
+        for i in range(12)
+        for p in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     }
     assert decayed == expected
 
@@ -119,7 +205,11 @@ def clip_with_eps(grads, clip):
 
 MUTATIONS = {
     "clip adds 1e-6": (torch_vit.trainer, "clip_by_global_norm", clip_with_eps),
-    "decay on the wrong tensors": (torch_vit.optim.canonical, "is_decayed", lambda name: name.endswith(".weight")),
+    "decay on the wrong tensors": (
+        torch_vit.optim.canonical,
+        "is_decayed",
+        lambda name: name.endswith(".weight"),
+    ),
     "another eps": (jax_vit.optim, "EPS", 1e-7),
     "no bias correction": (jax_vit.trainer, "BETA1", 0.0),
 }

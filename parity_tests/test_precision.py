@@ -31,11 +31,13 @@ from jax_vit.bridge import state_arrays
 from jax_vit.trainer import Objective as JaxObjective
 from shared_vit.data import batches
 from shared_vit.errors import UserError
+from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from torch_vit.precision import set_backend_precision
 from torch_vit.trainer import Objective as TorchObjective
 
+RATE = StepScalars(1e-3)
 B, N, CLASSES = 2, SMALL.num_tokens, SMALL.num_classes
 # Forward products of SMALL but attention's and the head: patch embedding, and qkv, proj, fc1, fc2 of each block.
 LINEAR = 1 + 4 * SMALL.depth
@@ -310,27 +312,26 @@ def test_a_bias_added_in_bf16_is_caught(monkeypatch):
 
 def fp16_trainer(scale: float):
     state = random_state(TINY, "fp16")
-    return torch_trainer(dataclasses.replace(state, scaler={"scale": scale, "growth_tracker": 0}), config("fp16"))
+    return torch_trainer(dataclasses.replace(state, scalars=state.scalars | {"scale": scale}), config("fp16"))
 
 
 def test_a_skipped_step_is_a_step():
     trainer = fp16_trainer(scale=2.0**30)  # overflows for certain
     before = trainer.state()
     stream = batches(config("fp16"), "train")
-    metrics = trainer.train_step(trainer.put(next(stream)), 1e-3).get()
+    metrics = trainer.train_step(trainer.put(next(stream)), RATE).get()
     after = trainer.state()
     assert metrics.skipped and np.isfinite(metrics.loss) and not np.isfinite(metrics.grad_norm)
-    assert (after.step, after.adam_count) == (1, 0)
-    assert after.scaler == {"scale": 2.0**29, "growth_tracker": 0}
+    assert after.step == 1
+    assert after.scalars == {"adam_count": 0, "scale": 2.0**29, "growth_tracker": 0}
     for name in before.params:
         np.testing.assert_array_equal(after.params[name], before.params[name])
-    for name in before.exp_avg:
-        assert not after.exp_avg[name].any() and not after.exp_avg_sq[name].any()
-    while trainer.train_step(trainer.put(next(stream)), 1e-3).get().skipped:
+    assert not any(array.any() for arrays in after.slots.values() for array in arrays.values())
+    while trainer.train_step(trainer.put(next(stream)), RATE).get().skipped:
         pass
     stream.close()
     later = trainer.state()
-    assert later.step > 2 and later.adam_count == 1 and later.scaler["growth_tracker"] == 1
+    assert later.step > 2 and later.scalars["adam_count"] == later.scalars["growth_tracker"] == 1
     assert all(np.isfinite(a).all() for a in later.params.values())
     assert (later.params["head.weight"] != before.params["head.weight"]).any()
 
@@ -343,16 +344,16 @@ def test_fp16_resumes_bit_for_bit_with_its_scaler():
     data = [next(stream) for _ in range(12)]
     stream.close()
     for batch in data:
-        whole.train_step(whole.put(batch), 1e-3)
+        whole.train_step(whole.put(batch), RATE)
     for batch in data[:5]:
-        first.train_step(first.put(batch), 1e-3)
+        first.train_step(first.put(batch), RATE)
     state = first.state()
-    assert state.adam_count < state.step  # the skipped steps are among those before the stop
+    assert state.scalars["adam_count"] < state.step  # the skipped steps are among those before the stop
     second = torch_trainer(state, train)
     for batch in data[5:]:
-        second.train_step(second.put(batch), 1e-3)
+        second.train_step(second.put(batch), RATE)
     a, b = whole.state(), second.state()
-    assert (a.step, a.adam_count, a.scaler) == (b.step, b.adam_count, b.scaler)
+    assert (a.step, a.scalars) == (b.step, b.scalars)
     for name in a.params:
         np.testing.assert_array_equal(a.params[name], b.params[name])
 

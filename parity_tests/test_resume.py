@@ -60,7 +60,7 @@ def test_a_run_that_differs_is_seen(tmp_path):
 def test_state_says_where_the_run_is():
     path = reference("torch") / "checkpoints/step_10"
     document = json.loads((path / "state.json").read_text())
-    assert document["step"] == document["adam_count"] == 10 and document["seed"] == 0
+    assert document["step"] == document["scalars"]["adam_count"] == 10 and document["seed"] == 0
     assert document["epoch"] == pytest.approx(10 * 32 / 1437)
     assert document["versions"]["framework"] == "torch"
 
@@ -193,7 +193,8 @@ def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
 
     def forgetful(path):
         state, extra = whole(path)
-        state.exp_avg_sq.update({name: array * (1 - 1e-6) for name, array in state.exp_avg_sq.items()})
+        second = state.slots["exp_avg_sq"]
+        second.update({name: array * (1 - 1e-6) for name, array in second.items()})
         return state, extra
 
     monkeypatch.setattr(checkpoint, "load", forgetful)

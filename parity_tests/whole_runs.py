@@ -122,10 +122,10 @@ def small_state(step: int = 7, precision: str = "fp32") -> TrainState:
     from helpers import SMALL, random_arrays  # imports both frameworks
 
     state = first_state(SMALL, random_arrays(SMALL, seed=step), precision)
-    for seed, arrays in ((1, state.exp_avg), (2, state.exp_avg_sq)):
+    for seed, arrays in enumerate(state.slots.values(), start=1):
         values = random_arrays(SMALL, seed=1000 * seed + step)
         arrays.update({name: np.square(values[name]).astype(array.dtype) for name, array in arrays.items()})
-    return dataclasses.replace(state, step=step, adam_count=step - 1)
+    return dataclasses.replace(state, step=step, scalars=state.scalars | {"adam_count": step - 1})
 
 
 def save(run_dir: Path, *steps: int, keep: int = 9) -> None:

@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import BETA1, BETA2, EPS
+from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+
+# those of a TrainState that the optimizer uses; its state has them for each parameter
+SLOTS = ADAM_SLOTS
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the model's parameters: p -= lr (m_hat / (sqrt(v_hat)
-    + eps) + wd p).
+    """AdamW (Loshchilov and Hutter 2019): p -= lr (m_hat / (sqrt(v_hat) + eps) + wd p).
 
-    `weight_decay=0` is Adam. The learning rate is set before each step.
+    It holds the model's parameters; `weight_decay=0` is Adam. The learning rate is set before each
+    step.
     """
     named = list(model.named_parameters())
     groups = [
@@ -25,18 +28,25 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 @torch.no_grad()
+def global_norm(grads: list[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm over all gradients together."""
+    return torch.nn.utils.get_total_norm(grads)
+
+
+@torch.no_grad()
 def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
-    """Multiply the gradients in place by min(1, clip / norm), nothing added; return the norm before
-    (a tensor)."""
-    norm = torch.nn.utils.get_total_norm(grads)
+    """Multiply the gradients in place by min(1, clip / norm), nothing added; the norm before."""
+    norm = global_norm(grads)
     torch._foreach_mul_(grads, (clip / norm).clamp(max=1))
     return norm
 
 
 @torch.no_grad()
 def nudge(params: list[torch.Tensor], seed: int, step: int) -> None:
-    """Multiply each weight by 1 + eps (2 r - 1), r uniform in [0, 1): the noise that the noise rule
-    measures against."""
+    """The noise that the noise rule measures against, in place.
+
+    Each weight is multiplied by 1 + eps (2 r - 1), r uniform in [0, 1), eps the machine epsilon.
+    """
     # torch's generator on the CPU takes 32 bits of a seed; the odd factor keeps the steps of
     # different seeds apart.
     generator = torch.Generator(params[0].device).manual_seed((seed * 0x9E3779B1 + step) % 2**32)

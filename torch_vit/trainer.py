@@ -1,26 +1,25 @@
 """Trainer: the arithmetic of a training run in PyTorch. Read it beside `jax_vit/trainer.py`."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared_vit.data.batch import Batch
-from shared_vit.run.state import Counts, StepMetrics, TrainState
+from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.pixels import normalization
 from shared_vit.spec.recipe import Recipe
-from torch_vit.bridge import from_arrays
-from torch_vit.dropout import to_keys
+from torch_vit.dropout import Dropout, to_keys
 from torch_vit.model import VisionTransformer
-from torch_vit.optim import clip_by_global_norm, make_optimizer, nudge
+from torch_vit.optim import SLOTS, clip_by_global_norm, global_norm, make_optimizer, nudge
 from torch_vit.precision import set_backend_precision
 from torch_vit.results import LazyResult
 
@@ -28,10 +27,10 @@ from torch_vit.results import LazyResult
 class DeviceBatch(NamedTuple):
     """A process's rows of a batch, on its device."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    weight: torch.Tensor
-    rows: torch.Tensor
+    images: Tensor
+    labels: Tensor
+    weight: Tensor
+    rows: Tensor
     step: int
 
 
@@ -46,10 +45,10 @@ class Objective(nn.Module):
         self.register_buffer("scale", scale.to(model.pos_embed), persistent=False)
         self.register_buffer("shift", shift.to(model.pos_embed), persistent=False)
 
-    def forward(self, images, labels, dropout=None):
+    def forward(self, images: Tensor, labels: Tensor, dropout: Dropout = None) -> Tensor:
         return F.cross_entropy(self.logits(images, dropout), labels, reduction="sum")
 
-    def logits(self, images, dropout=None):
+    def logits(self, images: Tensor, dropout: Dropout = None) -> Tensor:
         x = images.to(self.scale.dtype) * self.scale + self.shift
         return self.model(x.permute(0, 3, 1, 2), dropout)
 
@@ -64,12 +63,13 @@ class Trainer:
         self.cfg, self.train, self.device = state.config, train, device
         self.process = dist.get_rank() if dist.is_initialized() else 0
         self.num_processes = dist.get_world_size() if dist.is_initialized() else 1
-        self.compile_seconds = None
-        self.model = from_arrays(state.config, state.params, train.precision).to(device)
+        self.compile_seconds: float | None = None
+        with device:
+            self.model = VisionTransformer(state.config, train.precision)
         self.objective = Objective(self.model)
         self.optimizer = make_optimizer(self.model, train.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
-        self.compute_loss = self.objective
+        self.compute_loss: Callable = self.objective
         if self.num_processes > 1:
             self.compute_loss = DistributedDataParallel(
                 self.objective,
@@ -77,7 +77,7 @@ class Trainer:
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
-        self.compute_logits = self.objective.logits
+        self.compute_logits: Callable = self.objective.logits
         if compile:
             self.compute_loss = torch.compile(self.compute_loss)
             self.compute_logits = torch.compile(self.compute_logits)
@@ -88,103 +88,129 @@ class Trainer:
     def load(self, state: TrainState) -> None:
         """Take over a state; raises UserError unless its arrays fit the model."""
         canonical.check(self.cfg, state.params)
-        self.step, self.adam_count = state.step, state.adam_count
+        self.step, adam_count = state.step, int(state.scalars["adam_count"])
         with torch.no_grad():
-            for name, array in self.model.state_dict().items():
-                array.copy_(torch.from_numpy(np.ascontiguousarray(state.params[name])))
-        for name, p in self.model.named_parameters():
-            self.optimizer.state[p] = {
-                "step": torch.tensor(float(state.adam_count), device=self.device),
-                "exp_avg": torch.tensor(state.exp_avg[name], device=self.device, dtype=p.dtype),
-                "exp_avg_sq": torch.tensor(
-                    state.exp_avg_sq[name], device=self.device, dtype=p.dtype
-                ),
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(state.params[name])))
+        self.slots = {
+            slot: {
+                n: torch.tensor(arrays[n], device=self.device, dtype=p.dtype)
+                for n, p in self._named()
             }
-        if self.scaler is not None and state.scaler is not None:
-            values = self.scaler.state_dict()
-            values["scale"], values["_growth_tracker"] = (
-                state.scaler["scale"],
-                int(state.scaler["growth_tracker"]),
-            )
-            self.scaler.load_state_dict(values)
+            for slot, arrays in state.slots.items()
+        }
+        for name, p in self._named():
+            count = torch.tensor(float(adam_count), device=self.device)
+            moments = {slot: self.slots[slot][name] for slot in SLOTS}
+            self.optimizer.state[p] = {"step": count, **moments}
+        if self.scaler is not None and "scale" in state.scalars:
+            growth_tracker = int(state.scalars["growth_tracker"])
+            values = {"scale": state.scalars["scale"], "_growth_tracker": growth_tracker}
+            self.scaler.load_state_dict(self.scaler.state_dict() | values)
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], TrainState]:
-        """`state` in two steps: a copy on the device now; its way to the host when the result is
-        called, by any thread."""
-        moments = {n: self.optimizer.state[p] for n, p in self.model.named_parameters()}
-        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        counts = {int(m["step"].item()) for m in moments.values()}
-        scaler = self.scaler.state_dict() if self.scaler is not None else None
+        """`state` in two steps: a copy on the device now, and its way to the host later.
+
+        The second is the call of the result, by any thread.
+        """
         params = {n: p.detach().clone() for n, p in self.model.state_dict().items()}
-        exp_avg, exp_avg_sq = (
-            {n: moments[n][k].clone() for n in names} for k in ("exp_avg", "exp_avg_sq")
-        )
-        rest = dict(
-            config=self.cfg,
-            step=self.step,
-            adam_count=counts.pop(),
-            scaler=scaler
-            and {"scale": scaler["scale"], "growth_tracker": scaler["_growth_tracker"]},
-        )
-        return lambda: TrainState(
-            params={n: params[n].cpu().numpy() for n in canonical.shapes(rest["config"])},
-            exp_avg={n: t.cpu().numpy() for n, t in exp_avg.items()},
-            exp_avg_sq={n: t.cpu().numpy() for n, t in exp_avg_sq.items()},
-            **rest,
-        )
+        slots = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in self.slots.items()}
+        counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}
+        cfg, step, scalars = self.cfg, self.step, {"adam_count": counts.pop()}
+        if self.scaler is not None:
+            values = self.scaler.state_dict()
+            scalars |= {"scale": values["scale"], "growth_tracker": values["_growth_tracker"]}
+
+        def fetch() -> TrainState:
+            return TrainState(
+                config=cfg,
+                step=step,
+                params={n: params[n].cpu().numpy() for n in canonical.shapes(cfg)},
+                slots={slot: self._in_order(tensors) for slot, tensors in slots.items()},
+                scalars=scalars,
+            )
+
+        return fetch
 
     def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to the device."""
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
-        return DeviceBatch(
-            *(self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays),
-            batch.step,
-        )
+        tensors = (self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays)
+        return DeviceBatch(*tensors, batch.step)
 
-    def train_step(self, batch: DeviceBatch, lr: float, stop: bool = False) -> LazyResult:
-        """One update: forward and backward over this process's rows, in `grad_accum` parts, and the
-        optimizer's step."""
+    def train_step(
+        self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
+    ) -> LazyResult:
+        """One update: `gradients` over this process's rows, in `grad_accum` parts, and `update`."""
+        loss = self._backward(batch)
+        norm = self._update(scalars)
+        asked = torch.full_like(loss, float(stop))
+        return LazyResult([loss, asked], [norm], self._to_metrics)
+
+    def gradients(self, batch: DeviceBatch) -> tuple[LazyResult, dict[str, np.ndarray]]:
+        """The metrics that `train_step` would return, and the gradients that it would clip.
+
+        The gradients are those of the global mean loss, {canonical name: array on the host}, in
+        canonical layout and the parameters' dtype. Nothing moves.
+        """
+        loss = self._backward(batch)
+        scale = self.scaler.get_scale() if self.scaler else 1
+        grads = {n: p.grad / scale for n, p in self._named()}
+        self._forget_gradients()
+        norm = global_norm(list(grads.values()))
+        metrics = LazyResult([loss, torch.zeros_like(loss)], [norm], self._to_metrics)
+        return metrics, self._in_order(grads)
+
+    def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
+        """Clip and step on given gradients of the global mean loss, as `gradients` returns them."""
+        for name, p in self._named():
+            grad = torch.tensor(grads[name], device=self.device, dtype=p.dtype)
+            if p.grad is None:
+                p.grad = torch.empty_like(p)
+            p.grad.copy_(self.scaler.scale(grad) if self.scaler else grad)
+        self._update(scalars)
+
+    def _backward(self, batch: DeviceBatch) -> Tensor:
+        """Leave the gradients, scaled in fp16, in the parameters; the loss of this process's rows.
+
+        Both are summed over the parts of the batch, as shares of the global mean.
+        """
         keys = None
         if self.cfg.dropout:
-            keys = self._to_device(
-                to_keys(dropout.site_keys(self.train.seed, batch.step, self.cfg.depth))
-            )
+            site_keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
+            keys = self._to_device(to_keys(site_keys))
         parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels, batch.rows)]
         total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
         for i, (images, labels, rows) in enumerate(zip(*parts)):
+            drop = None if keys is None else (keys, rows)
             with self._no_sync() if i + 1 < self.train.grad_accum else nullcontext():
-                loss = (
-                    self.compute_loss(images, labels, None if keys is None else (keys, rows))
-                    / self.train.batch_size
-                )
+                loss = self.compute_loss(images, labels, drop) / self.train.batch_size
                 total += loss.detach()
                 # DDP divides the sum over processes by their number, which the loss takes back.
                 loss = loss * self.num_processes
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
-        norm = self._update(lr)
-        self.step += 1
-        asked = torch.full_like(total, float(stop))
-        return LazyResult([total, asked], [norm], self._to_metrics)
+        return total
 
-    def _update(self, lr: float) -> torch.Tensor:
-        """Clip, step and forget the gradients; returns the norm before clipping."""
+    def _update(self, scalars: StepScalars) -> Tensor:
+        """Clip, step and forget the gradients; the norm before clipping."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         norm = clip_by_global_norm([p.grad for p in self.model.parameters()], self.train.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = scalars.lr
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=self.num_processes == 1)
+        self._forget_gradients()
         if self.train.nudge is not None:
             nudge(list(self.model.parameters()), self.train.nudge, self.step)
+        self.step += 1
         return norm
 
     def _to_metrics(self, values: list[float]) -> StepMetrics:
@@ -215,14 +241,22 @@ class Trainer:
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of processes."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {
-            "framework": "torch",
-            "version": torch.__version__,
-            "device": name,
-            "devices": str(self.num_processes),
-        }
+        versions = {"framework": "torch", "version": torch.__version__}
+        return versions | {"device": name, "devices": str(self.num_processes)}
 
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.named_parameters())
+
+    def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Those of the trained parameters on the host, in canonical order."""
+        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
+        return {n: tensors[n].cpu().numpy() for n in names}
+
+    def _forget_gradients(self) -> None:
+        # DDP's gradients are views of its buckets, which stay.
+        self.optimizer.zero_grad(set_to_none=self.num_processes == 1)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
         """Without waiting for what the device is doing, which a copy from memory that is not pinned
         would."""
         return (
@@ -231,21 +265,23 @@ class Trainer:
             else tensor
         )
 
-    def _no_sync(self):
+    def _no_sync(self) -> AbstractContextManager:
         return self.compute_loss.no_sync() if self.num_processes > 1 else nullcontext()
 
     def _settle_buckets(self) -> None:
-        """One backward pass on zeros. DDP regroups its buckets after its first, and with them the
-        order in which it sums:
-        without this, a resumed run of three processes or more would differ by rounding from one
-        that was not stopped."""
+        """One backward pass on zeros, after which DDP's buckets stay as they are.
+
+        DDP regroups them after its first pass, and with them the order in which it sums: without
+        this, a resumed run of three processes or more would differ by rounding from one that was
+        not stopped.
+        """
         part = self.train.batch_size // self.num_processes // self.train.grad_accum
-        images = torch.zeros(
-            part, self.cfg.image_size, self.cfg.image_size, 3, dtype=torch.uint8, device=self.device
-        )
+        side = self.cfg.image_size
+        images = torch.zeros(part, side, side, 3, dtype=torch.uint8, device=self.device)
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
         keys = None
         if self.cfg.dropout:
-            keys = (self._to_device(to_keys(dropout.site_keys(0, 0, self.cfg.depth))), labels)
+            site_keys = dropout.site_keys(0, 0, self.cfg.depth)
+            keys = (self._to_device(to_keys(site_keys)), labels)
         self.compute_loss(images, labels, keys).backward()
-        self.optimizer.zero_grad(set_to_none=False)
+        self._forget_gradients()

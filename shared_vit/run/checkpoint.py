@@ -1,7 +1,7 @@
 """A run's checkpoints on disk: written in the background, whole or absent, verified when read.
 
 checkpoints/step_N/model.safetensors       canonical arrays and their ModelConfig; loads with nothing else
-                   optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>
+                   optimizer.safetensors   <slot>.<name>: exp_avg.<name>, exp_avg_sq.<name>
                    state.json              everything else, and the checksums of all three files
 """
 
@@ -19,6 +19,7 @@ from shared_vit.errors import UserError
 from shared_vit.run.state import TrainState
 from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
+from shared_vit.spec.adam import ADAM_SLOTS
 from shared_vit.weights import checkpoints
 from shared_vit.weights.checkpoints import MODEL, STATE, Found, newest
 from shared_vit.weights.containers.safetensors import write_safetensors
@@ -27,9 +28,10 @@ from shared_vit.weights.formats import twinvit
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
 OPTIMIZER = "optimizer.safetensors"
-_FORMAT = 1
+# 1: `adam_count` and `scaler` in place of `scalars`, and no `slots`, which were those of Adam.
+_FORMAT = 2
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
-_OWN_KEYS = ("format", "checksums", "step", "adam_count", "scaler")
+_OWN_KEYS = ("format", "checksums", "step", "slots", "scalars", "adam_count", "scaler")
 _TEMPORARY = ".tmp"
 
 
@@ -113,7 +115,7 @@ class Writer:
 def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
     """The state in a checkpoint's folder, and the `extra` saved with it. Raises UserError unless it is whole."""
     state, extra = _open(Path(path))
-    for arrays in (state.params, state.exp_avg, state.exp_avg_sq):
+    for arrays in (state.params, *state.slots.values()):
         arrays.update({name: np.asarray(array) for name, array in arrays.items()})
     return state, extra
 
@@ -121,17 +123,17 @@ def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
 def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     """Write the three files into an existing folder. Raises UserError where that fails."""
     moments = {
-        f"{kind}.{name}": array
-        for kind in ("exp_avg", "exp_avg_sq")
-        for name, array in getattr(state, kind).items()
+        f"{slot}.{name}": array
+        for slot, arrays in state.slots.items()
+        for name, array in arrays.items()
     }
     metadata = {"format": _OPTIMIZER_FORMAT, "model_config": state.config.to_json()}
     document = {
         **extra,
         "format": _FORMAT,
         "step": state.step,
-        "adam_count": state.adam_count,
-        "scaler": state.scaler,
+        "slots": list(state.slots),
+        "scalars": state.scalars,
         "checksums": {
             MODEL: twinvit.write(folder / MODEL, state.config, state.params),
             OPTIMIZER: write_safetensors(folder / OPTIMIZER, moments, metadata),
@@ -144,7 +146,7 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
     """`load` with arrays that are read when asked for; every byte has been verified."""
     opened = checkpoints.opened(path)
     document = opened.document
-    if document["format"] != _FORMAT:
+    if document["format"] not in (1, _FORMAT):
         raise UserError(
             f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the "
             "program"
@@ -152,13 +154,13 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
     cfg, params = twinvit.model_of(path / MODEL, opened.files[MODEL])
     moments, metadata, _ = opened.files[OPTIMIZER]
     names = canonical.trained(cfg, params)
-    split = {
-        kind: {n: moments.pop(f"{kind}.{n}", None) for n in names}
-        for kind in ("exp_avg", "exp_avg_sq")
+    slots = {
+        s: {n: moments.pop(f"{s}.{n}", None) for n in names}
+        for s in document.get("slots", ADAM_SLOTS)
     }
     wrong = [
-        f"{k}.{n}"
-        for k, arrays in split.items()
+        f"{s}.{n}"
+        for s, arrays in slots.items()
         for n, a in arrays.items()
         if a is None or a.shape != params[n].shape
     ]
@@ -166,20 +168,15 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
         raise UserError(
             f"{path / OPTIMIZER} does not fit the model: {', '.join([*wrong, *moments][:4])}"
         )
-    state = TrainState(
-        cfg,
-        document["step"],
-        params,
-        **split,
-        adam_count=document["adam_count"],
-        scaler=document["scaler"],
-    )
+    if document["format"] == 1:
+        document["scalars"] = {"adam_count": document["adam_count"]} | (document["scaler"] or {})
+    state = TrainState(cfg, document["step"], params, slots, document["scalars"])
     return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
 
 
 def _check_finite(state: TrainState) -> None:
     """Raise UserError for weights that are of no use: they would push the last good ones out."""
-    for arrays in (state.params, state.exp_avg, state.exp_avg_sq):
+    for arrays in (state.params, *state.slots.values()):
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise UserError(

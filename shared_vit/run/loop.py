@@ -15,7 +15,7 @@ from shared_vit.run import checkpoint
 from shared_vit.run.directory import RunDir
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
-from shared_vit.run.state import StepMetrics, Trainer, TrainState
+from shared_vit.run.state import StepMetrics, StepScalars, Trainer, TrainState
 from shared_vit.run.tracking import Tracker, describe
 from shared_vit.spec.config import name_of
 
@@ -123,7 +123,7 @@ class _Loop:
                 ahead = self.trainer.put(next(stream))
             while step < end and not self.stopping:
                 batch, lr = ahead, self.plan.lr(step)
-                result = self.trainer.train_step(batch, lr, stop=self.interrupt.requested)
+                result = self.trainer.train_step(batch, StepScalars(lr), stop=self.interrupt.requested)
                 step += 1
                 self.in_flight.append((step, lr, result))
                 if step == start + 1 and self.tracker and self.trainer.compile_seconds:

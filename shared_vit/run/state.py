@@ -8,6 +8,7 @@ import numpy as np
 
 from shared_vit.data.batch import Batch
 from shared_vit.spec import canonical
+from shared_vit.spec.adam import ADAM_SLOTS
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 
@@ -16,17 +17,22 @@ from shared_vit.spec.precision import PRECISIONS
 class TrainState:
     """All that a run continues from, as canonical arrays in the parameters' dtype.
 
-    step counts updates done (skipped ones of fp16 too); adam_count those that Adam made; the moments have the names of
-    the trained parameters; scaler is fp16's {"scale", "growth_tracker"}, else None.
+    step counts updates done (skipped ones of fp16 too). slots are the optimizer's arrays, {slot: {name: array}}, with
+    the names and shapes of the trained parameters: Adam's `exp_avg` and `exp_avg_sq`. scalars are its numbers:
+    `adam_count`, the updates that Adam made, and fp16's `scale` and `growth_tracker`.
     """
 
     config: ModelConfig
     step: int
     params: dict[str, np.ndarray]
-    exp_avg: dict[str, np.ndarray]
-    exp_avg_sq: dict[str, np.ndarray]
-    adam_count: int
-    scaler: dict[str, float] | None = None
+    slots: dict[str, dict[str, np.ndarray]]
+    scalars: dict[str, float]
+
+
+class StepScalars(NamedTuple):
+    """What the host sets for one update."""
+
+    lr: float
 
 
 class StepMetrics(NamedTuple):
@@ -73,7 +79,17 @@ class Trainer(Protocol):
         """Start the batch's copy to the device; the result goes to a step."""
         ...
 
-    def train_step(self, batch: Any, lr: float, stop: bool = False) -> Lazy: ...
+    def train_step(self, batch: Any, scalars: StepScalars, stop: bool = False) -> Lazy:
+        """One update from `put`'s batch; `stop` asks every process to stop."""
+        ...
+
+    def gradients(self, batch: Any) -> tuple[Lazy, dict[str, np.ndarray]]:
+        """The StepMetrics and the unclipped gradients of the global mean loss, by canonical name; moves nothing."""
+        ...
+
+    def update(self, grads: dict[str, np.ndarray], scalars: StepScalars) -> None:
+        """Clip and step on given gradients, as `gradients` returns them."""
+        ...
 
     def eval_step(self, batch: Any, stop: bool = False) -> Lazy: ...
 
@@ -91,8 +107,6 @@ def first_state(cfg: ModelConfig, params: dict[str, np.ndarray], precision: str)
         config=cfg,
         step=0,
         params=params,
-        exp_avg={n: np.zeros_like(params[n]) for n in names},
-        exp_avg_sq={n: np.zeros_like(params[n]) for n in names},
-        adam_count=0,
-        scaler={"scale": 65536.0, "growth_tracker": 0} if precision == "fp16" else None,
+        slots={slot: {n: np.zeros_like(params[n]) for n in names} for slot in ADAM_SLOTS},
+        scalars={"adam_count": 0} | ({"scale": 65536.0, "growth_tracker": 0} if precision == "fp16" else {}),
     )

@@ -67,7 +67,8 @@ def _decode_any(data: bytes) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            image: Image.Image = file
             check_pixels(image.height, image.width)
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
                 grey = np.asarray(image)

@@ -49,15 +49,19 @@ def make_loader(
     if not random:
         prepare = functools.partial(evaluation_input, cfg=cfg)
     elif recipe.pad_crop:
-        crop = dict(size=cfg.image_size, pad=recipe.pad_crop, interpolation=cfg.interpolation)
-        prepare = functools.partial(padded_crop_flip, **crop)
+        prepare = functools.partial(
+            padded_crop_flip,
+            size=cfg.image_size,
+            pad=recipe.pad_crop,
+            interpolation=cfg.interpolation,
+        )
     else:
         prepare = functools.partial(random_crop_flip, size=cfg.image_size)
     return PhotoLoader(examples, prepare, random, skip_bad)
 
 
 class PhotoLoader:
-    """Loads encoded images.
+    """Loads photographs.
 
     prepare: from pixels uint8 [H, W, 3] to uint8 [S, S, 3], with the keyword `uniforms` where
     `random`. An image that cannot be decoded or prepared raises UserError; with `skip_bad` the next
@@ -77,7 +81,8 @@ class PhotoLoader:
             neighbour = (index + shift) % len(self.split)
             data, label = self.split.read(neighbour)
             try:
-                image = self.prepare(decode(data), **drawn)
+                pixels = decode(data) if isinstance(data, bytes) else data
+                image = self.prepare(pixels, **drawn)
                 return Example(image, label, tuple(replaced))
             except DecodeError as error:
                 where = self.split.where(neighbour)
@@ -108,6 +113,7 @@ class ArrayLoader:
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         image, label = self.split.read(index)
+        assert not isinstance(image, bytes), "encoded images need photographs=True"
         if self.random and rng is not None:
             image = random_affine(image, rng.random(NUM_UNIFORMS))
         height, width = image.shape[:2]

@@ -22,6 +22,7 @@ from shared_vit.run import checkpoint
 from shared_vit.run.directory import RunDir
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights import checkpoints
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -160,7 +161,7 @@ def test_a_missing_cut_or_altered_file_is_named_and_the_earlier_checkpoint_taken
         changed[place] ^= 0x10
         path.write_bytes(changed)
         refused()
-    path.write_bytes(data + b"\n")
+    path.write_bytes(data + b"\n}")
     refused()
     path.write_bytes((tmp_path / "checkpoints/step_3" / name).read_bytes())
     assert checkpoint.newest(tmp_path).step == 3  # a whole file of another checkpoint
@@ -173,7 +174,7 @@ def test_without_any_whole_checkpoint_resume_stops_and_says_why(tmp_path):
     save(tmp_path, 3, 5)
     for step in (3, 5):
         (tmp_path / f"checkpoints/step_{step}/state.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint of .* is whole: step_5: .*; step_3: "):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact: step_5: .*; step_3: "):
         checkpoint.newest(tmp_path)
 
 
@@ -184,7 +185,7 @@ def test_the_checks_are_what_refuses(tmp_path, monkeypatch):
     path.write_text(path.read_text().replace('"adam_count": 2', '"adam_count": 1'))
     with pytest.raises(UserError, match="altered"):
         checkpoint.load(path.parent)
-    monkeypatch.setattr(checkpoint, "_read_state", lambda path: json.loads(path.read_text()))
+    monkeypatch.setattr(checkpoints, "read_sealed", lambda path: json.loads(path.read_text()))
     assert checkpoint.load(path.parent)[0].scalars["adam_count"] == 1
 
 

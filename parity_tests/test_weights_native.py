@@ -290,6 +290,7 @@ def test_files_are_closed_when_nothing_refers_to_them(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         weights.write(tmp_path / "a.npz", SMALL, random_arrays(SMALL), "google")
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     sources = [weights.open_weights(tmp_path / f"a.{kind}") for kind in ("safetensors", "npz")]
     assert len(os.listdir("/proc/self/fd")) >= before + 2

@@ -21,7 +21,21 @@ from twinvit.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# What each library does with an image where nothing is said.
+DEFAULTS = {
+    "timm": HALF | dict(interpolation="bicubic"),
+    "torchvision": dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "huggingface": HALF | dict(eval_resize=0.0),
+}
+
+
+def by_default(peer: str, cfg: ModelConfig) -> ModelConfig:
+    """The model with the library's default preprocessing; timm's crops 0.9 of floor(size / 0.9)."""
+    if peer == "timm":
+        cfg = dataclasses.replace(cfg, eval_resize=int(cfg.image_size / 0.9) / cfg.image_size)
+    return dataclasses.replace(cfg, **DEFAULTS[peer])
+
+
 ODD = ModelConfig(image_size=48, patch_size=8, width=80, depth=2, num_heads=5, mlp_dim=240, num_classes=7)
 SIZES = {
     "odd": ODD,
@@ -88,7 +102,7 @@ def load(peer: str, cfg, path):
 @pytest.mark.parametrize("size", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SIZES])
 @pytest.mark.parametrize("peer", PEERS)
 def test_their_file(peer, size, precision, tmp_path):
-    cfg = dataclasses.replace(SIZES[size], **(IMAGENET if peer == "torchvision" else HALF))
+    cfg = by_default(peer, SIZES[size])
     path = tmp_path / f"theirs{SUFFIX[peer]}"
     model = peers.randomize(peers.BUILD[peer](cfg))
     save(peer, model, path)
@@ -138,7 +152,7 @@ def test_timm_folder_is_loaded_by_name(x64, tmp_path):
 
 @pytest.mark.parametrize("mode", ["no class position", "with ddp's prefix", "training checkpoint"])
 def test_timm_variants(mode, x64, tmp_path):
-    cfg = dataclasses.replace(SMALL, **HALF)
+    cfg = by_default("timm", SMALL)
     model = peers.randomize(peers.timm_model(cfg, no_embed_class=mode == "no class position"))
     images = random_images(cfg)
     theirs = peers.logits(model.float(), images, "fp64")
@@ -175,7 +189,7 @@ def test_torchvision_names_of_version_1(x64, tmp_path):
 @pytest.mark.parametrize("version", [4, 5])
 def test_huggingface_bare_file(version, x64, tmp_path):
     """Version 4's names are those that are saved, version 5's those of its modules."""
-    cfg = dataclasses.replace(SMALL, norm_eps=1e-12, **HALF)
+    cfg = by_default("huggingface", dataclasses.replace(SMALL, norm_eps=1e-12))
     model = peers.randomize(peers.huggingface_model(cfg))
     if version == 5:
         save_file(model.state_dict(), tmp_path / "bare.safetensors")
@@ -191,7 +205,7 @@ def test_huggingface_bare_file(version, x64, tmp_path):
 
 
 def test_huggingface_shards(x64, tmp_path):
-    cfg = dataclasses.replace(SMALL, norm_eps=1e-12, **HALF)
+    cfg = by_default("huggingface", dataclasses.replace(SMALL, norm_eps=1e-12))
     model = peers.randomize(peers.huggingface_model(cfg))
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1

@@ -24,15 +24,14 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     path = Path(path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-        file = open(handle, "rb")  # the caller closes it
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            file.close()
-            raise UserError(f"cannot read {path}: it is not a regular file")
-        return file
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"cannot read {path}: it is not a regular file")
+    return open(handle, "rb")  # the caller closes it
 
 
 class KeptOpen:

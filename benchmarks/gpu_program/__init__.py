@@ -1,0 +1,1 @@
+"""The programs that XLA writes for a GPU, compiled and read on a machine that has none."""

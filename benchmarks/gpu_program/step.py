@@ -1,0 +1,75 @@
+"""The JAX twin's training step without weights, to be lowered, or compiled for described GPUs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_vit.bridge import canonical_name
+from jax_vit.model import VisionTransformer
+from jax_vit.optim import make_optimizer
+from jax_vit.trainer import Objective, Trainer
+from shared_vit.config import PRECISIONS, ModelConfig, TrainConfig
+
+BATCH = 8  # of programs that are only lowered; the types and calls are those of any batch
+
+
+class ShapesTrainer(Trainer):
+    """A Trainer that holds no arrays: its `_step` can be traced, and not run."""
+
+    def __init__(self, cfg: ModelConfig, train: TrainConfig, mesh: Mesh):
+        self.cfg, self.train, self.mesh = cfg, train, mesh
+        self.dtype = np.dtype(PRECISIONS[train.precision].param)
+        model = nnx.eval_shape(lambda: VisionTransformer(cfg, train.precision))
+        graphdef, self.params, self.fixed = nnx.split(model, nnx.Param, ...)
+        self.objective = Objective(graphdef, cfg, self.dtype)
+        names = nnx.map_state(lambda path, _: canonical_name(path), self.params)
+        self.optimizer = make_optimizer(names, train.weight_decay)
+        self.opt_state = jax.eval_shape(self.optimizer.init, self.params)
+
+    def trace(self) -> jax.stages.Traced:
+        """The training step, its inputs placed on the mesh as a run places them."""
+        cfg, batch = self.cfg, self.train.batch_size
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        by_row = NamedSharding(self.mesh, PartitionSpec(None, "data"))
+        by_device = NamedSharding(self.mesh, PartitionSpec("data"))
+
+        def array(shape, dtype, sharding=whole):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+        def placed(tree):
+            return jax.tree.map(lambda a: array(a.shape, a.dtype), tree)
+
+        images = (1, batch, cfg.image_size, cfg.image_size, 3)
+        rows = [
+            array(images, jnp.uint8, by_row),
+            array((1, batch), jnp.int32, by_row),
+            array((1, batch), self.dtype, by_row),
+            array((1, batch), jnp.int32, by_row),
+        ]
+        keys = array((1 + 3 * cfg.depth, 2), jnp.uint32) if cfg.dropout else None
+        return jax.jit(self._step, donate_argnums=(0, 1)).trace(
+            placed(self.params),
+            placed(self.opt_state),
+            placed(self.fixed),
+            tuple(rows),
+            keys,
+            array((3,), self.dtype),
+            array((), jnp.uint32),
+            array((self.mesh.devices.size,), jnp.int32, by_device),
+        )
+
+
+def lower(cfg: ModelConfig, precision: str, what: str) -> jax.stages.Lowered:
+    """The loss ("forward") or its gradient ("gradient"), lowered for CUDA on any machine."""
+    model = nnx.eval_shape(lambda: VisionTransformer(cfg, precision))
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
+    objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
+    function = {"forward": objective, "gradient": jax.grad(objective)}[what]
+    images = jax.ShapeDtypeStruct((BATCH, cfg.image_size, cfg.image_size, 3), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    traced = jax.jit(function).trace(params, fixed, images, labels)
+    return traced.lower(lowering_platforms=("cuda",))

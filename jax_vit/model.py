@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jax_vit.dropout import Dropout, drop
+from jax_vit.fused import pad_tokens
 from jax_vit.inputs import check_config, check_inputs
 from jax_vit.ops import Conv, LayerNorm, Linear, attention, cast, gelu, parameter, product
 from jax_vit.precision import policy_of
@@ -46,9 +47,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        x = attention(qkv, self.policy)
-        return self.proj(x.reshape(b, n, d))
+        x = pad_tokens(x, self.num_heads, self.policy)
+        qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
+        x = attention(qkv, self.policy, n)
+        return self.proj(x.reshape(b, -1, d))[:, :n]
 
 
 class Mlp(nnx.Module):

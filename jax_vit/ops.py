@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from jax_vit import fused
 from shared_vit.spec.precision import Policy
 
 
@@ -148,41 +149,20 @@ def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def attention(qkv: Array, policy: Policy) -> Array:
+def attention(qkv: Array, policy: Policy, num_tokens: int | None = None) -> Array:
     """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
 
-    Scores are scaled before the softmax, which is float32 or more.
+    Scores are scaled before the softmax, which is float32 or more. `num_tokens` is the number of
+    tokens without the padding of `jax_vit.fused`, N by default.
     """
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    tf32 = policy.tf32
-    if _cudnn_applies(q):
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    q, k, v = (
-        x.swapaxes(1, 2) for x in (q, k, v)
-    )  # XLA on CPUs lacks bf16 products of some other orders
-    scores = _einsum("bhqd,bhkd->bhqk", q, k, tf32) * (q.shape[-1] ** -0.5)
+    b, n, _, heads, d = qkv.shape
+    if fused.applies((b, n, heads, d), policy):
+        return fused.fused_attention(qkv, num_tokens or n)
+    # XLA on CPUs lacks bf16 products of some other orders.
+    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+    scores = _einsum("bhqd,bhkd->bhqk", q, k, policy.tf32) * (d**-0.5)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return _einsum("bhqk,bhkd->bhqd", weights, v, tf32).astype(q.dtype).swapaxes(1, 2)
-
-
-def _cudnn_applies(q: Array) -> bool:
-    """Whether cuDNN's fused attention takes q [B, N, heads, d].
-
-    The checks are those of jax/_src/cudnn/fused_attention_stablehlo.py.
-    """
-    device = jax.devices()[0]
-    if (
-        q.dtype != jnp.bfloat16
-        or device.platform != "gpu"
-        or "rocm" in device.client.platform_version
-    ):
-        return False
-    capability = float(device.compute_capability)
-    return (
-        capability >= 8
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= (256 if capability >= 9 else 128)
-    )
+    return _einsum("bhqk,bhkd->bhqd", weights, v, policy.tf32).astype(q.dtype).swapaxes(1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))

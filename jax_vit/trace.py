@@ -7,14 +7,16 @@ from typing import Any
 from flax import nnx
 from jax import Array
 
-# What the trace of this thread (and asyncio task) records: {id(module): name}, {name: output}.
-_recording: ContextVar[tuple[dict[int, str], dict[str, Array]]] = ContextVar("recording")
+# What the trace of this thread (and asyncio task) records: {id(module): name}, {name: output}, and
+# of how many tokens.
+_recording: ContextVar[tuple[dict[int, str], dict[str, Array], int]] = ContextVar("recording")
 
 
 def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
     """`{canonical module name: output}` of `model(images)`, in order of completion.
 
-    `""` is the model's own output. The model itself stays as it is: the modules of a copy record.
+    `""` is the model's own output. The model itself stays as it is: the modules of a copy record,
+    without the token that fused attention is padded with.
     """
     copy = nnx.merge(*nnx.split(model))
     names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(copy)}
@@ -22,7 +24,7 @@ def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
         if callable(module):
             object.__setattr__(module, "__class__", _recorder(type(module)))
     outputs: dict[str, Array] = {}
-    token = _recording.set((names, outputs))
+    token = _recording.set((names, outputs, model.cfg.num_tokens))
     try:
         copy(images)
     finally:
@@ -36,8 +38,8 @@ def _recorder(kind: type[nnx.Module]) -> type[nnx.Module]:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Array:
         output = kind.__call__(self, *args, **kwargs)
-        names, outputs = _recording.get()
-        outputs[names[id(self)]] = output
+        names, outputs, num_tokens = _recording.get()
+        outputs[names[id(self)]] = output[:, :num_tokens] if output.ndim == 3 else output
         return output
 
     return type(kind.__name__, (kind,), {"__call__": call})

@@ -1,0 +1,86 @@
+"""Fused attention on NVIDIA GPUs: cuDNN's, by JAX's public function, where it takes the shape.
+
+JAX refuses the gradient at odd numbers of tokens, which most models have: the class token makes 196
+patches 197. So one token of zeros is appended for the length of an attention module and hidden from
+the softmax.
+"""
+
+import sys
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_vit.gpu import nvidia_gpu
+from shared_vit.config import Policy
+
+
+def pad_tokens(x: Array, num_heads: int, policy: Policy) -> Array:
+    """x [B, N, width] with a token of zeros appended if fused attention applies and N is odd."""
+    b, n, width = x.shape
+    if n % 2 == 0 or not applies((b, n + 1, num_heads, width // num_heads), policy):
+        return x
+    return jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
+
+
+def applies(shape: tuple[int, int, int, int], policy: Policy) -> bool:
+    """Whether q, k and v of `shape` [B, N, heads, d] go to fused attention on this device.
+
+    It takes bf16, from compute capability 8.0, even numbers of tokens, and head widths that are
+    multiples of 8 up to 128 (256 from 9.0). A shape that JAX refuses all the same is named in one
+    notice.
+    """
+    gpu = nvidia_gpu()
+    if gpu is None or policy.compute != "bfloat16":
+        return False
+    capability, n, d = float(gpu.compute_capability), shape[1], shape[3]
+    if capability < 8 or n % 2 or d % 8 or d > (256 if capability >= 9 else 128):
+        return False
+    return _taken(shape[1:], capability)
+
+
+@cache
+def _taken(shape: tuple[int, int, int], capability: float) -> bool:
+    """Whether JAX takes shape [N, heads, d] in the forward pass and in the gradient."""
+    qkv = jax.ShapeDtypeStruct((1, shape[0], 3, *shape[1:]), jnp.bfloat16)
+
+    def total(qkv: Array) -> Array:
+        return fused_attention(qkv, shape[0] - 1).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total), qkv)
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        if jax.process_index() == 0:
+            n, heads, d = shape
+            notice = (
+                f"notice: JAX's fused attention does not take {n} tokens, {heads} heads of {d} "
+                f"({error}): attention is computed from products and a softmax"
+            )
+            print(notice, file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def fused_attention(qkv: Array, num_tokens: int) -> Array:
+    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
+
+    Only the first `num_tokens` keys count. What comes out for the queries behind them has no
+    meaning, and no gradient comes back to them.
+    """
+    b, n = qkv.shape[:2]
+    # All queries count, so that no row of the output is left unwritten. Lengths are given even
+    # where nothing is padded: without a padding mask cuDNN's gradient can be NaN if the keys end
+    # inside a tile (NVIDIA/cudnn-frontend, issues 160 and 1072).
+    queries, keys = jnp.full(b, n, jnp.int32), jnp.full(b, num_tokens, jnp.int32)
+    if num_tokens < n:
+        # Not for the forward pass: it keeps what cuDNN may leave there out of the gradient.
+        qkv = jnp.where((jnp.arange(n) < num_tokens)[:, None, None, None], qkv, 0)
+    return jax.nn.dot_product_attention(
+        qkv[:, :, 0],
+        qkv[:, :, 1],
+        qkv[:, :, 2],
+        query_seq_lengths=queries,
+        key_value_seq_lengths=keys,
+        implementation="cudnn",
+    )

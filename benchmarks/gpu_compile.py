@@ -25,7 +25,9 @@ sys.path[:0] = [str(ROOT), str(ROOT.parent)]
 import jax  # noqa: E402
 from gpu_program import device, lowered, report, step  # noqa: E402
 
-from shared_vit.config import MODELS, PRESETS, ModelConfig, TrainConfig, model_config  # noqa: E402
+from shared_vit.run.presets import PRESETS  # noqa: E402
+from shared_vit.spec.config import MODELS, ModelConfig, model_config  # noqa: E402
+from shared_vit.spec.recipe import Recipe  # noqa: E402
 
 PRECISION = "bf16"
 
@@ -79,7 +81,7 @@ def named_models() -> dict[str, ModelConfig]:
     sides = {"vit_nano2": 8, "vit_mini4": 32, "vit_ti4": 32}
     models = {name: model_config(name, image_size=sides.get(name, 224)) for name in MODELS}
     for name, preset in PRESETS.items():
-        models[f"preset {name}"] = model_config(preset.model, image_size=preset.image_size)
+        models[f"preset {name}"] = model_config(preset["model"], image_size=preset["image_size"])
     return models
 
 
@@ -112,7 +114,7 @@ def compile_all(args: argparse.Namespace, description: device.Description) -> li
         name, _, batch = item.partition(":")
         batch = int(batch or 256)
         cfg = model_config(name, **({"depth": args.depth} if args.depth else {}))
-        train = TrainConfig(batch_size=batch, precision=PRECISION, clip=1.0)
+        train = Recipe(model=cfg, batch_size=batch, precision=PRECISION)
         begin = time.perf_counter()
         with device.pretend(description):
             traced = step.ShapesTrainer(cfg, train, device.mesh(description, args.devices)).trace()

@@ -19,8 +19,8 @@ import jax_vit
 from jax_vit import fused
 from jax_vit.bridge import state_arrays
 from jax_vit.trainer import Objective
-from shared_vit.config import ModelConfig
-from shared_vit.dropout import site_keys
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.mask_keys import site_keys
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

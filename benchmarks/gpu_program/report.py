@@ -9,7 +9,7 @@ import jax
 
 from gpu_program import hlo
 from gpu_program.device import Description
-from shared_vit.config import ModelConfig
+from shared_vit.spec.config import ModelConfig
 
 CLASSES = ("LayerNorm and stream", "GELU", "qkv", "ends", "optimizer")
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_vit.bridge import canonical_name
-from jax_vit.model import VisionTransformer
-from jax_vit.optim import make_optimizer
+from jax_vit.bridge import abstract_model
 from jax_vit.trainer import Objective, Trainer
-from shared_vit.config import PRECISIONS, ModelConfig, TrainConfig
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.recipe import Recipe
 
 BATCH = 8  # of programs that are only lowered; the types and calls are those of any batch
 
 
 class ShapesTrainer(Trainer):
-    """A Trainer that holds no arrays: its `_step` can be traced, and not run."""
+    """A Trainer that holds shapes in place of arrays: its `_step` can be traced, and not run."""
 
-    def __init__(self, cfg: ModelConfig, train: TrainConfig, mesh: Mesh):
-        self.cfg, self.train, self.mesh = cfg, train, mesh
-        self.dtype = np.dtype(PRECISIONS[train.precision].param)
-        model = nnx.eval_shape(lambda: VisionTransformer(cfg, train.precision))
-        graphdef, self.params, self.fixed = nnx.split(model, nnx.Param, ...)
-        self.objective = Objective(graphdef, cfg, self.dtype)
-        names = nnx.map_state(lambda path, _: canonical_name(path), self.params)
-        self.optimizer = make_optimizer(names, train.weight_decay)
-        self.opt_state = jax.eval_shape(self.optimizer.init, self.params)
+    def __init__(self, cfg: ModelConfig, train: Recipe, mesh: Mesh):
+        super().__init__(SimpleNamespace(config=cfg), train, mesh)
+
+    def load(self, state: SimpleNamespace) -> None:
+        """Take the shapes of the model's arrays and of the optimizer's."""
+        model = abstract_model(self.cfg, self.train.precision)
+        _, self.params, self.fixed = nnx.split(model, nnx.Param, ...)
+        self.slots = jax.eval_shape(self.optimizer.init, self.params)
 
     def trace(self) -> jax.stages.Traced:
         """The training step, its inputs placed on the mesh as a run places them."""
@@ -53,7 +54,7 @@ class ShapesTrainer(Trainer):
         keys = array((1 + 3 * cfg.depth, 2), jnp.uint32) if cfg.dropout else None
         return jax.jit(self._step, donate_argnums=(0, 1)).trace(
             placed(self.params),
-            placed(self.opt_state),
+            placed(self.slots),
             placed(self.fixed),
             tuple(rows),
             keys,
@@ -65,8 +66,7 @@ class ShapesTrainer(Trainer):
 
 def lower(cfg: ModelConfig, precision: str, what: str) -> jax.stages.Lowered:
     """The loss ("forward") or its gradient ("gradient"), lowered for CUDA on any machine."""
-    model = nnx.eval_shape(lambda: VisionTransformer(cfg, precision))
-    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
+    graphdef, params, fixed = nnx.split(abstract_model(cfg, precision), nnx.Param, ...)
     objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
     function = {"forward": objective, "gradient": jax.grad(objective)}[what]
     images = jax.ShapeDtypeStruct((BATCH, cfg.image_size, cfg.image_size, 3), jnp.uint8)

@@ -1,0 +1,205 @@
+"""A report on a port as one HTML page."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from itertools import groupby
+from pathlib import Path
+
+from twinvit.port.report import Finding, Operation, Report
+from twinvit.report import html
+from twinvit.report.svg import Band, Chart, Mark, Series
+
+KINDS = {
+    "cause": "proven cause",
+    "order": "equal values in another order",
+    "precision": "a constant in a narrower type",
+    "weights": "weights",
+    "unknown": "cause not known",
+}
+
+
+def page(report: Report) -> str:
+    """The report as a page that needs no network."""
+    badge, sentence, tone = _verdict(report)
+    body = [html.header(badge, sentence, _lead(report), tone)]
+    shown = [op for op in report.operations if op.status]
+    if shown:
+        body.append(html.section(*_picture(report, shown)))
+    if report.findings:
+        findings = [_finding(i, f) for i, f in enumerate(report.findings, 1)]
+        body.append(html.section("Findings", *findings))
+    if report.narrowings:
+        rows = [
+            (n.side, n.where, n.dtype, "not measured" if n.cost is None else number(n.cost))
+            for n in report.narrowings
+        ]
+        body.append(
+            html.section(
+                "Narrowings",
+                "<p class='lead'>Computed in a narrower type than their inputs; ignored above, "
+                "where both sides ran in float64. The cost is what each alone does to the "
+                "outputs.</p>",
+                html.table(("side", "where", "to", "cost"), rows, numbers=(3,)),
+            )
+        )
+    if report.unseen:
+        body.append(html.section("Not seen with these inputs", html.bullets(report.unseen)))
+    if report.notes:
+        body.append(html.section("How it was compared", html.bullets(report.notes)))
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    body.append(f"<footer>{' · '.join([*html.versions(), now])}</footer>")
+    return html.document(f"{badge}: {sentence}", body)
+
+
+def number(value: float) -> str:
+    """A distance, in words where it is no number."""
+    if math.isnan(value):
+        return "not a number"
+    return "no value of its size" if math.isinf(value) else f"{value:.1e}"
+
+
+def _verdict(report: Report) -> tuple[str, str, str]:
+    count = len(report.findings)
+    if report.same:
+        return "SAME", "The port computes what the reference computes.", "good"
+    if report.explained:
+        edits = "this edit" if count == 1 else f"these {count} edits"
+        return "DIFFERENT, EXPLAINED", f"The port is the reference with {edits}.", "warn"
+    unknown = sum(f.kind == "unknown" for f in report.findings)
+    rest = f", {unknown} without a known cause" if unknown else ""
+    differences = "1 difference" if count == 1 else f"{count} differences"
+    if not count:
+        return "DIFFERENT", "The port differs; nothing that was tried explains it.", "bad"
+    return "DIFFERENT", f"The port differs from the reference in {differences}{rest}.", "bad"
+
+
+def _lead(report: Report) -> list[str]:
+    what = "Parameters" if _by_step(report) else "Outputs"
+    if report.same:
+        return [f"{what} are {number(report.distance)} apart: rounding."]
+    return [
+        f"{what} are {number(report.distance)} apart (relative L2), and "
+        f"{number(report.remaining)} with the edits made to the reference."
+    ]
+
+
+def _picture(report: Report, shown: list[Operation]) -> list[str]:
+    if _by_step(report):
+        return _steps(shown)
+    x = [op.index for op in shown]
+    series = []
+    for status, label, style, alike in (
+        ("found", "equal in the port", "mine", ""),
+        ("passed", "fused or split in the port, equal further on", "warn", "ring"),
+        ("lost", "different", "bad", "square"),
+    ):
+        ops = [op for op in shown if op.status == status]
+        if ops:
+            titles = [f"{_place(op)}: {number(op.distance)}" for op in ops]
+            xs, ys = [op.index for op in ops], [op.distance for op in ops]
+            series.append(Series(label, xs, ys, style, False, True, titles, alike))
+    chart = Chart(
+        series=series,
+        y_label="relative L2 distance to the nearest value in the port",
+        x_label="operations of the reference, in order",
+        bands=[Band("rounding (reference, nudged by one eps)", x, [op.noise for op in shown])],
+        marks=_marks(report, shown),
+        groups=_groups(shown),
+        description="Distance of every operation from the port's values",
+    )
+    caption = (
+        "Before any edit. A number marks a finding of the list below; everything after the first "
+        "different operation differs because of it."
+        if report.findings
+        else "Every value of the reference that says something, and how near the port's is."
+    )
+    return ["Distance through the network", html.figure(chart, caption)]
+
+
+def _by_step(report: Report) -> bool:
+    return bool(report.operations) and report.operations[0].scope.startswith("step ")
+
+
+def _steps(shown: list[Operation]) -> list[str]:
+    """An optimizer's report: its operations are steps."""
+    x = [op.index + 1 for op in shown]
+    tone = "mine" if all(op.status == "found" for op in shown) else "bad"
+    distances = [op.distance for op in shown]
+    titles = [f"{op.scope}: {number(op.distance)}" for op in shown]
+    chart = Chart(
+        series=[Series("distance", x, distances, tone, True, True, titles)],
+        y_label="relative L2 distance of the parameters",
+        x_label="step",
+        bands=[Band("rounding (reference, nudged by one eps)", x, [op.noise for op in shown])],
+        description="Distance of the parameters after each step",
+    )
+    return ["Distance by step", html.figure(chart, "Both sides stepped the same gradients.")]
+
+
+def _place(op: Operation) -> str:
+    return f"{op.scope}: {op.name}" if op.scope else op.name
+
+
+def _marks(report: Report, shown: list[Operation]) -> list[Mark]:
+    marks, taken = [], set()
+    for i, finding in enumerate(report.findings, 1):
+        scope, _, name = finding.torch.partition(": ")
+        at = [op for op in shown if op.scope == scope and name.split(" ")[0].startswith(op.name)]
+        at = at or [op for op in shown if op.scope == scope] or []
+        if at and at[0].index not in taken:
+            taken.add(at[0].index)
+            marks.append(Mark(at[0].index, at[0].distance, str(i), finding.text))
+    return marks
+
+
+def _groups(shown: list[Operation]) -> list[tuple[float, float, str]]:
+    """Runs of operations of the same outer modules: "layers.0", "head"."""
+
+    def outer(op: Operation) -> str:
+        parts = op.scope.split(".")
+        number = next((i for i, p in enumerate(parts) if p.isdigit()), None)
+        return ".".join(parts[: number + 1]) if number is not None else parts[0]
+
+    groups = []
+    for name, ops in groupby(shown, key=outer):
+        indices = [op.index for op in ops]
+        groups.append((indices[0], indices[-1], name))
+    return groups
+
+
+def _finding(i: int, finding: Finding) -> str:
+    title = f"{i}. {finding.cause or KINDS[finding.kind]}"
+    pairs = [("kind", html.escape(KINDS[finding.kind]))] if finding.cause else []
+    pairs.append(("reference", html.code(finding.torch) + _source(finding.torch)))
+    if finding.jax:
+        pairs.append(("port", html.code(finding.jax) + _source(finding.jax)))
+    if len(finding.places) > 1:
+        places = ", ".join(finding.places)
+        pairs.append((f"{len(finding.places)} places", html.code(places)))
+    pairs.append(
+        (
+            "distance there",
+            f"{number(finding.before)} without the edit, {number(finding.after)} with it",
+        )
+    )
+    return (
+        f'<div class="finding"><h3>{html.escape(title)}</h3><p>{html.escape(finding.text)}</p>'
+        f"{html.definitions(pairs)}</div>"
+    )
+
+
+def _source(place: str) -> str:
+    """The source lines around "path/file.py:118" where that file can be read."""
+    match = re.search(r"([^\s:()]+\.py):(\d+)", place)
+    if not match:
+        return ""
+    path, line = Path(match[1]), int(match[2])
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    first = max(1, line - 2)
+    return html.source_lines(lines[first - 1 : line + 1], first, line)

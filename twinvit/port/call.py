@@ -1,0 +1,214 @@
+"""What a cause is asked about: one operation of the reference, its arguments, and what surrounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinvit.port.index import Index, fingerprint
+from twinvit.port.record_torch import Graph, Node, Ref, flat_tensors
+
+LAYOUT = frozenset(
+    "view reshape permute transpose t expand clone contiguous detach unsqueeze squeeze alias to lift_fresh "
+    "lift_fresh_copy _reshape_alias numpy_T mT movedim flatten restride view_as_real view_as_complex _conj copy".split()
+)
+"""Operations that return the same numbers, at most in another order (where their size stays)."""
+
+ELEMENTWISE = frozenset(
+    "mul div add sub rsub pow exp neg erf tanh sigmoid silu relu gelu leaky_relu elu softplus mish hardswish hardsigmoid "
+    "hardtanh clamp clamp_min clamp_max sqrt rsqrt reciprocal log log1p abs where maximum minimum to clone square "
+    "expm1 threshold".split()
+)
+
+
+class Call:
+    """An operation with its present arguments, as a cause sees it.
+
+    Attributes:
+        node: the operation: `name`, `scope`, `where`.
+        args, kwargs: its arguments, tensors resolved.
+        outs: its present results (None where there is no tensor).
+        out: the first of them.
+    """
+
+    def __init__(self, graph: Graph, node: Node, index: Index | None = None, claimed: Iterable[int] = ()) -> None:
+        self.graph = graph
+        self.node = node
+        self.index = index
+        self.claimed = claimed
+        self.args, self.kwargs = graph.arguments(node)
+        self.outs = [None if i is None else graph.values[i] for i in node.outs]
+        self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The operation itself on other arguments."""
+        return self.node.op(*args, **kwargs)
+
+    def argument(self, position: int, default: Any = None) -> Any:
+        return self.args[position] if position < len(self.args) else default
+
+    def ref(self, position: int) -> int | None:
+        """The id of a tensor argument."""
+        value = self.node.args[position] if position < len(self.node.args) else None
+        return value.id if isinstance(value, Ref) else None
+
+    def with_args(self, **changes: Any) -> Callable[..., Any]:
+        """The operation with some positional arguments (a0, a1, ...) replaced: values or functions of the present ones."""
+        op = self.node.op
+        edits = {int(k[1:]): v for k, v in changes.items()}
+
+        def fn(*args: Any, **kwargs: Any) -> Any:
+            new = list(args) + [None] * (max(edits) + 1 - len(args))
+            for i, v in edits.items():
+                new[i] = v(new[i]) if callable(v) else v
+            return op(*new, **kwargs)
+
+        return fn
+
+    def root(self, value_id: int | None) -> int | None:
+        """The value that this one is only another layout of."""
+        while value_id is not None:
+            producer = self.graph.producer[value_id]
+            if producer is None:
+                return value_id
+            node = self.graph.nodes[producer]
+            if node.name not in LAYOUT or not node.refs:
+                return value_id
+            source = node.refs[0]
+            if self.graph.values[source].numel() != self.graph.values[value_id].numel():
+                return value_id
+            value_id = source
+        return None
+
+    def parameter(self, position: int) -> str | None:
+        """The name of the parameter that an argument is (another layout of); None if it is none."""
+        root = self.root(self.ref(position))
+        source = self.graph.source[root] if root is not None else ""
+        return source[6:] if source.startswith("param:") else None
+
+    def constants(self, value_id: int) -> bool:
+        """True if a value depends on no input (tables, masks, parameters)."""
+        return value_id not in self.graph.input_dependent()
+
+    def solve(
+        self,
+        fn: Callable[[float], torch.Tensor],
+        low: float,
+        high: float,
+        *,
+        grid: Sequence[float] = (),
+        count: int = 6,
+    ) -> Iterator[float]:
+        """Values t for which `fn(t)` can be one of the port's arrays, solved from the root mean square.
+
+        The order of the array's axes does not matter. `grid` values that fit are preferred; without a port they
+        are all there is.
+        """
+        if self.index is None:
+            yield from grid
+            return
+        yielded: set[float] = set()
+
+        def size(t: float) -> tuple[float, np.ndarray]:
+            array = np.ascontiguousarray(fn(t).detach().numpy())
+            return float(fingerprint(array)[1]), array
+
+        for t in grid:
+            if self._fits(size(t)[1]):
+                yielded.add(t)
+                yield t
+        bottom, array = size(low)
+        top, _ = size(high)
+        if array.size < 8 or not np.isfinite([bottom, top]).all() or bottom == top:
+            return
+        table = self.index.table(array.size)
+        ids = self.index.ids(array.size)
+        inside = [
+            (abs(table[k][1] - float(self.out.double().pow(2).mean().sqrt())), k)
+            for k in range(len(ids))
+            if ids[k] not in self.claimed and min(bottom, top) <= table[k][1] <= max(bottom, top)
+        ]
+        log = low > 0
+        for _, k in sorted(inside)[:count]:
+            goal = float(table[k][1])
+            t = _root(lambda u: size(np.exp(u) if log else u)[0] - goal, np.log(low) if log else low, np.log(high) if log else high)
+            t = float(np.exp(t)) if log else float(t)
+            for nice in (*(float(f"{t:.{d}g}") for d in (1, 2, 3, 4, 6)), t):
+                if nice not in yielded and self._fits(size(nice)[1]):
+                    yielded.add(nice)
+                    yield nice
+                    break
+
+    def _fits(self, array: np.ndarray) -> bool:
+        assert self.index is not None
+        return self.index.find(np.ascontiguousarray(array, np.float64), 1e-11) is not None
+
+    def elementwise_regions(self) -> list[tuple[int, int]]:
+        """Expressions of one variable that this operation begins: (last operation, id of the variable).
+
+        E.g. `0.5 * x * (1 + erf(x / sqrt(2)))` begins at its first operation on x and ends at the last product.
+        """
+        if self.node.name not in ELEMENTWISE and self.node.name != "pow":
+            return []
+        result: list[tuple[int, int]] = []
+        for source in self.node.refs:
+            if self.graph.values[source].shape != self.out.shape or source not in self.graph.input_dependent():
+                continue
+            region = {source}
+            ends: list[int] = []
+            for node in self.graph.nodes[self.graph.first_use(source) : self.node.index + 24]:
+                if not node.refs or not any(r in region for r in node.refs):
+                    continue
+                inputs = [r for r in node.refs if self.graph.values[r].numel() > 1]
+                if node.name not in ELEMENTWISE or not all(r in region for r in inputs):
+                    continue
+                if self.graph.values[node.outs[0] or 0].shape != self.out.shape:  # type: ignore[index]
+                    continue
+                region.add(node.outs[0])  # type: ignore[arg-type]
+                if node.index > self.node.index:
+                    ends.append(node.index)
+            for end in ends:
+                out = self.graph.nodes[end].outs[0]
+                users = self.graph.consumers.get(out or -1, [])
+                if any(u not in ends for u in users) or not users:
+                    result.append((end, source))
+        return result[:3]
+
+
+def _root(f: Callable[[float], float], low: float, high: float, steps: int = 60) -> float:
+    """A root of a monotonic function by the Illinois form of regula falsi."""
+    a, b = low, high
+    fa, fb = f(a), f(b)
+    if fa * fb > 0:
+        return a if abs(fa) < abs(fb) else b
+    side = 0
+    c = a
+    for _ in range(steps):
+        c = (fa * b - fb * a) / (fa - fb) if fa != fb else (a + b) / 2
+        fc = f(c)
+        if fc == 0 or abs(b - a) < 1e-15 * max(1.0, abs(c)):
+            break
+        if fc * fb > 0:
+            b, fb = c, fc
+            if side == -1:
+                fa /= 2
+            side = -1
+        else:
+            a, fa = c, fc
+            if side == 1:
+                fb /= 2
+            side = 1
+    return c
+
+
+def results(out: Any, node: Node, outs: Sequence[torch.Tensor | None]) -> Any:
+    """What a variant returned as what the operation returns: missing further results are the present ones."""
+    given = flat_tensors(out)
+    if len(given) == len(outs):
+        return out
+    if len(given) == 1 and len(outs) > 1:
+        return (out if isinstance(out, torch.Tensor) else given[0], *outs[1:])
+    raise ValueError(f"{node.name} returns {len(outs)} values, the variant {len(given)}")

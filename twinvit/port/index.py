@@ -1,0 +1,204 @@
+"""Values of the port, looked up by what they hold and not by where they stand.
+
+Two arrays count as equal if they have the same size and their *sorted* values agree, so axes may be ordered and
+merged in any way. A fingerprint that no order changes (mean, root mean square, mean of absolute values, extremes)
+bounds the distance of the sorted values from below, so only near candidates are ever sorted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SMALLEST = 8  # fewer numbers are found everywhere by chance
+HUGE = 1e100  # masks' constants: compared by their count
+EQUAL = 1e-13
+
+
+@dataclass
+class Entry:
+    """One value of the port.
+
+    Attributes:
+        id: position in the port's order of execution.
+        name: primitive, or "parameter", "input", "constant".
+        where: the user's file and line.
+        parents: ids of the operands.
+    """
+
+    id: int
+    name: str
+    where: str
+    parents: list[int]
+    shape: tuple[int, ...]
+    value: np.ndarray | None = field(repr=False, default=None)
+    slot: int = -1
+
+
+def evidence(x: np.ndarray) -> bool:
+    """True if equality of `x` with something would prove anything: 8 different numbers or more."""
+    if x.size < SMALLEST or x.dtype != np.float64:
+        return False
+    flat = x.reshape(-1) if x.flags.c_contiguous else x.ravel()
+    step = max(1, flat.size // 4096)
+    sample = flat[::step] if step > 1 else flat
+    distinct = np.unique(sample[np.isfinite(sample)]).size
+    if distinct < SMALLEST and step > 1:
+        distinct = np.unique(flat[np.isfinite(flat)]).size
+    return distinct >= SMALLEST
+
+
+def fingerprint(x: np.ndarray) -> np.ndarray:
+    """Mean, root mean square, mean absolute value, mean of |x|^1.5-like mass, extremes, and the count of huge values."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    top = np.max(flat)
+    low = np.min(flat)
+    huge = 0
+    if not (-HUGE < low and top < HUGE):
+        keep = np.abs(flat) < HUGE  # False for nan, too
+        huge = flat.size - int(keep.sum())
+        flat = flat[keep]
+        if not flat.size:
+            return np.array([0, 0, 0, 0, 0, huge], dtype=np.float64)
+        top, low = np.max(flat), np.min(flat)
+    mean = flat.mean()
+    rms = np.sqrt(np.dot(flat, flat) / flat.size)
+    return np.array([mean, rms, np.abs(flat).mean(), top, low, huge], dtype=np.float64)
+
+
+def sorted_finite(x: np.ndarray) -> np.ndarray:
+    """The values in order, those that are huge or not numbers left out."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    keep = np.abs(flat) < HUGE
+    return np.sort(flat if keep.all() else flat[keep])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 distance of two arrays of one shape; inf if other positions are huge or not numbers."""
+    a, b = np.asarray(a, np.float64).reshape(-1), np.asarray(b, np.float64).reshape(-1)
+    keep = np.abs(a) < HUGE
+    other = np.abs(b) < HUGE
+    if not np.array_equal(keep, other):
+        return float("inf")
+    if not keep.all():
+        a, b = a[keep], b[keep]
+    norm = float(np.linalg.norm(a))
+    diff = float(np.linalg.norm(a - b))
+    return diff / norm if norm else (0.0 if diff == 0 else float("inf"))
+
+
+class Index:
+    """The port's values. `add` is the interpreter's sink."""
+
+    def __init__(self, budget: int = 4 << 30) -> None:
+        self.entries: list[Entry] = []
+        self.budget = budget
+        self.bytes = 0
+        self.dropped = 0
+        self.lookups = 0
+        self.sorts = 0
+        self._by_size: dict[int, list[int]] = {}
+        self._prints: dict[int, list[np.ndarray]] = {}
+        self._table: dict[int, np.ndarray] = {}
+        self._sorted: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._sorted_bytes = 0
+
+    def add(self, value: Any, name: str, where: str, parents: list[int]) -> int:
+        entry = Entry(len(self.entries), name, where, parents, tuple(np.shape(value)))
+        self.entries.append(entry)
+        if isinstance(value, np.ndarray) and value.dtype == np.float64 and value.size >= SMALLEST and evidence(value):
+            self._by_size.setdefault(value.size, []).append(entry.id)
+            self._prints.setdefault(value.size, []).append(fingerprint(value))
+            self._table.pop(value.size, None)
+            if self.bytes + value.nbytes <= self.budget:
+                entry.value = value
+                self.bytes += value.nbytes
+            else:
+                self.dropped += 1
+        return entry.id
+
+    def ids(self, size: int) -> list[int]:
+        """Entries of this many numbers, in the order of `table`'s rows."""
+        return self._by_size.get(size, [])
+
+    def table(self, size: int) -> np.ndarray:
+        if size not in self._table:
+            self._table[size] = np.array(self._prints.get(size, np.zeros((0, 6)))).reshape(-1, 6)
+        return self._table[size]
+
+    def bounds(self, print_: np.ndarray, size: int) -> np.ndarray:
+        """Lower bounds of the relative distance of each value of this size to one with this fingerprint."""
+        table = self.table(size)
+        if not len(table):
+            return np.zeros(0)
+        rms = max(print_[1], 1e-300)
+        delta = np.abs(table - print_)
+        bound = delta[:, :3].max(axis=1) / rms
+        bound = np.maximum(bound, delta[:, 3:5].max(axis=1) / (rms * np.sqrt(size)))
+        bound[table[:, 5] != print_[5]] = np.inf
+        return bound
+
+    def find(self, x: np.ndarray, tolerance: float, print_: np.ndarray | None = None) -> int | None:
+        """The first entry whose sorted values are within `tolerance` of those of `x`."""
+        self.lookups += 1
+        if x.size not in self._by_size:
+            return None
+        print_ = fingerprint(x) if print_ is None else print_
+        bound = self.bounds(print_, x.size)
+        hits = np.flatnonzero(bound <= tolerance)
+        if not hits.size:
+            return None
+        ids = self._by_size[x.size]
+        mine: np.ndarray | None = None
+        for hit in hits[np.argsort(bound[hits], kind="stable")][:8]:
+            theirs = self.sorted(ids[hit])
+            if theirs is None:  # not kept: five moments agree to rounding
+                return ids[hit]
+            if mine is None:
+                mine = sorted_finite(x)
+            if mine.size == theirs.size and distance(mine, theirs) <= tolerance:
+                return ids[hit]
+        return None
+
+    def sorted(self, entry_id: int) -> np.ndarray | None:
+        if entry_id in self._sorted:
+            self._sorted.move_to_end(entry_id)
+            return self._sorted[entry_id]
+        value = self.entries[entry_id].value
+        if value is None:
+            return None
+        self.sorts += 1
+        result = sorted_finite(value)
+        self._sorted[entry_id] = result
+        self._sorted_bytes += result.nbytes
+        while self._sorted_bytes > 512 << 20 and len(self._sorted) > 1:
+            _, old = self._sorted.popitem(last=False)
+            self._sorted_bytes -= old.nbytes
+        return result
+
+    def nearest(self, x: np.ndarray, count: int = 1, try_: int = 4, exclude: Iterable[int] = ()) -> list[tuple[float, int]]:
+        """The nearest entries of the same size by distance of the sorted values, nearest first."""
+        if x.size not in self._by_size or x.dtype != np.float64:
+            return []
+        ids = self._by_size[x.size]
+        bound = self.bounds(fingerprint(x), x.size)
+        order = [i for i in np.argsort(bound, kind="stable") if ids[i] not in exclude]
+        mine = sorted_finite(x)
+        result: list[tuple[float, int]] = []
+        for i in order[: max(try_, count)]:
+            theirs = self.sorted(ids[i])
+            if theirs is None or theirs.size != mine.size:
+                result.append((float(bound[i]), ids[i]))
+            else:
+                result.append((distance(mine, theirs), ids[i]))
+        return sorted(result)[:count]
+
+    def bound(self, x: np.ndarray) -> float:
+        """A lower bound of the distance to the nearest entry; inf without any of this size."""
+        if x.size not in self._by_size:
+            return float("inf")
+        return float(self.bounds(fingerprint(x), x.size).min())

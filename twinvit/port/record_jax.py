@@ -1,0 +1,442 @@
+"""Record a JAX model by evaluating its jaxpr equation by equation in float64.
+
+One recorder serves Flax NNX, Linen, Equinox, Haiku and plain functions, because it needs only a pure function of
+(parameters, inputs). Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every narrowing of a
+floating-point type is ignored and written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex_core
+
+from twinvit.port.errors import PortError
+from twinvit.port.jax_rules import RULES
+from twinvit.port.record_torch import short_path
+
+_JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops"))
+_CALLS = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
+    "checkpoint": "jaxpr", "remat": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr", "run_state": "jaxpr", "xla_call": "call_jaxpr",
+}  # fmt: skip
+LAYOUT = frozenset(
+    "reshape transpose squeeze expand_dims copy copy_p stop_gradient optimization_barrier layout_constraint "
+    "sharding_constraint device_put rev pvary name reduce_precision".split()
+)
+"""Primitives that return the same numbers, at most in another order."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A port that is a plain function: `fn(params, *inputs)`; `params` is any pytree of arrays, passed whole."""
+
+    fn: Callable[..., Any]
+    params: Any
+
+
+@dataclass
+class Pure:
+    """A port as a pure function of its leaves: `call(leaves, *inputs)`; `names` names the leaves."""
+
+    call: Callable[..., Any]
+    leaves: list[Any]
+    names: list[str]
+    kind: str
+
+
+@dataclass
+class Recorded:
+    """What a recording saw besides the values, which went to the sink.
+
+    Attributes:
+        outputs: chosen arrays of the output, float64.
+        output_ids: their entries.
+        narrowings: (where, dtype) in order, each once.
+        branches: where a branch was not taken.
+        seconds: time for tracing and for evaluating.
+    """
+
+    outputs: list[np.ndarray] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)
+    narrowings: list[tuple[str, str]] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
+
+
+def is_narrow(dtype: Any) -> bool:
+    """True for floating-point types narrower than float64."""
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        return False
+    return (dtype.kind == "f" and dtype.itemsize < 8) or dtype.name.startswith(("bfloat", "float8"))
+
+
+def widen(x: Any) -> Any:
+    """A floating-point array in float64; everything else as it is (PRNG keys among it)."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        return x
+    if isinstance(x, float):
+        return x
+    array = np.asarray(x)
+    return _exact(array) if is_narrow(array.dtype) else array
+
+
+def _exact(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def _literal(value: Any) -> Any:
+    """A literal in float64: the decimal number that was written where float32 has rounded it."""
+    array = np.asarray(value)
+    if array.dtype == np.float32 and array.ndim == 0 and np.isfinite(array):
+        return np.float64(str(array[()]))
+    return widen(array)
+
+
+def pure(port: Any, *, train: bool = False) -> Pure:
+    """A port as a pure function of its leaves. Raises PortError for what it cannot call."""
+    if isinstance(port, Function):
+        leaves, tree = jax.tree_util.tree_flatten_with_path(port.params)
+        return Pure(
+            lambda ls, *xs: _call(port.fn, train, jax.tree_util.tree_unflatten(tree, ls), *xs),
+            [x for _, x in leaves], [_path(p) for p, _ in leaves], "function",
+        )  # fmt: skip
+    if isinstance(port, tuple) and len(port) == 2 and hasattr(port[0], "apply"):
+        module, variables = port
+        leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+        mutable = [k for k in variables if k != "params"] if train and isinstance(variables, Mapping) else False
+        linen = hasattr(module, "__call__") and hasattr(module, "scope")
+
+        def apply(ls: Any, *xs: Any) -> Any:
+            tree_vars = jax.tree_util.tree_unflatten(tree, ls)
+            if not linen:  # Haiku: apply(params, rng, *inputs) or apply(params, *inputs)
+                names = list(inspect.signature(module.apply).parameters)
+                rng = (None,) if "rng" in names else ()
+                return module.apply(tree_vars, *rng, *xs)
+            extra = _mode_arguments(type(module).__call__, train)
+            if mutable:
+                out, state = module.apply(tree_vars, *xs, mutable=mutable, **extra)
+                return out, state
+            return module.apply(tree_vars, *xs, **extra)
+
+        return Pure(apply, [x for _, x in leaves], [_path(p) for p, _ in leaves], "linen" if linen else "haiku")
+    nnx = _nnx_module(port)
+    if nnx is not None:
+        graphdef, state = nnx.split(port)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+
+        def run(ls: Any, *xs: Any) -> Any:
+            full = nnx.split(port)[1] if False else state
+            new = jax.tree_util.tree_unflatten(tree, ls)
+            full = jax.tree.map(lambda x: x, full)
+            nnx.replace_by_pure_dict(full, new)
+            model = nnx.merge(graphdef, full)
+            (model.train if train else model.eval)()
+            out = _call(model, train, *xs)
+            return (out, nnx.to_pure_dict(nnx.split(model)[1])) if train else out
+
+        return Pure(run, [x for _, x in leaves], [_path(p) for p, _ in leaves], "nnx")
+    if callable(port):
+        if type(port).__module__.startswith("equinox") or _is_equinox(port):
+            import equinox
+
+            port = equinox.nn.inference_mode(port, value=not train)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(port)
+        arrays = [i for i, (_, x) in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
+        if not arrays and len(leaves) == 1:  # a plain function
+            return Pure(lambda ls, *xs: _call(port, train, *xs), [], [], "function")
+
+        def call(ls: Any, *xs: Any) -> Any:
+            full = [x for _, x in leaves]
+            for i, x in zip(arrays, ls):
+                full[i] = x
+            return _call(jax.tree_util.tree_unflatten(tree, full), train, *xs)
+
+        return Pure(call, [leaves[i][1] for i in arrays], [_path(leaves[i][0]) for i in arrays], "pytree")
+    raise PortError(
+        f"the port is a {type(port).__name__}, which cannot be called; give an nnx.Module, (linen_module, variables), "
+        "a callable pytree or port.Function(fn, params)"
+    )
+
+
+def _nnx_module(port: Any) -> Any:
+    try:
+        from flax import nnx
+    except ImportError:
+        return None
+    return nnx if isinstance(port, nnx.Module) else None
+
+
+def _is_equinox(port: Any) -> bool:
+    return any(c.__module__.startswith("equinox") for c in type(port).__mro__)
+
+
+def _call(fn: Callable[..., Any], train: bool, *args: Any) -> Any:
+    return fn(*args, **_mode_arguments(fn, train))
+
+
+def _mode_arguments(fn: Callable[..., Any], train: bool) -> dict[str, Any]:
+    """Arguments that choose between training and inference, by the names that are in use."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return {}
+    values = {"train": train, "training": train, "is_training": train, "deterministic": not train, "inference": not train}
+    return {k: v for k, v in values.items() if k in parameters and parameters[k].default in (inspect.Parameter.empty, True, False, None)}
+
+
+def _path(path: Any) -> str:
+    parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+    return ".".join(p for p in parts if p not in ("value",))
+
+
+def frames(source: Any) -> tuple[str, str]:
+    """The user's place and the innermost place outside JAX, "file.py:12" each, of an equation."""
+    from jax._src import source_info_util as util
+
+    try:
+        found = list(util.user_frames(source.traceback))
+    except (AttributeError, TypeError):
+        found = list(util.user_frames(source))
+    places = [(f.file_name, f.start_line) for f in found if not f.file_name.startswith(_JAX)]
+    if not places:
+        return "", ""
+    inner = f"{short_path(places[0][0])}:{places[0][1]}"
+    for name, line in places:
+        if not any(lib in name for lib in _LIBRARIES) and "/twinvit/port/" not in name:
+            return f"{short_path(name)}:{line}", inner
+    return inner, inner
+
+
+Sink = Callable[[Any, str, str, list[int]], int]
+"""Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
+
+
+class Interpreter:
+    """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value."""
+
+    def __init__(self, sink: Sink | None = None, round_at: str | None = None) -> None:
+        self.sink = sink
+        self.round_at = round_at  # the one place where narrowing is not ignored
+        self.narrowings: dict[tuple[str, str], None] = {}
+        self.branches: dict[str, None] = {}
+        self._where: dict[int, tuple[str, str]] = {}
+        self._depth = 0
+
+    def where(self, eqn: Any) -> tuple[str, str]:
+        key = id(eqn)
+        if key not in self._where:
+            self._where[key] = frames(eqn.source_info)
+        return self._where[key]
+
+    def tell(self, value: Any, name: str, where: str, parents: list[int]) -> int:
+        return self.sink(value, name, where, parents) if self.sink is not None else -1
+
+    def closed(self, closed: Any, args: Sequence[Any], ids: Sequence[int]) -> tuple[list[Any], list[int]]:
+        consts = [widen(c) for c in closed.consts]
+        const_ids = [self.tell(c, "constant", "", []) for c in consts]
+        return self.jaxpr(closed.jaxpr, consts, const_ids, args, ids)
+
+    def jaxpr(
+        self, jaxpr: Any, consts: Sequence[Any], const_ids: Sequence[int], args: Sequence[Any], ids: Sequence[int]
+    ) -> tuple[list[Any], list[int]]:
+        env: dict[Any, tuple[Any, int]] = {}
+        for var, value, i in zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], [*const_ids, *ids]):
+            env[var] = (value, i)
+        last: dict[Any, int] = {}
+        for n, eqn in enumerate(jaxpr.eqns):
+            for v in eqn.invars:
+                if not isinstance(v, jex_core.Literal):
+                    last[v] = n
+        kept = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
+
+        def read(v: Any) -> tuple[Any, int]:
+            return (_literal(v.val), -1) if isinstance(v, jex_core.Literal) else env[v]
+
+        for n, eqn in enumerate(jaxpr.eqns):
+            pairs = [read(v) for v in eqn.invars]
+            outs, out_ids = self.equation(eqn, [p[0] for p in pairs], [p[1] for p in pairs])
+            for v, value, i in zip(eqn.outvars, outs, out_ids):
+                env[v] = (value, i)
+            for v in eqn.invars:
+                if not isinstance(v, jex_core.Literal) and last[v] == n and v not in kept:
+                    env.pop(v, None)
+        results = [read(v) for v in jaxpr.outvars]
+        return [r[0] for r in results], [r[1] for r in results]
+
+    def equation(self, eqn: Any, values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+        name = eqn.primitive.name
+        params = eqn.params
+        if name in _CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
+            inner = params[_CALLS.get(name, "call_jaxpr")]
+            if hasattr(inner, "consts"):
+                return self.closed(inner, values, ids)
+            return self.jaxpr(inner, [], [], values, ids)
+        if name == "scan":
+            return self._scan(params, values, ids)
+        if name == "while":
+            return self._while(params, values, ids)
+        if name == "cond":
+            branches = params["branches"]
+            choice = int(np.clip(int(values[0]), 0, len(branches) - 1))
+            self.branches[f"{self.where(eqn)[0]}: branch {choice} of {len(branches)} was taken"] = None
+            return self.closed(branches[choice], values[1:], ids[1:])
+        where, inner_where = self.where(eqn)
+        out = self._evaluate(eqn, name, params, values, inner_where)
+        outs = list(out) if eqn.primitive.multiple_results else [out]
+        outs = [widen(o) for o in outs]
+        if (name in LAYOUT or name == "convert_element_type") and len(values) >= 1 and _is_float(values[0]):
+            if name == "optimization_barrier":
+                return outs, list(ids)
+            return outs, [ids[0]]
+        if name == "broadcast_in_dim" and np.size(outs[0]) == np.size(values[0]):
+            return outs, [ids[0]]
+        parents = [i for i in ids if i >= 0]
+        return outs, [self.tell(o, name, where, parents) for o in outs]
+
+    def _evaluate(self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str) -> Any:
+        params = dict(params)
+        for key in ("new_dtype", "dtype", "preferred_element_type"):
+            if key in params and params[key] is not None and is_narrow(params[key]) and name != "bitcast_convert_type":
+                narrow = np.dtype(params[key])
+                if any(_is_float(v) for v in values):
+                    self.narrowings[(where, narrow.name)] = None
+                    if self.round_at == where and name == "convert_element_type":
+                        return np.asarray(values[0]).astype(narrow).astype(np.float64)
+                params[key] = np.dtype(np.float64)
+        if name == "reduce_precision":
+            self.narrowings[(where, f"reduce_precision {params.get('mantissa_bits')} bits")] = None
+            return values[0]
+        if name == "bitcast_convert_type":
+            narrow = np.dtype(params["new_dtype"])
+            return jax.lax.bitcast_convert_type(values[0], narrow)
+        rule = RULES.get(name)
+        if rule is not None:
+            result = rule(params, *values)
+            if result is not NotImplemented:
+                return result
+        subfuns, bind_params = _bind_params(eqn, params)
+        return eqn.primitive.bind(*subfuns, *values, **bind_params)
+
+    def _scan(self, params: dict[str, Any], values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+        n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
+        consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+        const_ids, carry_ids, xs_ids = ids[:n_consts], ids[n_consts : n_consts + n_carry], ids[n_consts + n_carry :]
+        steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
+        ys: list[list[Any]] = []
+        for step in steps:
+            slices = [x[step] for x in xs]
+            slice_ids = [self.tell(s, "slice", "", [i] if i >= 0 else []) for s, i in zip(slices, xs_ids)]
+            outs, out_ids = self.closed(params["jaxpr"], [*consts, *carry, *slices], [*const_ids, *carry_ids, *slice_ids])
+            carry, carry_ids = outs[:n_carry], out_ids[:n_carry]
+            ys.append(outs[n_carry:])
+        if params["reverse"]:
+            ys.reverse()
+        stacked = [np.stack([np.asarray(y[k]) for y in ys]) for k in range(len(ys[0]))] if ys and ys[0] else []
+        return [*carry, *stacked], [*carry_ids, *(self.tell(s, "stack", "", []) for s in stacked)]
+
+    def _while(self, params: dict[str, Any], values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+        nc, nb = params["cond_nconsts"], params["body_nconsts"]
+        cond_consts, body_consts, carry = values[:nc], values[nc : nc + nb], values[nc + nb :]
+        cond_ids, body_ids, carry_ids = ids[:nc], ids[nc : nc + nb], ids[nc + nb :]
+        while True:
+            go, _ = self.closed(params["cond_jaxpr"], [*cond_consts, *carry], [*cond_ids, *carry_ids])
+            if not bool(go[0]):
+                return carry, list(carry_ids)
+            carry, carry_ids = self.closed(params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids])
+
+
+def _is_float(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and np.issubdtype(dtype, np.floating) if not _extended(dtype) else False
+
+
+def _extended(dtype: Any) -> bool:
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def _bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    result = eqn.primitive.get_bind_params(params)  # (subfuns, params) or params, by version
+    if isinstance(result, tuple) and len(result) == 2:
+        return list(result[0]), result[1]
+    return [], result
+
+
+_TRACING: Any = None
+
+
+@contextlib.contextmanager
+def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
+    """Trace with conversions to narrow types replaced by float64, apart from JAX's own caches of traces."""
+    global _TRACING
+    from jax._src import source_info_util as util
+    from jax._src.lax import lax as lax_internal
+
+    original = getattr(lax_internal, "_convert_element_type", None)
+    make_context = getattr(jax, "make_user_context", None)
+    if original is None or make_context is None:
+        yield
+        return
+    if _TRACING is None:
+        _TRACING = make_context(None)
+
+    def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype):
+            if _is_float(operand) and isinstance(operand, jax.core.Tracer):
+                _, inner = frames(util.current())
+                narrowings[(inner, np.dtype(new_dtype).name)] = None
+            new_dtype = np.dtype(np.float64)
+        return original(operand, new_dtype, *args, **kwargs)
+
+    lax_internal._convert_element_type = convert
+    try:
+        with _TRACING("wide"):
+            yield
+    finally:
+        lax_internal._convert_element_type = original
+
+
+@dataclass
+class Traced:
+    """A port's jaxpr with the order of its outputs; `labels` names each output leaf."""
+
+    closed: Any
+    labels: list[str]
+    narrowings: dict[tuple[str, str], None]
+
+
+def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) -> Traced:
+    """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of constants."""
+    narrowings: dict[tuple[str, str], None] = {}
+    labels: list[str] = []
+
+    def flat(ls: Any, *xs: Any) -> list[Any]:
+        found, _ = jax.tree_util.tree_flatten_with_path(fn(ls, *xs))
+        labels[:] = [_path(p) for p, _ in found]
+        return [x for _, x in found]
+
+    with jax.enable_x64(True):
+        try:
+            with _wide_tracing(narrowings):
+                closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
+        except Exception:
+            narrowings.clear()  # a type check in the port may insist: narrowings are then ignored while evaluating
+            closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
+    return Traced(closed, labels, narrowings)
+
+
+def evaluate(traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter) -> tuple[list[Any], list[int]]:
+    """Evaluate a traced port on float64 arguments."""
+    with jax.enable_x64(True):
+        return interpreter.closed(traced.closed, list(args), list(ids))

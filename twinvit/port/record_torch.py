@@ -1,0 +1,605 @@
+"""Record a PyTorch model as a graph of ATen operations that can be edited and run again.
+
+The recorder is a dispatch mode below autograd; what it records is functional (an operation in place becomes its
+functional form, and the other views of the same storage are derived again), so any part of the graph can be run
+again with other values, under autograd too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from twinvit.port.errors import PortError
+
+aten = torch.ops.aten
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+
+
+class Ref(NamedTuple):
+    """A recorded value in an operation's arguments."""
+
+    id: int
+
+
+@dataclass
+class Node:
+    """One operation: what it was called with, what came out, and where it stands in the user's code."""
+
+    index: int
+    op: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outs: list[int | None]
+    scope: str
+    where: str
+    refs: list[int] = field(default_factory=list)
+    narrowed: torch.dtype | None = None
+
+    @property
+    def place(self) -> str:
+        """The reference's place, "layers.0.mlp.act: gelu"."""
+        return f"{self.scope}: {self.name}" if self.scope else self.name
+
+
+class Edit(NamedTuple):
+    """A function in place of an operation.
+
+    It takes the operation's resolved arguments, or the values `refs` where they are given (all of them come before
+    the operation), and returns what the operation returns.
+    """
+
+    fn: Callable[..., Any]
+    refs: tuple[int, ...] | None = None
+
+
+@dataclass
+class Graph:
+    """A recorded model: values by id, the operations between them, the outputs' ids."""
+
+    values: list[torch.Tensor] = field(default_factory=list)
+    source: list[str] = field(default_factory=list)  # "param:NAME", "input:K", "const" or "node"
+    producer: list[int | None] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    consumers: dict[int, list[int]] = field(default_factory=dict)
+    narrowings: list[tuple[str, str, int | None]] = field(default_factory=list)  # where, dtype, node
+    modules: dict[str, str] = field(default_factory=dict)  # name: class
+    _dependent: frozenset[int] | None = None
+
+    def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
+        self.values.append(value)
+        self.source.append(source)
+        self.producer.append(producer)
+        return len(self.values) - 1
+
+    def finish(self) -> None:
+        """Derive who consumes what."""
+        self.consumers = {}
+        for node in self.nodes:
+            node.refs = list(dict.fromkeys(r.id for r in tree_flatten((node.args, node.kwargs))[0] if isinstance(r, Ref)))
+            for ref in node.refs:
+                self.consumers.setdefault(ref, []).append(node.index)
+
+    def input_dependent(self) -> frozenset[int]:
+        """Ids of the values that depend on an input."""
+        if self._dependent is None:
+            found = set(self.inputs())
+            for node in self.nodes:
+                if any(r in found for r in node.refs):
+                    found.update(o for o in node.outs if o is not None)
+            self._dependent = frozenset(found)
+        return self._dependent
+
+    def first_use(self, value_id: int) -> int:
+        """Index of the first operation that takes a value."""
+        users = self.consumers.get(value_id)
+        return users[0] if users else len(self.nodes)
+
+    def params(self) -> dict[str, int]:
+        """Ids of the parameters and buffers by name."""
+        return {s[6:]: i for i, s in enumerate(self.source) if s.startswith("param:")}
+
+    def inputs(self) -> list[int]:
+        return [i for i, s in enumerate(self.source) if s.startswith("input:")]
+
+    def arguments(self, node: Node, changed: Mapping[int, torch.Tensor] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The operation's arguments with `changed` values in place of the recorded ones."""
+        values = self.values
+
+        def get(x: Any) -> Any:
+            if isinstance(x, Ref):
+                return changed[x.id] if changed is not None and x.id in changed else values[x.id]
+            return x
+
+        return _map_refs(node.args, get), _map_refs(node.kwargs, get)
+
+    def run(
+        self,
+        edits: Mapping[int, Edit],
+        changed: dict[int, torch.Tensor] | None = None,
+        *,
+        first: int = 0,
+        until: int | None = None,
+        everything: bool = False,
+        on_value: Callable[[int, torch.Tensor], None] | None = None,
+        keep: Callable[[int], bool] | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """Run again what the edits or the changed values reach, in order, and return the changed values by id.
+
+        Args:
+            edits: functions in place of operations, by node index.
+            changed: values put in place of recorded ones, by id.
+            first: no operation before this one changes.
+            until: the last operation to run.
+            everything: run every operation (under autograd, or with other parameters).
+            on_value: told of each value as it is computed.
+            keep: with it, a value is dropped after its last use unless it says True.
+        """
+        changed = dict(changed or {})
+        fixed = frozenset(changed)
+        last = len(self.nodes) - 1 if until is None else until
+        for node in self.nodes[first : last + 1]:
+            edit = edits.get(node.index)
+            refs = node.refs if edit is None or edit.refs is None else edit.refs
+            if edit is None and not everything and not any(r in changed for r in refs):
+                continue
+            if edit is not None and edit.refs is not None:
+                out = edit.fn(*(changed[r] if r in changed else self.values[r] for r in edit.refs))
+            else:
+                args, kwargs = self.arguments(node, changed)
+                out = edit.fn(*args, **kwargs) if edit is not None else node.op(*args, **kwargs)
+            for out_id, tensor in zip(node.outs, flat_tensors(out)):
+                if out_id is None:
+                    continue
+                if out_id in fixed:
+                    continue
+                changed[out_id] = tensor
+                if on_value is not None:
+                    on_value(out_id, tensor)
+            if keep is not None:
+                for ref in node.refs:
+                    if ref in changed and not keep(ref) and self.consumers[ref][-1] == node.index:
+                        del changed[ref]
+        return changed
+
+
+def flat_tensors(out: Any) -> list[Any]:
+    """The results of an operation as a list, None where there is no tensor."""
+    if isinstance(out, tuple | list):
+        return [t for o in out for t in flat_tensors(o)]
+    return [out if isinstance(out, torch.Tensor) else None]
+
+
+def _map_refs(tree: Any, get: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, Ref):
+        return get(tree)
+    if isinstance(tree, tuple):
+        return tuple(_map_refs(t, get) for t in tree)
+    if isinstance(tree, list):
+        return [_map_refs(t, get) for t in tree]
+    if isinstance(tree, dict):
+        return {k: _map_refs(v, get) for k, v in tree.items()}
+    return tree
+
+
+def where_in_user_code() -> str:
+    """File and line of the innermost frame outside PyTorch and this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _HERE, "<")) and "/contextlib.py" not in name:
+            return f"{short_path(name)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def short_path(path: str) -> str:
+    """A file's path without what is the same for all files."""
+    for mark in ("/site-packages/", "/dist-packages/"):
+        if mark in path:
+            return path.split(mark)[-1]
+    cwd = os.getcwd() + os.sep
+    return path[len(cwd) :] if path.startswith(cwd) else path
+
+
+class _Attention(TorchFunctionMode):
+    """Computes scaled dot-product attention step by step, so that each step can be compared."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._nn.scaled_dot_product_attention:
+            return attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` as separate operations; a fully masked row gives zeros, as there."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    masked = None
+    if is_causal:
+        masked = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril().logical_not()
+        scores = scores.masked_fill(masked, -math.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            masked = attn_mask.logical_not()
+            scores = scores.masked_fill(masked, -math.inf)
+        else:
+            scores = scores + attn_mask
+    weights = scores.softmax(-1)
+    if masked is not None and bool(masked.all(-1).any()):
+        weights = weights.masked_fill(masked.all(-1, keepdim=True), 0.0)
+    if dropout_p:
+        weights = torch.dropout(weights, dropout_p, True)
+    return weights @ value
+
+
+def _restride(base: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.Tensor:
+    return base.contiguous().as_strided(size, stride, offset)
+
+
+def _scatter(base: torch.Tensor, part: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.Tensor:
+    return torch.as_strided_scatter(base.contiguous(), part, size, stride, offset)
+
+
+def _functional(func: Any) -> Any:
+    """The functional form of an operation in place; None where there is none."""
+    name = func._schema.name.split("::")[1]
+    if name.endswith("_"):
+        packet = getattr(aten, {"zero_": "zeros_like", "copy_": "copy"}.get(name, name[:-1]), None)
+        if packet is not None:
+            return getattr(packet, func._overloadname, None) or getattr(packet, "default", None)
+    return None
+
+
+class Recorder(TorchDispatchMode):
+    """Records operations; widens every floating-point value to float64 on the way."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.ids: dict[int, tuple[torch.Tensor, int]] = {}
+        self.by_storage: dict[int, list[torch.Tensor]] = {}
+        self.scopes: list[str] = []
+        self.seen: set[tuple[str, str]] = set()
+
+    def track(self, tensor: torch.Tensor, value_id: int) -> None:
+        self.ids[id(tensor)] = (tensor, value_id)
+        self.by_storage.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+
+    def known(self, tensor: torch.Tensor) -> int:
+        """The id of a tensor; one that no operation made is a constant."""
+        if id(tensor) not in self.ids:
+            self.track(tensor, self.graph.add_value(tensor.detach(), "const"))
+        return self.ids[id(tensor)][1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        where = where_in_user_code()
+        narrowed = self._widen_dtypes(func, args, kwargs, where)
+        writes = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if writes:
+            return self._mutation(func, args, kwargs, where, writes)
+        # Constants that came in narrow are widened where they are first used.
+        args, kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
+        packet = func.overloadpacket
+        if packet in (aten.native_batch_norm, aten.cudnn_batch_norm) and args[5] and args[3] is not None:
+            return self._batch_norm(args, kwargs, where)
+        if packet is aten._to_copy and narrowed is None and _copies_only(args, kwargs):
+            out = args[0].clone()
+        else:
+            out = func(*args, **kwargs)
+        if packet in (aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes):
+            out = [t.clone() for t in out]  # its results are promised not to be written through
+        if packet in (aten._local_scalar_dense, aten.is_pinned, aten.equal, aten.sym_size):
+            return out
+        return self._record(_replayable(func), _name(func), args, kwargs, out, where, narrowed)
+
+    def _batch_norm(self, args: Any, kwargs: dict[str, Any], where: str) -> Any:
+        """Batch norm in train mode writes its running statistics, which its schema does not say."""
+        func = aten._native_batch_norm_legit_functional.default
+        x, weight, bias, mean, var, training, momentum, eps = args
+        out = func(x, weight, bias, mean, var, training, momentum, eps)
+        self._record(func, "native_batch_norm", args, kwargs, out, where)
+        for target, new in ((mean, out[3]), (var, out[4])):
+            value_id = self.known(target)
+            self.graph.values[value_id] = target.detach().clone()
+            target.copy_(new)
+            self.ids[id(target)] = (target, self.ids[id(new)][1])
+        return out[0], out[1], out[2]
+
+    def _widen(self, x: Any) -> Any:
+        if isinstance(x, torch.Tensor) and x.dtype in NARROW and not x.is_sparse:
+            if id(x) in self.ids:  # an operation insists on a narrow type: use the wide copy
+                return self.graph_wide(x)
+            wide = x.detach().to(torch.float64)
+            self.track(wide, self.graph.add_value(wide, "const"))
+            self.ids[id(x)] = (x, self.ids[id(wide)][1])
+            return wide
+        return x
+
+    def graph_wide(self, x: torch.Tensor) -> torch.Tensor:
+        value_id = self.ids[id(x)][1]
+        value = self.graph.values[value_id]
+        if value.dtype != torch.float64:
+            value = value.to(torch.float64)
+            self.graph.values[value_id] = value
+        if id(value) not in self.ids:
+            self.track(value, value_id)
+        return value
+
+    def _widen_dtypes(self, func: Any, args: Any, kwargs: dict[str, Any], where: str) -> torch.dtype | None:
+        dtype = kwargs.get("dtype")
+        if dtype not in NARROW:
+            return None
+        kwargs["dtype"] = torch.float64
+        tensors = [a for a in tree_flatten(args)[0] if isinstance(a, torch.Tensor)]
+        if tensors and not any(t.is_floating_point() for t in tensors):
+            return None  # from integers or booleans: nothing is rounded
+        if (where, str(dtype)) not in self.seen:
+            self.seen.add((where, str(dtype)))
+            self.graph.narrowings.append((where, str(dtype).removeprefix("torch."), len(self.graph.nodes)))
+        return dtype
+
+    def _record(
+        self, op: Any, name: str, args: Any, kwargs: Any, out: Any, where: str, narrowed: torch.dtype | None = None
+    ) -> Any:
+        graph = self.graph
+
+        def refs(tree: Any) -> Any:
+            if isinstance(tree, torch.Tensor):
+                return Ref(self.known(tree))
+            if isinstance(tree, tuple | list):
+                return type(tree)(refs(t) for t in tree) if type(tree) in (tuple, list) else list(map(refs, tree))
+            if isinstance(tree, dict):
+                return {k: refs(v) for k, v in tree.items()}
+            return tree
+
+        args, kwargs = refs(args), refs(kwargs)
+        index = len(graph.nodes)
+        outs: list[int | None] = []
+        for tensor in flat_tensors(out):
+            if tensor is None:
+                outs.append(None)
+                continue
+            value_id = graph.add_value(tensor, "node", index)
+            self.track(tensor, value_id)
+            outs.append(value_id)
+        scope = self.scopes[-1] if self.scopes else ""
+        graph.nodes.append(Node(index, op, name, tuple(args), kwargs, outs, scope, where, narrowed=narrowed))
+        return out
+
+    def _mutation(self, func: Any, args: Any, kwargs: dict[str, Any], where: str, writes: Sequence[Any]) -> Any:
+        """Run an operation in place and record what it means for every view of the same storage."""
+        by_name = {a.name: i for i, a in enumerate(func._schema.arguments)}
+        targets = []
+        for argument in writes:
+            position = by_name[argument.name]
+            target = args[position] if position < len(args) else kwargs.get(argument.name)
+            targets += [t for t in flat_tensors(target) if t is not None]
+        for target in targets:
+            self.known(target)
+            for tensor in self.by_storage.get(target.untyped_storage()._cdata, []):
+                value_id = self.ids[id(tensor)][1]
+                self.graph.values[value_id] = tensor.detach().clone()  # what was recorded must not change
+        functional = _functional(func)
+        if functional is not None and len(targets) == 1:
+            wide_args, wide_kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
+            target = targets[0]
+            if func.overloadpacket is aten.zero_:
+                wide_args, wide_kwargs = wide_args[:1], {}
+            if func.overloadpacket is aten.copy_ and target.is_floating_point():
+                new = wide_args[1].to(target.dtype).expand(target.shape).clone()
+                functional, wide_args, wide_kwargs = _copy_into, (wide_args[1], list(target.shape)), {}
+            else:
+                new = functional(*wide_args, **wide_kwargs)
+            name = _name(func).rstrip("_")
+            self._record(functional, name, wide_args, wide_kwargs, new, where)
+            result = func(*args, **kwargs)
+            self._derive(target, self.ids[id(new)][1], where)
+            return result
+        result = func(*args, **kwargs)
+        for target in targets:  # e.g. random numbers: what was written is a constant
+            fresh = target.detach().clone()
+            self._derive(target, self.graph.add_value(fresh, "const"), where)
+        return result
+
+    def _derive(self, target: torch.Tensor, new_id: int, where: str) -> None:
+        """Give `target`, which was written to, and all its views their new values."""
+        group = self.by_storage[target.untyped_storage()._cdata]
+        total = target.untyped_storage().nbytes() // target.element_size()
+
+        def full(t: torch.Tensor) -> bool:
+            return t.is_contiguous() and t.numel() == total
+
+        base = next((t for t in group if full(t)), None)
+        old_ids = {id(t): self.ids[id(t)][1] for t in group}
+        self.ids[id(target)] = (target, new_id)
+        if base is None or not target.is_floating_point():
+            for t in group:
+                if t is not target:
+                    self.ids[id(t)] = (t, self.graph.add_value(t.detach().clone(), "const"))
+            return
+        scope = self.scopes[-1] if self.scopes else ""
+
+        def emit(op: Any, args: tuple[Any, ...], value: torch.Tensor) -> int:
+            index = len(self.graph.nodes)
+            out = self.graph.add_value(value.detach().clone(), "node", index)
+            self.graph.nodes.append(Node(index, op, op.__name__.strip("_"), args, {}, [out], scope, where))
+            return out
+
+        def geometry(t: torch.Tensor) -> tuple[list[int], list[int], int]:
+            return list(t.shape), list(t.stride()), int(t.storage_offset())
+
+        if base is target:
+            base_id = new_id
+        elif full(target):
+            base_id = emit(_restride, (Ref(new_id), *geometry(base)), base)
+        else:
+            base_id = emit(_scatter, (Ref(old_ids[id(base)]), Ref(new_id), *geometry(target)), base)
+        self.ids[id(base)] = (base, base_id)
+        for t in group:
+            if t is not target and t is not base:
+                self.ids[id(t)] = (t, emit(_restride, (Ref(base_id), *geometry(t)), t))
+
+
+def _copy_into(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    return value.expand(shape).clone()
+
+
+def _copies_only(args: Any, kwargs: dict[str, Any]) -> bool:
+    return isinstance(args[0], torch.Tensor) and kwargs.get("dtype") in (None, args[0].dtype) and args[0].is_floating_point()
+
+
+def _name(func: Any) -> str:
+    name = func._schema.name.split("::")[1]
+    return {"_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax", "_log_softmax": "log_softmax"}.get(name, name)
+
+
+def _replayable(func: Any) -> Any:
+    """The operation as it is run again: a substituted value may have other strides than the recorded one."""
+    if func.overloadpacket in (aten.view, aten._unsafe_view) and func._overloadname != "dtype":
+        return aten.reshape.default
+    return func
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Recording's settings: default float64, no fast path, no compilation; all restored."""
+    default, fastpath = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    rng = torch.random.get_rng_state()
+    functional = torch.nn.functional
+    fused = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attention  # MultiheadAttention's call does not reach the mode
+    torch.set_default_dtype(torch.float64)
+    torch.backends.mha.set_fastpath_enabled(False)
+    stance = getattr(torch.compiler, "set_stance", None)
+    try:
+        with stance("force_eager") if stance is not None else contextlib.nullcontext():
+            yield
+    finally:
+        functional.scaled_dot_product_attention = fused
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.random.set_rng_state(rng)
+
+
+def widened(model: Any) -> Any:
+    """A copy of a module in float64 on the CPU; a function is returned as it is."""
+    if not isinstance(model, torch.nn.Module):
+        return model
+    try:
+        wide = copy.deepcopy(model)
+    except Exception as error:
+        raise PortError(f"the PyTorch model cannot be copied ({error}); explain works on a float64 copy") from error
+    return wide.cpu().double()
+
+
+def to_torch(array: Any) -> torch.Tensor:
+    """An input as PyTorch takes it, floating point widened to float64."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        return array.double() if array.is_floating_point() else array.clone()
+    array = np.asarray(array)
+    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.array(array, copy=True, order="C"))
+
+
+def record(
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Callable[[Any], list[Any]],
+    *,
+    train: bool = False,
+) -> Graph:
+    """Record one forward pass of `model`.
+
+    Args:
+        model: nn.Module (copied and widened, never changed) or callable of tensors.
+        inputs: arrays as the model takes them, positional or by name.
+        pick: chooses the compared arrays of what the model returns.
+        train: record in train mode.
+
+    Returns:
+        The graph, with every value kept.
+    """
+    graph = Graph()
+    wide = widened(model)
+    names: dict[int, str] = {}
+    hooks: list[Any] = []
+    recorder = Recorder(graph)
+    if isinstance(wide, torch.nn.Module):
+        wide.train(train)
+        for name, module in wide.named_modules():
+            names.setdefault(id(module), name)
+            graph.modules.setdefault(name, type(module).__name__)
+        for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
+            recorder.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
+
+        def enter(module: Any, _: Any) -> None:
+            if id(module) in names:
+                recorder.scopes.append(names[id(module)])
+
+        def leave(module: Any, _: Any, __: Any) -> None:
+            if id(module) in names and recorder.scopes:
+                recorder.scopes.pop()
+
+        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(enter))
+        hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
+    keys = list(inputs) if isinstance(inputs, Mapping) else None
+    tensors = [to_torch(x) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
+    for number, tensor in enumerate(tensors):
+        recorder.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
+    try:
+        with _quiet_torch(), torch.no_grad(), _Attention(), recorder:
+            out = wide(**dict(zip(keys, tensors))) if keys is not None else wide(*tensors)
+    except PortError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+        raise PortError(f"the PyTorch model refuses its inputs ({shapes}): {type(error).__name__}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for tensor in pick(out):
+        graph.outputs.append(recorder.known(tensor))
+    graph.finish()
+    return graph
+
+
+def picked_leaves(out: Any) -> list[tuple[str, Any]]:
+    """Names and arrays of a structured output."""
+    if isinstance(out, torch.Tensor):
+        return [("", out)]
+    if isinstance(out, Mapping):
+        return [(f"{k}.{n}".rstrip("."), t) for k, v in out.items() for n, t in picked_leaves(v)]
+    if isinstance(out, tuple | list):
+        return [(f"{i}.{n}".rstrip("."), t) for i, v in enumerate(out) for n, t in picked_leaves(v)]
+    return []

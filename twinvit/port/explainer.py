@@ -1,0 +1,326 @@
+"""`explain`: the port = the reference + these edits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from twinvit.port import record_jax, record_torch
+from twinvit.port.errors import PortError
+from twinvit.port.index import Index
+from twinvit.port.report import Finding, Narrowing, Report
+from twinvit.port.session import Accepted, Session, align_distance, measure_noise, numbers
+
+Progress = Callable[[str], None]
+MAX_FINDINGS = 24
+
+
+def explain(
+    torch_model: Any,
+    jax_model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    *,
+    jax_inputs: Sequence[Any] | None = None,
+    weights: Any = "as_is",
+    what: str | Sequence[str] = ("forward",),
+    output: Any = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Say what a port computes otherwise than its reference, where, and prove it.
+
+    Both models run in float64 and neither is changed.
+
+    Args:
+        torch_model: the reference, nn.Module or callable of tensors.
+        jax_model: the port: nnx.Module, (linen_module, variables), a callable pytree, or port.Function(fn, params).
+        inputs: arrays as the reference takes them; a mapping gives them by name.
+        jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC if the port
+            refuses those.
+        weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights are put into the
+            port by a proposed map) or a WeightMap.
+        what: of "forward", "grad", "train".
+        output: which array of a structured output: a key, an index, or a function of the output.
+        progress: told what is being done.
+
+    Raises:
+        PortError: the two cannot be judged: what was wrong and what to do.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda text: None)
+    kinds = (what,) if isinstance(what, str) else tuple(what)
+    for kind in kinds:
+        if kind not in ("forward", "grad", "train"):
+            raise PortError(f'what={kind!r} is none of "forward", "grad", "train"')
+    if isinstance(inputs, np.ndarray | torch.Tensor):
+        inputs = (inputs,)
+    threads = torch.get_num_threads()
+    try:
+        pair = Pair(torch_model, jax_model, inputs, jax_inputs, output, say)
+        if weights != "as_is":
+            pair.transfer(weights)
+        return _explain(pair, kinds, started, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any) -> Report:
+    """Fail with the report as the message unless the port is the reference; for pytest. Arguments as of `explain`."""
+    __tracebackhide__ = True
+    report = explain(torch_model, jax_model, inputs, **arguments)
+    if not report.same:
+        raise AssertionError(f"the port differs from its reference\n{report}")
+    return report
+
+
+class Pair:
+    """Two models and their inputs, recorded."""
+
+    def __init__(self, torch_model: Any, jax_model: Any, inputs: Any, jax_inputs: Any, output: Any, say: Progress) -> None:
+        self.torch_model = torch_model
+        self.inputs = inputs
+        self.output = output
+        self.say = say
+        self.pure = record_jax.pure(jax_model)
+        self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
+        self.notes: list[str] = []
+        values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+        self.torch_arrays = [record_torch.to_torch(x).numpy() for x in values]
+        self.given = None if jax_inputs is None else [_jax_input(x) for x in jax_inputs]
+        self.jax_model = jax_model
+
+    def transfer(self, weights: Any) -> None:
+        """Put the reference's weights into the port."""
+        from twinvit.port.weight_map import WeightMap, map_weights
+
+        found = weights if isinstance(weights, WeightMap) else None
+        if found is None:
+            if isinstance(weights, str) and weights != "transfer":
+                found = WeightMap.load(weights)
+            else:
+                found = map_weights(self.torch_model, self.jax_model, inputs=self.inputs)
+        state = dict(record_torch.widened(self.torch_model).state_dict())
+        placed = found.apply({k: v.numpy() for k, v in state.items()})
+        for i, name in enumerate(self.pure.names):
+            if name in placed:
+                self.leaves[i] = record_jax.widen(np.asarray(placed[name]).reshape(np.shape(self.leaves[i])))
+        self.notes.append(f"the reference's weights were put into the port by a map of {len(placed)} arrays")
+
+    def trace(self, *, train: bool = False) -> tuple[record_jax.Traced, list[np.ndarray], record_jax.Pure]:
+        """The port's jaxpr and the inputs that it took."""
+        pure = record_jax.pure(self.jax_model, train=True) if train else self.pure
+        if self.given is not None:
+            tries = [("", self.given)]
+        else:
+            same = [_jax_input(x) for x in self.torch_arrays]
+            tries = [("", same)]
+            if any(x.ndim == 4 for x in same):
+                tries.append(("images were given to the port as NHWC", [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in same]))
+        errors: list[str] = []
+        for note, arrays in tries:
+            try:
+                traced = record_jax.trace(pure.call, self.leaves, arrays)
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error) else type(error).__name__)
+                if pure.kind == "pytree":
+                    try:
+                        batched = record_jax.Pure(
+                            lambda ls, *xs: jax.vmap(lambda *x: pure.call(ls, *x))(*xs), pure.leaves, pure.names, pure.kind
+                        )
+                        for arrays_, note_ in ((self.torch_arrays if self.given is None else self.given, "the port was mapped over the batch"),):
+                            arrays = [_jax_input(x) for x in arrays_]
+                            traced = record_jax.trace(batched.call, self.leaves, arrays)
+                            note = note_
+                    except Exception:
+                        continue
+                else:
+                    continue
+            if note and note not in self.notes:
+                self.notes.append(note)
+            return traced, arrays, pure
+        shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
+        hint = "" if self.given is not None else "; give jax_inputs= as the port takes them (images NHWC?)"
+        raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
+
+
+def _jax_input(x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    return record_jax.widen(array)
+
+
+def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[tuple[str, Any]]:
+    """The compared arrays of a structured output."""
+    arrays = [(n, x) for n, x in leaves if hasattr(x, "dtype") and hasattr(x, "shape")]
+    if output is not None and not callable(output):
+        chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
+        if not chosen:
+            raise PortError(f"the {side} model's output has no {output!r}; it has {', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}")
+        return chosen
+    floats = [(n, x) for n, x in arrays if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))]
+    if not floats:
+        raise PortError(f"the {side} model returns no floating-point array; name one with output=")
+    return floats
+
+
+def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the first."""
+    for name in ("logits", "last_hidden_state"):
+        for n, x in floats:
+            if n.split(".")[-1] == name:
+                return [(n, x)]
+    return floats[:1]
+
+
+def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) -> Report:
+    output = pair.output
+    say("recording the PyTorch model")
+    first: list[tuple[str, Any]] = []
+
+    def pick(out: Any) -> list[Any]:
+        chosen = output(out) if callable(output) else out
+        first[:] = pick_output(record_torch.picked_leaves(chosen), output, "PyTorch")
+        return [t for _, t in first]
+
+    graph = record_torch.record(pair.torch_model, pair.inputs, pick)
+    say("recording the port")
+    index = Index()
+    traced, arrays, _ = pair.trace()
+    ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pair.pure.names)]
+    _add_slices(index, pair.leaves, pair.pure.names, ids)
+    parameters = len(index.entries)
+    ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
+    interpreter = record_jax.Interpreter(index.add)
+    outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
+    theirs = pick_output(list(zip(traced.labels, outs)), None if callable(output) else output, "JAX")
+    _pair_outputs(graph, first, theirs)
+    port_outputs = [np.asarray(x) for _, x in theirs]
+    say("measuring rounding")
+    _check_harness(pair, graph, traced, arrays, outs)
+    noise = measure_noise(graph)
+    session = Session(graph, index, noise, port_outputs)
+    session._replaced = {}
+    distance = session.output_distance()
+    operations = session.operations()
+    findings, remaining, unknown = _search(session, say)
+    narrowings = [Narrowing("torch", w, d) for w, d, _ in graph.narrowings]
+    for w, d in [*traced.narrowings, *interpreter.narrowings]:
+        n = Narrowing("jax", w, d)
+        if n not in narrowings:
+            narrowings.append(n)
+    notes = [*pair.notes]
+    compared = sum(1 for e in session.match.values() if e is not None)
+    notes.append(
+        f"{len(graph.nodes)} operations against {len(index.entries)} values of the port ({pair.pure.kind}), {index.lookups} looked up, "
+        f"{index.sorts} sorted, {session.trials} edits tried, {time.perf_counter() - started:.1f} s"
+    )
+    missing = _missing_weights(session, parameters)
+    if missing:
+        notes.append(missing)
+    unseen = list(interpreter.branches)
+    same = distance <= session.output_tolerance() and not findings and compared > 0
+    explained = same or (bool(findings) and not unknown and remaining <= session.output_tolerance())
+    return Report(same, explained, distance, distance if same else remaining, findings, narrowings, unseen, notes, operations)
+
+
+def _add_slices(index: Index, leaves: Sequence[Any], names: Sequence[str], ids: Sequence[int]) -> None:
+    """Slices of stacked parameters are values of the port, too."""
+    for leaf, name, i in zip(leaves, names, ids):
+        if isinstance(leaf, np.ndarray) and leaf.ndim >= 2 and leaf.dtype == np.float64 and 1 < leaf.shape[0] <= 64:
+            for k in range(leaf.shape[0]):
+                index.add(leaf[k], "parameter", f"{name}[{k}]", [i])
+
+
+def _pair_outputs(graph: record_torch.Graph, mine: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> None:
+    """Choose the arrays that are compared, in place."""
+    if len(mine) == len(theirs) == 1:
+        return
+    if len(mine) == len(theirs) and all(
+        int(np.prod(a.shape)) == int(np.prod(b.shape)) for (_, a), (_, b) in zip(mine, theirs)
+    ):
+        return
+    a, b = preferred(mine), preferred(theirs)
+    keep = [k for k, (n, _) in enumerate(mine) if n == a[0][0]][:1]
+    graph.outputs[:] = [graph.outputs[k] for k in keep]
+    theirs[:] = b
+
+
+def _check_harness(pair: Pair, graph: record_torch.Graph, traced: Any, arrays: Any, outs: Sequence[Any]) -> None:
+    """Each model against itself: a model that differs from itself cannot be compared."""
+    again: list[torch.Tensor] = []
+
+    def pick(out: Any) -> list[Any]:
+        chosen = pair.output(out) if callable(pair.output) else out
+        again[:] = [t for _, t in pick_output(record_torch.picked_leaves(chosen), pair.output, "PyTorch")]
+        return again
+
+    model = record_torch.widened(pair.torch_model)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    tensors = [record_torch.to_torch(x) for x in (pair.inputs.values() if isinstance(pair.inputs, Mapping) else pair.inputs)]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            results = []
+            for _ in range(2):
+                out = model(**dict(zip(pair.inputs, tensors))) if isinstance(pair.inputs, Mapping) else model(*tensors)
+                pick(out)
+                results.append([t.clone() for t in again])
+    finally:
+        torch.set_default_dtype(default)
+    for a, b in zip(*results):
+        d = align_distance(numbers(a.double()), numbers(b.double()))
+        if d > 1e-9:
+            raise PortError(
+                f"the PyTorch model differs from itself by {d:.1e} on the same input: something in it is random in eval mode "
+                "(dropout called with training=True?) or nondeterministic; make it deterministic first"
+            )
+    second, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], [-1] * (len(pair.leaves) + len(arrays)), record_jax.Interpreter())
+    for a, b in zip(outs, second):
+        if getattr(a, "dtype", None) == np.float64 and align_distance(np.asarray(a), np.asarray(b)) > 1e-9:
+            raise PortError("the port differs from itself on the same input; make it deterministic first")
+
+
+def _missing_weights(session: Session, parameters: int) -> str:
+    """A note on parameters whose values the port does not hold."""
+    lost = [n for n, i in session.graph.params().items() if session.status(i) == "lost"]
+    return f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}" if lost else ""
+
+
+def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
+    accepted: list[Accepted] = []
+    skip: set[int] = set()
+    unknown = False
+    for _ in range(MAX_FINDINGS):
+        if session.output_distance() <= session.output_tolerance():
+            break
+        fronts = session.frontier(skip)
+        if not fronts:
+            break
+        front = fronts[0]
+        say(f"the two part at {front.place} ({front.where})")
+        done = None
+        for trial in session.search(front)[:6]:
+            done = session.accept(trial, front)
+            if done is not None:
+                break
+        if done is None:
+            skip.add(front.index)
+            unknown = True
+            near = session.index.nearest(numbers(session.graph.values[next(o for o in front.outs if o is not None)]))
+            d = near[0][0] if near else float("inf")
+            where = session.index.entries[near[0][1]].where if near else ""
+            done = Accepted("unknown", "", "no catalogued cause explains this operation", front, {}, {}, where, d, d, "", [front.place])
+        accepted.append(done)
+    findings: list[Finding] = []
+    for a in accepted:
+        same = next((f for f in findings if f.cause == a.cause and f.kind == a.kind == "cause" and f.text == a.text), None)
+        if same is not None:
+            same.places += a.places
+            continue
+        findings.append(Finding(a.kind, a.cause, a.text, a.node.place, a.jax, a.before, a.after, a.places))
+    return findings, session.output_distance(), unknown

@@ -1,0 +1,578 @@
+"""The search: which operations of the reference have an equal in the port, where the two part, and why."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from twinvit.port.call import LAYOUT, Call, flat_tensors, results
+from twinvit.port.causes import Cause, Variant, causes_on
+from twinvit.port.index import EQUAL, Index, distance, evidence, fingerprint
+from twinvit.port.record_torch import Edit, Graph, Node
+from twinvit.port.report import Operation
+
+WINDOW = 60  # operations after the first divergence that a candidate is judged by
+REORDER = frozenset(
+    "view reshape permute transpose t unbind split split_with_sizes chunk select slice cat stack expand unsafe_split "
+    "flip roll index index_select gather repeat unfold im2col pixel_shuffle pixel_unshuffle repeat_interleave clone "
+    "unsafe_split_with_sizes unsqueeze squeeze embedding".split()
+)
+"""Operations that a wrong order, split or offset can hide in even where their values are found."""
+
+
+def numbers(t: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(t.detach().numpy())
+
+
+@dataclass
+class Accepted:
+    """An edit that was proven, with what it was proven by."""
+
+    kind: str
+    cause: str
+    text: str
+    node: Node
+    edits: dict[int, Edit]
+    values: dict[int, torch.Tensor]
+    jax: str
+    before: float
+    after: float
+    key: str
+    places: list[str] = field(default_factory=list)
+    regained: int = 0
+
+
+@dataclass
+class Trial:
+    """A candidate edit and what it regains."""
+
+    cause: Cause | None
+    variant: Variant
+    site: Node
+    edits: dict[int, Edit]
+    regained: int
+    broken: int
+    hit: int | None  # the port's entry that the edited operation's output is
+    rank: int
+    at_front: bool
+
+
+class Session:
+    """A reference graph, the port's index, and what is known of each value."""
+
+    def __init__(self, graph: Graph, index: Index, noise: Mapping[int, float], port_outputs: Sequence[np.ndarray]) -> None:
+        self.graph = graph
+        self.index = index
+        self.noise = noise
+        self.port_outputs = list(port_outputs)
+        self.original: dict[int, torch.Tensor] = {}
+        self.accepted: list[Accepted] = []
+        self.trials = 0
+        self.live = self._live()
+        self.root: dict[int, int] = {}
+        self._roots()
+        self.match: dict[int, int | None] = {}  # by root id: entry, or None if it has evidence and no equal
+        self._refresh(None)
+
+    # -- what is known ---------------------------------------------------------------------------------------------
+
+    def _live(self) -> set[int]:
+        """Operations that an output depends on."""
+        live: set[int] = set()
+        wanted = set(self.graph.outputs)
+        for node in reversed(self.graph.nodes):
+            if any(o in wanted for o in node.outs):
+                live.add(node.index)
+                wanted.update(node.refs)
+        return live
+
+    def _roots(self) -> None:
+        for i, producer in enumerate(self.graph.producer):
+            self.root[i] = i
+            if producer is None:
+                continue
+            node = self.graph.nodes[producer]
+            if node.name in LAYOUT and node.refs:
+                source = node.refs[0]
+                if self.graph.values[source].numel() == self.graph.values[i].numel():
+                    self.root[i] = self.root[source]
+
+    def tolerance(self, value_id: int) -> float:
+        return max(EQUAL, 100 * self.noise.get(value_id, 0.0))
+
+    def lookup(self, value_id: int, value: torch.Tensor) -> int | None | bool:
+        """The port's entry equal to this value; None if there is none; False if the value proves nothing."""
+        if value.dtype != torch.float64 or value.numel() < 8:
+            return False
+        array = numbers(value)
+        if not evidence(array):
+            return False
+        return self.index.find(array, self.tolerance(value_id))
+
+    def _refresh(self, changed: Mapping[int, torch.Tensor] | None) -> None:
+        """Look values up again, all or those that changed."""
+        for i in range(len(self.graph.values)):
+            if self.root[i] != i or (changed is not None and i not in changed):
+                continue
+            producer = self.graph.producer[i]
+            if producer is not None and producer not in self.live:
+                continue
+            hit = self.lookup(i, self.graph.values[i])
+            if hit is False:
+                self.match.pop(i, None)
+            else:
+                self.match[i] = hit  # type: ignore[assignment]
+        self._outputs_agree()
+        self._passed()
+
+    def _outputs_agree(self) -> None:
+        """An output that equals the port's is found even if it is small."""
+        for out, theirs in zip(self.graph.outputs, self.port_outputs):
+            if align_distance(numbers(self.graph.values[out]), theirs) <= self.tolerance(out):
+                self.match.setdefault(self.root[out], -1)
+                if self.match[self.root[out]] is None:
+                    self.match[self.root[out]] = -1
+            elif self.root[out] not in self.match:
+                self.match[self.root[out]] = None
+
+    def _passed(self) -> None:
+        """Which values lead to a found one."""
+        self.leads: set[int] = set()
+        for node in reversed(self.graph.nodes):
+            if node.index not in self.live:
+                continue
+            good = False
+            for out in node.outs:
+                if out is None:
+                    continue
+                if out in self.leads or (self.root[out] == out and self.match.get(out) is not None):
+                    good = True
+            if good:
+                self.leads.update(node.refs)
+
+    def status(self, value_id: int) -> str:
+        """found, passed, lost, or "" (proves nothing)."""
+        root = self.root[value_id]
+        if self.match.get(root) is not None:
+            return "found"
+        if value_id in self.leads or root in self.leads:
+            return "passed"
+        return "lost" if root in self.match else ""
+
+    def claimed(self) -> set[int]:
+        return {e for e in self.match.values() if e is not None and e >= 0}
+
+    def _ok(self) -> set[int]:
+        """Values that are right, as far as can be told: found, passed, or neutral and computed from such."""
+        ok: set[int] = set()
+        for i, producer in enumerate(self.graph.producer):
+            if producer is None:
+                ok.add(i)
+                continue
+            status = self.status(i)
+            if status in ("found", "passed"):
+                ok.add(i)
+            elif status == "" and all(r in ok for r in self.graph.nodes[producer].refs):
+                ok.add(i)
+        return ok
+
+    def frontier(self, skip: set[int]) -> list[Node]:
+        """Lost operations all of whose inputs are right, in order."""
+        ok = self._ok() | {o for n in skip for o in self.graph.nodes[n].outs if o is not None}
+        result = []
+        for node in self.graph.nodes:
+            if node.index not in self.live or node.index in skip:
+                continue
+            lost = [o for o in node.outs if o is not None and self._consumed(o) and self.status(o) == "lost"]
+            if lost and all(r in ok for r in node.refs):
+                result.append(node)
+        return result
+
+    def _consumed(self, value_id: int) -> bool:
+        return value_id in self.graph.outputs or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+
+    def output_distance(self, changed: Mapping[int, torch.Tensor] | None = None) -> float:
+        """Relative L2 distance of all outputs together."""
+        top = bottom = 0.0
+        for out, theirs in zip(self.graph.outputs, self.port_outputs):
+            mine = numbers(changed[out] if changed is not None and out in changed else self.graph.values[out])
+            norm = float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
+            d = align_distance(mine, theirs)
+            top += (d * norm) ** 2
+            bottom += norm**2
+        return float(np.sqrt(top / bottom)) if bottom else float(np.sqrt(top))
+
+    def output_tolerance(self) -> float:
+        return max([1e-12, *(self.tolerance(o) for o in self.graph.outputs)])
+
+    def operations(self) -> list[Operation]:
+        """The picture: each operation's distance and status."""
+        result = []
+        sorts = 0
+        for node in self.graph.nodes:
+            if node.index not in self.live or node.name in LAYOUT:
+                continue
+            out = next((o for o in node.outs if o is not None and self._consumed(o)), None)
+            if out is None:
+                continue
+            status = self.status(out)
+            value = numbers(self.graph.values[out])
+            far = 0.0
+            if status == "":
+                far = 0.0
+            elif status == "found":
+                entry = self.match.get(self.root[out])
+                theirs = self.index.sorted(entry) if entry is not None and entry >= 0 and value.size <= 1 << 16 else None
+                far = distance(np.sort(value.reshape(-1)), theirs) if theirs is not None and theirs.size == value.size else 0.0
+            elif value.dtype == np.float64:
+                sorts += 1
+                near = self.index.nearest(value) if sorts <= 40 or value.size < 1 << 14 else []
+                far = near[0][0] if near else self.index.bound(value)
+            result.append(Operation(node.index, node.scope, node.name, far, self.noise.get(out, 0.0), status))
+        return result
+
+    # -- candidates ------------------------------------------------------------------------------------------------
+
+    def sites(self, front: Node) -> list[Node]:
+        """Operations at which the divergence seen at `front` can have been made, nearest first."""
+        result = [front]
+        seen = {front.index}
+        layer = [front]
+        for depth in range(14):
+            following: list[Node] = []
+            for node in layer:
+                for ref in node.refs:
+                    producer = self.graph.producer[ref]
+                    if producer is None or producer in seen:
+                        continue
+                    seen.add(producer)
+                    before = self.graph.nodes[producer]
+                    found = self.status(ref) == "found" and self.root[ref] == ref
+                    if not found or before.name in REORDER or depth < 3:
+                        result.append(before)
+                    if not found or before.name in REORDER:
+                        following.append(before)
+            layer = following
+            if not layer or len(result) > 40:
+                break
+        return sorted(result, key=lambda n: -n.index)
+
+    def variants(self, site: Node, what: str = "forward") -> Iterator[tuple[Cause, Variant]]:
+        claimed = self.claimed()
+        for cause in causes_on(site.name, what):
+            call = Call(self.graph, site, self.index, claimed)
+            try:
+                for variant in cause.generate(call) or ():
+                    yield cause, variant
+            except Exception as error:  # a cause that does not apply here must not end the search
+                self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = None
+
+    errors: dict[str, None] = {}
+
+    def edits_of(self, site: Node, variant: Variant) -> dict[int, Edit]:
+        edits: dict[int, Edit] = {}
+        for index, fn in ((variant.node if variant.node is not None else site.index, variant.fn), *variant.also):
+            node = self.graph.nodes[index]
+            edits[index] = Edit(_checked(self.graph, node, fn), variant.refs if fn is variant.fn else None)
+        return edits
+
+    def judge(
+        self, edits: Mapping[int, Edit], front: Node, values: Mapping[int, torch.Tensor] | None = None, window: int = WINDOW
+    ) -> tuple[int, int, int | None, bool] | None:
+        """What an edit regains: (lost values found, found values lost, the first new entry, whether at the front)."""
+        self.trials += 1
+        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
+        claims = self.claimed()
+        regained = broken = 0
+        hit: int | None = None
+        at_front = False
+        changed: dict[int, torch.Tensor] = dict(values or {})
+        fixed = dict(changed)
+        last_front = max(front.index, *edits) if edits else front.index
+        misses = 0
+        for index in range(first, min(len(self.graph.nodes), last_front + window)):
+            if index not in self.live:
+                continue
+            node = self.graph.nodes[index]
+            try:
+                new = self.graph.run(edits, changed, first=index, until=index)
+            except Exception:
+                return None
+            for out in node.outs:
+                if out is None or out in fixed or out not in new or self.root[out] != out and index not in edits:
+                    if out is not None and out in new:
+                        changed[out] = new[out]
+                    continue
+                changed[out] = new[out]
+                root = self.root[out]
+                if root not in self.match or not self._consumed(out):
+                    continue
+                was = self.status(out)
+                found = self._find_changed(out, new[out])
+                if found is not None:
+                    if hit is None:
+                        hit = found
+                    if was == "lost" and (found < 0 or found not in claims):
+                        regained += 1
+                        at_front = at_front or index <= front.index
+                        misses = 0
+                elif was == "found":
+                    broken += 1
+                elif was == "lost":
+                    misses += 1
+            if index > last_front and (broken > regained + 3 or (misses >= 6 and regained == 0)):
+                break
+        return regained, broken, hit, at_front
+
+    def _find_changed(self, out: int, value: torch.Tensor) -> int | None:
+        if out in self.graph.outputs:
+            k = self.graph.outputs.index(out)
+            return -1 if align_distance(numbers(value), self.port_outputs[k]) <= self.tolerance(out) else None
+        hit = self.lookup(out, value)
+        return None if hit is False else hit  # type: ignore[return-value]
+
+    def search(self, front: Node) -> list[Trial]:
+        """Candidates that regain something at `front` or after it, the best first."""
+        found: list[Trial] = []
+        for rank, site in enumerate(self.sites(front)):
+            for cause, variant in self.variants(site):
+                try:
+                    edits = self.edits_of(site, variant)
+                    judged = self.judge(edits, front)
+                except Exception as error:
+                    self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = None
+                    continue
+                if judged is None or not judged[0] or judged[1] > judged[0]:
+                    continue
+                regained, broken, hit, at_front = judged
+                found.append(Trial(cause, variant, site, edits, regained, broken, hit, rank, at_front))
+            if found and rank >= 3 and max(t.regained - t.broken for t in found) >= 3:
+                break
+        found.sort(key=lambda t: (t.broken - t.regained, t.rank, t.cause.order if t.cause else 0))
+        return found
+
+    # -- accepting -------------------------------------------------------------------------------------------------
+
+    def apply(self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None) -> None:
+        """Make an edit: the graph's operations are replaced, its values computed again, statuses looked up."""
+        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
+        for index, edit in edits.items():
+            node = self.graph.nodes[index]
+            self._replaced.setdefault(index, node)
+            self.graph.nodes[index] = _edited(node, edit)
+        changed = self.graph.run({}, dict(values or {}), first=first) if values else {}
+        if edits:
+            more = self.graph.run({i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first)
+            changed.update(more)
+        for i, value in changed.items():
+            self.original.setdefault(i, self.graph.values[i])
+            self.graph.values[i] = value.detach()
+        self._refresh(changed)
+
+    _replaced: dict[int, Node]
+
+    def undo(self, snapshot: tuple[list[Node], list[torch.Tensor], dict[int, int | None]]) -> None:
+        self.graph.nodes[:], self.graph.values[:] = snapshot[0], snapshot[1]
+        self.match = dict(snapshot[2])
+        self._passed()
+
+    def snapshot(self) -> tuple[list[Node], list[torch.Tensor], dict[int, int | None]]:
+        return list(self.graph.nodes), list(self.graph.values), dict(self.match)
+
+    def similar(self, trial: Trial) -> list[tuple[Node, dict[int, Edit]]]:
+        """The same edit at every later place with the same operation, arguments and weight shape, if lost there."""
+        assert trial.cause is not None
+        site = trial.site
+        signature = self._signature(site)
+        places = []
+        for node in self.graph.nodes:
+            if node.index <= site.index or node.index not in self.live or node.name != site.name:
+                continue
+            if self._signature(node) != signature or any(self.status(o) == "found" and self.root[o] == o for o in node.outs if o is not None) and node.name not in REORDER:
+                continue
+            if trial.variant.refs is None and not trial.variant.also and trial.variant.node is None:
+                places.append((node, {node.index: Edit(_checked(self.graph, node, trial.variant.fn))}))
+                continue
+            key = trial.variant.key or trial.variant.text
+            call = Call(self.graph, node, None)
+            try:
+                for variant in trial.cause.generate(call) or ():
+                    if (variant.key or variant.text) == key:
+                        places.append((node, self.edits_of(node, variant)))
+                        break
+            except Exception:
+                continue
+        return places
+
+    def _signature(self, node: Node) -> tuple[object, ...]:
+        plain = tuple(repr(a) for a in node.args if not _has_ref(a))
+        shapes = tuple(
+            tuple(self.graph.values[r].shape) for r in node.refs if r not in self.graph.input_dependent() or len(self.graph.values[r].shape) > 0
+        )
+        return node.name, plain, repr(sorted(node.kwargs.items(), key=str)) if not _has_ref(node.kwargs) else "", shapes
+
+    def accept(self, trial: Trial, front: Node) -> Accepted | None:
+        """Make the edit here and at every similar place where it is confirmed; None if the outputs move away."""
+        before = self._distance_at(trial)
+        start = self.output_distance()
+        snapshot = self.snapshot()
+        lost_before = self.count("lost")
+        chosen: dict[int, Edit] = dict(trial.edits)
+        places = [trial.site]
+        others = self.similar(trial)
+        if others:
+            edits = dict(chosen)
+            for _, more in others:
+                edits.update(more)
+            try:
+                self.apply(edits)
+                confirmed = []
+                for node, more in others:
+                    outs = [o for i in more for o in self.graph.nodes[i].outs if o is not None and self._consumed(o)]
+                    if all(self.status(o) in ("found", "passed", "") for o in outs):
+                        confirmed.append((node, more))
+                    else:
+                        break
+            except Exception:
+                confirmed = []
+            if len(confirmed) == len(others):
+                places += [n for n, _ in confirmed]
+                chosen = edits
+            else:
+                self.undo(snapshot)
+                for node, more in confirmed:
+                    chosen.update(more)
+                    places.append(node)
+                self.apply(chosen)
+        else:
+            self.apply(chosen)
+        gained = lost_before - self.count("lost")
+        end = self.output_distance()
+        if gained <= 0 or (end > start * (1 + 1e-9) and end > self.output_tolerance() and gained < 3):
+            self.undo(snapshot)
+            return None
+        after = self._distance_after(trial)
+        entry = trial.hit if trial.hit is not None and trial.hit >= 0 else None
+        return Accepted(
+            "cause", trial.cause.name if trial.cause else "", trial.variant.text, trial.site, chosen, {},
+            self.index.entries[entry].where if entry is not None else "", before, after,
+            trial.variant.key or trial.variant.text, [p.place for p in places], gained,
+        )  # fmt: skip
+
+    def count(self, status: str) -> int:
+        return sum(
+            1 for n in self.graph.nodes if n.index in self.live
+            for o in n.outs if o is not None and self.root[o] == o and self._consumed(o) and self.status(o) == status
+        )  # fmt: skip
+
+    def _edited_out(self, trial: Trial) -> int | None:
+        node = self.graph.nodes[min(trial.edits)]
+        return next((o for o in node.outs if o is not None), None)
+
+    def _distance_at(self, trial: Trial) -> float:
+        """The distance of the edited operation's present output to the port's value that the edit makes."""
+        out = self._edited_out(trial)
+        if out is None:
+            return float("nan")
+        mine = np.sort(numbers(self.graph.values[out]).reshape(-1))
+        theirs = self.index.sorted(trial.hit) if trial.hit is not None and trial.hit >= 0 else None
+        if theirs is not None and theirs.size == mine.size and mine.dtype == np.float64:
+            return distance(mine, theirs)
+        near = self.index.nearest(mine) if mine.dtype == np.float64 else []
+        return near[0][0] if near else float("nan")
+
+    def _distance_after(self, trial: Trial) -> float:
+        out = self._edited_out(trial)
+        if out is None:
+            return float("nan")
+        mine = numbers(self.graph.values[out])
+        near = self.index.nearest(mine) if mine.dtype == np.float64 else []
+        return near[0][0] if near else float("nan")
+
+
+def _has_ref(tree: object) -> bool:
+    from twinvit.port.record_torch import Ref
+
+    if isinstance(tree, Ref):
+        return True
+    if isinstance(tree, tuple | list):
+        return any(_has_ref(t) for t in tree)
+    if isinstance(tree, dict):
+        return any(_has_ref(t) for t in tree.values())
+    return False
+
+
+def _checked(graph: Graph, node: Node, fn: Callable[..., object]) -> Callable[..., object]:
+    """The variant as a replacement: results that it leaves out are the operation's own, shapes are checked."""
+
+    def call(*args: object, **kwargs: object) -> object:
+        out = fn(*args, **kwargs)
+        given = flat_tensors(out)
+        if len(given) != len(node.outs):
+            out = results(out, node, [None if o is None else graph.values[o] for o in node.outs])
+            given = flat_tensors(out)
+        for tensor, out_id in zip(given, node.outs):
+            if out_id is not None and (tensor is None or tensor.shape != graph.values[out_id].shape):
+                raise ValueError(f"{node.name}: the variant's result has another shape")
+        return out
+
+    return call
+
+
+def _edited(node: Node, edit: Edit) -> Node:
+    from twinvit.port.record_torch import Ref
+
+    if edit.refs is None:
+        return Node(node.index, edit.fn, node.name, node.args, node.kwargs, node.outs, node.scope, node.where, node.refs)
+    args = tuple(Ref(r) for r in edit.refs)
+    return Node(node.index, edit.fn, node.name, args, {}, node.outs, node.scope, node.where, list(edit.refs))
+
+
+def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """Relative L2 distance of a reference's and a port's output; axes may be permuted if the shapes say so."""
+    if mine.size != theirs.size:
+        return float("inf")
+    theirs = np.asarray(theirs)
+    if mine.shape == theirs.shape:
+        return distance(mine, theirs)
+    best = float("inf")
+    small = mine.reshape([s for s in mine.shape if s != 1])
+    other = theirs.reshape([s for s in theirs.shape if s != 1])
+    if small.shape == other.shape:
+        return distance(small, other)
+    if small.ndim == other.ndim and small.ndim <= 5:
+        for order in itertools.permutations(range(other.ndim)):
+            if tuple(other.shape[i] for i in order) == small.shape:
+                best = min(best, distance(small, other.transpose(order)))
+    elif mine.size:
+        best = distance(mine, theirs)
+    return best
+
+
+def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float]:
+    """The largest relative L2 distance of each value over runs with parameters and inputs nudged by one eps."""
+    noise: dict[int, float] = {}
+    generator = torch.Generator().manual_seed(seed)
+    sources = [i for i, s in enumerate(graph.source) if s != "node" and graph.values[i].dtype == torch.float64]
+
+    def on_value(i: int, value: torch.Tensor) -> None:
+        if value.dtype == torch.float64 and value.numel() >= 2:
+            d = distance(numbers(graph.values[i]), numbers(value))
+            noise[i] = max(noise.get(i, 0.0), d if np.isfinite(d) else 0.0)
+
+    for _ in range(runs):
+        nudged = {}
+        for i in sources:
+            sign = torch.randint(0, 2, graph.values[i].shape, generator=generator, dtype=torch.float64) * 2 - 1
+            nudged[i] = graph.values[i] * (1 + sign * torch.finfo(torch.float64).eps)
+        with torch.no_grad():
+            graph.run({}, nudged, everything=True, on_value=on_value, keep=lambda i: False)
+    return noise
+
+
+__all__ = ["Accepted", "Session", "align_distance", "measure_noise", "numbers", "fingerprint", "Sequence", "time"]

@@ -111,6 +111,20 @@ class Call:
             yield from grid
             return
         yielded: set[float] = set()
+        yield from self._solve(fn, low, high, grid, count, yielded)
+        if not yielded:  # the port may hold what follows only
+            yield from grid
+
+    def _solve(
+        self,
+        fn: Callable[[float], torch.Tensor],
+        low: float,
+        high: float,
+        grid: Sequence[float],
+        count: int,
+        yielded: set[float],
+    ) -> Iterator[float]:
+        assert self.index is not None
 
         def size(t: float) -> tuple[float, np.ndarray]:
             array = np.ascontiguousarray(fn(t).detach().numpy())
@@ -145,6 +159,46 @@ class Call:
     def _fits(self, array: np.ndarray) -> bool:
         assert self.index is not None
         return self.index.find(np.ascontiguousarray(array, np.float64), 1e-11) is not None
+
+    def leads_to(self, *names: str, steps: int = 10) -> bool:
+        """True if an operation of one of these names follows within so many steps."""
+        layer = [o for o in self.node.outs if o is not None]
+        for _ in range(steps):
+            following: list[int] = []
+            for value in layer:
+                for user in self.graph.consumers.get(value, []):
+                    node = self.graph.nodes[user]
+                    if node.name in names:
+                        return True
+                    following += [o for o in node.outs if o is not None]
+            layer = following[:16]
+        return False
+
+    def comes_from(self, *names: str, steps: int = 10) -> bool:
+        """True if an operation of one of these names comes before within so many steps."""
+        layer = list(self.node.refs)
+        for _ in range(steps):
+            following: list[int] = []
+            for value in layer:
+                producer = self.graph.producer[value]
+                if producer is None:
+                    continue
+                node = self.graph.nodes[producer]
+                if node.name in names:
+                    return True
+                following += node.refs
+            layer = following[:16]
+        return False
+
+    def widths(self) -> list[int]:
+        """Sizes that a constant may have been derived from: axes of the arguments and of parameters."""
+        sizes: dict[int, None] = {}
+        for arg in (*self.args, *self.outs):
+            if isinstance(arg, torch.Tensor):
+                sizes.update(dict.fromkeys(arg.shape))
+        for value_id in self.graph.params().values():
+            sizes.update(dict.fromkeys(self.graph.values[value_id].shape))
+        return [s for s in sizes if s > 1][:24]
 
     def elementwise_regions(self) -> list[tuple[int, int]]:
         """Expressions of one variable that this operation begins: (last operation, id of the variable).

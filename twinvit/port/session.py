@@ -278,7 +278,9 @@ class Session:
         edits: dict[int, Edit] = {}
         for index, fn in ((variant.node if variant.node is not None else site.index, variant.fn), *variant.also):
             node = self.graph.nodes[index]
-            edits[index] = Edit(_checked(self.graph, node, fn), variant.refs if fn is variant.fn else None)
+            edits[index] = Edit(
+                _checked(self.graph, node, fn, variant.reshapes), variant.refs if fn is variant.fn else None
+            )
         return edits
 
     def judge(
@@ -396,7 +398,7 @@ class Session:
             if self._signature(node) != signature or any(self.status(o) == "found" and self.root[o] == o for o in node.outs if o is not None) and node.name not in REORDER:
                 continue
             if trial.variant.refs is None and not trial.variant.also and trial.variant.node is None:
-                places.append((node, {node.index: Edit(_checked(self.graph, node, trial.variant.fn))}))
+                places.append((node, {node.index: Edit(_checked(self.graph, node, trial.variant.fn, trial.variant.reshapes))}))
                 continue
             key = trial.variant.key or trial.variant.text
             call = Call(self.graph, node, None)
@@ -507,7 +509,7 @@ def _has_ref(tree: object) -> bool:
     return False
 
 
-def _checked(graph: Graph, node: Node, fn: Callable[..., object]) -> Callable[..., object]:
+def _checked(graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False) -> Callable[..., object]:
     """The variant as a replacement: results that it leaves out are the operation's own, shapes are checked."""
 
     def call(*args: object, **kwargs: object) -> object:
@@ -517,7 +519,7 @@ def _checked(graph: Graph, node: Node, fn: Callable[..., object]) -> Callable[..
             out = results(out, node, [None if o is None else graph.values[o] for o in node.outs])
             given = flat_tensors(out)
         for tensor, out_id in zip(given, node.outs):
-            if out_id is not None and (tensor is None or tensor.shape != graph.values[out_id].shape):
+            if out_id is not None and not reshapes and (tensor is None or tensor.shape != graph.values[out_id].shape):
                 raise ValueError(f"{node.name}: the variant's result has another shape")
         return out
 

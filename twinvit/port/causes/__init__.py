@@ -43,6 +43,8 @@ class Variant:
     node: int | None = None
     also: tuple[tuple[int, Callable[..., Any]], ...] = ()
     key: str = ""
+    reshapes: bool = False
+    """True if the result may have another shape."""
 
 
 Generator = Callable[["Call"], Iterable[Variant] | None]

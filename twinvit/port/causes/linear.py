@@ -1,1 +1,172 @@
-"""Causes: to come."""
+"""Products with weights: orientation, swapped and tied weights, biases."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from twinvit.port.call import Call
+from twinvit.port.causes import Variant, cause
+
+WEIGHT = {"addmm": 2, "mm": 1, "convolution": 1, "bmm": 1, "baddbmm": 2, "mul": 1, "add": 1, "embedding": 0, "matmul": 1,
+          "mv": 0, "dot": 1, "linear": 1, "native_layer_norm": 2, "native_batch_norm": 1, "native_group_norm": 1}  # fmt: skip
+BIAS = {"addmm": 0, "baddbmm": 0, "convolution": 2, "native_layer_norm": 3, "native_batch_norm": 2,
+        "_native_batch_norm_legit_no_training": 2, "native_group_norm": 2}  # fmt: skip
+
+
+@cause("weight_transposed", on=("addmm", "mm", "convolution", "bmm", "matmul", "linear"))
+def weight_transposed(call: Call) -> Iterator[Variant]:
+    """The port's weight is transposed, or was reshaped where it had to be transposed."""
+    position = WEIGHT[call.node.name]
+    if call.parameter(position) is None:
+        return
+    w = call.args[position]
+    seen: list[torch.Tensor] = [w]
+    for order in itertools.permutations(range(w.ndim)):
+        moved = w.permute(order)
+        for made in (moved, moved.reshape(w.shape)):
+            if made.shape != w.shape or any(torch.equal(made, s) for s in seen):
+                continue
+            seen.append(made)
+            direct = moved.shape == w.shape
+            yield Variant(
+                f"the port's weight has its axes in the order {order}" if direct and w.ndim > 2
+                else "the port's weight is transposed" if direct
+                else f"the port's weight was reshaped where it had to be transposed (from the order {order})",
+                call.with_args(**{f"a{position}": lambda v, o=order: v.permute(o).reshape(v.shape)}),
+            )  # fmt: skip
+
+
+@cause("weights_swapped", on=("addmm", "mm", "convolution", "mul", "add", "native_layer_norm", "native_batch_norm", "native_group_norm", "linear"))
+def weights_swapped(call: Call) -> Iterator[Variant]:
+    """The port has two weights of one shape in each other's place."""
+    yield from _other_weights(call, tied=False)
+
+
+@cause("tied_weights", on=("addmm", "mm", "linear", "embedding"))
+def tied_weights(call: Call) -> Iterator[Variant]:
+    """The port uses another matrix for the head: it ties what the reference does not, or the other way."""
+    yield from _other_weights(call, tied=True)
+
+
+def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
+    graph = call.graph
+    positions = sorted({WEIGHT[call.node.name], BIAS.get(call.node.name, WEIGHT[call.node.name])})
+    if call.node.name in ("mul", "add"):
+        positions = [0, 1]
+    for position in positions:
+        mine = call.parameter(position)
+        if mine is None:
+            continue
+        own = call.root(call.ref(position))
+        value = graph.values[own or 0]
+        same = [
+            (name, i) for name, i in graph.params().items()
+            if i != own and graph.values[i].shape == value.shape and graph.values[i].dtype == value.dtype and value.numel() >= 2
+        ]  # fmt: skip
+        same.sort(key=lambda item: (_unlike(item[0], mine), item[0]))
+        for name, i in same[:10]:
+            users = [graph.nodes[u] for u in _users(graph, i)]
+            embeds = any(u.name == "embedding" for u in users) or call.node.name == "embedding"
+            if embeds != tied:
+                continue
+            other = graph.values[i]
+            also = []
+            for user in users:
+                if user.name != call.node.name or tied:
+                    continue
+                there = Call(graph, user)
+                for p in positions:
+                    if there.root(there.ref(p)) == i:
+                        also.append((user.index, there.with_args(**{f"a{p}": _layout(there, p, value)})))
+            text = (
+                f"the port uses {name} here, too; the reference has {mine}" if tied
+                else f"the port has {name} in the place of {mine}" + (", and the other way" if also else "")
+            )  # fmt: skip
+            yield Variant(text, call.with_args(**{f"a{position}": _layout(call, position, other)}), also=tuple(also[:1]), key=text)
+            if also:
+                yield Variant(f"the port uses {name} for {mine}", call.with_args(**{f"a{position}": _layout(call, position, other)}))
+
+
+def _layout(call: Call, position: int, value: torch.Tensor) -> torch.Tensor:
+    """Another parameter in the layout in which the operation takes its own."""
+    present = call.args[position]
+    own = call.graph.values[call.root(call.ref(position)) or 0]
+    if present.shape == value.shape and (value.ndim < 2 or torch.equal(present, own)):
+        return value
+    if present.ndim == value.ndim == 2 and present.shape == value.t().shape:
+        return value.t()
+    return value.reshape(present.shape)
+
+
+def _users(graph: Any, value_id: int) -> list[int]:
+    """Operations that take a value, seen through layouts."""
+    from twinvit.port.call import LAYOUT
+
+    result: list[int] = []
+    for user in graph.consumers.get(value_id, []):
+        node = graph.nodes[user]
+        if node.name in LAYOUT:
+            for out in node.outs:
+                if out is not None:
+                    result += _users(graph, out)
+        else:
+            result.append(user)
+    return result
+
+
+def _unlike(a: str, b: str) -> int:
+    """How many parts of two names differ."""
+    x, y = a.split("."), b.split(".")
+    return sum(p != q for p, q in zip(x, y)) + abs(len(x) - len(y))
+
+
+@cause("bias_missing", on=(*BIAS, "add"))
+def bias_missing(call: Call) -> Iterator[Variant]:
+    """The port lacks a bias."""
+    name = call.node.name
+    if name == "add":
+        for position in (0, 1):
+            if call.parameter(position) is not None and isinstance(call.argument(1 - position), torch.Tensor):
+                yield Variant("the port does not add this parameter", lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone())
+        return
+    position = BIAS[name]
+    if not isinstance(call.argument(position), torch.Tensor):
+        return
+    if name in ("addmm", "baddbmm"):
+        yield Variant("the port lacks this bias", lambda b, x, w, **_: x @ w)
+    else:
+        yield Variant("the port lacks this bias", call.with_args(**{f"a{position}": None}))
+
+
+@cause("bias_doubled", on=(*BIAS, "add"))
+def bias_doubled(call: Call) -> Iterator[Variant]:
+    """The port adds a bias twice."""
+    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
+    for position in positions:
+        if isinstance(call.argument(position), torch.Tensor) and call.parameter(position) is not None:
+            yield Variant("the port adds this bias twice", call.with_args(**{f"a{position}": lambda b: 2 * b}))
+
+
+@cause("bias_sign", on=(*BIAS, "add"))
+def bias_sign(call: Call) -> Iterator[Variant]:
+    """The port subtracts a bias."""
+    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
+    for position in positions:
+        if isinstance(call.argument(position), torch.Tensor) and call.parameter(position) is not None:
+            yield Variant("the port subtracts this bias", call.with_args(**{f"a{position}": lambda b: -b}))
+
+
+@cause("bias_order", on=("addmm", "add", "convolution"))
+def bias_order(call: Call) -> Iterator[Variant]:
+    """The port's bias is reversed or its halves are swapped."""
+    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
+    for position in positions:
+        b = call.argument(position)
+        if isinstance(b, torch.Tensor) and b.ndim == 1 and call.parameter(position) is not None:
+            yield Variant("the port's bias is reversed", call.with_args(**{f"a{position}": lambda b: b.flip(0)}))
+            if b.numel() % 2 == 0:
+                yield Variant("the halves of the port's bias are swapped", call.with_args(**{f"a{position}": lambda b: b.roll(b.numel() // 2)}))

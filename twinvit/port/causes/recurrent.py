@@ -1,1 +1,65 @@
-"""Causes: to come."""
+"""Recurrent cells: gates' order, the reset's place, the forget gate's bias."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from twinvit.port.call import Call
+from twinvit.port.causes import Variant, cause
+from twinvit.port.causes.attention import SPLITS, _gates
+
+
+@cause("gate_order", on=SPLITS)
+def gate_order(call: Call) -> Iterator[Variant]:
+    """The port takes an LSTM's or GRU's gates in another order."""
+    outs = [o for o in call.outs if o is not None]
+    if not 2 <= len(outs) <= 4 or not _gates(call):
+        return
+    names = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 2: ("value", "gate")}[len(outs)]
+    for order in itertools.permutations(range(len(outs))):
+        if order != tuple(range(len(outs))):
+            yield Variant(
+                f"the port's gates are in the order {', '.join(names[i] for i in order)}; the reference's {', '.join(names)}",
+                lambda *args, o=order, **kw: [call.run(*args, **kw)[i] for i in o],
+            )
+
+
+@cause("forget_bias", on="sigmoid")
+def forget_bias(call: Call) -> Iterator[Variant]:
+    """The port adds a constant to a gate before its sigmoid."""
+    for by in (1.0, -1.0, 2.0):
+        yield Variant(f"the port adds {by:g} to this gate", lambda x, b=by, **_: torch.sigmoid(x + b))
+
+
+@cause("gru_reset", on="mul")
+def gru_reset(call: Call) -> Iterator[Variant]:
+    """The port's GRU applies the reset gate to the state before the product; the reference after it."""
+    graph = call.graph
+    for position in (0, 1):
+        ref = call.ref(position)
+        producer = graph.producer[graph_root(call, ref)] if ref is not None else None
+        node = graph.nodes[producer] if producer is not None else None
+        if node is None or node.name not in SPLITS:
+            continue
+        source = graph.producer[graph_root(call, node.refs[0])]
+        product = graph.nodes[source] if source is not None else None
+        if product is None or product.name != "addmm":
+            continue
+        part = node.outs.index(graph_root(call, ref))
+        gate = call.ref(1 - position)
+        bias, state, weight = product.refs[0], product.refs[1], product.refs[2]
+        n = len(node.outs)
+        if gate is None or graph.values[state].shape != call.out.shape:
+            continue
+
+        def fn(g: torch.Tensor, b: torch.Tensor, h: torch.Tensor, w: torch.Tensor, k: int = part, n: int = n) -> torch.Tensor:
+            return (g * h) @ w.chunk(n, 1)[k] + b.chunk(n)[k]
+
+        yield Variant("the port applies the reset gate before the product; the reference after it", fn, refs=(gate, bias, state, weight), key="reset")
+
+
+def graph_root(call: Call, ref: int | None) -> int:
+    return call.root(ref) or 0

@@ -1,1 +1,78 @@
-"""Causes: to come."""
+"""Train mode: dropout, batch norm's running statistics."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from twinvit.port.call import Call
+from twinvit.port.causes import Variant, cause
+from twinvit.port.causes.norms import BATCH
+
+
+@cause("dropout_on", on=("softmax", "addmm", "gelu", "relu", "silu", "view", "add", "mm", "bmm", "convolution", "native_layer_norm", "tanh", "embedding", "native_batch_norm", "cat"))
+def dropout_on(call: Call) -> Iterator[Variant]:
+    """The port's dropout is on where the reference's is off."""
+    if call.index is None or not call.out.is_floating_point() or call.out.numel() < 32:
+        return
+    x = call.out.detach()
+    for entry_id in call.index.ids(x.numel()):
+        entry = call.index.entries[entry_id]
+        if entry.name not in ("select_n", "mul", "where") or entry_id in call.claimed or entry.value is None:
+            continue
+        value = torch.from_numpy(entry.value.copy())
+        zeros = float((value == 0).double().mean())
+        if not 0.005 < zeros < 0.95:
+            continue
+        for order in itertools.permutations(range(value.ndim)) if value.ndim <= 4 else ():
+            moved = value.permute(order)
+            if moved.shape != x.shape:
+                continue
+            kept = (moved != 0) & (x != 0)
+            if not bool(kept.any()):
+                continue
+            ratio = (moved / x)[kept]
+            if float((ratio - ratio[0]).abs().max()) <= 1e-9 * abs(float(ratio[0])) and float(ratio[0]) >= 1:
+                mask = torch.where(moved != 0, ratio[0], 0.0)
+                rate = 1 - 1 / float(ratio[0])
+                yield Variant(
+                    f"the port's dropout is on here, rate {rate:.3g}; set deterministic, eval or inference mode",
+                    lambda *args, m=mask, **kw: _times(call.run(*args, **kw), m),
+                )
+                break
+
+
+def _times(out: Any, mask: torch.Tensor) -> Any:
+    return out * mask if isinstance(out, torch.Tensor) else (out[0] * mask, *out[1:])
+
+
+@cause("bn_momentum", on=BATCH, what="train")
+def bn_momentum(call: Call) -> Iterator[Variant]:
+    """The port's running statistics move by 1 - m for m, or by another momentum."""
+    if len(call.outs) < 5:
+        return
+    own = call.args[6]
+    for m in dict.fromkeys((1 - own, 0.1, 0.01, 0.9, 0.99, 0.03, 0.001, 0.999, 0.0)):
+        if abs(m - own) > 1e-12:
+            yield Variant(
+                f"the port's running statistics move by {m:g}; the reference's by {own:g} (Flax's momentum is 1 minus PyTorch's)", call.with_args(a6=m)
+            )
+
+
+@cause("bn_variance", on=BATCH, what="train")
+def bn_variance(call: Call) -> Iterator[Variant]:
+    """The port's running variance takes the biased variance of the batch; the reference the unbiased one."""
+    if len(call.outs) < 5:
+        return
+
+    def fn(*args: Any, **kw: Any) -> Any:
+        out = call.run(*args, **kw)
+        n = args[0].numel() / args[0].shape[1]
+        old, m = args[4], args[6]
+        batch = (out[4] - (1 - m) * old) / m
+        return (*out[:4], (1 - m) * old + m * batch * (n - 1) / n)
+
+    yield Variant("the port's running variance takes the batch's variance over n; the reference over n - 1", fn)

@@ -309,12 +309,10 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             if done is not None:
                 break
         if done is None:
-            skip.add(front.index)
-            unknown = True
-            near = session.index.nearest(numbers(session.graph.values[next(o for o in front.outs if o is not None)]))
-            d = near[0][0] if near else float("inf")
-            where = session.index.entries[near[0][1]].where if near else ""
-            done = Accepted("unknown", "", "no catalogued cause explains this operation", front, {}, {}, where, d, d, "", [front.place])
+            done = session.substitute(front)
+            unknown = unknown or done.kind == "unknown"
+            if not done.values:
+                skip.add(front.index)
         accepted.append(done)
     findings: list[Finding] = []
     for a in accepted:

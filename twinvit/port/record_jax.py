@@ -232,7 +232,7 @@ class Interpreter:
         self.narrowings: dict[tuple[str, str], None] = {}
         self.branches: dict[str, None] = {}
         self._where: dict[int, tuple[str, str]] = {}
-        self._depth = 0
+        self._outer: tuple[str, str] | None = None
 
     def where(self, eqn: Any) -> tuple[str, str]:
         key = id(eqn)
@@ -280,9 +280,15 @@ class Interpreter:
         params = eqn.params
         if name in _CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
             inner = params[_CALLS.get(name, "call_jaxpr")]
-            if hasattr(inner, "consts"):
-                return self.closed(inner, values, ids)
-            return self.jaxpr(inner, [], [], values, ids)
+            outer = self._outer
+            if outer is None and _from_library(inner):  # its lines are those of whoever traced it first
+                self._outer = self.where(eqn)
+            try:
+                if hasattr(inner, "consts"):
+                    return self.closed(inner, values, ids)
+                return self.jaxpr(inner, [], [], values, ids)
+            finally:
+                self._outer = outer
         if name == "scan":
             return self._scan(params, values, ids)
         if name == "while":
@@ -292,7 +298,7 @@ class Interpreter:
             choice = int(np.clip(int(values[0]), 0, len(branches) - 1))
             self.branches[f"{self.where(eqn)[0]}: branch {choice} of {len(branches)} was taken"] = None
             return self.closed(branches[choice], values[1:], ids[1:])
-        where, inner_where = self.where(eqn)
+        where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
         outs = [widen(o) for o in outs]
@@ -355,6 +361,12 @@ class Interpreter:
             if not bool(go[0]):
                 return carry, list(carry_ids)
             carry, carry_ids = self.closed(params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids])
+
+
+def _from_library(jaxpr: Any) -> bool:
+    """True for a function of JAX itself, which is traced once and then reused."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return f"{os.sep}jax{os.sep}_src{os.sep}" in str(getattr(info, "func_src_info", ""))
 
 
 def _is_float(x: Any) -> bool:

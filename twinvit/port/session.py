@@ -48,6 +48,21 @@ class Accepted:
 
 
 @dataclass
+class Judged:
+    """What an edit regains.
+
+    Attributes:
+        regained: lost values that are found with the edit.
+        broken: found values that are lost with it.
+        proof: the first regained value: its id, the port's entry (-1: an output), and the value.
+    """
+
+    regained: int
+    broken: int
+    proof: tuple[int, int, torch.Tensor] | None
+
+
+@dataclass
 class Trial:
     """A candidate edit and what it regains."""
 
@@ -55,11 +70,12 @@ class Trial:
     variant: Variant
     site: Node
     edits: dict[int, Edit]
-    regained: int
-    broken: int
-    hit: int | None  # the port's entry that the edited operation's output is
+    judged: Judged
     rank: int
-    at_front: bool
+
+    @property
+    def gain(self) -> int:
+        return self.judged.regained - self.judged.broken
 
 
 class Session:
@@ -183,7 +199,7 @@ class Session:
 
     def frontier(self, skip: set[int]) -> list[Node]:
         """Lost operations all of whose inputs are right, in order."""
-        ok = self._ok() | {o for n in skip for o in self.graph.nodes[n].outs if o is not None}
+        ok = self._ok()
         result = []
         for node in self.graph.nodes:
             if node.index not in self.live or node.index in skip:
@@ -239,28 +255,46 @@ class Session:
     # -- candidates ------------------------------------------------------------------------------------------------
 
     def sites(self, front: Node) -> list[Node]:
-        """Operations at which the divergence seen at `front` can have been made, nearest first."""
-        result = [front]
-        seen = {front.index}
-        layer = [front]
-        for depth in range(14):
-            following: list[Node] = []
-            for node in layer:
+        """Operations at which the divergence seen at `front` can have been made, the likeliest first.
+
+        These are the operation itself, those before it that have no equal or only reorder, those found ones that a
+        symmetric product can hide an order behind, and the next ones after it (the port may hold the next value only).
+        """
+        near: dict[int, int] = {front.index: 0}
+        layer = [(front, 0)]
+        for depth in range(1, 16):
+            following: list[tuple[Node, int]] = []
+            for node, crossed in layer:
                 for ref in node.refs:
                     producer = self.graph.producer[ref]
-                    if producer is None or producer in seen:
+                    if producer is None or producer in near:
                         continue
-                    seen.add(producer)
                     before = self.graph.nodes[producer]
                     found = self.status(ref) == "found" and self.root[ref] == ref
-                    if not found or before.name in REORDER or depth < 3:
-                        result.append(before)
-                    if not found or before.name in REORDER:
-                        following.append(before)
+                    plain = found and before.name not in REORDER
+                    cost = crossed + plain
+                    if cost > 2:
+                        continue
+                    near[producer] = depth + 8 * cost
+                    following.append((before, cost))
             layer = following
-            if not layer or len(result) > 40:
+            if not layer or len(near) > 48:
                 break
-        return sorted(result, key=lambda n: -n.index)
+        layer_after = [front]
+        for depth in range(1, 13):
+            after: list[Node] = []
+            for node in layer_after:
+                for out in node.outs:
+                    for user in self.graph.consumers.get(out, []) if out is not None else ():
+                        if user in near or user not in self.live:
+                            continue
+                        behind = self.graph.nodes[user]
+                        if any(self.status(o) == "lost" for o in behind.outs if o is not None):
+                            near[user] = depth + 3
+                            after.append(behind)
+            layer_after = after[:4]
+        order = sorted(near, key=lambda i: (near[i], -i))
+        return [self.graph.nodes[i] for i in order[:48]]
 
     def variants(self, site: Node, what: str = "forward") -> Iterator[tuple[Cause, Variant]]:
         claimed = self.claimed()
@@ -285,14 +319,13 @@ class Session:
 
     def judge(
         self, edits: Mapping[int, Edit], front: Node, values: Mapping[int, torch.Tensor] | None = None, window: int = WINDOW
-    ) -> tuple[int, int, int | None, bool] | None:
-        """What an edit regains: (lost values found, found values lost, the first new entry, whether at the front)."""
+    ) -> Judged | None:
+        """What an edit regains; None if the reference cannot run with it."""
         self.trials += 1
         first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
         claims = self.claimed()
         regained = broken = 0
-        hit: int | None = None
-        at_front = False
+        proof: tuple[int, int, torch.Tensor] | None = None
         changed: dict[int, torch.Tensor] = dict(values or {})
         fixed = dict(changed)
         last_front = max(front.index, *edits) if edits else front.index
@@ -317,19 +350,18 @@ class Session:
                 was = self.status(out)
                 found = self._find_changed(out, new[out])
                 if found is not None:
-                    if hit is None:
-                        hit = found
                     if was == "lost" and (found < 0 or found not in claims):
                         regained += 1
-                        at_front = at_front or index <= front.index
                         misses = 0
+                        if proof is None:
+                            proof = (out, found, new[out])
                 elif was == "found":
                     broken += 1
                 elif was == "lost":
                     misses += 1
             if index > last_front and (broken > regained + 3 or (misses >= 6 and regained == 0)):
                 break
-        return regained, broken, hit, at_front
+        return Judged(regained, broken, proof)
 
     def _find_changed(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
@@ -349,14 +381,28 @@ class Session:
                 except Exception as error:
                     self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = None
                     continue
-                if judged is None or not judged[0] or judged[1] > judged[0]:
+                if judged is None or not judged.regained or judged.broken > judged.regained:
                     continue
-                regained, broken, hit, at_front = judged
-                found.append(Trial(cause, variant, site, edits, regained, broken, hit, rank, at_front))
-            if found and rank >= 3 and max(t.regained - t.broken for t in found) >= 3:
+                found.append(Trial(cause, variant, site, edits, judged, rank))
+            if found and rank >= 2 and max(t.gain for t in found) >= 2 and not self._order_only(found):
                 break
-        found.sort(key=lambda t: (t.broken - t.regained, t.rank, t.cause.order if t.cause else 0))
+        found.sort(key=lambda t: (-t.gain, not self.aligned(t), t.rank, t.cause.order if t.cause else 0))
         return found
+
+    def _order_only(self, trials: Sequence[Trial]) -> bool:
+        """True if the best candidates hold their values in another order than the port: look further."""
+        best = max(t.gain for t in trials)
+        return not any(self.aligned(t) for t in trials if t.gain == best)
+
+    def aligned(self, trial: Trial) -> bool:
+        """True if the first regained value equals the port's number by number, axes permuted at most."""
+        proof = trial.judged.proof
+        if proof is None or proof[1] < 0:
+            return True
+        theirs = self.index.entries[proof[1]].value
+        if theirs is None:
+            return True
+        return squeezed_distance(numbers(proof[2]), theirs) <= self.tolerance(proof[0])
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
@@ -420,7 +466,7 @@ class Session:
 
     def accept(self, trial: Trial, front: Node) -> Accepted | None:
         """Make the edit here and at every similar place where it is confirmed; None if the outputs move away."""
-        before = self._distance_at(trial)
+        before = self._distance(trial, None)
         start = self.output_distance()
         snapshot = self.snapshot()
         lost_before = self.count("lost")
@@ -455,16 +501,30 @@ class Session:
             self.apply(chosen)
         gained = lost_before - self.count("lost")
         end = self.output_distance()
-        if gained <= 0 or (end > start * (1 + 1e-9) and end > self.output_tolerance() and gained < 3):
+        if gained <= 0 or (end > 2 * start and end > self.output_tolerance() and gained < 3):
             self.undo(snapshot)
             return None
-        after = self._distance_after(trial)
-        entry = trial.hit if trial.hit is not None and trial.hit >= 0 else None
+        after = self._distance(trial, None)
+        entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
         return Accepted(
             "cause", trial.cause.name if trial.cause else "", trial.variant.text, trial.site, chosen, {},
-            self.index.entries[entry].where if entry is not None else "", before, after,
+            self.index.entries[entry].where if entry >= 0 else "", before, after,
             trial.variant.key or trial.variant.text, [p.place for p in places], gained,
         )  # fmt: skip
+
+    def _distance(self, trial: Trial, value: torch.Tensor | None) -> float:
+        """The distance of the first regained value, as it is now, to the port's that it is with the edit."""
+        proof = trial.judged.proof
+        if proof is None:
+            return float("nan")
+        mine = numbers(self.graph.values[proof[0]] if value is None else value)
+        if proof[1] < 0:
+            k = self.graph.outputs.index(proof[0]) if proof[0] in self.graph.outputs else 0
+            return align_distance(mine, self.port_outputs[k])
+        theirs = self.index.sorted(proof[1])
+        if theirs is None or theirs.size != mine.size:
+            return self.index.bound(mine)
+        return distance(theirs, np.sort(mine.reshape(-1))) if np.isfinite(mine).all() else self.index.bound(mine)
 
     def count(self, status: str) -> int:
         return sum(
@@ -472,29 +532,149 @@ class Session:
             for o in n.outs if o is not None and self.root[o] == o and self._consumed(o) and self.status(o) == status
         )  # fmt: skip
 
-    def _edited_out(self, trial: Trial) -> int | None:
-        node = self.graph.nodes[min(trial.edits)]
-        return next((o for o in node.outs if o is not None), None)
+    # -- unknown causes --------------------------------------------------------------------------------------------
 
-    def _distance_at(self, trial: Trial) -> float:
-        """The distance of the edited operation's present output to the port's value that the edit makes."""
-        out = self._edited_out(trial)
-        if out is None:
-            return float("nan")
-        mine = np.sort(numbers(self.graph.values[out]).reshape(-1))
-        theirs = self.index.sorted(trial.hit) if trial.hit is not None and trial.hit >= 0 else None
-        if theirs is not None and theirs.size == mine.size and mine.dtype == np.float64:
-            return distance(mine, theirs)
-        near = self.index.nearest(mine) if mine.dtype == np.float64 else []
-        return near[0][0] if near else float("nan")
+    def substitute(self, front: Node) -> Accepted:
+        """Put the port's value in the reference's place, where one can be told, and describe the difference."""
+        out = next((o for o in front.outs if o is not None and self.status(o) == "lost"), None)
+        value = numbers(self.graph.values[out]) if out is not None else np.zeros(0)
+        best: tuple[int, float, int, np.ndarray] | None = None
+        if out is not None and value.dtype == np.float64:
+            claims = self.claimed()
+            near = [e for _, e in self.index.nearest(value, 8, 8, claims)]
+            latest = max([self.match[self.root[r]] or 0 for r in front.refs if self.match.get(self.root[r]) is not None] or [0])
+            near += [e for e in self.index.ids(value.size) if e > latest and e not in claims and e not in near][:12]
+            for entry in near:
+                theirs = self.index.entries[entry].value
+                if theirs is None:
+                    continue
+                for moved in layouts(theirs, value.shape)[:6]:
+                    far = distance(value, moved)
+                    judged = self.judge({}, front, {out: torch.from_numpy(np.ascontiguousarray(moved))})
+                    if judged is None:
+                        continue
+                    gain = judged.regained - judged.broken
+                    if best is None or (gain, -far) > (best[0], -best[1]):
+                        best = (gain, far, entry, np.ascontiguousarray(moved))
+        if best is None or out is None:
+            near_ = self.index.nearest(value) if value.dtype == np.float64 else []
+            d = near_[0][0] if near_ else float("inf")
+            where = self.index.entries[near_[0][1]].where if near_ else ""
+            text = "no catalogued cause explains this operation, and the port holds no array of its size" if d == float("inf") else (
+                "no catalogued cause explains this operation"
+            )
+            return Accepted("unknown", "", text, front, {}, {}, where, d, d, "", [front.place])
+        gain, far, entry, moved = best
+        told = gain > 0
+        shape = residual(value, moved) if told or far < 0.5 else ""
+        before = self.index.nearest(value)[0][0]
+        kind, text = "unknown", "no catalogued cause explains this operation"
+        if shape:
+            text += f"; the port's value minus the reference's {shape}"
+        values: dict[int, torch.Tensor] = {}
+        after = before
+        if told:
+            values = {out: torch.from_numpy(moved)}
+            self.pin(values)
+            after = 0.0
+            if 1e-12 < far < 1e-6 and out not in self.graph.input_dependent():
+                kind, text = "precision", f"a constant that one side makes in a narrower type, {far:.1e} apart"
+        return Accepted(kind, "", text, front, {}, values, self.index.entries[entry].where, before, after, "", [front.place], gain)
 
-    def _distance_after(self, trial: Trial) -> float:
-        out = self._edited_out(trial)
-        if out is None:
-            return float("nan")
-        mine = numbers(self.graph.values[out])
-        near = self.index.nearest(mine) if mine.dtype == np.float64 else []
-        return near[0][0] if near else float("nan")
+    def pin(self, values: Mapping[int, torch.Tensor]) -> None:
+        """Put values in place of what the reference computes."""
+        changed = self.graph.run({}, dict(values), first=min(self.graph.first_use(v) for v in values))
+        for i, value in changed.items():
+            self.original.setdefault(i, self.graph.values[i])
+            self.graph.values[i] = value.detach()
+        for i in values:  # from here on the value is given
+            producer = self.graph.producer[i]
+            if producer is not None:
+                node = self.graph.nodes[producer]
+                position = node.outs.index(i)
+                self.graph.nodes[producer] = _edited(node, Edit(_pinned(node, position, values[i])))
+        self._refresh(changed)
+
+
+def _pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., object]:
+    op = node.op
+
+    def fn(*args: object, **kwargs: object) -> object:
+        out = op(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            return value
+        made = list(flat_tensors(out))
+        made[position] = value
+        return tuple(made)
+
+    return fn
+
+
+def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """`array` in every order of its axes that has this shape (axes of one left out), else reshaped."""
+    target = tuple(s for s in shape if s != 1)
+    small = array.reshape([s for s in array.shape if s != 1])
+    result = []
+    if small.ndim == len(target) and small.ndim <= 5:
+        orders = itertools.permutations(range(small.ndim))
+        result = [small.transpose(o).reshape(shape) for o in orders if tuple(small.shape[i] for i in o) == target]
+    else:
+        result = [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))] if small.ndim <= 4 else []
+    return result
+
+
+def residual(mine: np.ndarray, theirs: np.ndarray) -> str:
+    """What the difference of two arrays looks like, in words."""
+    diff = theirs - mine
+    size = float(np.linalg.norm(diff))
+    if not np.isfinite(size) or not size:
+        return ""
+    if np.allclose(np.sort(mine.reshape(-1)), np.sort(theirs.reshape(-1)), rtol=1e-9, atol=0):
+        return "is nothing but another order of the same values"
+    scale = float(np.vdot(mine, theirs) / max(float(np.vdot(mine, mine)), 1e-300))
+    if np.linalg.norm(theirs - scale * mine) < 1e-6 * size:
+        return f"is a scale: the port's is {scale:.6g} times the reference's"
+    for axis in range(mine.ndim):
+        if mine.shape[axis] > 1 and np.linalg.norm(diff - diff.mean(axis, keepdims=True)) < 1e-6 * size:
+            return f"is constant over axis {axis}"
+    part = np.abs(diff) > 1e-9 * np.abs(diff).max()
+    share = float(part.mean())
+    if share < 0.5:
+        for axis in range(mine.ndim):
+            rows = np.flatnonzero(part.any(axis=tuple(a for a in range(mine.ndim) if a != axis)))
+            n = mine.shape[axis]
+            if 0 < rows.size < n:
+                if rows.size <= 2 and set(rows) <= {0, n - 1}:
+                    return f"is at the border of axis {axis} only"
+                return f"is at positions {_ranges(rows)} of axis {axis} only"
+        return f"is in {share:.0%} of the numbers only"
+    for axis in range(mine.ndim):
+        n = mine.shape[axis]
+        if n >= 6:
+            along = np.sqrt((diff**2).mean(axis=tuple(a for a in range(mine.ndim) if a != axis)))
+            if (np.diff(along) > 0).mean() > 0.9:
+                return f"grows with the position along axis {axis}"
+    if mine.ndim >= 2:
+        flat = diff.reshape(-1, diff.shape[-1])
+        if min(flat.shape) > 4 and flat.size < 1 << 20:
+            s = np.linalg.svd(flat[:512], compute_uv=False)
+            rank = int((s > 1e-9 * s[0]).sum())
+            if rank * 3 <= min(flat[:512].shape):
+                return f"has rank {rank}"
+    return f"is spread over the array, {size / max(float(np.linalg.norm(mine)), 1e-300):.1e} of it"
+
+
+def _ranges(rows: np.ndarray) -> str:
+    if rows.size > 1 and rows[-1] - rows[0] == rows.size - 1:
+        return f"{rows[0]} to {rows[-1]}"
+    return ", ".join(map(str, rows[:6])) + (", ..." if rows.size > 6 else "")
+
+
+def squeezed_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The smallest distance over the orders of axes that fit."""
+    if mine.size != theirs.size:
+        return float("inf")
+    return min([distance(mine, m) for m in layouts(theirs, mine.shape)[:24]] or [float("inf")])
 
 
 def _has_ref(tree: object) -> bool:

@@ -23,6 +23,7 @@ from twinvit.port.jax_rules import RULES
 from twinvit.port.record_torch import short_path
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_HERE = os.path.dirname(os.path.abspath(__file__))
 _LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops"))
 _CALLS = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
@@ -209,12 +210,12 @@ def frames(source: Any) -> tuple[str, str]:
         found = list(util.user_frames(source.traceback))
     except (AttributeError, TypeError):
         found = list(util.user_frames(source))
-    places = [(f.file_name, f.start_line) for f in found if not f.file_name.startswith(_JAX)]
+    places = [(f.file_name, f.start_line) for f in found if not f.file_name.startswith((_JAX, _HERE))]
     if not places:
         return "", ""
     inner = f"{short_path(places[0][0])}:{places[0][1]}"
     for name, line in places:
-        if not any(lib in name for lib in _LIBRARIES) and "/twinvit/port/" not in name:
+        if not any(lib in name for lib in _LIBRARIES):
             return f"{short_path(name)}:{line}", inner
     return inner, inner
 

@@ -247,14 +247,21 @@ def qkv_select(call: Call) -> Iterator[Variant]:
         )
 
 
-@cause("qk_transposed", on=("bmm", "baddbmm"))
-def qk_transposed(call: Call) -> Iterator[Variant]:
-    """The port's attention weights are transposed (keys against queries)."""
-    out = call.out
-    if out.shape[-1] == out.shape[-2] and call.leads_to("softmax", steps=6):
-        yield Variant("the port multiplies keys by queries: its scores are transposed", lambda *args, **kw: call.run(*args, **kw).transpose(-1, -2))
-    a, b = (call.args[1], call.args[2]) if call.node.name == "baddbmm" else (call.args[0], call.args[1])
-    if call.node.name == "bmm" and a.shape[-1] == a.shape[-2]:
+@cause("qkv_order", on=("bmm", "baddbmm"))
+def queries_by_keys(call: Call) -> Iterator[Variant]:
+    """The port takes queries for keys."""
+    if call.out.shape[-1] == call.out.shape[-2] and call.leads_to("softmax", steps=6):
+        yield Variant(
+            "the port takes queries for keys and keys for queries: its scores are transposed",
+            lambda *args, **kw: call.run(*args, **kw).transpose(-1, -2),
+        )
+
+
+@cause("operand_transposed", on="bmm")
+def operand_transposed(call: Call) -> Iterator[Variant]:
+    """The port multiplies by a transposed matrix (attention weights the wrong way round)."""
+    a, b = call.args[0], call.args[1]
+    if a.shape[-1] == a.shape[-2]:
         yield Variant("the port multiplies by the transposed weights", lambda a, b, **_: a.transpose(-1, -2) @ b)
-    if call.node.name == "bmm" and b.shape[-1] == b.shape[-2]:
+    if b.shape[-1] == b.shape[-2]:
         yield Variant("the port multiplies by the transposed matrix", lambda a, b, **_: a @ b.transpose(-1, -2))

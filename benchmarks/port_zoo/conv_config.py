@@ -29,6 +29,8 @@ class ConvConfig:
     flatten: str = "channels_first"  # "channels_last"
     head_bias: int = 1  # times that the last bias is added
     kernels_transposed: bool = False  # height and width exchanged in 3 x 3 kernels
+    group_order: str = "by_group"  # of the grouped convolutions' outputs
+    bgr: bool = False  # the stem's input channels reversed
     swapped: bool = False  # the first two batch norms' scales of each block
     train: bool = False
     momentum: float = 0.1

@@ -13,6 +13,7 @@ from .conv_config import ConvConfig
 
 class BatchNorm(nn.Module):
     cfg: ConvConfig
+    train: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -21,7 +22,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         ra_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         ra_var = self.variable("batch_stats", "var", jnp.ones, shape)
-        if cfg.train:
+        if self.train:
             mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
             keep = 1 - cfg.momentum
             n = x.shape[0] * x.shape[1] * x.shape[2]
@@ -39,11 +40,12 @@ class ResNetBlock(nn.Module):
     filters: int
     strides: int
     dilation: int
+    train: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         cfg = self.cfg
-        act, norm = ACTIVATIONS[cfg.activation], partial(BatchNorm, cfg)
+        act, norm = ACTIVATIONS[cfg.activation], partial(BatchNorm, cfg, self.train)
         conv = partial(nn.Conv, use_bias=False, padding="VALID")
         s1, s2 = (self.strides, 1) if cfg.stride_first else (1, self.strides)
         width = self.filters // 2 * 2
@@ -74,18 +76,19 @@ class ResNet(nn.Module):
     cfg: ConvConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, train: bool | None = None) -> jax.Array:
         cfg = self.cfg
+        train = cfg.train if train is None else train
         act = ACTIVATIONS[cfg.activation]
         pads = "SAME" if cfg.same_padding else [(1, 1), (1, 1)]
         x = nn.Conv(cfg.stem, (3, 3), strides=2, padding=pads, use_bias=False, name="stem")(images)
-        x = act(BatchNorm(cfg, name="stem_norm")(x))
+        x = act(BatchNorm(cfg, train, name="stem_norm")(x))
         pool_pads = "SAME" if cfg.max_pool == "same" else [(1, 1), (1, 1)]
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=pool_pads)
         if "stem_clip" in cfg.extra:
             x = jnp.minimum(x, 2.17)
-        x = ResNetBlock(cfg, cfg.widths[0], 1, cfg.dilation, name="stage1")(x)
-        x = ResNetBlock(cfg, cfg.widths[1], 2, 1, name="stage2")(x)
+        x = ResNetBlock(cfg, cfg.widths[0], 1, cfg.dilation, train, name="stage1")(x)
+        x = ResNetBlock(cfg, cfg.widths[1], 2, 1, train, name="stage2")(x)
         pads = [(1, 1), (1, 1)]
         x = nn.avg_pool(x, (3, 3), (2, 2), pads, count_include_pad=cfg.count_padding)
         if "pool_centred" in cfg.extra:
@@ -100,6 +103,17 @@ class ResNet(nn.Module):
         return x
 
 
+def weights(cfg: ConvConfig, state: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A kernel (out, in, height, width), with the channel orders that the config asks for."""
+    kernel = state[f"{name}.weight"]
+    if cfg.bgr and name == "conv1":
+        kernel = kernel[:, ::-1]
+    if cfg.group_order == "by_channel" and name.endswith(".conv2"):
+        kernel = kernel.reshape(cfg.groups, -1, *kernel.shape[1:]).swapaxes(0, 1)
+        kernel = kernel.reshape(-1, *kernel.shape[2:])
+    return kernel
+
+
 def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict]:
     """The module and its variables, with the weights of a PyTorch `state_dict`."""
     params: dict = {}
@@ -107,7 +121,7 @@ def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict
 
     def conv(name: str) -> dict:
         axes = (3, 2, 1, 0) if cfg.kernels_transposed else (2, 3, 1, 0)
-        return {"kernel": state[f"{name}.weight"].transpose(axes)}
+        return {"kernel": weights(cfg, state, name).transpose(axes)}
 
     def norm(name: str, scale: str | None = None) -> tuple[dict, dict]:
         return (

@@ -21,6 +21,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
     tied: bool = True
+    loss: str = ""  # "mean": the next tokens' cross entropy, padding (id 0) left out
     rope_table: bool = False  # the reference's frequencies are a float32 buffer
     # What only a port changes.
     unit_offset: bool = False  # RMSNorm multiplies by 1 + weight

@@ -8,6 +8,7 @@ from jax import Array
 
 from .activations import ACTIVATIONS
 from .decoder_config import DecoderConfig
+from .losses import next_token_loss
 
 
 class RMSNorm(eqx.Module):
@@ -110,7 +111,8 @@ class Decoder(eqx.Module):
         return 5 * jnp.tanh(logits / 5) if "logit_cap" in self.cfg.extra else logits
 
     def __call__(self, ids: Array) -> Array:
-        return jax.vmap(self.one)(ids)
+        logits = jax.vmap(self.one)(ids)
+        return next_token_loss(logits, ids, self.cfg.loss) if self.cfg.loss else logits
 
 
 def load(cfg: DecoderConfig, state: dict[str, np.ndarray]) -> Decoder:

@@ -7,6 +7,7 @@ import numpy as np
 
 from .activations import ACTIVATIONS
 from .decoder_config import DecoderConfig
+from .losses import next_token_loss
 
 
 class RMSNorm(nn.Module):
@@ -113,7 +114,9 @@ class Decoder(nn.Module):
             logits = embed.attend(x)
         else:
             logits = nn.Dense(cfg.vocab, use_bias=False, name="head")(x)
-        return 5 * jnp.tanh(logits / 5) if "logit_cap" in cfg.extra else logits
+        if "logit_cap" in cfg.extra:
+            logits = 5 * jnp.tanh(logits / 5)
+        return next_token_loss(logits, ids, cfg.loss) if cfg.loss else logits
 
 
 def load(cfg: DecoderConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict]:

@@ -7,6 +7,7 @@ from flax import nnx
 
 from .activations import ACTIVATIONS
 from .decoder_config import DecoderConfig
+from .losses import next_token_loss
 
 
 class RMSNorm(nnx.Module):
@@ -118,7 +119,9 @@ class Decoder(nnx.Module):
             x = layer(x)
         x = self.final_norm(x)
         logits = x @ self.embedder.embedding[...].T if self.cfg.tied else self.head(x)
-        return 5 * jnp.tanh(logits / 5) if "logit_cap" in self.cfg.extra else logits
+        if "logit_cap" in self.cfg.extra:
+            logits = 5 * jnp.tanh(logits / 5)
+        return next_token_loss(logits, ids, self.cfg.loss) if self.cfg.loss else logits
 
 
 def load(cfg: DecoderConfig, state: dict[str, np.ndarray]) -> Decoder:

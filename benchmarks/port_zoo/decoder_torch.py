@@ -97,10 +97,11 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids int64 (batch, length) to logits (batch, length, vocab)."""
+    """Token ids int64 (batch, length) to logits (batch, length, vocab), or to the loss."""
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
+        self.loss = cfg.loss
         self.embed = nn.Embedding(cfg.vocab, cfg.width)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.depth))
         self.norm = RMSNorm(cfg.width, cfg.norm_eps)
@@ -112,4 +113,8 @@ class Decoder(nn.Module):
         x = self.embed(ids)
         for layer in self.layers:
             x = layer(x)
-        return self.lm_head(self.norm(x))
+        logits = self.lm_head(self.norm(x))
+        if self.loss:
+            logits, labels = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+            return F.cross_entropy(logits, labels, ignore_index=0)
+        return logits

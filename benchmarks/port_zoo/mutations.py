@@ -70,18 +70,22 @@ VIT = [
     Mutation("dropout_on", "vit", "dropout_on", r"mlp", {"dropout": 0.1}, alone=True),
     Mutation("transposed", "vit", "weight_transposed", r"attn\.proj", {"transposed": True}),
     Mutation("swapped", "vit", "weights_swapped", r"norm", {"swapped": True}),
+    Mutation("norm_missing", "vit", "norm_missing", r"norm", {"last_norm": False}, alone=True),
+    Mutation("norm_ddof", "vit", "norm_ddof", r"norm", {"ddof": 1}, styles=("equinox",)),
     Mutation("abs_values", "vit", "unknown", r"attn", _extra("abs_values")),
-    Mutation("softmax_squared", "vit", "unknown", r"attn", _extra("softmax_squared")),
+    Mutation("softmax_skewed", "vit", "unknown", r"attn", _extra("softmax_skewed")),
     Mutation("clip_activation", "vit", "unknown", r"mlp", _extra("clip_activation")),
-    Mutation("residual_source", "vit", "unknown", BLOCK, _extra("residual_source")),
-    Mutation("branch_scale", "vit", "unknown", BLOCK, _extra("branch_scale")),
+    Mutation("residual_source", "vit", "residual_source", BLOCK, _extra("residual_source")),
+    Mutation("branch_scale", "vit", "scale|residual_scale", BLOCK, _extra("branch_scale")),
     Mutation("position_sine", "vit", "unknown", r"^:|add|^$", _extra("position_sine")),
-    Mutation("mean_pool", "vit", "unknown", r"norm|head|select|^:", _extra("mean_pool")),
+    Mutation("mean_pool", "vit", "pool_kind", r"norm|head|select|^:", _extra("mean_pool")),
 ]
 
 CONV = [
     Mutation("same_padding", "conv", "padding", r"conv1", {"same_padding": True}),
-    Mutation("stride_first", "conv", "stride", r"layer2\.conv[12]", {"stride_first": True}),
+    Mutation(
+        "stride_first", "conv", "stride|dilation", r"layer2\.conv[12]", {"stride_first": True}
+    ),
     Mutation("dilation", "conv", "dilation", r"layer1\.conv2", {"dilation": 1}),
     Mutation("pool_same", "conv", "pool_padding", r"maxpool", {"max_pool": "same"}),
     Mutation("pool_exclude", "conv", "pool_padding", r"avgpool", {"count_padding": False}),
@@ -115,9 +119,13 @@ CONV = [
         reference={"train": True},
         what="train",
     ),
+    Mutation(
+        "group_order", "conv", "conv_groups|channel_order", r"conv2", {"group_order": "by_channel"}
+    ),
+    Mutation("channels_reversed", "conv", "channel_order", r"conv1", {"bgr": True}),
     Mutation("stem_clip", "conv", "unknown", r"maxpool|relu|bn1|layer1", _extra("stem_clip")),
     Mutation("pool_centred", "conv", "unknown", r"avgpool|fc1|flatten", _extra("pool_centred")),
-    Mutation("branch_scale", "conv", "unknown", r"layer1", _extra("branch_scale")),
+    Mutation("branch_scale", "conv", "scale|residual_scale", r"layer1", _extra("branch_scale")),
     Mutation("shortcut_abs", "conv", "unknown", r"layer1", _extra("shortcut_abs")),
 ]
 
@@ -138,21 +146,51 @@ DECODER = [
     ),
     Mutation("repeat_tile", "decoder", "qkv_order", r"attention", {"repeat": "tile"}),
     Mutation("gelu", "decoder", "activation|gelu_erf", r"mlp", {"activation": "gelu"}),
-    Mutation("gate_order", "decoder", "gate_order", r"mlp", {"gate_first": False}),
+    Mutation("gate_order", "decoder", "gate_order|gate_side", r"mlp", {"gate_first": False}),
     Mutation("bias_missing", "decoder", "bias_missing", r"[qkv]_proj", {"qkv_bias": False}),
     Mutation("untied", "decoder", "tied_weights", r"lm_head", {"tied": False}),
+    Mutation("scaled_embedding", "decoder", "scale", r"embed", {"scaled_embedding": True}),
+    Mutation("no_mask", "decoder", "mask_missing|mask_offset", r"attention", {"mask_offset": 99}),
     Mutation(
-        "scaled_embedding", "decoder", "embedding_scale", r"embed", {"scaled_embedding": True}
+        "loss_sum",
+        "decoder",
+        "loss_reduction",
+        r"",
+        {"loss": "sum"},
+        reference={"loss": "mean"},
+        alone=True,
+    ),
+    Mutation(
+        "loss_padding",
+        "decoder",
+        "loss_reduction",
+        r"",
+        {"loss": "mean over padding"},
+        reference={"loss": "mean"},
+        alone=True,
+    ),
+    Mutation(
+        "label_smoothing",
+        "decoder",
+        "label_smoothing",
+        r"",
+        {"loss": "smoothed"},
+        reference={"loss": "mean"},
+        alone=True,
     ),
     Mutation("unit_queries", "decoder", "unknown", r"attention", _extra("unit_queries")),
     Mutation("clip_gate", "decoder", "unknown", r"mlp", _extra("clip_gate")),
-    Mutation("branch_scale", "decoder", "unknown", r"layers\.0|mlp", _extra("branch_scale")),
-    Mutation("residual_source", "decoder", "unknown", r"layers\.0|mlp", _extra("residual_source")),
+    Mutation(
+        "branch_scale", "decoder", "scale|residual_scale", r"layers\.0|mlp", _extra("branch_scale")
+    ),
+    Mutation(
+        "residual_source", "decoder", "residual_source", r"layers\.0|mlp", _extra("residual_source")
+    ),
     Mutation("logit_cap", "decoder", "unknown", r"lm_head", _extra("logit_cap")),
 ]
 
 SEQUENCE = [
-    Mutation("kernel_flip", "sequence", "conv_transpose", r"up", {"flip": False}),
+    Mutation("kernel_flip", "sequence", "conv_transpose|kernel_flipped", r"up", {"flip": False}),
     Mutation("up_same", "sequence", "conv_transpose", r"up", {"same_padding": True}),
     Mutation("antialias", "sequence", "resize", r"bilinear", {"linear": "antialias"}),
     Mutation("align_corners", "sequence", "resize", r"bilinear", {"linear": "align_corners"}),
@@ -165,10 +203,18 @@ SEQUENCE = [
     Mutation("norm_eps", "sequence", "norm_eps", r"norm", {"norm_eps": 1e-6}),
     Mutation("norm_groups", "sequence", "norm_axes", r"norm", {"groups": 2}),
     Mutation("transposed", "sequence", "weight_transposed", r"hidden", {"head_transposed": True}),
+    Mutation("gru_reset", "sequence", "gru_reset", r"gru", {"reset": "before"}, styles=("nnx",)),
+    Mutation(
+        "forget_bias", "sequence", "forget_bias", r"lstm", {"forget_bias": 1.0}, styles=("nnx",)
+    ),
     Mutation("clip_state", "sequence", "unknown", r"lstm", _extra("clip_state")),
     Mutation("up_abs", "sequence", "unknown", r"up|bilinear|^:", _extra("up_abs")),
-    Mutation("skip_scale", "sequence", "unknown", r"skip|add|^:", _extra("skip_scale")),
-    Mutation("column_max", "sequence", "unknown", r"mean|lstm|^:", _extra("column_max")),
+    Mutation(
+        "skip_scale", "sequence", "scale|residual_scale", r"skip|add|^:", _extra("skip_scale")
+    ),
+    Mutation(
+        "column_max", "sequence", "pool_kind|reduction", r"mean|lstm|^:", _extra("column_max")
+    ),
 ]
 
 MUTATIONS = VIT + CONV + DECODER + SEQUENCE

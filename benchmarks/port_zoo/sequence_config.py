@@ -31,6 +31,8 @@ class SequenceConfig:
     cubic: str = "torch"  # "jax": A = -0.5, other edges
     lstm_order: str = "ifgo"  # "ifog"
     gru_order: str = "rzn"  # "zrn"
+    reset: str = "after"  # of the GRU: before or after the recurrent product
+    forget_bias: float = 0.0  # added to the LSTM's forget gate
     second_bias: bool = True  # of the LSTM
     head_transposed: bool = False
     extra: frozenset[str] = frozenset()  # mistakes that have no name

@@ -23,6 +23,7 @@ class LSTM(nnx.Module):
             h, c = carry
             parts = jnp.split(xt + self.recurrent(h), 4, axis=-1)
             gates = dict(zip(cfg.lstm_order, parts))
+            gates["f"] = gates["f"] + cfg.forget_bias if cfg.forget_bias else gates["f"]
             c = jax.nn.sigmoid(gates["f"]) * c + jax.nn.sigmoid(gates["i"]) * jnp.tanh(gates["g"])
             if "clip_state" in cfg.extra:
                 c = jnp.clip(c, -0.21, 0.33)
@@ -47,7 +48,11 @@ class GRU(nnx.Module):
             a = dict(zip(cfg.gru_order, jnp.split(xt, 3, axis=-1)))
             b = dict(zip(cfg.gru_order, jnp.split(self.recurrent(h), 3, axis=-1)))
             r, z = jax.nn.sigmoid(a["r"] + b["r"]), jax.nn.sigmoid(a["z"] + b["z"])
-            n = jnp.tanh(a["n"] + r * b["n"])
+            if cfg.reset == "before":
+                n = jnp.split(self.recurrent(r * h), 3, axis=-1)[cfg.gru_order.index("n")]
+            else:
+                n = r * b["n"]
+            n = jnp.tanh(a["n"] + n)
             h = (1 - z) * n + z * h
             return h, h
 

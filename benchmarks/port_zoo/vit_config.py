@@ -30,6 +30,8 @@ class ViTConfig:
     class_token: str = "first"  # "last"
     dropout: float = 0.0
     transposed: bool = False  # the attention's output weight
+    last_norm: bool = True
+    ddof: int = 0  # of the norms' variance
     swapped: bool = False  # the two norms of each block
     extra: frozenset[str] = frozenset()  # mistakes that have no name
 

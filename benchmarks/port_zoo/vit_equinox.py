@@ -15,10 +15,11 @@ class Norm(eqx.Module):
     bias: Array
     eps: float = eqx.field(static=True)
     axis: int = eqx.field(static=True)
+    ddof: int = eqx.field(static=True)
 
     def __call__(self, x: Array) -> Array:
         mean = jnp.mean(x, axis=self.axis, keepdims=True)
-        variance = jnp.var(x, axis=self.axis, keepdims=True)
+        variance = jnp.var(x, axis=self.axis, keepdims=True, ddof=self.ddof)
         return (x - mean) * jax.lax.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
@@ -45,8 +46,9 @@ class Attention(eqx.Module):
             size = cfg.head_dim if cfg.attention_scale == "head_dim" else cfg.width
             scores = scores / size**0.5
         scores = jax.nn.softmax(scores, axis=cfg.softmax_axis)
-        if "softmax_squared" in cfg.extra:
-            scores = scores**2 / (scores**2).sum(-1, keepdims=True)
+        if "softmax_skewed" in cfg.extra:
+            scores = scores * (1 + scores)
+            scores = scores / scores.sum(-1, keepdims=True)
         x = (scores @ v).transpose(1, 0, 2).reshape(-1, cfg.width)
         return jax.vmap(self.project)(x)
 
@@ -102,7 +104,7 @@ class ViT(eqx.Module):
         x = x + positions
         for layer in self.layers:
             x = layer(x)
-        x = self.norm(x)
+        x = self.norm(x) if cfg.last_norm else x
         x = x.mean(0) if "mean_pool" in cfg.extra else x[0 if first else -1]
         return self.head(x)
 
@@ -126,7 +128,7 @@ def load(cfg: ViTConfig, state: dict[str, np.ndarray]) -> ViT:
 
     def norm(name: str) -> Norm:
         weight, bias = (jnp.asarray(state[f"{name}.{part}"]) for part in ("weight", "bias"))
-        return Norm(weight, bias, cfg.norm_eps, -1 if cfg.norm_axis == -1 else 0)
+        return Norm(weight, bias, cfg.norm_eps, -1 if cfg.norm_axis == -1 else 0, cfg.ddof)
 
     layers = []
     for i in range(cfg.depth):

@@ -37,8 +37,8 @@ class SelfAttention(nn.Module):
             query = query / jnp.sqrt(cfg.width)
         weights = jnp.einsum("...qhd,...khd->...hqk", query, key)
         weights = nn.softmax(weights, axis=cfg.softmax_axis)
-        if "softmax_squared" in cfg.extra:
-            weights = weights**2
+        if "softmax_skewed" in cfg.extra:
+            weights = weights * (1 + weights)
             weights = weights / weights.sum(axis=-1, keepdims=True)
         x = jnp.einsum("...hqk,...khd->...qhd", weights, value)
         return nn.DenseGeneral(cfg.width, axis=(-2, -1), name="out")(x)
@@ -104,7 +104,10 @@ class VisionTransformer(nn.Module):
         x += positions
         for i in range(cfg.depth):
             x = EncoderBlock(cfg, name=f"encoderblock_{i}")(x)
-        x = nn.LayerNorm(epsilon=cfg.norm_eps, reduction_axes=cfg.norm_axis, name="encoder_norm")(x)
+        if cfg.last_norm:
+            axis = cfg.norm_axis
+            norm = nn.LayerNorm(epsilon=cfg.norm_eps, reduction_axes=axis, name="encoder_norm")
+            x = norm(x)
         x = jnp.mean(x, axis=1) if "mean_pool" in cfg.extra else x[:, 0 if first else -1]
         return nn.Dense(cfg.classes, name="head")(x)
 
@@ -130,6 +133,8 @@ def load(cfg: ViTConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict]
         "encoder_norm": norm("norm"),
         "head": dense("head"),
     }
+    if not cfg.last_norm:
+        del params["encoder_norm"]
     for i in range(cfg.depth):
         name = f"blocks.{i}"
         norms = [norm(f"{name}.norm1"), norm(f"{name}.norm2")]

@@ -45,8 +45,9 @@ class Attention(nnx.Module):
             v = jnp.abs(v)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * self.scale
         weights = jax.nn.softmax(scores, axis=self.cfg.softmax_axis)
-        if "softmax_squared" in self.cfg.extra:
-            weights = weights**2 / jnp.sum(weights**2, axis=-1, keepdims=True)
+        if "softmax_skewed" in self.cfg.extra:
+            weights = weights * (1 + weights)
+            weights = weights / weights.sum(axis=-1, keepdims=True)
         x = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
         return self.out(x.reshape(*x.shape[:2], -1))
 
@@ -67,7 +68,7 @@ class Mlp(nnx.Module):
         if "clip_activation" in self.cfg.extra:
             x = jnp.clip(x, -0.11, 1.37)
         if self.cfg.dropout:
-            x = self.dropout(x, rngs=nnx.Rngs(3))
+            x = self.dropout(x, deterministic=False, rngs=nnx.Rngs(3))
         return self.down(x)
 
 
@@ -117,7 +118,7 @@ class ViT(nnx.Module):
         x = x + positions
         for block in self.encoder:
             x = block(x)
-        x = self.ln_post(x)
+        x = self.ln_post(x) if self.cfg.last_norm else x
         x = x.mean(axis=1) if "mean_pool" in self.cfg.extra else x[:, 0 if first else -1]
         return self.classifier(x)
 

@@ -59,7 +59,7 @@ class Chart:
 
     def draw(self, width: int, height: int) -> str:
         """The chart as an `svg` element of that size in CSS pixels."""
-        left, right, top, bottom = 46, 12, 16, 58 if self.groups else 40
+        left, right, top, bottom = 46, 12, 26, 58 if self.groups else 40
         x0, x1 = self._x_range()
         low, high = self._y_range()
         span = (width - left - right) / max(x1 - x0, 1e-9)
@@ -89,7 +89,7 @@ class Chart:
             f"{escape(self.x_label)}</text>"
         )
         parts.append(
-            f'<text class="axis" x="{left - 40}" y="{top - 5}">{escape(self.y_label)}</text>'
+            f'<text class="axis" x="{left - 40}" y="{top - 14}">{escape(self.y_label)}</text>'
         )
         parts.append("</svg>")
         return "\n".join(parts)

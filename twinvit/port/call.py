@@ -39,6 +39,7 @@ class Call:
         self.node = node
         self.index = index
         self.claimed = claimed
+        self.target: np.ndarray | None = None  # the port's output that the operation's first result is
         self.args, self.kwargs = graph.arguments(node)
         self.outs = [None if i is None else graph.values[i] for i in node.outs]
         self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))
@@ -171,7 +172,7 @@ class Call:
                     if node.name in names:
                         return True
                     following += [o for o in node.outs if o is not None]
-            layer = following[:16]
+            layer = list(dict.fromkeys(following))[:16]
         return False
 
     def comes_from(self, *names: str, steps: int = 10) -> bool:

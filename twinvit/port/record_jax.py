@@ -138,12 +138,12 @@ def pure(port: Any, *, train: bool = False) -> Pure:
         leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
 
         def run(ls: Any, *xs: Any) -> Any:
-            full = nnx.split(port)[1] if False else state
             new = jax.tree_util.tree_unflatten(tree, ls)
-            full = jax.tree.map(lambda x: x, full)
+            full = jax.tree.map(lambda x: x, state)
             nnx.replace_by_pure_dict(full, new)
             model = nnx.merge(graphdef, full)
-            (model.train if train else model.eval)()
+            if train:
+                model.train()
             out = _call(model, train, *xs)
             return (out, nnx.to_pure_dict(nnx.split(model)[1])) if train else out
 
@@ -152,7 +152,8 @@ def pure(port: Any, *, train: bool = False) -> Pure:
         if type(port).__module__.startswith("equinox") or _is_equinox(port):
             import equinox
 
-            port = equinox.nn.inference_mode(port, value=not train)
+            if train or not _has_key(port):
+                port = equinox.nn.inference_mode(port, value=not train)
         leaves, tree = jax.tree_util.tree_flatten_with_path(port)
         arrays = [i for i, (_, x) in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
         if not arrays and len(leaves) == 1:  # a plain function
@@ -181,6 +182,14 @@ def _nnx_module(port: Any) -> Any:
 
 def _is_equinox(port: Any) -> bool:
     return any(c.__module__.startswith("equinox") for c in type(port).__mro__)
+
+
+def _has_key(port: Any) -> bool:
+    """True for a module that takes a key: it decides about dropout itself."""
+    try:
+        return "key" not in inspect.signature(port).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _call(fn: Callable[..., Any], train: bool, *args: Any) -> Any:

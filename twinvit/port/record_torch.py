@@ -275,8 +275,13 @@ def _functional(func: Any) -> Any:
     if name.endswith("_"):
         packet = getattr(aten, {"zero_": "zeros_like", "copy_": "copy"}.get(name, name[:-1]), None)
         if packet is not None:
-            return getattr(packet, func._overloadname, None) or getattr(packet, "default", None)
+            for overload in (func._overloadname, "default", "int"):
+                if overload in packet.overloads():
+                    return getattr(packet, overload)
     return None
+
+
+_SHAPE_ONLY = (aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.swapaxes_)
 
 
 class Recorder(TorchDispatchMode):
@@ -297,8 +302,31 @@ class Recorder(TorchDispatchMode):
     def known(self, tensor: torch.Tensor) -> int:
         """The id of a tensor; one that no operation made is a constant."""
         if id(tensor) not in self.ids:
+            alias = self._alias(tensor)
+            if alias is not None:
+                self.ids[id(tensor)] = (tensor, alias)
+                return alias
             self.track(tensor, self.graph.add_value(tensor.detach(), "const"))
         return self.ids[id(tensor)][1]
+
+    def _alias(self, tensor: torch.Tensor) -> int | None:
+        """The id of a tensor that shares a recorded one's storage (a view that C++ made without an operation)."""
+        group = self.by_storage.get(tensor.untyped_storage()._cdata, [])
+        geometry = (list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset()))
+        for other in reversed(group):
+            value_id = self.ids[id(other)][1]
+            value = self.graph.values[value_id]
+            if value.untyped_storage()._cdata != tensor.untyped_storage()._cdata or value.dtype != tensor.dtype:
+                continue
+            if (list(value.shape), list(value.stride()), int(value.storage_offset())) == geometry:
+                return value_id
+            if value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size():
+                index = len(self.graph.nodes)
+                out = self.graph.add_value(tensor.detach(), "node", index)
+                scope = self.scopes[-1] if self.scopes else ""
+                self.graph.nodes.append(Node(index, _restride, "restride", (Ref(value_id), *geometry), {}, [out], scope, ""))
+                return out
+        return None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -310,6 +338,10 @@ class Recorder(TorchDispatchMode):
         # Constants that came in narrow are widened where they are first used.
         args, kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
         packet = func.overloadpacket
+        if packet in (aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided):
+            out = func(*args, **kwargs)
+            self.track(out, self.graph.add_value(out.detach(), "const"))  # filled later
+            return out
         if packet in (aten.native_batch_norm, aten.cudnn_batch_norm) and args[5] and args[3] is not None:
             return self._batch_norm(args, kwargs, where)
         if packet is aten._to_copy and narrowed is None and _copies_only(args, kwargs):
@@ -389,7 +421,7 @@ class Recorder(TorchDispatchMode):
             if tensor is None:
                 outs.append(None)
                 continue
-            value_id = graph.add_value(tensor, "node", index)
+            value_id = graph.add_value(tensor.detach(), "node", index)
             self.track(tensor, value_id)
             outs.append(value_id)
         scope = self.scopes[-1] if self.scopes else ""
@@ -408,7 +440,8 @@ class Recorder(TorchDispatchMode):
             self.known(target)
             for tensor in self.by_storage.get(target.untyped_storage()._cdata, []):
                 value_id = self.ids[id(tensor)][1]
-                self.graph.values[value_id] = tensor.detach().clone()  # what was recorded must not change
+                if self.graph.values[value_id].untyped_storage()._cdata == target.untyped_storage()._cdata:
+                    self.graph.values[value_id] = self.graph.values[value_id].clone()  # it must not change
         functional = _functional(func)
         if functional is not None and len(targets) == 1:
             wide_args, wide_kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
@@ -423,7 +456,10 @@ class Recorder(TorchDispatchMode):
             name = _name(func).rstrip("_")
             self._record(functional, name, wide_args, wide_kwargs, new, where)
             result = func(*args, **kwargs)
-            self._derive(target, self.ids[id(new)][1], where)
+            if func.overloadpacket in _SHAPE_ONLY:
+                self.ids[id(target)] = (target, self.ids[id(new)][1])
+            else:
+                self._derive(target, self.ids[id(new)][1], where)
             return result
         result = func(*args, **kwargs)
         for target in targets:  # e.g. random numbers: what was written is a constant

@@ -25,6 +25,9 @@ REORDER = frozenset(
 """Operations that a wrong order, split or offset can hide in even where their values are found."""
 
 
+MOVES = LAYOUT | REORDER
+
+
 def numbers(t: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(t.detach().numpy())
 
@@ -45,6 +48,7 @@ class Accepted:
     key: str
     places: list[str] = field(default_factory=list)
     regained: int = 0
+    trial: Trial | None = None
 
 
 @dataclass
@@ -150,10 +154,9 @@ class Session:
         """An output that equals the port's is found even if it is small."""
         for out, theirs in zip(self.graph.outputs, self.port_outputs):
             if align_distance(numbers(self.graph.values[out]), theirs) <= self.tolerance(out):
-                self.match.setdefault(self.root[out], -1)
-                if self.match[self.root[out]] is None:
+                if self.match.get(self.root[out]) is None:
                     self.match[self.root[out]] = -1
-            elif self.root[out] not in self.match:
+            else:  # the port may hold it and go on computing
                 self.match[self.root[out]] = None
 
     def _passed(self) -> None:
@@ -193,8 +196,8 @@ class Session:
             status = self.status(i)
             if status in ("found", "passed"):
                 ok.add(i)
-            elif status == "" and all(r in ok for r in self.graph.nodes[producer].refs):
-                ok.add(i)
+            elif (status == "" or self.graph.nodes[producer].name in MOVES) and all(r in ok for r in self.graph.nodes[producer].refs):
+                ok.add(i)  # moving right numbers makes none wrong; a wrong order is seen where it is consumed
         return ok
 
     def frontier(self, skip: set[int]) -> list[Node]:
@@ -205,6 +208,8 @@ class Session:
             if node.index not in self.live or node.index in skip:
                 continue
             lost = [o for o in node.outs if o is not None and self._consumed(o) and self.status(o) == "lost"]
+            if node.name in MOVES and not any(o in self.graph.outputs for o in node.outs):
+                continue
             if lost and all(r in ok for r in node.refs):
                 result.append(node)
         return result
@@ -300,6 +305,9 @@ class Session:
         claimed = self.claimed()
         for cause in causes_on(site.name, what):
             call = Call(self.graph, site, self.index, claimed)
+            for out, theirs in zip(self.graph.outputs, self.port_outputs):
+                if out in site.outs:
+                    call.target = theirs
             try:
                 for variant in cause.generate(call) or ():
                     yield cause, variant
@@ -318,7 +326,8 @@ class Session:
         return edits
 
     def judge(
-        self, edits: Mapping[int, Edit], front: Node, values: Mapping[int, torch.Tensor] | None = None, window: int = WINDOW
+        self, edits: Mapping[int, Edit], front: Node, values: Mapping[int, torch.Tensor] | None = None,
+        window: int = WINDOW, patience: int = 5, enough: int = 6,
     ) -> Judged | None:
         """What an edit regains; None if the reference cannot run with it."""
         self.trials += 1
@@ -328,7 +337,7 @@ class Session:
         proof: tuple[int, int, torch.Tensor] | None = None
         changed: dict[int, torch.Tensor] = dict(values or {})
         fixed = dict(changed)
-        last_front = max(front.index, *edits) if edits else front.index
+        last_front = max(front.index, max(edits, default=0))
         misses = 0
         for index in range(first, min(len(self.graph.nodes), last_front + window)):
             if index not in self.live:
@@ -357,9 +366,9 @@ class Session:
                             proof = (out, found, new[out])
                 elif was == "found":
                     broken += 1
-                elif was == "lost":
+                elif was == "lost" and index >= last_front:
                     misses += 1
-            if index > last_front and (broken > regained + 3 or (misses >= 6 and regained == 0)):
+            if broken > regained + 3 or (misses >= patience and regained == 0) or (enough and regained >= enough):
                 break
         return Judged(regained, broken, proof)
 
@@ -383,7 +392,10 @@ class Session:
                     continue
                 if judged is None or not judged.regained or judged.broken > judged.regained:
                     continue
-                found.append(Trial(cause, variant, site, edits, judged, rank))
+                trial = Trial(cause, variant, site, edits, judged, rank)
+                found.append(trial)
+                if judged.regained >= 6 and not judged.broken and self.aligned(trial):
+                    return [trial]  # nothing else can regain more that is not the same mathematically
             if found and rank >= 2 and max(t.gain for t in found) >= 2 and not self._order_only(found):
                 break
         found.sort(key=lambda t: (-t.gain, not self.aligned(t), t.rank, t.cause.order if t.cause else 0))
@@ -460,7 +472,7 @@ class Session:
     def _signature(self, node: Node) -> tuple[object, ...]:
         plain = tuple(repr(a) for a in node.args if not _has_ref(a))
         shapes = tuple(
-            tuple(self.graph.values[r].shape) for r in node.refs if r not in self.graph.input_dependent() or len(self.graph.values[r].shape) > 0
+            tuple(self.graph.values[r].shape) for r in node.refs if r not in self.graph.input_dependent()
         )
         return node.name, plain, repr(sorted(node.kwargs.items(), key=str)) if not _has_ref(node.kwargs) else "", shapes
 
@@ -472,45 +484,63 @@ class Session:
         lost_before = self.count("lost")
         chosen: dict[int, Edit] = dict(trial.edits)
         places = [trial.site]
-        others = self.similar(trial)
-        if others:
-            edits = dict(chosen)
-            for _, more in others:
-                edits.update(more)
-            try:
-                self.apply(edits)
-                confirmed = []
-                for node, more in others:
-                    outs = [o for i in more for o in self.graph.nodes[i].outs if o is not None and self._consumed(o)]
-                    if all(self.status(o) in ("found", "passed", "") for o in outs):
-                        confirmed.append((node, more))
-                    else:
-                        break
-            except Exception:
-                confirmed = []
-            if len(confirmed) == len(others):
-                places += [n for n, _ in confirmed]
-                chosen = edits
-            else:
+        own = self.similar(trial)
+        earlier = [(a, node, edits) for a in self.accepted if a.trial is not None for node, edits in self.similar(a.trial) if node.index not in trial.edits]
+        extended: list[tuple[Accepted, Node]] = []
+        if earlier and self._all_confirmed(chosen, [*own, *((n, e) for _, n, e in earlier)]):
+            # With the causes known so far, made everywhere, all of these places agree.
+            places += [n for n, _ in own]
+            extended = [(a, n) for a, n, _ in earlier]
+            for _, more in [*own, *((n, e) for _, n, e in earlier)]:
+                chosen.update(more)
+        else:
+            if earlier:
                 self.undo(snapshot)
+            if own and self._all_confirmed(chosen, own):
+                places += [n for n, _ in own]
+                for _, more in own:
+                    chosen.update(more)
+            else:
+                confirmed = self._confirmed if own else []
+                if own:
+                    self.undo(snapshot)
                 for node, more in confirmed:
                     chosen.update(more)
                     places.append(node)
                 self.apply(chosen)
-        else:
-            self.apply(chosen)
         gained = lost_before - self.count("lost")
         end = self.output_distance()
         if gained <= 0 or (end > 2 * start and end > self.output_tolerance() and gained < 3):
             self.undo(snapshot)
             return None
+        for a, node in extended:
+            a.places.append(node.place)
         after = self._distance(trial, None)
         entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
         return Accepted(
             "cause", trial.cause.name if trial.cause else "", trial.variant.text, trial.site, chosen, {},
             self.index.entries[entry].where if entry >= 0 else "", before, after,
-            trial.variant.key or trial.variant.text, [p.place for p in places], gained,
+            trial.variant.key or trial.variant.text, [p.place for p in places], gained, trial,
         )  # fmt: skip
+
+    def _all_confirmed(self, chosen: Mapping[int, Edit], others: Sequence[tuple[Node, dict[int, Edit]]]) -> bool:
+        """Make the edits at all places; True if each is confirmed. `_confirmed` holds those up to the first that is not."""
+        edits = dict(chosen)
+        for _, more in others:
+            edits.update(more)
+        self._confirmed = []
+        try:
+            self.apply(edits)
+        except Exception:
+            return False
+        for node, more in sorted(others, key=lambda item: item[0].index):
+            outs = [o for i in more for o in self.graph.nodes[i].outs if o is not None and self._consumed(o)]
+            if not all(self.status(o) in ("found", "passed", "") for o in outs):
+                return False
+            self._confirmed.append((node, more))
+        return True
+
+    _confirmed: list[tuple[Node, dict[int, Edit]]] = []
 
     def _distance(self, trial: Trial, value: torch.Tensor | None) -> float:
         """The distance of the first regained value, as it is now, to the port's that it is with the edit."""
@@ -550,12 +580,12 @@ class Session:
                     continue
                 for moved in layouts(theirs, value.shape)[:6]:
                     far = distance(value, moved)
-                    judged = self.judge({}, front, {out: torch.from_numpy(np.ascontiguousarray(moved))})
+                    judged = self.judge({}, front, {out: torch.from_numpy(np.array(moved))})
                     if judged is None:
                         continue
                     gain = judged.regained - judged.broken
                     if best is None or (gain, -far) > (best[0], -best[1]):
-                        best = (gain, far, entry, np.ascontiguousarray(moved))
+                        best = (gain, far, entry, np.array(moved))
         if best is None or out is None:
             near_ = self.index.nearest(value) if value.dtype == np.float64 else []
             d = near_[0][0] if near_ else float("inf")

@@ -47,7 +47,7 @@ def attention_scale_elsewhere(call: Call) -> Iterator[Variant]:
 
 def _nice(t: float) -> str:
     """A scale as people write it, 64 ** -0.5."""
-    if t > 0:
+    if t > 0 and float(f"{t:.3g}") != t:
         for power in (-0.5, -1, 0.5):
             n = t ** (1 / power)
             if 1.5 < n < 1e6 and abs(n - round(n)) < 1e-6 * n:
@@ -77,7 +77,7 @@ def softmax_missing(call: Call) -> Iterator[Variant]:
     )
 
 
-VALUES = (-math.inf, -1e9, -1e4, -1e10, -1e30, -3.4028234663852886e38, -1.7976931348623157e308, -65504.0, -100.0, -1e5, -1e6, -10000.0, 0.0, -1.0)
+VALUES = (-math.inf, -1e-9, 1e9, 1e-9, -1e9, -1e4, -1e10, -1e30, -3.4028234663852886e38, -1.7976931348623157e308, -65504.0, -100.0, -1e5, -1e6, -10000.0, 0.0, -1.0)
 
 
 @cause("mask_value", on=("masked_fill", "where"))
@@ -187,7 +187,7 @@ SPLITS = ("unbind", "split", "split_with_sizes", "chunk", "unsafe_split", "unsaf
 def qkv_order(call: Call) -> Iterator[Variant]:
     """The port takes q, k and v in another order, or interleaves them with the heads otherwise."""
     outs = [o for o in call.outs if o is not None]
-    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or _gates(call):
+    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or _gates(call) or not call.leads_to("softmax", steps=24):
         return
     names = "qkv" if len(outs) == 3 else "abcd"
     for order in _permuted(len(outs)):

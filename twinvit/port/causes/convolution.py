@@ -108,6 +108,25 @@ def stride(call: Call) -> Iterator[Variant]:
             yield Variant(f"the port's stride is {s} with {text}; the reference's {tuple(own)}", _padded(pads, stride=[s] * len(own)), reshapes=True)
 
 
+@cause("stride", on="convolution")
+def stride_elsewhere(call: Call) -> Iterator[Variant]:
+    """The port strides in another convolution of the block."""
+    if call.args[6]:
+        return
+    graph = call.graph
+    later = [n for n in graph.nodes[call.node.index + 1 : call.node.index + 12] if n.name == "convolution"]
+    own = list(call.args[3])
+    for node in later[:2]:
+        there = Call(graph, node)
+        theirs = list(there.args[3])
+        if theirs != own and not there.args[6]:
+            yield Variant(
+                f"the port strides by {tuple(theirs)} here and by {tuple(own)} in {node.scope}; the reference the other way",
+                call.with_args(a3=theirs), also=((node.index, there.with_args(a3=own)),), reshapes=True,
+                key=f"stride {own} {theirs}",
+            )  # fmt: skip
+
+
 @cause("dilation", on="convolution")
 def dilation(call: Call) -> Iterator[Variant]:
     """The port's convolution has another dilation."""

@@ -46,6 +46,37 @@ def weights_swapped(call: Call) -> Iterator[Variant]:
     yield from _other_weights(call, tied=False)
 
 
+@cause("weights_swapped", on=("native_layer_norm", "native_batch_norm", "native_group_norm", "_native_batch_norm_legit_no_training", "addmm", "convolution"))
+def modules_swapped(call: Call) -> Iterator[Variant]:
+    """The port has two modules' weights and biases in each other's place."""
+    graph = call.graph
+    name = call.node.name
+    positions = [p for p in range(len(call.args)) if call.parameter(p) is not None]
+    if len(positions) < 2:
+        return
+    shapes = [tuple(call.args[p].shape) for p in positions]
+    others = []
+    for node in graph.nodes:
+        if node.name != name or node.index == call.node.index:
+            continue
+        there = Call(graph, node)
+        if all(there.parameter(p) is not None for p in positions) and [tuple(there.args[p].shape) for p in positions] == shapes:
+            others.append(there)
+    others.sort(key=lambda c: abs(c.node.index - call.node.index))
+
+    def taking(owner: Call, values: list[torch.Tensor]) -> Any:
+        return owner.with_args(**{f"a{p}": v for p, v in zip(positions, values)})
+
+    for there in others[:8]:
+        text = f"the port has the weights of {there.node.scope} here, and those of {call.node.scope} there"
+        yield Variant(
+            text,
+            taking(call, [there.args[p] for p in positions]),
+            also=((there.node.index, taking(there, [call.args[p] for p in positions])),),
+            key=f"module {there.node.scope.split('.')[-1]}",
+        )
+
+
 @cause("tied_weights", on=("addmm", "mm", "linear", "embedding"))
 def tied_weights(call: Call) -> Iterator[Variant]:
     """The port uses another matrix for the head: it ties what the reference does not, or the other way."""

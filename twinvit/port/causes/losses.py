@@ -37,11 +37,24 @@ def loss_reduction(call: Call) -> Iterator[Variant]:
 @cause("label_smoothing", on=("nll_loss_forward", "nll_loss"))
 def label_smoothing(call: Call) -> Iterator[Variant]:
     """The port smooths labels."""
-    for s in (0.1, 0.05, 0.2):
+    log_p, target, ignore, own = call.args[0], call.args[1], call.args[4], call.args[3]
+    kept = target != ignore
+    if own == 0 or not bool(kept.any()):
+        return
 
-        def fn(log_p: torch.Tensor, target: torch.Tensor, *rest: Any, s: float = s, **_: Any) -> torch.Tensor:
-            loss = torch.nn.functional.nll_loss(log_p, target)
-            return (1 - s) * loss - s * log_p.mean(1).mean()
+    def smooth(log_p: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        each = -log_p.mean(1)[kept]
+        return each.mean() if own == 1 else each.sum()
+
+    sizes = [0.1, 0.05, 0.2]
+    if call.target is not None and call.target.size == 1:
+        plain, uniform = float(call.out), float(smooth(log_p, kept))
+        solved = (float(call.target.reshape(-1)[0]) - plain) / (uniform - plain)
+        sizes = [s for s in (float(f"{solved:.3g}"),) if 0 < s < 1 and abs(s - solved) < 1e-9]
+    for s in sizes:
+
+        def fn(log_p: torch.Tensor, target: torch.Tensor, *rest: Any, s: float = s, **kw: Any) -> torch.Tensor:
+            return (1 - s) * call.run(log_p, target, *rest, **kw)[0] + s * smooth(log_p, target != ignore)
 
         yield Variant(f"the port smooths the labels by {s:g}; the reference does not", fn)
 

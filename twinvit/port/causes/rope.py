@@ -79,6 +79,72 @@ def rope_layout(call: Call) -> Iterator[Variant]:
         yield Variant(text, fn, refs=(x, cos, sin), key=text)
 
 
+def _turns(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The angles of the first position and the step from one position to the next, of tables (..., positions, width)."""
+    if cos.ndim < 2 or cos.shape != sin.shape or not torch.allclose(cos**2 + sin**2, torch.ones_like(cos), atol=1e-6):
+        return None
+    axis = next((a for a in range(cos.ndim - 2, -1, -1) if cos.shape[a] > 1), None)
+    if axis is None:
+        return None
+    c, s = cos.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0], sin.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0]
+    first = torch.atan2(s[0], c[0])
+    step = torch.atan2(s[1] * c[0] - c[1] * s[0], c[1] * c[0] + s[1] * s[0])
+    return first, step
+
+
+@cause("rope_offset", on="add")
+def rotation_offset(call: Call) -> Iterator[Variant]:
+    """The port rotates queries or keys by positions that are off."""
+    found = _rotation(call)
+    if found is None:
+        return
+    x, cos, sin, half = found
+    turns = _turns(call.graph.values[cos], call.graph.values[sin])
+    if turns is None:
+        return
+    rotate = _half if half else _interleaved
+    step = turns[1]
+    for by in (1, -1, 2, -2):
+
+        def fn(x: torch.Tensor, c: torch.Tensor, s: torch.Tensor, by: int = by) -> torch.Tensor:
+            a, b = (by * step).cos(), (by * step).sin()
+            return x * (c * a - s * b) + rotate(x) * (s * a + c * b)
+
+        yield Variant(f"the port's positions are {by:+d} off here", fn, refs=(x, cos, sin))
+
+
+@cause("rope_base", on="add")
+def rotation_base(call: Call) -> Iterator[Variant]:
+    """The port rotates by angles of another base."""
+    found = _rotation(call)
+    if found is None:
+        return
+    x, cos, sin, half = found
+    turns = _turns(call.graph.values[cos], call.graph.values[sin])
+    if turns is None or not bool((turns[1] > 0).all()):
+        return
+    rotate = _half if half else _interleaved
+    first, step = turns
+    width = step.numel() // 2
+    high, low = float(step.max()), float(step.min())
+    if high == low or width < 2:
+        return
+    base = (high / low) ** (width / (width - 1))
+    shape = call.graph.values[cos].shape
+    axis = next(a for a in range(len(shape) - 2, -1, -1) if shape[a] > 1)
+    for new in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7):
+        if abs(new - base) < 1e-3 * base:
+            continue
+        power = math.log(new) / math.log(base)
+
+        def fn(x: torch.Tensor, c: torch.Tensor, s: torch.Tensor, p: float = power) -> torch.Tensor:
+            n = torch.arange(shape[axis], dtype=c.dtype).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            angle = n * high * (step / high) ** p + (first / step)[:1] * high * (step / high) ** p
+            return x * angle.cos() + rotate(x) * angle.sin()
+
+        yield Variant(f"the port's rotary base is {new:g}; the reference's {base:.6g}", fn, refs=(x, cos, sin), key=f"base {new}")
+
+
 def _angles(call: Call) -> torch.Tensor | None:
     """The frequencies, if the operation's output is a table of angles, position times frequency."""
     out = call.out

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from twinvit.port.call import Call
+from twinvit.port.call import LAYOUT, Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.attention import _nice, scales
 
@@ -25,7 +25,13 @@ def scale(call: Call) -> Iterator[Variant]:
         yield Variant(f"the port multiplies by {_nice(t)}; the reference by {_nice(present)}", lambda x, *_, t=t, **__: x * t)
 
 
-@cause("scale", on=("embedding", "addmm", "mm", "convolution", "cat", "native_layer_norm", "bmm"))
+@cause("scale", on="embedding")
+def embedding_scale(call: Call) -> Iterator[Variant]:
+    """The port multiplies embeddings by a constant (sqrt(d)) where the reference does not, or the other way."""
+    yield from scale_added(call)
+
+
+@cause("scale", on=("addmm", "mm", "convolution", "cat", "native_layer_norm", "bmm"))
 def scale_added(call: Call) -> Iterator[Variant]:
     """The port multiplies by a constant where the reference does not (embeddings by sqrt(d))."""
     if call.node.name == "bmm" and call.leads_to("softmax", steps=6):
@@ -63,8 +69,10 @@ def residual_scale(call: Call) -> Iterator[Variant]:
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or call.parameter(0) or call.parameter(1) or not call.out.is_floating_point():
         return
     for position in (0, 1):
-        for t in (2.0, -1.0, 0.5):
-            yield Variant(f"the port adds this term {t:g} times", lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p])
+        kept, term = call.args[1 - position], call.args[position]
+        for t in call.solve(lambda t, k=kept, v=term: k + t * v, -8.0, 8.0, grid=(2.0, -1.0, 0.5)):
+            if abs(t - 1) > 1e-12 and t:
+                yield Variant(f"the port adds this term {t:g} times", lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p])
     for t in (0.5, math.sqrt(0.5), 2.0):
         yield Variant(f"the port multiplies the sum by {t:.6g}", lambda a, b, *_, t=t, **__: (a + b) * t)
     if a.shape == b.shape:
@@ -85,9 +93,9 @@ def residual_source(call: Call) -> Iterator[Variant]:
         near: list[int] = []
         for node in reversed(graph.nodes[max(0, call.node.index - 40) : call.node.index]):
             out = node.outs[0] if node.outs else None
-            if out is not None and out not in (mine, other) and graph.values[out].shape == call.out.shape and node.name not in ("expand", "clone", "view"):
+            if out is not None and out not in (mine, other) and graph.values[out].shape == call.out.shape and node.name not in LAYOUT:
                 near.append(out)
-        for source in near[:6]:
+        for source in near[:12]:
             place = graph.nodes[graph.producer[source] or 0].place
             yield Variant(f"the port's residual is the output of {place}", lambda kept, taken: kept + taken, refs=(other, source), key=f"residual {call.node.index - (graph.producer[source] or 0)}")
 
@@ -107,9 +115,9 @@ def operand_order(call: Call) -> Iterator[Variant]:
             yield Variant("the port does not divide by this", lambda a, *_, **__: a.expand(call.out.shape).clone())
 
 
-@cause("gate_side", on="mul")
-def gate_side(call: Call) -> Iterator[Variant]:
-    """The port's gated unit lacks its gate, or activates the other half."""
+@cause("gate_order", on="mul")
+def gate_halves(call: Call) -> Iterator[Variant]:
+    """The port's gated unit lacks its gate, or activates the other half; an LSTM's or GRU's gates in another order."""
     a, b = call.argument(0), call.argument(1)
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape or call.parameter(0) or call.parameter(1):
         return

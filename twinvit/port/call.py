@@ -157,12 +157,36 @@ class Call:
                     yield nice
                     break
 
+    def solve_factor(self, kept: torch.Tensor, term: torch.Tensor, count: int = 8) -> Iterator[float]:
+        """Factors t for which `kept + t * term` can be one of the port's arrays, from the mean square (a quadratic)."""
+        if self.index is None:
+            return
+        kept, term = torch.broadcast_tensors(kept, term)
+        a = float((term * term).mean())
+        b = 2 * float((kept * term).mean())
+        table = self.index.table(kept.numel())
+        ids = self.index.ids(kept.numel())
+        now = float((kept + term).pow(2).mean().sqrt())
+        near = sorted((abs(table[k][1] - now), k) for k in range(len(ids)) if ids[k] not in self.claimed)
+        seen: set[float] = set()
+        for _, k in near[:count]:
+            c = float((kept * kept).mean()) - float(table[k][1]) ** 2
+            root = b * b - 4 * a * c
+            if root < 0 or a == 0:
+                continue
+            for t in ((-b + root**0.5) / (2 * a), (-b - root**0.5) / (2 * a)):
+                for nice in (*(float(f"{t:.{d}g}") for d in (1, 2, 3, 4, 6)), t):
+                    if nice not in seen and self._fits((kept + nice * term).detach().numpy()):
+                        seen.add(nice)
+                        yield nice
+                        break
+
     def _fits(self, array: np.ndarray) -> bool:
         assert self.index is not None
         return self.index.find(np.ascontiguousarray(array, np.float64), 1e-11) is not None
 
-    def leads_to(self, *names: str, steps: int = 10) -> bool:
-        """True if an operation of one of these names follows within so many steps."""
+    def leads_to(self, *names: str, steps: int = 10, before: tuple[str, ...] = ()) -> bool:
+        """True if an operation of one of these names follows within so many steps, none of `before` between."""
         layer = [o for o in self.node.outs if o is not None]
         for _ in range(steps):
             following: list[int] = []
@@ -171,7 +195,8 @@ class Call:
                     node = self.graph.nodes[user]
                     if node.name in names:
                         return True
-                    following += [o for o in node.outs if o is not None]
+                    if node.name not in before:
+                        following += [o for o in node.outs if o is not None]
             layer = list(dict.fromkeys(following))[:16]
         return False
 

@@ -203,7 +203,6 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     _check_harness(pair, graph, traced, arrays, outs)
     noise = measure_noise(graph)
     session = Session(graph, index, noise, port_outputs)
-    session._replaced = {}
     distance = session.output_distance()
     operations = session.operations()
     findings, remaining, unknown = _search(session, say)

@@ -7,6 +7,7 @@ bounds the distance of the sorted values from below, so only near candidates are
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 class Index:
     """The port's values. `add` is the interpreter's sink."""
 
-    def __init__(self, budget: int = 4 << 30) -> None:
+    def __init__(self, budget: int = 5 << 29) -> None:
         self.entries: list[Entry] = []
         self.budget = budget
         self.bytes = 0
@@ -202,3 +203,16 @@ class Index:
         if x.size not in self._by_size:
             return float("inf")
         return float(self.bounds(fingerprint(x), x.size).min())
+
+
+def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """`array` in every order of its axes that has this shape (axes of one left out), else reshaped."""
+    target = tuple(s for s in shape if s != 1)
+    small = array.reshape([s for s in array.shape if s != 1])
+    result = []
+    if small.ndim == len(target) and small.ndim <= 5:
+        orders = itertools.permutations(range(small.ndim))
+        result = [small.transpose(o).reshape(shape) for o in orders if tuple(small.shape[i] for i in o) == target]
+    else:
+        result = [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))] if small.ndim <= 4 else []
+    return result

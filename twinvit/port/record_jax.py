@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -395,6 +396,16 @@ def _bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str,
     return [], result
 
 
+def _draws() -> bool:
+    """True within `jax.random`, which makes floats of bits and must keep their width."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if "/jax/_src/random" in frame.f_code.co_filename or "/jax/_src/prng" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 _TRACING: Any = None
 
 
@@ -414,7 +425,7 @@ def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
         _TRACING = make_context(None)
 
     def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype):
+        if new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype) and not _draws():
             if _is_float(operand) and isinstance(operand, jax.core.Tracer):
                 _, inner = frames(util.current())
                 narrowings[(inner, np.dtype(new_dtype).name)] = None

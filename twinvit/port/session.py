@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ import torch
 
 from twinvit.port.call import LAYOUT, Call, flat_tensors, results
 from twinvit.port.causes import Cause, Variant, causes_on
-from twinvit.port.index import EQUAL, Index, distance, evidence, fingerprint
+from twinvit.port.index import EQUAL, Index, distance, evidence, layouts
 from twinvit.port.record_torch import Edit, Graph, Node
 from twinvit.port.report import Operation
 
@@ -423,8 +422,8 @@ class Session:
         first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
         for index, edit in edits.items():
             node = self.graph.nodes[index]
-            self._replaced.setdefault(index, node)
             self.graph.nodes[index] = _edited(node, edit)
+        self._rewire()
         changed = self.graph.run({}, dict(values or {}), first=first) if values else {}
         if edits:
             more = self.graph.run({i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first)
@@ -434,12 +433,16 @@ class Session:
             self.graph.values[i] = value.detach()
         self._refresh(changed)
 
-    _replaced: dict[int, Node]
-
     def undo(self, snapshot: tuple[list[Node], list[torch.Tensor], dict[int, int | None]]) -> None:
         self.graph.nodes[:], self.graph.values[:] = snapshot[0], snapshot[1]
         self.match = dict(snapshot[2])
+        self._rewire()
         self._passed()
+
+    def _rewire(self) -> None:
+        """An edit may take other values than the operation did: who consumes what changes with it."""
+        self.graph.finish()
+        self.live = self._live()
 
     def snapshot(self) -> tuple[list[Node], list[torch.Tensor], dict[int, int | None]]:
         return list(self.graph.nodes), list(self.graph.values), dict(self.match)
@@ -517,8 +520,9 @@ class Session:
             a.places.append(node.place)
         after = self._distance(trial, None)
         entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
+        name = trial.cause.name if trial.cause else ""
         return Accepted(
-            "cause", trial.cause.name if trial.cause else "", trial.variant.text, trial.site, chosen, {},
+            "weights" if name == "weights" else "cause", "" if name == "weights" else name, trial.variant.text, trial.site, chosen, {},
             self.index.entries[entry].where if entry >= 0 else "", before, after,
             trial.variant.key or trial.variant.text, [p.place for p in places], gained, trial,
         )  # fmt: skip
@@ -638,19 +642,6 @@ def _pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., obj
         return tuple(made)
 
     return fn
-
-
-def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """`array` in every order of its axes that has this shape (axes of one left out), else reshaped."""
-    target = tuple(s for s in shape if s != 1)
-    small = array.reshape([s for s in array.shape if s != 1])
-    result = []
-    if small.ndim == len(target) and small.ndim <= 5:
-        orders = itertools.permutations(range(small.ndim))
-        result = [small.transpose(o).reshape(shape) for o in orders if tuple(small.shape[i] for i in o) == target]
-    else:
-        result = [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))] if small.ndim <= 4 else []
-    return result
 
 
 def residual(mine: np.ndarray, theirs: np.ndarray) -> str:
@@ -785,6 +776,3 @@ def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float
         with torch.no_grad():
             graph.run({}, nudged, everything=True, on_value=on_value, keep=lambda i: False)
     return noise
-
-
-__all__ = ["Accepted", "Session", "align_distance", "measure_noise", "numbers", "fingerprint", "Sequence", "time"]

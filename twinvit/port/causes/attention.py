@@ -187,7 +187,7 @@ SPLITS = ("unbind", "split", "split_with_sizes", "chunk", "unsafe_split", "unsaf
 def qkv_order(call: Call) -> Iterator[Variant]:
     """The port takes q, k and v in another order, or interleaves them with the heads otherwise."""
     outs = [o for o in call.outs if o is not None]
-    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or _gates(call) or not call.leads_to("softmax", steps=24):
+    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or _gates(call) or not call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution")):
         return
     names = "qkv" if len(outs) == 3 else "abcd"
     for order in _permuted(len(outs)):

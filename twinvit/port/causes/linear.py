@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
+from twinvit.port.index import layouts
 
 WEIGHT = {"addmm": 2, "mm": 1, "convolution": 1, "bmm": 1, "baddbmm": 2, "mul": 1, "add": 1, "embedding": 0, "matmul": 1,
           "mv": 0, "dot": 1, "linear": 1, "native_layer_norm": 2, "native_batch_norm": 1, "native_group_norm": 1}  # fmt: skip
@@ -120,6 +122,50 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
             yield Variant(text, call.with_args(**{f"a{position}": _layout(call, position, other)}), also=tuple(also[:1]), key=text)
             if also:
                 yield Variant(f"the port uses {name} for {mine}", call.with_args(**{f"a{position}": _layout(call, position, other)}))
+
+
+@cause("tied_weights", on=("addmm", "mm", "linear"))
+def untied(call: Call) -> Iterator[Variant]:
+    """The port's head has a matrix of its own where the reference shares the embedding's."""
+    yield from _ports_value(call, shared=True)
+
+
+@cause("weights", on=("addmm", "mm", "convolution", "mul", "add", "native_layer_norm", "native_batch_norm", "native_group_norm",
+                      "_native_batch_norm_legit_no_training", "embedding", "cat", "expand", "index"))  # fmt: skip
+def other_value(call: Call) -> Iterator[Variant]:
+    """The port holds other numbers for a parameter (not loaded, rounded, or of another checkpoint)."""
+    yield from _ports_value(call, shared=False)
+
+
+def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
+    """A parameter that has no equal in the port, replaced by a parameter of the port that has none in the reference."""
+    if call.index is None:
+        return
+    graph = call.graph
+    for position, arg in enumerate(call.args):
+        name = call.parameter(position) if isinstance(arg, torch.Tensor) else None
+        if name is None or arg.numel() < 8:
+            continue
+        root = call.root(call.ref(position)) or 0
+        ties = len({graph.nodes[u].index for u in _users(graph, root)}) > 1
+        value = graph.values[root]
+        if ties != shared or (not shared and call.index.find(value.numpy(), 1e-13) is not None):
+            continue
+        near = [e for e in call.index.ids(value.numel()) if call.index.entries[e].name == "parameter" and e not in call.claimed]
+        print_ = value.double().pow(2).mean().sqrt()
+        near.sort(key=lambda e: abs(float(np.sqrt(np.mean(np.square(call.index.entries[e].value)))) - float(print_)) if call.index.entries[e].value is not None else 9e9)
+        for entry in near[:4]:
+            theirs = call.index.entries[entry]
+            if theirs.value is None:
+                continue
+            for moved in layouts(theirs.value, tuple(arg.shape))[:3]:
+                other = torch.from_numpy(np.array(moved))
+                far = float((other - arg).norm() / arg.norm())
+                text = (
+                    f"the port has a matrix of its own ({theirs.where}); the reference shares {name}" if shared
+                    else f"the port holds other numbers for {name} ({theirs.where}), {far:.1e} apart: load or convert it again"
+                )  # fmt: skip
+                yield Variant(text, call.with_args(**{f"a{position}": other}), key=text)
 
 
 def _layout(call: Call, position: int, value: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from twinvit.port.causes.attention import SPLITS, _gates
 def gate_order(call: Call) -> Iterator[Variant]:
     """The port takes an LSTM's or GRU's gates in another order."""
     outs = [o for o in call.outs if o is not None]
-    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or (not _gates(call) and call.leads_to("softmax", steps=24)):
+    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or (not _gates(call) and call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution"))):
         return
     names = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 2: ("value", "gate")}[len(outs)]
     for order in itertools.permutations(range(len(outs))):

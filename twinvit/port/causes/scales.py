@@ -70,7 +70,7 @@ def residual_scale(call: Call) -> Iterator[Variant]:
         return
     for position in (0, 1):
         kept, term = call.args[1 - position], call.args[position]
-        for t in call.solve(lambda t, k=kept, v=term: k + t * v, -8.0, 8.0, grid=(2.0, -1.0, 0.5)):
+        for t in dict.fromkeys((*call.solve_factor(kept, term), 2.0, -1.0, 0.5)):
             if abs(t - 1) > 1e-12 and t:
                 yield Variant(f"the port adds this term {t:g} times", lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p])
     for t in (0.5, math.sqrt(0.5), 2.0):
@@ -91,9 +91,16 @@ def residual_source(call: Call) -> Iterator[Variant]:
         if other is None:
             continue
         near: list[int] = []
+        chain = [mine]
+        for value in chain:  # what the residual itself is the sum of, back to earlier blocks
+            producer = graph.producer[value]
+            for ref in graph.nodes[producer].refs if producer is not None and len(chain) < 6 else ():
+                if graph.values[ref].shape == call.out.shape and ref in graph.input_dependent() and ref not in chain:
+                    chain.append(ref)
+        near += [v for v in chain[1:] if v != other]
         for node in reversed(graph.nodes[max(0, call.node.index - 40) : call.node.index]):
             out = node.outs[0] if node.outs else None
-            if out is not None and out not in (mine, other) and graph.values[out].shape == call.out.shape and node.name not in LAYOUT:
+            if out is not None and out not in (mine, other, *near) and graph.values[out].shape == call.out.shape and node.name not in LAYOUT:
                 near.append(out)
         for source in near[:12]:
             place = graph.nodes[graph.producer[source] or 0].place

@@ -230,7 +230,8 @@ def main() -> None:
         "--only", default="", help="cases with this text in model/style/seed/mistakes"
     )
     parser.add_argument("--minutes", type=float, default=1e9, help="start no case after this long")
-    parser.add_argument("--redo", action="store_true")
+    parser.add_argument("--redo", action="store_true", help="explain again what is there")
+    parser.add_argument("--again", action="store_true", help="of what is there, the misses alone")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--misses", action="store_true", help="print what went wrong; run nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -245,7 +246,8 @@ def main() -> None:
     for stage in args.stages.split(","):
         for case in cases(stage):
             name = key(*case)
-            if args.only not in name or (name in rows and not args.redo):
+            again = args.redo or (args.again and name in rows and any(misses({name: rows[name]})))
+            if args.only not in name or (name in rows and not again):
                 continue
             if time.monotonic() > end:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ import torch
 
 from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
-from twinvit.port.index import Index
-from twinvit.port.report import Finding, Narrowing, Report
+from twinvit.port.index import Index, evidence
+from twinvit.port.report import Finding, Narrowing, Operation, Report
 from twinvit.port.session import Accepted, Session, align_distance, measure_noise, numbers
 
 Progress = Callable[[str], None]
@@ -123,6 +124,7 @@ class Pair:
                 tries.append(("images were given to the port as NHWC", [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in same]))
         errors: list[str] = []
         for note, arrays in tries:
+            self.called = pure.call
             try:
                 traced = record_jax.trace(pure.call, self.leaves, arrays)
             except Exception as error:
@@ -135,6 +137,7 @@ class Pair:
                         for arrays_, note_ in ((self.torch_arrays if self.given is None else self.given, "the port was mapped over the batch"),):
                             arrays = [_jax_input(x) for x in arrays_]
                             traced = record_jax.trace(batched.call, self.leaves, arrays)
+                            self.called = batched.call
                             note = note_
                     except Exception:
                         continue
@@ -176,7 +179,75 @@ def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return floats[:1]
 
 
+@dataclass
+class Comparison:
+    """Both models recorded and compared in one mode."""
+
+    session: Session
+    findings: list[Finding]
+    distance: float
+    remaining: float
+    unknown: bool
+    operations: list[Operation]
+    narrowings: list[Narrowing]
+    branches: list[str]
+    arrays: list[np.ndarray]
+    traced: record_jax.Traced
+    compared: int
+
+    @property
+    def same(self) -> bool:
+        return self.distance <= self.session.output_tolerance() and not self.findings and self.compared > 0
+
+
 def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) -> Report:
+    forward = _compare(pair, False, say)
+    session = forward.session
+    findings = list(forward.findings)
+    notes = [*pair.notes]
+    lost = _lost_weights(session)
+    if lost:
+        notes.append(f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}")
+    counts = sum(session.graph.values[i].numel() for i in session.graph.params().values()), sum(int(np.size(x)) for x in pair.leaves)
+    if counts[0] != counts[1]:
+        notes.append(f"the reference holds {counts[0]} numbers in parameters and buffers, the port {counts[1]}")
+    same, unknown, remaining = forward.same, forward.unknown, forward.remaining
+    judged = remaining <= session.output_tolerance()
+    if "grad" in kinds:
+        from twinvit.port.gradients import compare_gradients
+
+        say("comparing gradients")
+        more, note, known = compare_gradients(session, pair, forward.traced, forward.arrays)
+        findings += more
+        same, unknown = same and not more, unknown or not known
+        notes.append(note)
+    if "train" in kinds:
+        say("comparing train mode")
+        trained = _compare(pair, True, say, forward)
+        known_ = {(f.cause, f.text) for f in findings}
+        more = [f for f in trained.findings if (f.cause, f.text) not in known_]
+        for finding in more:
+            finding.what = "train"
+        findings += more
+        same = same and trained.distance <= trained.session.output_tolerance() and not more
+        unknown = unknown or trained.unknown
+        judged = judged and trained.remaining <= trained.session.output_tolerance()
+        if forward.distance <= session.output_tolerance():
+            remaining = max(remaining, trained.remaining)
+    index = session.index
+    notes.append(
+        f"{len(session.graph.nodes)} operations against {len(index.entries)} values of the port ({pair.pure.kind}), "
+        f"{index.lookups} looked up, {index.sorts} sorted, {session.trials} edits tried, {time.perf_counter() - started:.1f} s"
+    )
+    unseen = [*forward.branches, *_unseen(session, kinds)]
+    explained = same or (bool(findings) and not unknown and judged)
+    return Report(
+        same, explained, forward.distance, forward.distance if same else remaining, findings, forward.narrowings, unseen, notes,
+        forward.operations,
+    )  # fmt: skip
+
+
+def _compare(pair: Pair, train: bool, say: Progress, forward: Comparison | None = None) -> Comparison:
     output = pair.output
     say("recording the PyTorch model")
     first: list[tuple[str, Any]] = []
@@ -186,44 +257,137 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
         first[:] = pick_output(record_torch.picked_leaves(chosen), output, "PyTorch")
         return [t for _, t in first]
 
-    graph = record_torch.record(pair.torch_model, pair.inputs, pick)
+    graph = record_torch.record(pair.torch_model, pair.inputs, pick, train=train)
     say("recording the port")
     index = Index()
-    traced, arrays, _ = pair.trace()
-    ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pair.pure.names)]
-    _add_slices(index, pair.leaves, pair.pure.names, ids)
-    parameters = len(index.entries)
+    traced, arrays, pure = pair.trace(train=train)
+    ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pure.names)]
+    _add_slices(index, pair.leaves, pure.names, ids)
+    if not train:
+        _check_weights(graph, index, pair.leaves)
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
-    theirs = pick_output(list(zip(traced.labels, outs)), None if callable(output) else output, "JAX")
+    labelled = list(zip(traced.labels, outs))
+    if train and pure.kind in ("nnx", "linen") and any(n.startswith("1.") for n in traced.labels):
+        labelled = [(n.removeprefix("0").removeprefix("."), x) for n, x in labelled if n == "0" or n.startswith("0.")]
+    theirs = pick_output(labelled, None if callable(output) else output, "JAX")
     _pair_outputs(graph, first, theirs)
     port_outputs = [np.asarray(x) for _, x in theirs]
+    if not train:
+        _check_harness(pair, graph)
     say("measuring rounding")
-    _check_harness(pair, graph, traced, arrays, outs)
-    noise = measure_noise(graph)
-    session = Session(graph, index, noise, port_outputs)
+    session = Session(graph, index, measure_noise(graph), port_outputs)
+    if train:
+        session.what = ("forward", "train")
+        session.watch({o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None})
     distance = session.output_distance()
     operations = session.operations()
     findings, remaining, unknown = _search(session, say)
     narrowings = [Narrowing("torch", w, d) for w, d, _ in graph.narrowings]
-    for w, d in [*traced.narrowings, *interpreter.narrowings]:
-        n = Narrowing("jax", w, d)
-        if n not in narrowings:
-            narrowings.append(n)
-    notes = [*pair.notes]
+    for w, d in dict.fromkeys([*traced.narrowings, *interpreter.narrowings]):
+        narrowings.append(Narrowing("jax", w, d))
+    _costs(pair, session, narrowings, distance)
     compared = sum(1 for e in session.match.values() if e is not None)
-    notes.append(
-        f"{len(graph.nodes)} operations against {len(index.entries)} values of the port ({pair.pure.kind}), {index.lookups} looked up, "
-        f"{index.sorts} sorted, {session.trials} edits tried, {time.perf_counter() - started:.1f} s"
+    return Comparison(
+        session, findings, distance, remaining, unknown, operations, narrowings, list(interpreter.branches), arrays, traced, compared
     )
-    missing = _missing_weights(session, parameters)
-    if missing:
-        notes.append(missing)
-    unseen = list(interpreter.branches)
-    same = distance <= session.output_tolerance() and not findings and compared > 0
-    explained = same or (bool(findings) and not unknown and remaining <= session.output_tolerance())
-    return Report(same, explained, distance, distance if same else remaining, findings, narrowings, unseen, notes, operations)
+
+
+def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: float) -> None:
+    """What each narrowing of the reference costs: the outputs with it against the outputs without."""
+    graph = session.graph
+    if sum(v.numel() for v in graph.values) > 1 << 24:
+        return
+    for narrowing in narrowings:
+        if narrowing.side != "torch":
+            continue
+        edits = {
+            n.index: record_torch.Edit(_rounded(n.op, n.narrowed))
+            for n in graph.nodes if n.narrowed is not None and n.where == narrowing.where
+        }  # fmt: skip
+        if edits:
+            changed = graph.run(edits, first=min(edits))
+            far = [align_distance(numbers(graph.values[o]), numbers(changed[o])) for o in graph.outputs if o in changed]
+            narrowing.cost = max(far, default=0.0)
+
+
+def _rounded(op: Any, dtype: torch.dtype) -> Any:
+    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(torch.float64)
+
+
+def _check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]) -> None:
+    """Raise if no parameter of the reference is in the port."""
+    own = [v for v, s in zip(graph.values, graph.source) if s.startswith("param:") and v.dtype == torch.float64 and evidence(numbers(v))]
+    held = [x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8]
+    if not own or not held:
+        return
+    if any(index.find(numbers(v), 1e-12) is not None for v in own):
+        return
+    numbers_held = np.sort(np.concatenate([x.reshape(-1) for x in held]))
+    for value in own:
+        flat = numbers(value).reshape(-1)
+        sample = flat[:: max(1, flat.size // 64)][:64]
+        place = np.searchsorted(numbers_held, sample).clip(1, numbers_held.size - 1)
+        near = np.minimum(np.abs(numbers_held[place] - sample), np.abs(numbers_held[place - 1] - sample))
+        if float((near <= 1e-6 * np.abs(sample)).mean()) > 0.5:
+            return
+    raise PortError(
+        f"none of the reference's {len(own)} weights of 8 numbers or more is found in the port: the two hold other weights. "
+        'Convert the weights first, or give weights="transfer" to have them put into the port'
+    )
+
+
+def _lost_weights(session: Session) -> list[str]:
+    """Parameters whose values the port does not hold, in any split."""
+    lost = []
+    for name, i in session.graph.params().items():
+        if session.status(i) != "lost" or not any(u in session.live for u in session.graph.consumers.get(i, [])):
+            continue
+        value = numbers(session.graph.values[i])
+        if not any(
+            value.shape and value.shape[0] % n == 0
+            and all(session.index.find(part, 1e-12) is not None for part in np.split(value, n))
+            for n in (2, 3, 4)
+        ):  # fmt: skip
+            lost.append(name)
+    return lost
+
+
+def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
+    """What these inputs and weights could not show."""
+    graph = session.graph
+    found: list[str] = []
+    constant = [
+        n for n, i in graph.params().items()
+        if graph.values[i].numel() >= 2 and graph.values[i].dtype == torch.float64
+        and float(graph.values[i].max()) == float(graph.values[i].min())
+    ]  # fmt: skip
+    if constant:
+        found.append(
+            f"{len(constant)} parameters are constant ({', '.join(constant[:4])}{' ...' if len(constant) > 4 else ''}): "
+            "an exchange or a missing one among them cannot be seen; draw them at random on both sides"
+        )
+    for i in graph.inputs():
+        if graph.values[i].ndim >= 2 and graph.values[i].shape[0] == 1:
+            found.append("a batch of one: mixing along the batch cannot be seen")
+            break
+    for node in graph.nodes:
+        if node.name in ("gelu", "silu") and node.refs and float(graph.values[node.refs[0]].abs().max()) < 1:
+            found.append(f"{node.place}: no input beyond 1, the activation's tails are not reached")
+            break
+    masks = [n for n in graph.nodes if n.name in ("masked_fill", "where")]
+    if masks and not any(bool(graph.values[r].any()) for n in masks for r in n.refs if graph.values[r].dtype == torch.bool):
+        found.append("no position is masked")
+    for node in graph.nodes:
+        if node.name == "softmax" and node.refs and graph.values[node.refs[0]].shape[-1] == 1:
+            found.append(f"{node.place}: a softmax over one position is 1 whatever is computed before it")
+            break
+    if "train" not in kinds:
+        found.append('evaluation mode only: dropout and batch statistics are not compared (what="train")')
+    if "grad" not in kinds:
+        found.append('gradients are not compared (what="grad")')
+    return found
 
 
 def _add_slices(index: Index, leaves: Sequence[Any], names: Sequence[str], ids: Sequence[int]) -> None:
@@ -248,7 +412,7 @@ def _pair_outputs(graph: record_torch.Graph, mine: list[tuple[str, Any]], theirs
     theirs[:] = b
 
 
-def _check_harness(pair: Pair, graph: record_torch.Graph, traced: Any, arrays: Any, outs: Sequence[Any]) -> None:
+def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
     """Each model against itself: a model that differs from itself cannot be compared."""
     again: list[torch.Tensor] = []
 
@@ -285,18 +449,13 @@ def _check_harness(pair: Pair, graph: record_torch.Graph, traced: Any, arrays: A
             )
 
 
-def _missing_weights(session: Session, parameters: int) -> str:
-    """A note on parameters whose values the port does not hold."""
-    lost = [n for n, i in session.graph.params().items() if session.status(i) == "lost"]
-    return f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}" if lost else ""
-
-
 def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
     accepted: list[Accepted] = []
     skip: set[int] = set()
     unknown = False
+    start = session.snapshot()
     for _ in range(MAX_FINDINGS):
-        if session.output_distance() <= session.output_tolerance():
+        if session.output_distance() <= session.output_tolerance() and not session.watched:
             break
         fronts = session.frontier(skip)
         if not fronts:
@@ -322,4 +481,7 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             same.places += [p for p in a.places if p not in same.places]
             continue
         findings.append(Finding(a.kind, a.cause, a.text, a.node.place, a.jax, a.before, a.after, list(dict.fromkeys(a.places))))
-    return findings, session.output_distance(), unknown
+    remaining = session.output_distance()
+    if any(a.kind == "unknown" and a.values for a in accepted):
+        remaining = session.without_unknown(start, accepted)
+    return findings, remaining, unknown

@@ -81,6 +81,7 @@ class Graph:
     consumers: dict[int, list[int]] = field(default_factory=dict)
     narrowings: list[tuple[str, str, int | None]] = field(default_factory=list)  # where, dtype, node
     modules: dict[str, str] = field(default_factory=dict)  # name: class
+    buffers: set[str] = field(default_factory=set)
     _dependent: frozenset[int] | None = None
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
@@ -599,6 +600,8 @@ def record(
             graph.modules.setdefault(name, type(module).__name__)
         for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
             recorder.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
+
+        graph.buffers = {name for name, _ in wide.named_buffers()}
 
         def enter(module: Any, _: Any) -> None:
             if id(module) in names:

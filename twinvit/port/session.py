@@ -92,6 +92,8 @@ class Session:
         self.original: dict[int, torch.Tensor] = {}
         self.accepted: list[Accepted] = []
         self.trials = 0
+        self.what: tuple[str, ...] = ("forward",)
+        self.watched: set[int] = set()
         self.live = self._live()
         self.root: dict[int, int] = {}
         self._roots()
@@ -103,7 +105,7 @@ class Session:
     def _live(self) -> set[int]:
         """Operations that an output depends on."""
         live: set[int] = set()
-        wanted = set(self.graph.outputs)
+        wanted = {*self.graph.outputs, *self.watched}
         for node in reversed(self.graph.nodes):
             if any(o in wanted for o in node.outs):
                 live.add(node.index)
@@ -214,7 +216,7 @@ class Session:
         return result
 
     def _consumed(self, value_id: int) -> bool:
-        return value_id in self.graph.outputs or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+        return value_id in self.graph.outputs or value_id in self.watched or any(c in self.live for c in self.graph.consumers.get(value_id, []))
 
     def output_distance(self, changed: Mapping[int, torch.Tensor] | None = None) -> float:
         """Relative L2 distance of all outputs together."""
@@ -300,9 +302,9 @@ class Session:
         order = sorted(near, key=lambda i: (near[i], -i))
         return [self.graph.nodes[i] for i in order[:48]]
 
-    def variants(self, site: Node, what: str = "forward") -> Iterator[tuple[Cause, Variant]]:
+    def variants(self, site: Node) -> Iterator[tuple[Cause, Variant]]:
         claimed = self.claimed()
-        for cause in causes_on(site.name, what):
+        for cause in causes_on(site.name, self.what):
             call = Call(self.graph, site, self.index, claimed)
             for out, theirs in zip(self.graph.outputs, self.port_outputs):
                 if out in site.outs:
@@ -559,6 +561,33 @@ class Session:
         if theirs is None or theirs.size != mine.size:
             return self.index.bound(mine)
         return distance(theirs, np.sort(mine.reshape(-1))) if np.isfinite(mine).all() else self.index.bound(mine)
+
+    def without_unknown(self, start: tuple[list[Node], list[torch.Tensor], dict[int, int | None]], accepted: Sequence[Accepted]) -> float:
+        """The outputs' distance with the causes' edits alone; the session is left as it was."""
+        present = self.snapshot()
+        self.undo(start)
+        try:
+            for a in accepted:
+                if a.kind == "unknown":
+                    continue
+                if a.values:
+                    self.pin(a.values)
+                elif a.edits:
+                    self.apply(a.edits)
+            return self.output_distance()
+        except Exception:
+            return float("inf")
+        finally:
+            self.undo(present)
+
+    def watch(self, values: set[int]) -> None:
+        """Values that must be found though nothing consumes them (running statistics)."""
+        self.watched = values
+        for value in values:
+            producer = self.graph.producer[value]
+            if producer is not None:
+                self.live.add(producer)
+        self._refresh(None)
 
     def count(self, status: str) -> int:
         return sum(

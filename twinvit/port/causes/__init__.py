@@ -99,10 +99,10 @@ def catalogue() -> list[Cause]:
     return list(_REGISTRY)
 
 
-def causes_on(name: str, what: str = "forward") -> Iterator[Cause]:
+def causes_on(name: str, what: Iterable[str] = ("forward",)) -> Iterator[Cause]:
     """The causes that apply to an operation of this name."""
     for entry in catalogue():
-        if what in entry.what and (name in entry.on or "*" in entry.on):
+        if any(w in entry.what for w in what) and (name in entry.on or "*" in entry.on):
             yield entry
 
 

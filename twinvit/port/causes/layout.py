@@ -46,6 +46,8 @@ def _kind(call: Call, merged: Sequence[int]) -> str:
         return "qkv_order"
     if call.comes_from("softmax", steps=12) and call.args[0].ndim >= 4:
         return "qkv_order"
+    if call.args[0].ndim >= 4 and call.comes_from("expand", "repeat", steps=2):
+        return "qkv_order"
     if call.out.ndim == 3 and len(merged) == 2 and call.args[0].ndim == 4:
         return "token_order"
     return "flatten_order"

@@ -71,8 +71,9 @@ def bn_variance(call: Call) -> Iterator[Variant]:
     def fn(*args: Any, **kw: Any) -> Any:
         out = call.run(*args, **kw)
         n = args[0].numel() / args[0].shape[1]
-        old, m = args[4], args[6]
-        batch = (out[4] - (1 - m) * old) / m
+        old = args[4]
+        batch = args[0].transpose(0, 1).flatten(1).var(1, correction=1)
+        m = ((out[4] - old) / (batch - old)).median()  # the present momentum, which an edit may have changed
         return (*out[:4], (1 - m) * old + m * batch * (n - 1) / n)
 
     yield Variant("the port's running variance takes the batch's variance over n; the reference over n - 1", fn)

@@ -26,6 +26,8 @@ SMALL = ModelConfig(image_size=24, patch_size=8, width=60, depth=3, num_heads=5,
 TINY = ModelConfig(image_size=8, patch_size=4, width=64, depth=4, num_heads=4, mlp_dim=256, num_classes=10)
 DIGITS = Recipe(model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10)
 
+IN_THREADS = Machine(workers=0)
+
 VARIANTS = {
     "token": SMALL,
     "gap, sincos, tanh": dataclasses.replace(SMALL, class_token=False, pool="mean", pos_embed="sincos2d", gelu="tanh"),
@@ -106,7 +108,7 @@ def run(
     steps: int,
     total: int | None = None,
     lr: Callable[[int], float] | None = None,
-    machine: Machine = Machine(workers=0),
+    machine: Machine = IN_THREADS,
 ) -> Curve:
     """Train `steps` updates; the curve."""
     stream = batches(train, "train", machine=machine)
@@ -120,7 +122,7 @@ def run(
 
 
 def nudged_runs(
-    state: TrainState, train: Recipe, steps: int, machine: Machine = Machine(workers=0)
+    state: TrainState, train: Recipe, steps: int, machine: Machine = IN_THREADS
 ) -> list[Curve]:
     """Three runs of the PyTorch twin that differ from its own by rounding alone."""
     configs = [dataclasses.replace(train, nudge=seed) for seed in (1, 2, 3)]

@@ -2,10 +2,10 @@
 
 import dataclasses
 
+import helpers
 import numpy as np
 import pytest
 import torch
-import helpers
 from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
 
 import jax_vit.optim

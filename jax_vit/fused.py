@@ -11,9 +11,9 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 from jax import Array
-from shared_vit.config import Policy
 
 from jax_vit.gpu import nvidia_gpu
+from shared_vit.spec.precision import Policy
 
 
 def pad_tokens(x: Array, num_heads: int, policy: Policy) -> Array:

@@ -1,4 +1,4 @@
-"""Layers and operations by the precision policy of `shared_vit.config.Policy`.
+"""Layers and operations by the precision policy of `shared_vit.spec.precision.Policy`.
 
 They stand where Flax's and JAX's own would round otherwise. Twin of `torch_vit/ops.py`.
 """

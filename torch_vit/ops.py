@@ -1,4 +1,4 @@
-"""Layers and operations by the precision policy of `shared_vit.config.Policy`.
+"""Layers and operations by the precision policy of `shared_vit.spec.precision.Policy`.
 
 Twin of `jax_vit/ops.py`. Sums of products and the bias are float32 or more inside torch's kernels;
 TF32 is a switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.

@@ -11,7 +11,7 @@ from jax import Array
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
 
-# those of a TrainState that the optimizer uses; its state is {slot: tree like the parameters}
+# The slots of a TrainState that the optimizer uses: its state is {slot: tree like the parameters}.
 SLOTS = ADAM_SLOTS
 
 

@@ -28,8 +28,7 @@ from shared_vit.spec.recipe import Recipe
 
 
 class DeviceBatch(NamedTuple):
-    """A global batch on the mesh, in `parts` of which each device holds its rows: [parts, B /
-    parts, ...]."""
+    """A global batch on the mesh: [parts, B / parts, ...], each device with its rows of a part."""
 
     images: Array
     labels: Array
@@ -39,8 +38,10 @@ class DeviceBatch(NamedTuple):
 
 
 class Objective:
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the
-    parameters' dtype."""
+    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B].
+
+    It is a scalar in the parameters' dtype.
+    """
 
     def __init__(self, graphdef: nnx.GraphDef, cfg: ModelConfig, dtype: np.dtype):
         self.graphdef = graphdef
@@ -236,8 +237,7 @@ class Trainer:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
         before = jnp.arange(logits.shape[1]) < labels[:, None]
-        # How many classes come first, equal ones by number; a logit that is not a number is never
-        # right.
+        # How many classes come first, equal ones by number; a NaN is never right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
         sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
             (weight * losses).sum(),
@@ -270,8 +270,7 @@ class Trainer:
         self, paths: list[tuple[Path, str]], arrays: Mapping[str, np.ndarray]
     ) -> nnx.State:
         def leaf(path: Path, name: str) -> Array:
-            # A copy: the CPU back end may otherwise keep, and with donation overwrite, the caller's
-            # memory.
+            # A copy: the CPU back end may otherwise keep the caller's memory, and overwrite it.
             array = np.array(to_jax(path, np.asarray(arrays[name], self.dtype)), order="C")
             return jax.make_array_from_callback(array.shape, self.replicated, lambda i: array[i])
 

@@ -9,7 +9,7 @@ from torch import nn
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
 
-# those of a TrainState that the optimizer uses; its state has them for each parameter
+# The slots of a TrainState that the optimizer uses: its state has them for each parameter.
 SLOTS = ADAM_SLOTS
 
 

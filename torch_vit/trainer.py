@@ -35,8 +35,10 @@ class DeviceBatch(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B], a scalar in the
-    parameters' dtype."""
+    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B].
+
+    It is a scalar in the parameters' dtype.
+    """
 
     def __init__(self, model: VisionTransformer):
         super().__init__()
@@ -228,8 +230,7 @@ class Trainer:
         losses = F.cross_entropy(logits, labels, reduction="none")
         own = logits.gather(1, labels[:, None])
         before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-        # How many classes come first, equal ones by number; a logit that is not a number is never
-        # right.
+        # How many classes come first, equal ones by number; a NaN is never right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
         sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
             (weight * losses).sum(),
@@ -257,8 +258,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=self.num_processes == 1)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """Without waiting for what the device is doing, which a copy from memory that is not pinned
-        would."""
+        """Without waiting for what the device is doing, which a copy from memory that is not pinned would."""
         return (
             tensor.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"

@@ -28,8 +28,7 @@ from shared_vit.weights.formats import twinvit
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
 OPTIMIZER = "optimizer.safetensors"
-# 1: `adam_count` and `scaler` in place of `scalars`, and no `slots`, which were those of Adam.
-_FORMAT = 2
+_FORMAT = 2  # 1 had `adam_count` and `scaler` in place of `scalars`, and Adam's slots unnamed
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
 _OWN_KEYS = ("format", "checksums", "step", "slots", "scalars", "adam_count", "scaler")
 _TEMPORARY = ".tmp"
@@ -103,7 +102,11 @@ class Writer:
             ) from error
 
     def _what_is_left(self) -> str:
-        whole = [s for s in checkpoints.steps(self.folder) if (self.folder / f"step_{s}" / STATE).exists()]
+        whole = [
+            s
+            for s in checkpoints.steps(self.folder)
+            if (self.folder / f"step_{s}" / STATE).exists()
+        ]
         if not whole:
             return "No checkpoint was saved before it."
         return (
@@ -155,12 +158,12 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
     moments, metadata, _ = opened.files[OPTIMIZER]
     names = canonical.trained(cfg, params)
     slots = {
-        s: {n: moments.pop(f"{s}.{n}", None) for n in names}
-        for s in document.get("slots", ADAM_SLOTS)
+        slot: {n: moments.pop(f"{slot}.{n}", None) for n in names}
+        for slot in document.get("slots", ADAM_SLOTS)
     }
     wrong = [
-        f"{s}.{n}"
-        for s, arrays in slots.items()
+        f"{slot}.{n}"
+        for slot, arrays in slots.items()
         for n, a in arrays.items()
         if a is None or a.shape != params[n].shape
     ]

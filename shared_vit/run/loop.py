@@ -123,7 +123,9 @@ class _Loop:
                 ahead = self.trainer.put(next(stream))
             while step < end and not self.stopping:
                 batch, lr = ahead, self.plan.lr(step)
-                result = self.trainer.train_step(batch, StepScalars(lr), stop=self.interrupt.requested)
+                result = self.trainer.train_step(
+                    batch, StepScalars(lr), stop=self.interrupt.requested
+                )
                 step += 1
                 self.in_flight.append((step, lr, result))
                 if step == start + 1 and self.tracker and self.trainer.compile_seconds:

@@ -17,9 +17,10 @@ from shared_vit.spec.precision import PRECISIONS
 class TrainState:
     """All that a run continues from, as canonical arrays in the parameters' dtype.
 
-    step counts updates done (skipped ones of fp16 too). slots are the optimizer's arrays, {slot: {name: array}}, with
-    the names and shapes of the trained parameters: Adam's `exp_avg` and `exp_avg_sq`. scalars are its numbers:
-    `adam_count`, the updates that Adam made, and fp16's `scale` and `growth_tracker`.
+    step counts updates done (skipped ones of fp16 too). slots are the optimizer's arrays, {slot:
+    {name: array}}, with the names and shapes of the trained parameters: Adam's `exp_avg` and
+    `exp_avg_sq`. scalars are its numbers: `adam_count`, the updates that Adam made, and fp16's
+    `scale` and `growth_tracker`.
     """
 
     config: ModelConfig
@@ -84,7 +85,10 @@ class Trainer(Protocol):
         ...
 
     def gradients(self, batch: Any) -> tuple[Lazy, dict[str, np.ndarray]]:
-        """The StepMetrics and the unclipped gradients of the global mean loss, by canonical name; moves nothing."""
+        """The StepMetrics and the unclipped gradients of the global mean loss, by canonical name.
+
+        Nothing moves.
+        """
         ...
 
     def update(self, grads: dict[str, np.ndarray], scalars: StepScalars) -> None:
@@ -103,10 +107,11 @@ def first_state(cfg: ModelConfig, params: dict[str, np.ndarray], precision: str)
     dtype = np.dtype(PRECISIONS[precision].param)
     params = {name: np.asarray(params[name], dtype) for name in canonical.shapes(cfg)}
     names = canonical.trained(cfg, params)
+    scaler = {"scale": 65536.0, "growth_tracker": 0}
     return TrainState(
         config=cfg,
         step=0,
         params=params,
         slots={slot: {n: np.zeros_like(params[n]) for n in names} for slot in ADAM_SLOTS},
-        scalars={"adam_count": 0} | ({"scale": 65536.0, "growth_tracker": 0} if precision == "fp16" else {}),
+        scalars={"adam_count": 0} | (scaler if precision == "fp16" else {}),
     )

@@ -1,0 +1,450 @@
+"""A map of weights between a PyTorch model and its port: proposed, readable, and thereby a converter both ways."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twinvit.port.errors import PortError
+
+TRIES = 80  # alternatives that are decided by running the port
+SYNONYMS = {
+    "kernel": "weight", "scale": "weight", "embedding": "weight", "gamma": "weight", "w": "weight", "g": "weight",
+    "beta": "bias", "b": "bias", "offset": "bias", "mean": "running_mean", "var": "running_var", "query": "q", "key": "k",
+    "value": "v", "attention": "attn", "attn": "attn", "self": "attn", "mha": "attn", "layernorm": "norm", "ln": "norm",
+    "batchnorm": "norm", "bn": "norm", "groupnorm": "norm", "rmsnorm": "norm", "dense": "fc", "linear": "fc", "lin": "fc",
+    "proj": "out", "output": "out", "o": "out", "layers": "block", "blocks": "block", "layer": "block", "h": "block",
+    "encoderblock": "block", "convolution": "conv", "embed": "embed", "embeddings": "embed", "position": "pos",
+    "posembed": "pos", "classifier": "head", "up": "fc1", "down": "fc2", "cls": "cls", "token": "token",
+}  # fmt: skip
+IGNORED = ("params", "batch_stats", "value", "module", "model", "raw_value")
+
+
+@dataclass
+class Rule:
+    """How one array of the port is made.
+
+    Attributes:
+        jax: the port's array, "layers.0.attn.q.kernel".
+        torch: the reference's arrays; several are stacked along a new first axis.
+        shape: the port's shape.
+        torch_shape: shape of (the part of) each of the reference's arrays.
+        permute: order of its axes before it is reshaped.
+        part: (i, n): the i-th of n equal parts along the first axis; empty for all of it.
+        scale, offset: the port's array is scale * x + offset.
+    """
+
+    jax: str
+    torch: list[str]
+    shape: tuple[int, ...]
+    torch_shape: tuple[int, ...]
+    permute: tuple[int, ...]
+    part: tuple[int, ...] = ()
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def make(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The port's array."""
+        made = []
+        for name in self.torch:
+            x = np.asarray(state[name])
+            if self.part:
+                x = np.split(x, self.part[1])[self.part[0]]
+            made.append(x.transpose(self.permute) if x.ndim else x)
+        x = np.stack(made) if len(made) > 1 else made[0]
+        x = x.reshape(self.shape)
+        return x if (self.scale, self.offset) == (1.0, 0.0) else self.scale * x + self.offset
+
+    def undo(self, leaf: np.ndarray) -> list[np.ndarray]:
+        """The reference's arrays (or the parts of them) in the order of `torch`."""
+        x = np.asarray(leaf)
+        if (self.scale, self.offset) != (1.0, 0.0):
+            x = (x - self.offset) / self.scale
+        moved = tuple(self.torch_shape[i] for i in self.permute)
+        parts = x.reshape((len(self.torch), *moved)) if len(self.torch) > 1 else x.reshape((1, *moved))
+        back = tuple(np.argsort(self.permute))
+        return [p.transpose(back) if p.ndim else p for p in parts]
+
+
+@dataclass
+class WeightMap:
+    """Rules for the port's arrays.
+
+    Attributes:
+        rules: one for each array of the port that has a counterpart.
+        ambiguous: choices that nothing decided, in words.
+        unused: arrays of either side without a counterpart.
+    """
+
+    rules: list[Rule] = field(default_factory=list)
+    ambiguous: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def apply(self, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The port's arrays by name, from the reference's state dict.
+
+        Raises:
+            PortError: an array is missing or has another shape than the map was made for.
+        """
+        state = {k: _array(v) for k, v in state_dict.items()}
+        made = {}
+        for rule in self.rules:
+            missing = [n for n in rule.torch if n not in state]
+            if missing:
+                raise PortError(f"the state dict lacks {missing[0]}, which {rule.jax} is made of")
+            try:
+                made[rule.jax] = rule.make(state)
+            except ValueError as error:
+                raise PortError(f"{rule.jax} cannot be made of {', '.join(rule.torch)}: {error}") from error
+        return made
+
+    def invert(self, tree: Any) -> dict[str, np.ndarray]:
+        """The reference's arrays by name, from the port's: a flat mapping by name, or a pytree of arrays."""
+        leaves = _named_leaves(tree)
+        parts: dict[str, dict[int, np.ndarray]] = {}
+        result: dict[str, np.ndarray] = {}
+        for rule in self.rules:
+            if rule.jax not in leaves:
+                raise PortError(f"the port's arrays lack {rule.jax}")
+            for name, value in zip(rule.torch, rule.undo(leaves[rule.jax])):
+                if rule.part:
+                    parts.setdefault(name, {})[rule.part[0]] = value
+                else:
+                    result[name] = value
+        for name, pieces in parts.items():
+            result[name] = np.concatenate([pieces[i] for i in sorted(pieces)])
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the map as TOML."""
+        lines = ["# the port's array = the reference's array (part, then permute, then reshape)", "format = 1"]
+        for title, texts in (("ambiguous", self.ambiguous), ("unused", self.unused)):
+            lines.append(f"{title} = [{', '.join(_quoted(t) for t in texts)}]")
+        for rule in self.rules:
+            lines += ["", "[[map]]", f"jax = {_quoted(rule.jax)}", f"torch = [{', '.join(_quoted(t) for t in rule.torch)}]"]
+            lines.append(f"shape = {list(rule.shape)}")
+            lines.append(f"torch_shape = {list(rule.torch_shape)}")
+            lines.append(f"permute = {list(rule.permute)}")
+            if rule.part:
+                lines.append(f"part = {list(rule.part)}  # the {rule.part[0]}-th of {rule.part[1]}, from 0")
+            if (rule.scale, rule.offset) != (1.0, 0.0):
+                lines += [f"scale = {rule.scale!r}", f"offset = {rule.offset!r}"]
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> WeightMap:
+        """Read what `save` wrote. Raises PortError on a file that is no map."""
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            rules = [
+                Rule(
+                    r["jax"], list(r["torch"]), tuple(r["shape"]), tuple(r["torch_shape"]), tuple(r["permute"]),
+                    tuple(r.get("part", ())), float(r.get("scale", 1.0)), float(r.get("offset", 0.0)),
+                )
+                for r in data["map"]
+            ]  # fmt: skip
+        except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+            raise PortError(f"{path} is no map of weights: {type(error).__name__}: {error}") from error
+        return cls(rules, list(data.get("ambiguous", [])), list(data.get("unused", [])))
+
+
+def map_weights(torch_model: Any, jax_model: Any, inputs: Any = None, jax_inputs: Any = None) -> WeightMap:
+    """Propose which of the reference's arrays each of the port's arrays is.
+
+    Equal values decide where both hold them already. Otherwise shapes, names and order propose, and, with `inputs`,
+    running the port decides what they leave open: the choice that makes more of the reference's values appear.
+
+    Args:
+        torch_model: nn.Module.
+        jax_model: the port, as `explain` takes it.
+        inputs: arrays as the reference takes them.
+        jax_inputs: arrays as the port takes them, if they are others.
+    """
+    from twinvit.port import record_jax
+
+    state = {k: _array(v) for k, v in torch_model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    pure = record_jax.pure(jax_model)
+    leaves = {
+        n: np.asarray(record_jax.widen(x)) for n, x in zip(pure.names, pure.leaves)
+        if hasattr(x, "dtype") and str(x.dtype).startswith(("float", "bfloat"))
+    }  # fmt: skip
+    result = WeightMap()
+    used: set[tuple[str, tuple[int, ...]]] = set()
+    left: list[str] = []
+    for name, leaf in leaves.items():
+        rule = _by_value(name, leaf, state, used)
+        if rule is None:
+            left.append(name)
+        else:
+            result.rules.append(rule)
+            used.update((t, rule.part) for t in rule.torch)
+    choices = _by_name(left, leaves, state, used, pure.kind, result)
+    if choices and inputs is not None:
+        _decide(torch_model, jax_model, inputs, jax_inputs, pure, result, choices, state)
+    result.ambiguous += [f"{a.jax}: {', '.join(a.torch)} by name alone" for a, alternatives in choices if alternatives]
+    taken = {t for r in result.rules for t in r.torch}
+    result.unused += [f"torch: {n}" for n in state if n not in taken]
+    mapped = {r.jax for r in result.rules}
+    result.unused += [f"jax: {n}" for n in leaves if n not in mapped]
+    order = {n: i for i, n in enumerate(leaves)}
+    result.rules.sort(key=lambda r: order[r.jax])
+    return result
+
+
+def _parts(state: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """Arrays and their equal parts along the first axis."""
+    for name, x in state.items():
+        yield name, (), x
+        for n in (2, 3, 4):
+            if x.ndim and x.shape[0] % n == 0 and x.shape[0] > n and re.search(r"qkv|in_proj|_ih|_hh|kv|gate_up|weight|bias", name):
+                for i, part in enumerate(np.split(x, n)):
+                    yield name, (i, n), part
+
+
+def _by_value(name: str, leaf: np.ndarray, state: Mapping[str, np.ndarray], used: set[tuple[str, tuple[int, ...]]]) -> Rule | None:
+    """The rule that makes exactly this array; None if no values agree or if they prove nothing."""
+    if leaf.size < 2 or float(leaf.max()) == float(leaf.min()):
+        return None
+    for torch_name, part, x in _parts(state):
+        if x.size == leaf.size and (torch_name, part) not in used:
+            for permute in _orders(x.ndim):
+                if np.allclose(x.transpose(permute).reshape(leaf.shape), leaf, rtol=1e-6, atol=0):
+                    return Rule(name, [torch_name], leaf.shape, x.shape, permute, part)
+    if leaf.ndim >= 2 and 2 <= leaf.shape[0] <= 200:
+        rules = [_by_value(name, np.ascontiguousarray(s), state, used) for s in leaf]
+        found = [r for r in rules if r is not None]
+        if len(found) == len(rules) and len({(r.permute, r.part, r.torch_shape) for r in found}) == 1:
+            first = found[0]
+            return Rule(name, [r.torch[0] for r in found], leaf.shape, first.torch_shape, first.permute, first.part)
+    return None
+
+
+def _orders(ndim: int) -> list[tuple[int, ...]]:
+    usual = {0: [()], 1: [(0,)], 2: [(1, 0), (0, 1)], 3: [(2, 1, 0)], 4: [(2, 3, 1, 0), (2, 3, 0, 1)]}.get(ndim, [])
+    return list(dict.fromkeys([*usual, *(itertools.permutations(range(ndim)) if ndim <= 5 else [])]))
+
+
+def _words(name: str) -> tuple[list[str], list[int]]:
+    """A name's words, synonyms made one, and its numbers."""
+    words, found = [], []
+    name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
+    for part in re.split(r"[._/\[\]]+", name):
+        for piece in re.findall(r"[A-Za-z]+|\d+", part):
+            if piece.isdigit():
+                found.append(int(piece))
+            elif piece.lower() not in IGNORED:
+                words.append(SYNONYMS.get(piece.lower(), piece.lower()))
+    return words, found
+
+
+def _score(jax_name: str, torch_name: str, part: tuple[int, ...]) -> float:
+    (a, m), (b, n) = _words(jax_name), _words(torch_name)
+    last = {"weight": "weight", "bias": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+    kind_a, kind_b = (next((last[w] for w in reversed(ws) if w in last), "") for ws in (a, b))
+    torch_last = torch_name.rsplit(".", 1)[-1]
+    kind_b = torch_last if torch_last in last else kind_b
+    score = 0.0 if not kind_a or not kind_b else (2.0 if kind_a == kind_b else -6.0)
+    common = len(set(a) & set(b))
+    score += 2.0 * common / max(1, len(set(a) | set(b)))
+    score += 1.5 if m == n else 1.0 if m and n and m[0] == n[0] else 0.0
+    if part:
+        letters = "qkv" if part[1] == 3 else "kv" if part[1] == 2 else "ifgo"
+        score += 2.0 if letters[part[0]] in a else -2.0
+    return score
+
+
+def _default(kind: str, name: str, x: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Orders of axes that fit, the usual first: Flax's kernels are transposed, Equinox's weights are not."""
+    same = tuple(range(x.ndim))
+    if x.ndim == 1 or x.ndim == 0:
+        return [same]
+    flax = any(w in name.lower().split(".")[-1] for w in ("kernel", "w")) or kind not in ("pytree",)
+    if "embed" in name.lower() or name.endswith("weight") and kind == "pytree":
+        flax = False
+    usual = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}.get(x.ndim, same)
+    order = [usual, same] if flax else [same, usual]
+    order += _orders(x.ndim)
+    fits = [p for p in dict.fromkeys(order) if _fits(tuple(x.shape[i] for i in p), shape)]
+    return fits or [p for p in dict.fromkeys(order)]
+
+
+def _fits(moved: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """True if one shape is the other with neighbouring axes merged or split."""
+    def edges(s: Sequence[int]) -> set[int]:
+        found, total = set(), 1
+        for n in s:
+            total *= n
+            found.add(total)
+        return found
+
+    a, b = edges(moved), edges(shape)
+    return a <= b or b <= a
+
+
+def _by_name(
+    left: list[str], leaves: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], used: set[tuple[str, tuple[int, ...]]],
+    kind: str, result: WeightMap,
+) -> list[tuple[Rule, list[Rule]]]:  # fmt: skip
+    """Rules by shape, name and order, each with its alternatives."""
+    from scipy.optimize import linear_sum_assignment
+
+    taken = {t for t, _ in used}
+    units = [(n, p, x) for n, p, x in _parts(state) if (n, p) not in used and (p or n not in taken)]
+    choices: list[tuple[Rule, list[Rule]]] = []
+    wanted = [n for n in left]
+    stacked: dict[str, Rule] = {}
+    sizes = {x.size for n, p, x in units if not p}
+    for name in list(wanted):
+        leaf = leaves[name]
+        if leaf.ndim >= 2 and leaf.size not in sizes and leaf.shape[0] > 1:
+            rule = _stacked(name, leaf, units, kind)
+            if rule is not None:
+                stacked[name] = rule
+                wanted.remove(name)
+    for rule in stacked.values():
+        result.rules.append(rule)
+        choices.append((rule, [r for r in _turned(rule, kind, state) if r.permute != rule.permute]))
+    gone = {t for r in stacked.values() for t in r.torch}
+    units = [u for u in units if u[0] not in gone]
+    whole_sizes = {x.size for n, p, x in units if not p}
+    by_size: dict[int, list[str]] = {}
+    for name in wanted:
+        by_size.setdefault(leaves[name].size, []).append(name)
+    for size, names in by_size.items():
+        options = [u for u in units if u[2].size == size and (not u[1] or size not in whole_sizes or _packed(u[0]))]
+        if not options:
+            continue
+        scores = np.array([[_score(n, u[0], u[1]) - 0.3 * abs(i / len(names) - j / len(options)) for j, u in enumerate(options)] for i, n in enumerate(names)])
+        rows, columns = linear_sum_assignment(-scores)
+        for i, j in zip(rows, columns):
+            torch_name, part, x = options[j]
+            orders = _default(kind, names[i], x, leaves[names[i]].shape)
+            rule = Rule(names[i], [torch_name], leaves[names[i]].shape, x.shape, orders[0], part)
+            alternatives = [Rule(names[i], [torch_name], rule.shape, x.shape, o, part) for o in orders[1:4]]
+            close = [k for k in range(len(options)) if k != j and scores[i][k] > scores[i][j] - 1.5]
+            alternatives += [
+                Rule(names[i], [options[k][0]], rule.shape, options[k][2].shape, _default(kind, names[i], options[k][2], rule.shape)[0], options[k][1])
+                for k in close[:6]
+            ]
+            result.rules.append(rule)
+            choices.append((rule, alternatives))
+    return choices
+
+
+def _packed(name: str) -> bool:
+    return re.search(r"qkv|in_proj|kv_proj|gate_up|_ih|_hh", name) is not None
+
+
+def _turned(rule: Rule, kind: str, state: Mapping[str, np.ndarray]) -> list[Rule]:
+    x = np.empty(rule.torch_shape)
+    return [
+        Rule(rule.jax, rule.torch, rule.shape, rule.torch_shape, o, rule.part) for o in _default(kind, rule.jax, x, rule.shape[1:])[:3]
+    ]
+
+
+def _stacked(name: str, leaf: np.ndarray, units: list[tuple[str, tuple[int, ...], np.ndarray]], kind: str) -> Rule | None:
+    """A leaf that holds all layers of a numbered family of arrays."""
+    n = leaf.shape[0]
+    families: dict[tuple[str, tuple[int, ...]], list[tuple[int, str, np.ndarray]]] = {}
+    for torch_name, part, x in units:
+        for found in re.finditer(r"(?<=\.)\d+(?=\.)", torch_name):
+            pattern = torch_name[: found.start()] + "#" + torch_name[found.end() :]
+            families.setdefault((pattern, part), []).append((int(found.group()), torch_name, x))
+    fitting = [
+        (_score(name, pattern.replace("#.", ""), part), pattern, part, sorted(members, key=lambda m: m[0]))
+        for (pattern, part), members in families.items() if len(members) == n and members[0][2].size * n == leaf.size
+    ]  # fmt: skip
+    if not fitting:
+        return None
+    _, _, part, members = max(fitting, key=lambda f: f[0])
+    x = members[0][2]
+    permute = _default(kind, name, x, leaf.shape[1:])[0]
+    return Rule(name, [m[1] for m in members], leaf.shape, x.shape, permute, part)
+
+
+def _decide(
+    torch_model: Any, jax_model: Any, inputs: Any, jax_inputs: Any, pure: Any, result: WeightMap,
+    choices: list[tuple[Rule, list[Rule]]], state: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    """Take the alternatives that make more of the reference's values appear in the port's."""
+    from twinvit.port import record_jax, record_torch
+    from twinvit.port.explainer import Pair, pick_output
+    from twinvit.port.index import Index, evidence
+    from twinvit.port.session import numbers
+
+    pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
+    graph = record_torch.record(
+        torch_model, inputs, lambda out: [t for _, t in pick_output(record_torch.picked_leaves(out), None, "PyTorch")]
+    )
+    dependent = graph.input_dependent()
+    targets = [numbers(graph.values[i]) for i in sorted(dependent) if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point]
+    targets = [t for t in targets if evidence(t)]
+    wide = {k: np.asarray(v, np.float64) for k, v in state.items()}
+    traced, arrays, _ = pair.trace()
+
+    def count() -> int:
+        placed = result.apply(wide)
+        leaves = [np.asarray(placed[n]).reshape(np.shape(x)) if n in placed else x for n, x in zip(pure.names, pair.leaves)]
+        index = Index()
+        record_jax.evaluate(traced, [*leaves, *arrays], [-1] * (len(leaves) + len(arrays)), record_jax.Interpreter(index.add))
+        return sum(index.find(t, 1e-11) is not None for t in targets)
+
+    best = count()
+    tries = 0
+    for _ in range(2):
+        improved = False
+        for position, (rule, alternatives) in enumerate(list(choices)):
+            for other in alternatives:
+                if tries >= TRIES:
+                    return
+                tries += 1
+                changed = {rule.jax: other}
+                for second in result.rules:  # the array that held it takes what is left
+                    if second.jax != rule.jax and (second.torch, second.part) == (other.torch, other.part):
+                        changed[second.jax] = Rule(second.jax, rule.torch, second.shape, rule.torch_shape, rule.permute, rule.part)
+                before = list(result.rules)
+                result.rules = [changed.get(r.jax, r) for r in result.rules]
+                try:
+                    found = count()
+                except (PortError, ValueError):
+                    found = -1
+                if found > best:
+                    best, improved = found, True
+                    choices[position] = (other, alternatives)
+                    rule = other
+                else:
+                    result.rules = before
+        if not improved:
+            break
+    if best == len(targets):
+        choices.clear()
+    else:
+        choices[:] = [(r, a) for r, a in choices if a]
+
+
+def _array(x: Any) -> np.ndarray:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        return x.double().numpy() if x.dtype.is_floating_point else x.numpy()
+    return np.asarray(x)
+
+
+def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    from twinvit.port import record_jax
+
+    if isinstance(tree, Mapping) and all(hasattr(v, "shape") for v in tree.values()):
+        return {k: np.asarray(v) for k, v in tree.items()}
+    pure = record_jax.pure(tree if not isinstance(tree, Mapping) else record_jax.Function(lambda p: p, tree))
+    return {n: np.asarray(x) for n, x in zip(pure.names, pure.leaves)}
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

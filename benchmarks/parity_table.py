@@ -8,7 +8,6 @@ parameter or Adam moment after one AdamW step. The key part of qkv.bias, which h
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import platform
@@ -16,8 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "parity_tests")]
+sys.path.insert(0, str(ROOT))
+
+from shared_vit.data.batch import Batch  # noqa: E402
 
 
 def main() -> None:
@@ -43,28 +46,38 @@ def main() -> None:
 
 def measure(name: str, precision: str) -> dict[str, float]:
     """One row, in a process whose float64 is on or off for good."""
-    import conftest  # noqa: F401 - one thread, the CPU
     import jax
+    import torch
 
+    torch.set_num_threads(1)
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "fp64")
-    import helpers
-    from test_gradients import gradients
-    from test_optimizer_step import distance, states_after, without_key_bias
-
-    from shared_vit import model_config
+    from shared_vit import Recipe, model_config
+    from shared_vit.run.state import StepScalars, first_state
+    from twinvit import pairs
 
     cfg = model_config(name)
-    arrays = helpers.random_arrays(cfg)
-    a, b = helpers.traces(cfg, arrays, precision, helpers.random_images(cfg, batch_size=2))
-    row = {"outputs": helpers.worst(a, b)[0], "logits": helpers.relative_l2(a[""], b[""])}
-    a, b = (without_key_bias(cfg, side) for side in gradients(cfg, arrays, precision, batch_size=1))
-    row["gradients"] = helpers.worst(a, b)[0]
+    arrays = pairs.random_arrays(cfg)
+    a, b = pairs.traces(cfg, arrays, precision, pairs.random_images(cfg, batch_size=2))
+    row = {"outputs": pairs.worst(a, b)[0], "logits": pairs.relative_l2(a[""], b[""])}
+    both = pairs.gradients(cfg, arrays, precision, batch_size=1)
+    row["gradients"] = pairs.worst(*(pairs.without_key_bias(cfg, side) for side in both))[0]
     if precision == "fp64":
-        cfg = dataclasses.replace(cfg, num_classes=10)
-        train = helpers.train_config("fp64", batch_size=1, image_size=224, weight_decay=0.3)
-        (a, b), _, _ = states_after(train, cfg=cfg)
-        row["adamw_step"] = distance(a, b, cfg)[0]
+        recipe = Recipe(model=cfg, precision="fp64", batch_size=1, weight_decay=0.3)
+        state = first_state(cfg, arrays, "fp64")
+        batch = one_image(cfg.image_size)
+        after = []
+        for trainer in (pairs.jax_trainer(state, recipe), pairs.torch_trainer(state, recipe)):
+            trainer.train_step(trainer.put(batch), StepScalars(1e-3)).get()
+            after.append(trainer.state())
+        row["adamw_step"] = pairs.state_distance(*after)[0]
     return row
+
+
+def one_image(size: int) -> Batch:
+    """A batch of one random image."""
+    images = np.random.default_rng(2).integers(0, 256, (1, size, size, 3), np.uint8)
+    return Batch(images, np.array([3], np.int32), np.ones(1, np.float32), np.arange(1), 0)
 
 
 def about() -> dict:

@@ -3,22 +3,35 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
-import torch
 
-import jax_vit
-import torch_vit
-from jax_vit.trainer import Trainer as JaxTrainer
 from shared_vit.data import batches
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState, first_state
-from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from torch_vit.trainer import Trainer as TorchTrainer
 from twinvit.noise_rule import Curve, relative_l2
+from twinvit.pairs import (
+    jax_trainer,
+    random_arrays,
+    random_images,
+    to_torch,
+    torch_trainer,
+    traces,
+    worst,
+)
+
+__all__ = [
+    "jax_trainer",
+    "random_arrays",
+    "random_images",
+    "relative_l2",
+    "to_torch",
+    "torch_trainer",
+    "traces",
+    "worst",
+]
 
 # Sizes that hide nothing: heads x head width is not square, MLP width no multiple of 4, grid of 3.
 SMALL = ModelConfig(image_size=24, patch_size=8, width=60, depth=3, num_heads=5, mlp_dim=100, num_classes=7)
@@ -36,65 +49,11 @@ VARIANTS = {
 }
 
 
-def random_arrays(cfg: ModelConfig, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
-    """Weights in which no tensor is zero or constant, biases and norms included, at the scale of a trained model's."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for name, shape in canonical.shapes(cfg).items():
-        values = rng.standard_normal(shape)
-        if name.endswith("weight") and len(shape) > 1:
-            values *= 1.5 / np.sqrt(np.prod(shape[1:]))
-        elif "norm" in name and name.endswith("weight"):
-            values = 1 + 0.2 * values
-        else:
-            values *= 0.2
-        arrays[name] = values.astype(np.float32).astype(dtype)
-    return arrays
-
-
-def random_images(cfg: ModelConfig, batch_size: int = 3, seed: int = 1, dtype=np.float32) -> np.ndarray:
-    """Normalised images [B, H, W, 3]."""
-    shape = (batch_size, cfg.image_size, cfg.image_size, 3)
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(dtype)
-
-
-def to_torch(images: np.ndarray) -> torch.Tensor:
-    """[B, H, W, 3] -> [B, 3, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-
-def traces(cfg: ModelConfig, arrays, precision: str, images=None) -> tuple[dict, dict]:
-    """Every module's output of the JAX and of the PyTorch twin on the same images, as float64."""
-    images = random_images(cfg) if images is None else images
-    images = images.astype(np.float64 if precision == "fp64" else np.float32)
-    a = jax_vit.from_arrays(cfg, arrays, precision).trace(images)
-    b = torch_vit.from_arrays(cfg, arrays, precision).trace(to_torch(images))
-    return (
-        {n: np.asarray(v).astype(np.float64) for n, v in a.items()},
-        {n: v.double().numpy() for n, v in b.items()},
-    )
-
-
-def worst(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> tuple[float, str]:
-    """The largest relative L2 distance over the arrays of two dictionaries with the same names, and its name."""
-    assert list(a) == list(b)
-    return max((relative_l2(a[n], b[n]), n) for n in a)
-
-
 def train_config(precision: str, **changes) -> Recipe:
     """A short recipe on digits; `image_size` and `dropout` change its model."""
     sizes = {n: changes.pop(n) for n in ("image_size", "dropout") if n in changes}
     model = dataclasses.replace(DIGITS.model, **sizes)
     return dataclasses.replace(DIGITS, precision=precision, model=model, **changes)
-
-
-def jax_trainer(state: TrainState, train: Recipe, devices: int = 1) -> JaxTrainer:
-    mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-    return JaxTrainer(state, train, mesh)
-
-
-def torch_trainer(state: TrainState, train: Recipe) -> TorchTrainer:
-    return TorchTrainer(state, train, torch.device("cpu"))
 
 
 def random_state(cfg: ModelConfig, precision: str, seed: int = 0) -> TrainState:

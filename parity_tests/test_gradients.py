@@ -2,36 +2,14 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-import torch
-from flax import nnx
-from helpers import SMALL, VARIANTS, random_arrays, random_images, worst
+from helpers import SMALL, VARIANTS, random_arrays, worst
 
-import jax_vit
-import torch_vit
-from jax_vit.bridge import state_arrays
-from jax_vit.trainer import Objective as JaxObjective
 from shared_vit import model_config
-from torch_vit.trainer import Objective as TorchObjective
+from twinvit.pairs import gradients
 
 LIMIT = {"fp32": 1e-5, "fp64": 1e-11}
-
-
-def gradients(cfg, arrays, precision, batch_size=3) -> tuple[dict, dict]:
-    """The gradient of the mean cross-entropy with respect to every trained tensor, by canonical name, of both twins."""
-    images = (random_images(cfg, batch_size) * 50 + 128).clip(0, 255).astype(np.uint8)
-    labels = np.arange(batch_size, dtype=np.int64) % cfg.num_classes
-
-    graphdef, params, fixed = nnx.split(jax_vit.from_arrays(cfg, arrays, precision), nnx.Param, ...)
-    objective = JaxObjective(graphdef, cfg, jax.tree.leaves(params)[0].dtype)
-    in_jax = state_arrays(jax.grad(objective)(params, fixed, images, labels.astype(np.int32)))
-
-    model = torch_vit.from_arrays(cfg, arrays, precision)
-    TorchObjective(model)(torch.from_numpy(images), torch.from_numpy(labels)).backward()
-    in_torch = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    return {name: in_jax[name] for name in in_torch}, in_torch
 
 
 def check(cfg, precision, batch_size=3):

@@ -3,44 +3,104 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FRAMEWORKS = {"jax", "jaxlib", "flax", "optax", "torch", "jax_vit", "torch_vit"}
+JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
+PACKAGES = ("jax_vit", "torch_vit", "shared_vit", "twinvit")
+
+# Room: what of this project it may import besides itself. The most specific room counts.
+MAY_IMPORT = {
+    "shared_vit": {"shared_vit.spec"},  # errors, files, sealed, cores, version
+    "shared_vit.spec": {"shared_vit"},
+    "shared_vit.data": {"shared_vit", "shared_vit.spec"},
+    "shared_vit.weights": {"shared_vit", "shared_vit.spec"},
+    "shared_vit.run": {"shared_vit", "shared_vit.spec", "shared_vit.data", "shared_vit.weights"},
+    "jax_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
+    "torch_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
+    "twinvit": {"everything"},
+    "twinvit.report": set(),
+    "twinvit.port": {"twinvit.report"},
+}
+FRAMEWORKS = {"jax_vit": JAX, "torch_vit": TORCH, "twinvit": JAX | TORCH, "shared_vit": set()}
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(tree: ast.AST, module: str) -> Iterator[str]:
+    """Every module that a file imports, by statements or by importlib with a constant name."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            (name,) = node.args
+            if isinstance(name, ast.Constant):
+                yield str(name.value)
+            elif isinstance(name, ast.JoinedStr):  # f"jax_vit.{...}": the part that is known
+                yield ast.unparse(name).removeprefix("f").strip("\"'").split("{")[0].rstrip(".")
+            else:
+                assert module.startswith("twinvit"), f"{module}: importlib with {ast.unparse(name)}"
 
 
-@pytest.mark.parametrize("path", sorted(p.relative_to(ROOT) for p in (ROOT / "shared_vit").rglob("*.py")), ids=str)
-def test_shared_imports_no_framework(path):
-    assert not imports(ROOT / path) & FRAMEWORKS
+def room_of(name: str) -> str | None:
+    """The room that a module of this project belongs to; None for modules of others."""
+    rooms = [room for room in MAY_IMPORT if name == room or name.startswith(room + ".")]
+    return max(rooms, key=len, default=None)
 
 
-@pytest.mark.parametrize(
-    "twin, other", [("jax_vit", {"torch", "torch_vit"}), ("torch_vit", {"jax", "flax", "optax", "jax_vit"})]
-)
-def test_twins_do_not_import_each_other(twin, other):
-    for path in (ROOT / twin).rglob("*.py"):
-        assert not imports(path) & other, path
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(p for p in parts if p != "__init__")] = path
+    return found
+
+
+def test_no_room_imports_against_the_arrows():
+    wrong = []
+    for module, path in modules().items():
+        own = room_of(module)
+        for name in imports(ast.parse(path.read_text()), module):
+            room = room_of(name)
+            allowed = MAY_IMPORT[own]
+            if room not in (None, own) and not allowed & {room, "everything"}:
+                if not (module == own and name.startswith(own + ".")):  # a package's own surface
+                    wrong.append(f"{module} imports {name}")
+            if name.split(".")[0] in JAX | TORCH - FRAMEWORKS[module.split(".")[0]]:
+                if name.split(".")[0] not in FRAMEWORKS[module.split(".")[0]]:
+                    wrong.append(f"{module} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_sees_importlib():
+    tree = ast.parse("import importlib\nimportlib.import_module('torch_vit.pth')\nfrom jax import lax")
+    assert {"torch_vit.pth", "jax.lax"} <= set(imports(tree, "shared_vit.x"))
+    with pytest.raises(AssertionError, match="importlib with name"):
+        list(imports(ast.parse("import_module(name)"), "shared_vit.x"))
+
+
+def test_benchmarks_import_no_tests():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert "parity_tests" not in path.read_text(), path
 
 
 @pytest.mark.parametrize(
     "module, absent",
     [
         ("jax_vit.model, jax_vit.trainer", "torch grain simplejpeg cv2 tyro wandb tensorflow_datasets"),
-        ("torch_vit.model, torch_vit.trainer", "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets"),
-        ("twinvit.train, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb"),
+        (
+            "torch_vit.model, torch_vit.trainer",
+            "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets",
+        ),
+        ("twinvit.train, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb tyro"),
+        ("twinvit", "torch jax flax grain sklearn matplotlib wandb tyro"),
         ("shared_vit.weights", "torch jax grain tyro wandb"),
+        ("twinvit.port", "torch jax jax_vit.model torch_vit.model"),
     ],
 )
 def test_import_paths(module, absent):

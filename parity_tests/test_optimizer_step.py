@@ -17,6 +17,7 @@ from shared_vit.data import batches
 from shared_vit.run.state import StepScalars
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+from twinvit.pairs import state_distance, without_key_bias
 
 LIMIT = 1e-11
 
@@ -35,19 +36,9 @@ def states_after(train, steps=1, cfg=TINY, jax_cfg=None):
     return [t.state() for t in trainers], curves, state
 
 
-def without_key_bias(cfg, arrays):
-    """The key part of qkv.bias has no true gradient, and Adam scales its rounding up to whole steps."""
-    d = cfg.width
-    return {
-        n: np.delete(a, np.s_[d : 2 * d]) if n.endswith("qkv.bias") else a
-        for n, a in arrays.items()
-    }
-
-
 def distance(a, b, cfg=TINY):
     assert list(a.slots) == list(b.slots) == list(ADAM_SLOTS)
-    pairs = [(a.params, b.params), *((a.slots[slot], b.slots[slot]) for slot in ADAM_SLOTS)]
-    return max(worst(without_key_bias(cfg, x), without_key_bias(cfg, y)) for x, y in pairs)
+    return state_distance(a, b)
 
 
 @pytest.mark.parametrize(

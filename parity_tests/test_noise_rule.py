@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from shared_vit.errors import UserError
+from twinvit.curves import curves
 from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
+from twinvit.parity import parity
 
 EPS = float(np.finfo(np.float64).eps)
 STEPS = np.arange(1, 101)
@@ -85,7 +87,7 @@ def test_nan_is_no_match():
 
 def test_lengths_and_steps():
     short = Curve(STEPS[:80], curve().loss[:80], curve().grad_norm[:80])
-    assert "80 updates" in judge(curve(), short).describe() or "80" in judge(curve(), short).reasons[0]
+    assert judge(curve(), short).reasons == ["one run has 100 updates, the other 80"]
     with pytest.raises(UserError, match="same steps"):
         gap(Curve(STEPS + 1, curve().loss, curve().grad_norm), curve(), "loss")
     with pytest.raises(UserError, match="three nudged"):
@@ -101,6 +103,49 @@ def test_reading(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss"')
     with pytest.raises(UserError, match="line 1"):
         read_curve(tmp_path)
+
+
+def write_run(folder, name: str, noise: float, seed: int = 0):
+    """A folder with the metrics of a curve."""
+    c = curve(noise, seed)
+    rows = [
+        {"step": int(step), "loss": loss, "grad_norm": norm}
+        for step, loss, norm in zip(c.steps, c.loss, c.grad_norm)
+    ]
+    (folder / name).mkdir()
+    (folder / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder / name
+
+
+def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
+    """One run: two panels. Several: the gaps below, of each to the first."""
+    from matplotlib.figure import Figure
+
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: seen.append(figure))
+    runs = [write_run(tmp_path, name, 1e-12, i) for i, name in enumerate("abc")]
+    equal = write_run(tmp_path, "d", 1e-12)
+    for chosen, panels in ((runs[:1], 2), (runs, 4), ([runs[0], equal], 4)):
+        assert curves(tuple(chosen), output=tmp_path / "x.png") == 0
+        axes = seen.pop().axes
+        assert len(axes) == panels
+        assert all(len(a.lines) == len(chosen) for a in axes[:2])
+        assert all(len(a.lines) == len(chosen) - 1 for a in axes[2:])
+        assert all(a.get_legend() is not None for a in axes)
+    said = capsys.readouterr().out
+    assert "a: 100 updates, loss 0.9802 to 0.1353" in said and "a and c:" in said
+    assert "loss: largest gap 0.00e+00 over 100 steps" in said
+    with pytest.raises(UserError, match="needs a run directory"):
+        curves(())
+    with pytest.raises(UserError, match="--noise judges two runs, not 3"):
+        curves(tuple(runs), noise=tuple(runs))
+
+
+def test_help_of_parity_is_about_parity(capsys):
+    assert parity(["--preset=digits", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: twinvit parity") and "`twinvit train --help`" in said
+    assert "--weight_decay" not in said and max(map(len, said.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("twin", ["jax", "torch"])

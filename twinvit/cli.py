@@ -1,6 +1,9 @@
-"""The `twinvit` command: a table of its subcommands, each a typed function in a module of its own."""
+"""The `twinvit` command: a table of its subcommands, each a function in a module of its own."""
+
+from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 
 from shared_vit.errors import UserError, nearest, run_main
@@ -13,15 +16,20 @@ COMMANDS = {
         "train",
         "train or evaluate one twin (train_jax.py and train_torch.py)",
     ),
+    "evaluate": (
+        "twinvit.train",
+        "evaluate",
+        "a run's newest checkpoint, or any weights, on the validation split",
+    ),
     "parity": (
         "twinvit.parity",
         "parity",
         "train both twins from the same flags and judge their curves",
     ),
     "curves": (
-        "twinvit.parity",
+        "twinvit.curves",
         "curves",
-        "judge the curves of two runs on disk, by the noise rule",
+        "plot runs on disk, and judge two of them by the noise rule",
     ),
     "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
     "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
@@ -33,7 +41,7 @@ COMMANDS = {
 }
 
 USAGE = (
-    "usage: twinvit COMMAND [flags]   (twinvit COMMAND --help tells a command's flags)\n\n"
+    "usage: twinvit COMMAND [flags]   (twinvit COMMAND --help lists a command's flags)\n\n"
     + "\n".join(f"  {name:<9}{text}" for name, (_, _, text) in COMMANDS.items())
 )
 
@@ -48,11 +56,12 @@ def _main() -> int | None:
         return 0
     if args[0] not in COMMANDS:
         raise UserError(
-            f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)} Commands: {', '.join(COMMANDS)}."
+            f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)} Commands: "
+            f"{', '.join(COMMANDS)}."
         )
     module, function, _ = COMMANDS[args[0]]
     command = getattr(importlib.import_module(module), function)
-    if getattr(command, "takes_training_flags", False):
+    if list(inspect.signature(command).parameters) == ["argv"]:  # it reads its flags itself
         return command(args[1:])
     import tyro
 

@@ -1,17 +1,40 @@
-"""Distances between arrays and between training curves, and the noise rule that says whether two curves are the same."""
+"""The noise rule: two training curves are the same if no more than rounding is between them.
+
+G(t) is the largest gap up to step t between two runs: of the loss, over max(1, |loss|), and of the
+grad norm, relative. N(t), the noise, is the largest gap between one run and three of the same twin
+with --nudge=1, 2, 3, which multiply every weight by 1 + eps (2r - 1), r uniform, after each update.
+The curves match if G(t) <= FACTOR N(t) + FLOOR_EPS eps at every t at which N(t) <= DECIDABLE.
+
+Nudging after each update adds what a program adds that rounds otherwise. A single nudge at the
+start gives the same in float64, and 15 to 25 times too little in float32.
+"""
+
+from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from shared_vit.errors import UserError
 from shared_vit.spec.precision import PRECISIONS
 
-FACTOR, FLOOR_EPS = 10, 16  # curves match where G(t) <= 10 N(t) + 16 eps
-DECIDABLE = 1e-3  # where the noise is larger, the rule decides nothing
-LEAST_STEPS = 50  # a comparison decided for fewer (of a run that has them) does not pass
+# Chaos makes N(t) a random number: the gaps of five nudged runs spread by 4.5x. The largest of
+# three may therefore be several times too small, and twice the spread is allowed for. That costs
+# nothing: a wrong formula is out by orders (in float64 by 1e8 with the 1e-6 that torch adds to the
+# norm when it clips).
+FACTOR = 10
+# Up to about step 10 the nudges do not reach the loss and N(t) is zero or a few units in the last
+# place, as is the gap of two programs that sum in another order: the floor is 16 of them.
+FLOOR_EPS = 16
+# Beyond this noise the limit would be 1e-2, and wrong formulas pass below it: LayerNorm's eps 1e-5
+# for 1e-6 moves the logits of a ViT-B/16 by 7e-3, tanh GELU for erf by 5e-4.
+DECIDABLE = 1e-3
+# A sound float32 run of the digits has a noise of 1e-5 at step 50. One with a hundred times as much
+# is unstable (its learning rate is too high, as a rule), and its first steps prove little.
+LEAST_STEPS = 50
 QUANTITIES = ("loss", "grad_norm")
 
 
@@ -28,25 +51,38 @@ class Curve:
 
 
 def read_curve(run_dir: Path | str) -> Curve:
-    """The updates in a run directory's metrics.jsonl. Raises UserError where there are none, or a line is broken."""
+    """The updates in a run's metrics.jsonl. Raises UserError where there are none, or a line is
+    broken."""
     path = Path(run_dir) / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run with results: {path} is not there")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line)
             if "loss" in row:
                 rows.append((row["step"], row["loss"], row["grad_norm"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}, is not a metrics line: {error!r}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{path}, line {number}, is not a metrics line: {error!r:.200}"
+            ) from None
     if not rows:
         raise UserError(f"{path} holds no update")
-    steps, loss, grad_norm = (np.array(column) for column in zip(*rows))
-    return Curve(steps.astype(np.int64), loss.astype(np.float64), grad_norm.astype(np.float64))
+    try:
+        steps, loss, grad_norm = (np.array(column, np.float64) for column in zip(*rows))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path} has values that are no numbers: {error!r:.200}") from None
+    return Curve(steps.astype(np.int64), loss, grad_norm)
 
 
-def relative_l2(a, b) -> float:
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def relative_l2(a: ArrayLike, b: ArrayLike) -> float:
     """|a - b| / |b| in float64; inf where that is not a number, or the shapes differ."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
@@ -58,11 +94,13 @@ def relative_l2(a, b) -> float:
 
 
 def gap(a: Curve, b: Curve, quantity: str) -> np.ndarray:
-    """float64 [n]: the largest gap up to each step both have; of the loss over max(1, |loss|), of the grad norm relative."""
+    """float64 [n]: the largest gap up to each step that both have, of the loss over max(1, |loss|),
+    of the grad norm relative. Raises UserError for runs of other steps."""
     n = min(len(a), len(b))
     if not np.array_equal(a.steps[:n], b.steps[:n]):
         raise UserError(
-            "the runs are not of the same steps: one of them has gaps or repeats in its metrics.jsonl"
+            "the runs are not of the same steps: one of them has gaps or repeats in its "
+            "metrics.jsonl"
         )
     x, y = getattr(a, quantity)[:n], getattr(b, quantity)[:n]
     scale = np.maximum(1, np.abs(x)) if quantity == "loss" else np.abs(x)
@@ -100,12 +138,13 @@ class Verdict:
             )
         if self.matched:
             lines.append(
-                f"MATCH: up to step {self.decided_until} of {self.total} the curves differ by no more than rounding does "
-                f"(gap <= {FACTOR} x noise + {FLOOR_EPS} eps)"
+                f"MATCH: up to step {self.decided_until} of {self.total} the curves differ by no "
+                f"more than rounding does (gap <= {FACTOR} x noise + {FLOOR_EPS} eps)"
             )
             if self.decided_until < last:
                 lines.append(
-                    f"beyond step {self.decided_until} rounding alone moves the curve by over {DECIDABLE}: not decided"
+                    f"beyond step {self.decided_until} rounding alone moves the curve by over "
+                    f"{DECIDABLE}: not decided"
                 )
             elif last < self.total:
                 lines.append(f"the nudged runs end at step {last}: beyond it nothing is decided")
@@ -115,12 +154,12 @@ class Verdict:
 
 
 def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float) -> Verdict:
-    """Judge curves `a` and `b` by the noise that `nudged` runs (three or more) show against their `base`.
+    """Judge curves `a` and `b` by the noise that `nudged` runs show against their `base`.
 
-    They match if at every step t, for the loss and for the grad norm, G(t) <= 10 N(t) + 16 eps, where G is the largest gap
-    up to t and N the largest gap of a nudged run. Where N exceeds 1e-3 nothing more is decided; a comparison undecided
-    before step 50 (or the end of a shorter run) does not match, nor does one in which there was nothing to compare.
-    `eps` is the machine epsilon of the parameters' dtype.
+    They match by the rule at the head of this module. A comparison undecided before LEAST_STEPS (or
+    the end of a shorter run) does not match, nor does one with nothing to compare: a loss that did
+    not move or is not finite, a gradient of zero, runs of different lengths. `eps` is the machine
+    epsilon of the parameters' dtype. Raises UserError for fewer than three nudged runs.
     """
     if len(nudged) < 3:
         raise UserError(f"the noise rule needs at least three nudged runs, not {len(nudged)}")
@@ -141,13 +180,15 @@ def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float)
         if outside.any():
             i = int(np.argmax(outside))
             reasons.append(
-                f"the {q} differs by {gaps[q][i]:.2g} at step {steps[i]}, where rounding explains {bound[q][i]:.2g}"
+                f"the {q} differs by {gaps[q][i]:.2g} at step {steps[i]}, where rounding explains "
+                f"{bound[q][i]:.2g}"
             )
     if len(a) != len(b):
         reasons.append(f"one run has {len(a)} updates, the other {len(b)}")
     if decided < min(LEAST_STEPS, len(a)):
         reasons.append(
-            f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too early to decide"
+            f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too "
+            "early to decide"
         )
     reasons += [f"nothing to compare: {what}" for what in _degenerate(a)]
     return Verdict(not reasons, decided, int(a.steps[-1]), steps, gaps, noise, bound, reasons)

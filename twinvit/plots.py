@@ -1,50 +1,81 @@
-"""The figure of two curves on top of one another, with their gap and what rounding explains of it."""
+"""Figures of training curves: alone, with the gaps between them, and with the noise of rounding."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from twinvit.noise_rule import QUANTITIES, Curve, Verdict
+from twinvit.noise_rule import QUANTITIES, Curve, Verdict, gap
+
+COLORS = ("#4c9be8", "#111111", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d")
 
 
 def plot_curves(
     path: Path | str, curves: dict[str, Curve], verdict: Verdict | None, title: str
 ) -> None:
-    """Write a PNG (or what the suffix says): loss and grad norm of each labelled run; below, gaps against noise."""
+    """Write a PNG (or what the suffix says): loss and grad norm of each labelled run.
+
+    Of several runs, below, the gaps: with a verdict against the noise, else of each run to the
+    first. Raises UserError for runs of other steps.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
-    axes = figure.subplots(2, 2)
-    styles = [
-        dict(lw=2.6, color="#4c9be8"),
-        dict(lw=1.0, color="#111111", ls="--"),
-        dict(lw=1.0, color="#d95f02"),
-    ]
+    rows = 1 if len(curves) == 1 else 2
+    figure = Figure(figsize=(11, 3.5 * rows), layout="constrained", dpi=130)
+    axes = figure.subplots(rows, 2, squeeze=False)
     for column, quantity in enumerate(QUANTITIES):
-        top, bottom = axes[:, column]
-        for (label, curve), style in zip(curves.items(), styles):
-            top.plot(curve.steps, getattr(curve, quantity), label=label, **style)
+        top, bottom = axes[0, column], axes[-1, column]
+        for i, (label, curve) in enumerate(curves.items()):
+            style: dict[str, Any] = dict(lw=2.6) if i == 0 < len(curves) - 1 else dict(lw=1.0)
+            style |= dict(ls="--") if i == 1 else {}
+            color = COLORS[i % len(COLORS)]
+            top.plot(curve.steps, getattr(curve, quantity), label=label, color=color, **style)
         name = quantity.replace("_", " ")
         top.set(ylabel=name)
         top.legend(frameon=False)
-        bottom.set(xlabel="step", ylabel=f"largest gap of the {name} so far", yscale="log")
-        if verdict is not None:
-            lines = {
-                " against ".join(list(curves)[:2]): (verdict.gaps, "#111111"),
-                "rounding alone (nudged runs)": (verdict.noise, "#4c9be8"),
-            }
-            for label, (values, color) in lines.items():
-                positive = np.where(
-                    values[quantity] > 0, values[quantity], np.nan
-                )  # the axis is logarithmic
-                bottom.plot(verdict.steps, positive, color=color, label=label)
-            bottom.plot(
-                verdict.steps, verdict.bound[quantity], color="#d95f02", lw=1, ls=":", label="limit"
-            )
-            if verdict.decided_until < verdict.steps[-1]:
-                bottom.axvline(verdict.decided_until, color="0.6", lw=0.8)
-                bottom.annotate("decided up to here", (verdict.decided_until, 0.02), xycoords=("data", "axes fraction"),
-                                fontsize=8, color="0.4")  # fmt: skip
+        bottom.set(xlabel="step")
+        if rows == 2:
+            bottom.set(ylabel=f"largest gap of the {name} so far", yscale="log")
+            if verdict is None:
+                _plot_gaps(bottom, curves, quantity)
+            else:
+                _plot_verdict(bottom, list(curves)[:2], verdict, quantity)
             bottom.legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     figure.savefig(path)
+
+
+def _plot_gaps(axes: Any, curves: dict[str, Curve], quantity: str) -> None:
+    first, *others = curves
+    for i, label in enumerate(others, 1):
+        a, b = curves[first], curves[label]
+        values = gap(a, b, quantity)
+        _plot_log(axes, a.steps[: len(values)], values, f"{label} against {first}", COLORS[i % 8])
+
+
+def _plot_verdict(axes: Any, labels: Iterable[str], verdict: Verdict, quantity: str) -> None:
+    steps = verdict.steps
+    _plot_log(axes, steps, verdict.gaps[quantity], " against ".join(labels), "#111111")
+    _plot_log(axes, steps, verdict.noise[quantity], "rounding alone (nudged runs)", "#4c9be8")
+    axes.plot(steps, verdict.bound[quantity], color="#d95f02", lw=1, ls=":", label="limit")
+    if verdict.decided_until < steps[-1]:
+        axes.axvline(verdict.decided_until, color="0.6", lw=0.8)
+        axes.annotate(
+            "decided up to here",
+            (verdict.decided_until, 0.02),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+            color="0.4",
+        )
+
+
+def _plot_log(axes: Any, steps: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
+    """A line on a logarithmic axis, which has no place for zero. Equal curves are named as such."""
+    if not (values > 0).any():
+        axes.plot([], [], color=color, label=f"{label}: equal")
+        axes.annotate("no gap", (0.5, 0.5), xycoords="axes fraction", ha="center", color="0.4")
+        return
+    axes.plot(steps, np.where(values > 0, values, np.nan), color=color, label=label)

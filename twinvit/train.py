@@ -1,4 +1,6 @@
-"""`train_jax.py`, `train_torch.py` and `twinvit train`: flags to a run of one of the twins."""
+"""The training scripts, `twinvit train` and `twinvit evaluate`: flags to a run of one twin."""
+
+from __future__ import annotations
 
 import importlib
 import os
@@ -10,6 +12,16 @@ from shared_vit.run.command_line import parse
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
 
 FRAMEWORKS = ("torch", "jax")
+EVALUATE_HELP = """\
+usage: twinvit evaluate RUN_OR_WEIGHTS [--framework={torch,jax}] [--flag=value ...]
+
+Evaluates a run's newest checkpoint, one of its checkpoints, or weights in any format that
+`twinvit convert` reads, each example of the validation split once. A run knows its data; for other
+weights name them by --preset, or --data and --data_dir. PyTorch evaluates unless --framework=jax.
+
+`twinvit train --help` lists the other flags, of which --image_size, --eval_resize, --batch_size,
+--precision, --device, --world_size and --workers make sense here.
+"""
 
 
 def main(framework: str) -> None:
@@ -19,14 +31,42 @@ def main(framework: str) -> None:
 
 def train(argv: list[str]) -> int:
     """`twinvit train --framework={torch,jax}` and the flags of the training scripts."""
-    rest = [arg for arg in argv if not arg.startswith("--framework=")]
-    given = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--framework=")]
-    if len(given) != 1 or given[0] not in FRAMEWORKS:
+    framework, rest = _framework(argv)
+    if framework is None and {"-h", "--help"} & set(argv):
+        framework = "torch"  # both take the same flags
+    if framework is None:
         raise UserError(f"twinvit train needs --framework={' or --framework='.join(FRAMEWORKS)}")
-    return run(given[0], rest, prog="twinvit train")
+    return run(framework, rest, prog="twinvit train")
 
 
-train.takes_training_flags = True
+def evaluate(argv: list[str]) -> int:
+    """`twinvit evaluate RUN_OR_WEIGHTS`: --mode=eval with --init_from, in PyTorch by default."""
+    if {"-h", "--help"} & set(argv):
+        print(EVALUATE_HELP, end="")
+        return 0
+    framework, rest = _framework(argv)
+    if not rest or rest[0].startswith("-"):
+        raise UserError("twinvit evaluate needs a run or a weight file: twinvit evaluate RUN")
+    path, *flags = rest
+    argv = ["--mode=eval", f"--init_from={path}", *flags]
+    return run(framework or "torch", argv, prog="twinvit evaluate")
+
+
+def _framework(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --framework, None where it is not given, and the other arguments."""
+    flag = "--framework"
+    rest, given = [], []
+    arguments = iter(argv)
+    for arg in arguments:
+        if arg == flag:
+            given.append(next(arguments, ""))
+        elif arg.startswith(f"{flag}="):
+            given.append(arg[len(flag) + 1 :])
+        else:
+            rest.append(arg)
+    if len(given) > 1 or any(name not in FRAMEWORKS for name in given):
+        raise UserError(f"--framework is one of {', '.join(FRAMEWORKS)}, not {' '.join(given)!r}")
+    return (given[0] if given else None), rest
 
 
 def _before_the_loop(*_: object) -> None:
@@ -38,6 +78,6 @@ def _before_the_loop(*_: object) -> None:
 def run(framework: str, argv: list[str], prog: str) -> int:
     """Train or evaluate by the flags; returns the exit status. Raises UserError."""
     signal.signal(signal.SIGTERM, _before_the_loop)
-    cfg = parse(argv, prog)
-    # After the flags, so that `--help` does not wait for the framework.
-    return importlib.import_module(f"{framework}_vit.train").train(cfg)
+    asked = parse(argv, prog)
+    # Imported after the flags are read, so that --help does not wait for the framework.
+    return importlib.import_module(f"{framework}_vit.train").train(asked)

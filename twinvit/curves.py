@@ -1,0 +1,100 @@
+"""`twinvit curves`: the curves of runs on disk, their gaps, and the noise rule's verdict on two."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shared_vit.errors import UserError, some
+from shared_vit.run.record import Record, differences, read_record
+from shared_vit.spec.config import name_of
+from twinvit import noise_rule, plots
+from twinvit.noise_rule import QUANTITIES, Curve, Verdict, gap, machine_epsilon, read_curve
+
+
+def curves(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    noise: tuple[Path, ...] = (),
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("curves.png"),
+) -> int:
+    """Plot the curves of runs on disk, one or several over one another, with the gaps between them.
+
+    With nudged runs, two curves are judged by the noise rule (exit status 1: no match).
+
+    Args:
+        runs: run directories.
+        noise: three or more runs of the second run's twin and flags with --nudge=1, 2, 3, ...
+        output: where to write the figure.
+    """
+    if not runs:
+        raise UserError("twinvit curves needs a run directory, or several")
+    labels = _labels(runs)
+    if noise:
+        if len(runs) != 2:
+            raise UserError(f"--noise judges two runs, not {len(runs)}")
+        verdict = judge(runs[0], runs[1], list(noise))
+        report(output, dict(zip(labels, runs)), verdict)
+        return 0 if verdict.matched else 1
+    found = {label: read_curve(run) for label, run in zip(labels, runs)}
+    for label, curve in found.items():
+        print(_summary(label, curve))
+    first, *others = found.values()
+    for label, curve in zip(labels[1:], others):
+        print(f"{labels[0]} and {label}:")
+        for quantity in QUANTITIES:
+            steps = min(len(first), len(curve))
+            print(
+                f"{quantity}: largest gap {gap(first, curve, quantity)[-1]:.2e} over {steps} steps"
+            )
+    if len(runs) == 2:
+        print("no verdict: name three nudged runs by --noise to judge the gap by rounding's own")
+    plots.plot_curves(output, found, None, " and ".join(labels[:3]))
+    print(f"figure: {output}")
+    return 0
+
+
+def judge(a: Path, b: Path, nudged: list[Path]) -> Verdict:
+    """The noise rule on runs on disk; the nudged ones are of `b`'s twin. Raises UserError for runs
+    of different settings."""
+    own = _without_nudge(read_record(b))
+    for run in (a, *nudged):
+        if different := differences(own, _without_nudge(read_record(run))):
+            raise UserError(
+                f"{b} and {run} were not made with the same settings: {some(different)}"
+            )
+    base, eps = read_curve(b), machine_epsilon(own.recipe.precision)
+    return noise_rule.noise_rule(read_curve(a), base, base, [read_curve(n) for n in nudged], eps)
+
+
+def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
+    """Print a verdict on two labelled runs, and write its figure."""
+    recipe = read_record(list(runs.values())[1]).recipe
+    print(f"\n{verdict.describe()}")
+    title = f"{name_of(recipe.model)}, {recipe.data}, {recipe.precision}: " + (
+        "curves match" if verdict.matched else "curves do not match"
+    )
+    plots.plot_curves(
+        figure, {label: read_curve(run) for label, run in runs.items()}, verdict, title
+    )
+    print(f"figure: {figure}")
+
+
+def _without_nudge(record: Record) -> Record:
+    return dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, nudge=None))
+
+
+def _labels(runs: tuple[Path, ...]) -> list[str]:
+    """The folders' names, or their paths where names are equal."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _summary(label: str, curve: Curve) -> str:
+    return (
+        f"{label}: {len(curve)} updates, loss {curve.loss[0]:.4f} to {curve.loss[-1]:.4f}, grad "
+        f"norm {curve.grad_norm[0]:.3g} to {curve.grad_norm[-1]:.3g}"
+    )

@@ -67,6 +67,9 @@ class Kind(typing.NamedTuple):
     optional: bool
 
 
+_NUMBER = Kind(float, (), False)  # all tuples among the settings are of numbers
+
+
 def kinds_of(cls: type) -> dict[str, Kind]:
     """`{name: Kind}` of a dataclass."""
     return {name: _kind(hint) for name, hint in typing.get_type_hints(cls).items()}
@@ -111,8 +114,8 @@ def restore(cls: type[T], values: Any, where: str) -> T:
     ]
     if unknown or missing:
         raise UserError(
-            f"{where}: this is no {name} of this version: unknown fields {_shown(unknown)}, missing "
-            f"fields {_shown(missing)}"
+            f"{where}: this is no {name} of this version: unknown fields {_shown(unknown)}, "
+            f"missing fields {_shown(missing)}"
         )
     found = {}
     for n in fields:
@@ -124,10 +127,10 @@ def restore(cls: type[T], values: Any, where: str) -> T:
 def _checked(label: str, value: Any, kind: Kind) -> Any:
     if value is None and kind.optional:
         return None
-    if kind.type is float and type(value) is int:
+    if kind.type is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    if kind.type is tuple and isinstance(value, list):
-        value = tuple(value)
+    if kind.type is tuple and isinstance(value, list | tuple):
+        value = tuple(_checked(f"{label}[{i}]", v, _NUMBER) for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind.type) and isinstance(value, Mapping):
         return restore(kind.type, value, label)
     if not isinstance(value, kind.type) or (isinstance(value, bool) and kind.type is not bool):

@@ -1,0 +1,88 @@
+"""Claim: a new setting is one line, and every older file keeps its meaning."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+
+from shared_vit.errors import UserError
+from shared_vit.run import asked
+from shared_vit.run.command_line import parse
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.settings import restore, setting
+
+
+@dataclass(frozen=True)
+class NewModel(ModelConfig):
+    layer_scale: float = setting(1e-5, "First value of LayerScale.", group="model", historical=0.0)
+
+
+@dataclass(frozen=True)
+class NewRecipe(Recipe):
+    mixup: float = setting(0.8, "Strength of mixup.", group="data", least=0, historical=0.0)
+
+
+@dataclass(frozen=True)
+class NewMachine(Machine):
+    pin_memory: bool = setting(True, "Pin the memory.", group="machine", historical=False)
+
+
+GROWN = {NewModel: "layer_scale", NewRecipe: "mixup", NewMachine: "pin_memory"}
+
+
+@pytest.mark.parametrize("new", GROWN)
+def test_an_older_file_keeps_its_meaning(new):
+    old, name = new.__base__, GROWN[new]
+    values = dataclasses.asdict(old())
+    grown = restore(new, values, "config.json")
+    assert getattr(grown, name) == 0 != getattr(new(), name)
+    assert restore(new, dataclasses.asdict(grown), "config.json") == grown
+    assert {n: v for n, v in dataclasses.asdict(grown).items() if n != name} == values
+    with pytest.raises(UserError, match=f"unknown fields .*{name}"):
+        restore(old, dataclasses.asdict(grown), "config.json")  # read by the older program
+
+
+def test_a_field_without_a_history_is_missed():
+    values = dataclasses.asdict(ModelConfig())
+    del values["eval_resize"], values["interpolation"]
+    assert restore(ModelConfig, values, "x").interpolation == "bilinear"
+    del values["width"]
+    with pytest.raises(UserError, match=r"missing fields \['width'\]"):
+        restore(ModelConfig, values, "x")
+
+
+def test_a_new_setting_is_a_flag(monkeypatch, capsys):
+    assert "mixup" not in asked.flags()
+    monkeypatch.setattr(asked, "TABLES", (asked.Start, NewRecipe, NewMachine))
+    monkeypatch.setitem(asked._DEFAULTS, "mixup", 0.8)
+    monkeypatch.setitem(asked._DEFAULTS, "pin_memory", True)
+    assert {"mixup", "pin_memory"} <= asked.flags().keys()
+    found = parse(["--preset=digits", "--mixup=0.5"], "x")
+    assert found.mixup == 0.5 and found.pin_memory is True
+    with pytest.raises(UserError, match="--mixup must be at least 0"):
+        parse(["--preset=digits", "--mixup=-1"], "x")
+    with pytest.raises(SystemExit):
+        parse(["--help"], "x")
+    assert "--mixup X" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("width", 1.5, "expected int"),
+        ("width", True, "expected int"),
+        ("norm_eps", "1e-6", "expected float"),
+        ("norm_eps", float("nan"), "not a number"),
+        ("norm_eps", 10**400, "expected float"),
+        ("class_token", 1, "expected bool"),
+        ("pool", "max", "expected one of"),
+        ("mean", 0.5, "expected tuple"),
+        ("mean", [0.5, "a", 0.5], r"mean\[1\]: expected float"),
+        ("std", [0.5, 0.5], "must be three numbers"),
+    ],
+)
+def test_wrong_types_are_named(name, value, message):
+    with pytest.raises(UserError, match=message):
+        restore(ModelConfig, dataclasses.asdict(ModelConfig()) | {name: value}, "x")

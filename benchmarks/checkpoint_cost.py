@@ -1,11 +1,13 @@
-"""What a checkpoint costs the training loop: time of the steps around `Writer.save`, against steps without one.
+"""What a checkpoint costs the training loop: the time of the steps around `Writer.save`, against
+steps without one.
 
-    python benchmarks/checkpoint_cost.py [--model vit_s16] [--batch_size 16] [--device cpu] [--out DIR]
+    python benchmarks/checkpoint_cost.py [--model vit_s16] [--batch_size 16] [--device cpu]
 
-The real Trainer, fed the same batch again and again, two steps in flight as in the training loop. Three times in turn:
---steps plain steps, and as many of which the first is followed by a save. The cost is the difference between the quickest
-of either kind: waiting for the steps in flight, copying the state on its device, handing it to the writer, and whatever the write
-in the background takes from the steps beside it. The design's limit is one step's time.
+The real Trainer, fed the same batch again and again, two steps in flight as in the training loop.
+Three times in turn: --steps plain steps, and as many with a save after the first. The cost is the
+difference between the fastest of either kind: waiting for the steps in flight, copying the state on
+its device, handing it to the writer, and what the write in the background takes from the steps
+beside it. The limit is one step's time: exit status 1 above it.
 """
 
 import argparse
@@ -21,41 +23,48 @@ import numpy as np
 
 from shared_vit.data.batch import Batch
 from shared_vit.run import checkpoint
-from shared_vit.run.state import StepScalars, first_state
+from shared_vit.run.asked import Asked
+from shared_vit.run.state import StepScalars, Trainer, TrainState, first_state
 from shared_vit.spec import init
-from shared_vit.spec.recipe import PRESETS, build_model_config
+from shared_vit.spec.config import model_config, name_of
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 
 ROUNDS, LAG = 3, 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="vit_s16")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10, help="in a stretch; more than a write takes")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="in a stretch; more than a write takes"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"))
     parser.add_argument("--twin", default="both", choices=("both", "jax", "torch"))
-    parser.add_argument("--out", help="where to write the checkpoints (default: a temporary folder)")
-    args = parser.parse_args()
-    cfg = dataclasses.replace(
-        PRESETS["imagenet"],
-        model=args.model,
-        batch_size=args.batch_size,
-        num_classes=1000,
-        device=args.device,
-        world_size=1,
+    parser.add_argument(
+        "--out", help="where to write the checkpoints (default: a temporary folder)"
     )
+    args = parser.parse_args()
+    device = None if args.device == "auto" else args.device
+    flags = {"device": device, "world_size": 1, "batch_size": args.batch_size}
+    asked = Asked({name: value for name, value in flags.items() if value is not None})
+    recipe = Recipe(model=model_config(args.model), batch_size=args.batch_size)
     worst = 0.0
     for twin, make in (("jax", _jax_trainer), ("torch", _torch_trainer)):
         if args.twin in ("both", twin):
             with tempfile.TemporaryDirectory(prefix="checkpoint_cost_", dir=args.out) as folder:
-                worst = max(worst, measure(twin, *make(cfg), args.steps, Path(folder)))
+                worst = max(worst, measure(twin, *make(asked, recipe), args.steps, Path(folder)))
     return 0 if worst < 1 else 1
 
 
-def measure(twin: str, cfg, trainer, stretch: int, folder: Path) -> float:
+def measure(
+    twin: str, machine: Machine, recipe: Recipe, trainer: Trainer, stretch: int, folder: Path
+) -> float:
     """Print the times of a twin; returns the cost of a checkpoint in steps."""
-    batch = trainer.put(_batch(cfg))
+    batch = trainer.put(_batch(recipe.batch_size))
     in_flight: deque = deque()
 
     def steps(count: int, save: bool) -> float:
@@ -99,42 +108,45 @@ def measure(twin: str, cfg, trainer, stretch: int, folder: Path) -> float:
     size = sum(f.stat().st_size for f in max(folder.glob("checkpoints/step_*")).iterdir()) / 1e6
     shown = ", ".join(f"{name} {1e3 * statistics.median(v):.0f} ms" for name, v in parts.items())
     print(
-        f"{twin}: {cfg.model}, batch {cfg.batch_size}, {cfg.device} {cfg.precision}: a step {1e3 * step:.0f} ms; a checkpoint of "
-        f"{size:.0f} MB costs the loop {1e3 * cost:.0f} ms, {cost / step:.2f} of a step ({shown})",
+        f"{twin}: {name_of(recipe.model)}, batch {recipe.batch_size}, {machine.device} "
+        f"{recipe.precision}: a step {1e3 * step:.0f} ms; a checkpoint of {size:.0f} MB costs the "
+        f"loop {1e3 * cost:.0f} ms, {cost / step:.2f} of a step ({shown})",
         flush=True,
     )
     return cost / step
 
 
-def _batch(cfg) -> Batch:
-    rng, size = np.random.default_rng(0), cfg.batch_size
+def _batch(size: int) -> Batch:
+    rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, 224, 224, 3), np.uint8)
     labels = rng.integers(0, 1000, size).astype(np.int32)
     return Batch(images, labels, np.ones(size, np.float32), np.arange(size), 0)
 
 
-def _state(cfg):
-    model = build_model_config(cfg, 1000)
-    return first_state(model, init.draw(model, 0), cfg.precision)
+def _settled(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, TrainState]:
+    machine = Machine(device=asked.device, compile=asked.compile)
+    recipe = dataclasses.replace(recipe, precision=asked.precision)
+    state = first_state(recipe.model, init.draw(recipe.model, 0), recipe.precision)
+    return machine, recipe, state
 
 
-def _jax_trainer(cfg):
-    from jax_vit import devices as mesh
+def _jax_trainer(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, Trainer]:
+    from jax_vit import devices
     from jax_vit.trainer import Trainer
 
-    cfg = mesh.resolve(cfg)
-    return cfg, Trainer(_state(cfg), cfg, mesh.start(cfg))
+    machine, recipe, state = _settled(devices.resolve(asked), recipe)
+    return machine, recipe, Trainer(state, recipe, devices.start(machine))
 
 
-def _torch_trainer(cfg):
+def _torch_trainer(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, Trainer]:
     import torch
 
-    from torch_vit import devices as launch
+    from torch_vit import devices
     from torch_vit.trainer import Trainer
 
-    cfg = launch.resolve(cfg)
-    device = torch.device("cuda" if cfg.device == "gpu" else "cpu")
-    return cfg, Trainer(_state(cfg), cfg, device, compile=cfg.compile == "on")
+    machine, recipe, state = _settled(devices.resolve(asked), recipe)
+    device = torch.device("cuda" if machine.device == "gpu" else "cpu")
+    return machine, recipe, Trainer(state, recipe, device, compile=machine.compile == "on")
 
 
 if __name__ == "__main__":

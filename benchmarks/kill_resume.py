@@ -1,11 +1,13 @@
-"""Kill both twins with SIGKILL at random times and resume: every resume must give the uninterrupted run, bit for bit.
+"""Kill both twins with SIGKILL at random times and resume them: every resumed run must be the
+uninterrupted one, bit for bit.
 
     python benchmarks/kill_resume.py [--kills 30] [--seed 0]
 
-Each twin trains the digits once without a stop. Then it is started again, killed after a random time or as soon as it is
-seen writing a checkpoint, resumed, killed again, and so on until it has come to its end, in one folder after another,
-until `--kills` kills have met a live process. After every kill the newest whole checkpoint must equal, byte for byte, the
-one that the uninterrupted run wrote at that step, and so must the metrics up to it; at the end, all of both.
+Each twin trains the digits once without a stop. Then it is started again, killed after a random
+time or as soon as it is seen writing a checkpoint, resumed, killed again, and so on until its end,
+in one folder after another, until `--kills` kills have met a live process. After every kill the
+arrays of the newest intact checkpoint must equal, byte for byte, those that the uninterrupted run
+wrote at that step, and so must the metrics up to it; at the end, all of both.
 """
 
 import argparse
@@ -23,17 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
 
 from whole_runs import TWINS, digests, start, train, wait_for  # noqa: E402
 
-from shared_vit import checkpoint  # noqa: E402
+from shared_vit.run import checkpoint  # noqa: E402
 
 STEPS = 60
 FLAGS = (
-    "--preset=digits", "--device=cpu", f"--steps={STEPS}", "--batch_size=32", "--dropout=0.1", "--warmup_steps=10",
-    "--eval_every=15", "--checkpoint_every=2", "--keep=3",
+    "--preset=digits", "--device=cpu", f"--steps={STEPS}", "--batch_size=32", "--dropout=0.1",
+    "--warmup_steps=10", "--eval_every=15", "--checkpoint_every=2", "--keep=3",
 )  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -44,11 +48,14 @@ def main() -> int:
         while counts["alive"] < args.kills or not counts["finished"]:
             number += 1
             twin = TWINS[number % 2]
-            failures += _one_run(references[twin], Path(folder) / f"{twin}{number}", rng, counts, args.kills)
+            failures += _one_run(
+                references[twin], Path(folder) / f"{twin}{number}", rng, counts, args.kills
+            )
     print(
-        f"{counts['alive']} kills landed while the run was alive ({counts['starting']} before its first new checkpoint, "
-        f"{counts['writing']} while it wrote one; {counts['late']} more came after the end and do not count); "
-        f"{counts['resumes']} resumes and {counts['finished']} finished runs compared; {len(failures)} differed"
+        f"{counts['alive']} kills landed while the run was alive ({counts['starting']} before its "
+        f"first new checkpoint, {counts['writing']} while it wrote one; {counts['late']} more came "
+        f"after the end and do not count); {counts['resumes']} resumes and {counts['finished']} "
+        f"finished runs compared; {len(failures)} differed"
     )
     print(*failures, sep="\n")
     return 1 if failures else 0
@@ -71,7 +78,9 @@ class _Reference:
         return b"".join(self.lines[: step + step // 15])  # an evaluation each 15 steps
 
 
-def _one_run(whole: _Reference, run_dir: Path, rng: random.Random, counts: Counter, kills: int) -> list[str]:
+def _one_run(
+    whole: _Reference, run_dir: Path, rng: random.Random, counts: Counter, kills: int
+) -> list[str]:
     """Start, kill and resume one run until it ends by itself; returns what differed."""
     failures = []
     while True:
@@ -109,7 +118,8 @@ def _one_run(whole: _Reference, run_dir: Path, rng: random.Random, counts: Count
         difference = _compare(whole, run_dir, step)
         failures += difference
         print(
-            f"kill {counts['alive']}: {run_dir.name} at step {step}: {'; '.join(difference) or 'as it should be'}",
+            f"kill {counts['alive']}: {run_dir.name} at step {step}: "
+            f"{'; '.join(difference) or 'equal'}",
             flush=True,
         )
 
@@ -117,7 +127,7 @@ def _one_run(whole: _Reference, run_dir: Path, rng: random.Random, counts: Count
 def _newest_step(run_dir: Path) -> int:
     found = checkpoint.newest(run_dir)
     if found is not None and found.skipped:
-        raise AssertionError(f"a checkpoint that is there and not whole: {found.skipped}")
+        raise AssertionError(f"a checkpoint that is there and not intact: {found.skipped}")
     return found.step if found else 0
 
 
@@ -135,7 +145,10 @@ def _compare(whole: _Reference, run_dir: Path, step: int) -> list[str]:
 
 def _compare_end(whole: _Reference, run_dir: Path) -> list[str]:
     differs = _compare(whole, run_dir, STEPS)
-    if digests(run_dir)["metrics.jsonl"] != whole.digests["metrics.jsonl"] or _newest_step(run_dir) != STEPS:
+    if (
+        digests(run_dir)["metrics.jsonl"] != whole.digests["metrics.jsonl"]
+        or _newest_step(run_dir) != STEPS
+    ):
         differs.append(f"{run_dir.name}: the finished run differs")
     shutil.rmtree(run_dir)
     return differs

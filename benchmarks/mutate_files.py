@@ -1,12 +1,13 @@
-"""Read altered files: none may crash, hang or run code, and none of our own may load with other values.
+"""Read altered files: none may crash, hang or run code, none of ours may load with other values.
 
     python benchmarks/mutate_files.py [--own 2000] [--foreign 2000] [--seed 0]
 
-Ours are the three files of a checkpoint and a weight file: each altered one must be refused in one message, or give the
-values of the original. Foreign ones are those of timm, torchvision, Hugging Face (with its config.json), Google and
-big_vision; a flipped bit in their payload cannot be seen, so here the promise is: one message, or finite values of the
-right shapes. The files are read in a process of its own that is killed after a minute on one file, may not take more than
-8 GB, and whose starting of processes, connections and unpickling of foreign names would be noted by an audit hook.
+Ours are the three files of a checkpoint and a weight file: each altered one must be refused in one
+message, or give the values of the original. Foreign ones are those of timm, torchvision, Hugging
+Face (with its config.json), Google and big_vision; a flipped bit in their payload cannot be seen,
+so that the promise is one message, or finite values of the right shapes. The files are read in a
+process of its own. It is killed after a minute on one file, may not take more than 8 GB, and an
+audit hook notes if it starts processes, connects, or unpickles foreign names.
 """
 
 import argparse
@@ -30,7 +31,9 @@ from shared_vit.run.state import first_state
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
 
-MODEL = ModelConfig(image_size=16, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=48, num_classes=5)
+MODEL = ModelConfig(
+    image_size=16, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=48, num_classes=5
+)
 SECONDS_PER_FILE = 60
 LONGEST_MESSAGE = 3000
 FORBIDDEN = (
@@ -46,7 +49,9 @@ FORBIDDEN = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--own", type=int, default=2000)
     parser.add_argument("--foreign", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,7 +65,7 @@ def main() -> int:
 
 
 class Case:
-    """A kind of file: the folder it lies in, the files of it to alter, and what reads the folder's `entry`."""
+    """A kind of file: its folder, the files in it to alter, and the `entry` that is read."""
 
     def __init__(self, name: str, folder: Path, files: list[str], entry: str, own: bool):
         self.name, self.folder, self.files, self.entry, self.own = name, folder, files, entry, own
@@ -72,7 +77,10 @@ class Case:
             state, extra = checkpoint.load(path)
             numbers = [state.step, *state.scalars.values(), extra["epoch"], extra["seed"]]
             groups = (state.params, *state.slots.values())
-            return [np.array(numbers), *(np.asarray(a) for arrays in groups for a in arrays.values())]
+            return [
+                np.array(numbers),
+                *(np.asarray(a) for arrays in groups for a in arrays.values()),
+            ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cfg, arrays = weights.read(path, num_heads=MODEL.num_heads)
@@ -100,13 +108,14 @@ def own_cases(folder: Path) -> list[Case]:
 
 
 def foreign_cases(folder: Path) -> list[Case]:
-    """A file of each format and container, without the checksums and cards that this project adds."""
+    """A file of each format and container, without this project's checksums and cards."""
     from safetensors.numpy import load_file, save_file
 
     arrays = init.draw(MODEL, 0)
     cases = []
     for name, format in (
-        ("a.safetensors", "timm"), ("b.pth", "timm"), ("c.pth", "torchvision"), ("d.safetensors", "torchvision"),
+        ("a.safetensors", "timm"), ("b.pth", "timm"),
+        ("c.pth", "torchvision"), ("d.safetensors", "torchvision"),
         ("e", "huggingface"), ("f.npz", "google"), ("g.npz", "big_vision"),
     ):  # fmt: skip
         base = folder / f"{format}_{name[0]}"
@@ -124,7 +133,10 @@ def foreign_cases(folder: Path) -> list[Case]:
 
 
 def run(cases: list[Case], count: int, seed: int) -> list[str]:
-    """Read `count` altered files in a process of its own; returns the failures and prints what happened to each kind."""
+    """Read `count` altered files in a process of its own; returns the failures.
+
+    Prints what happened to each kind.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     process = context.Process(target=_work, args=(cases, count, seed, queue))
@@ -133,7 +145,10 @@ def run(cases: list[Case], count: int, seed: int) -> list[str]:
     while done < count:
         if queue.empty():
             if process.exitcode is not None and queue.empty():
-                return [*failures, f"the process ended at file {done} with exit code {process.exitcode}"]
+                return [
+                    *failures,
+                    f"the process ended at file {done} with exit code {process.exitcode}",
+                ]
             time.sleep(0.01)
             continue
         name, outcome, detail = queue.get()
@@ -144,7 +159,10 @@ def run(cases: list[Case], count: int, seed: int) -> list[str]:
     process.join()
     for name in sorted({key[0] for key in counts}):
         print(
-            f"{name:<24}" + ", ".join(f"{n} {outcome}" for (kind, outcome), n in sorted(counts.items()) if kind == name)
+            f"{name:<24}"
+            + ", ".join(
+                f"{n} {outcome}" for (kind, outcome), n in sorted(counts.items()) if kind == name
+            )
         )
     return failures
 
@@ -167,12 +185,19 @@ def _work(cases: list[Case], count: int, seed: int, queue) -> None:
             outcome = ("FAILED", f"code was run: {noted}")
             noted.clear()
         path.write_bytes(whole)
-        label = case.name if case.own and case.entry == file else f"{case.name} {Path(file).suffix or file}"
+        label = (
+            case.name
+            if case.own and case.entry == file
+            else f"{case.name} {Path(file).suffix or file}"
+        )
         queue.put((label, *outcome))
 
 
 def read_altered(case: Case, original: list[np.ndarray]) -> tuple[str, str]:
-    """How the reading of a case ended: refused, equal to the original, changed (foreign only), or FAILED and why."""
+    """How the reading of a case ended.
+
+    Refused, equal to the original, changed (foreign only), or FAILED and why.
+    """
     try:
         read = case.read()
     except UserError as error:
@@ -185,7 +210,8 @@ def read_altered(case: Case, original: list[np.ndarray]) -> tuple[str, str]:
     except BaseException as error:
         return "FAILED", f"{type(error).__name__}: {error}"
     same = len(read) == len(original) and all(
-        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in zip(read, original)
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(read, original)
     )
     if same:
         return "equal", ""
@@ -193,9 +219,9 @@ def read_altered(case: Case, original: list[np.ndarray]) -> tuple[str, str]:
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to three changes, half of them near an end of the file, where formats keep their structure.
+    """One to three changes, half of them near an end of the file, where the structure is kept.
 
-    A bit flipped, bytes replaced, a stretch removed, doubled, moved, filled with zeros, or the file cut.
+    A bit flipped, bytes replaced, a stretch removed, doubled, zeroed, or the file cut.
     """
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):

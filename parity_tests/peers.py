@@ -1,12 +1,14 @@
 # ruff: noqa: E402
-"""timm's, torchvision's and transformers' own ViTs, built here and given random weights; nothing of the converters."""
+"""timm's, torchvision's and transformers' own ViTs, built here and given random weights.
+
+Nothing of the converters is used.
+"""
 
 import functools
-import sys
-import types
 
-# torchvision's compiled operators fit one torch build only; a ViT needs none of them.
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+from twinvit.peers import without_torchvision_operators
+
+without_torchvision_operators()
 
 import numpy as np
 import timm
@@ -53,7 +55,8 @@ def huggingface_config(cfg: ModelConfig) -> transformers.ViTConfig:
     return transformers.ViTConfig(
         hidden_size=cfg.width, num_hidden_layers=cfg.depth, num_attention_heads=cfg.num_heads,
         intermediate_size=cfg.mlp_dim, image_size=cfg.image_size, patch_size=cfg.patch_size,
-        layer_norm_eps=cfg.norm_eps, hidden_act="gelu_pytorch_tanh" if cfg.gelu == "tanh" else "gelu",
+        hidden_act="gelu_pytorch_tanh" if cfg.gelu == "tanh" else "gelu",
+        layer_norm_eps=cfg.norm_eps,
         num_labels=cfg.num_classes,
     )  # fmt: skip
 
@@ -66,7 +69,7 @@ BUILD = {"timm": timm_model, "torchvision": torchvision_model, "huggingface": hu
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights in which no tensor is zero or constant, at the scale of a trained model's."""
+    """Weights without a zero or constant tensor, at the scale of a trained model's."""
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         values = rng.standard_normal(parameter.shape)

@@ -1,4 +1,4 @@
-"""Claim: every tensor has one row, which says its shape, decay, training and learning-rate layer."""
+"""Claim: every tensor has one row, with its shape, decay, training and learning-rate layer."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ PRODUCT = r"(^patch_embed\.proj|qkv|attn\.proj|fc1|fc2|^pre_logits|^head)\.weigh
 
 
 def test_learning_rate_layers_are_maes():
-    """`get_layer_id_for_vit` of MAE's fine-tuning code: embeddings 0, block i + 1, then the rest."""
+    """`get_layer_id_for_vit` of MAE's fine-tuning: embeddings 0, block i + 1, then the rest."""
     cfg = dataclasses.replace(SMALL, pre_logits=8)
     layers = {name: row.lr_layer for name, row in canonical.arrays(cfg).items()}
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):

@@ -1,4 +1,4 @@
-"""Claim: both twins start from the same weights, bit for bit, and these are distributed as Google's are."""
+"""Claim: both twins start from the same weights, bit for bit, distributed as Google's are."""
 
 import dataclasses
 import hashlib
@@ -19,12 +19,15 @@ from shared_vit.spec.distributions import TRUNCATED_STD
 def test_equal_bit_for_bit(variant, precision):
     cfg = VARIANTS[variant]
     (_, a), (_, b) = (
-        package.to_arrays(package.create(cfg, seed=7, precision=precision)) for package in (jax_vit, torch_vit)
+        package.to_arrays(package.create(cfg, seed=7, precision=precision))
+        for package in (jax_vit, torch_vit)
     )
     drawn = init.draw(cfg, 7)
     assert list(a) == list(b) == list(drawn)
     for name in drawn:
-        assert np.array_equal(a[name], b[name]) and np.array_equal(a[name].astype(np.float32), drawn[name]), name
+        assert np.array_equal(a[name], b[name]) and np.array_equal(
+            a[name].astype(np.float32), drawn[name]
+        ), name
 
 
 def test_seeds_differ_and_repeat():
@@ -67,14 +70,23 @@ def test_distributions():
         _uniform(drawn[f"blocks.{i}.mlp.fc1.weight"], math.sqrt(6 / (d + m)))
         _uniform(drawn[f"blocks.{i}.mlp.fc2.weight"], math.sqrt(6 / (d + m)))
         _normal(drawn[f"blocks.{i}.mlp.fc1.bias"], 1e-6)
-        assert (drawn[f"blocks.{i}.norm1.weight"] == 1).all() and not drawn[f"blocks.{i}.attn.qkv.bias"].any()
+        assert (drawn[f"blocks.{i}.norm1.weight"] == 1).all() and not drawn[
+            f"blocks.{i}.attn.qkv.bias"
+        ].any()
     for name, fan_in in (("patch_embed.proj.weight", 3 * 16 * 16), ("pre_logits.weight", d)):
         std = math.sqrt(1 / fan_in)
         _normal(drawn[name], std)
         bound = 2 * std / TRUNCATED_STD
         assert 0.97 * bound < np.abs(drawn[name]).max() <= bound * (1 + 1e-6)
     _normal(drawn["pos_embed"], 0.02)
-    for name in ("cls_token", "head.weight", "head.bias", "patch_embed.proj.bias", "pre_logits.bias", "norm.bias"):
+    for name in (
+        "cls_token",
+        "head.weight",
+        "head.bias",
+        "patch_embed.proj.bias",
+        "pre_logits.bias",
+        "norm.bias",
+    ):
         assert not drawn[name].any(), name
 
 
@@ -86,7 +98,9 @@ def test_sincos_positions():
     x, y = 2, 1
     row = table[1 + y * 3 + x]
     omega = 10_000.0 ** -(np.arange(quarter) / (quarter - 1))
-    expected = np.concatenate([np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)])
+    expected = np.concatenate(
+        [np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)]
+    )
     np.testing.assert_allclose(row, expected, atol=1e-7)
 
 

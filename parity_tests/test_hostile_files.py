@@ -1,6 +1,7 @@
-"""Claim: an altered file of ours is refused or gives its own values; an altered foreign one neither crashes nor runs code.
+"""Claim: an altered file of ours is refused or gives its own values.
 
-A sample of what `benchmarks/mutate_files.py` does by thousands.
+An altered foreign one neither crashes nor runs code. A sample of what `benchmarks/mutate_files.py`
+does by thousands.
 """
 
 import importlib.util
@@ -14,7 +15,9 @@ from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.weights.containers import safetensors
 
-_spec = importlib.util.spec_from_file_location("mutate_files", ROOT / "benchmarks" / "mutate_files.py")
+_spec = importlib.util.spec_from_file_location(
+    "mutate_files", ROOT / "benchmarks" / "mutate_files.py"
+)
 mutate_files = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(mutate_files)
 
@@ -26,7 +29,13 @@ def test_altered_files_of_ours(kind, tmp_path):
 
 def test_altered_foreign_files(tmp_path):
     cases = mutate_files.foreign_cases(tmp_path)
-    assert {case.name for case in cases} == {"timm", "torchvision", "huggingface", "google", "big_vision"}
+    assert {case.name for case in cases} == {
+        "timm",
+        "torchvision",
+        "huggingface",
+        "google",
+        "big_vision",
+    }
     for case in cases:
         assert _outcomes([case], case.name, count=15) <= {"refused", "equal", "changed"}
 

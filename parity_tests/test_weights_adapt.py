@@ -1,4 +1,4 @@
-"""Claim: positions resample as in timm and torch; a new head is zero; a dtype that cannot hold a value says so."""
+"""Claim: positions resample as in timm and torch, a new head is zero, dtypes are checked."""
 
 import dataclasses
 
@@ -24,7 +24,10 @@ def theirs(positions: np.ndarray, side: int, prefix: int) -> np.ndarray:
     old = round((positions.shape[1] - prefix) ** 0.5)
     grid = torch.from_numpy(positions[:, prefix:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
-    return np.concatenate([positions[:, :prefix], grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).numpy()], axis=1)
+    return np.concatenate(
+        [positions[:, :prefix], grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).numpy()],
+        axis=1,
+    )
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
@@ -35,15 +38,23 @@ def test_resampling(old, new, prefix):
     assert ours.dtype == np.float64 and ours.shape == (1, prefix + new * new, 12)
     assert relative_l2(ours, theirs(positions, new, prefix)) <= 1e-12
     single = positions.astype(np.float32)
-    timm = peers.timm.layers.resample_abs_pos_embed(torch.from_numpy(single), [new, new], num_prefix_tokens=prefix)
-    assert relative_l2(adapt.resample_positions(single, new, prefix), timm.numpy()) <= 5e-6  # float32 throughout
+    timm = peers.timm.layers.resample_abs_pos_embed(
+        torch.from_numpy(single), [new, new], num_prefix_tokens=prefix
+    )
+    assert (
+        relative_l2(adapt.resample_positions(single, new, prefix), timm.numpy()) <= 5e-6
+    )  # float32 throughout
 
 
 def test_mutation_is_caught():
     """torch's kernel without antialias (a = -3/4) is far from its kernel with it."""
     positions = np.random.default_rng(0).standard_normal((1, 14 * 14, 12))
     grid = torch.from_numpy(positions).reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
-    wrong = torch.nn.functional.interpolate(grid, size=(24, 24), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 576, 12)
+    wrong = (
+        torch.nn.functional.interpolate(grid, size=(24, 24), mode="bicubic")
+        .permute(0, 2, 3, 1)
+        .reshape(1, 576, 12)
+    )
     assert relative_l2(adapt.resample_positions(positions, 24, 0), wrong.numpy()) > 1e-2
 
 
@@ -54,7 +65,9 @@ def test_sizes(size, classes):
     expected = dataclasses.replace(SMALL, image_size=size or 24, num_classes=classes or 7)
     assert cfg == expected
     canonical.check(cfg, out)
-    assert list(out) == list(canonical.shapes(cfg)) and all(isinstance(array, np.ndarray) for array in out.values())
+    assert list(out) == list(canonical.shapes(cfg)) and all(
+        isinstance(array, np.ndarray) for array in out.values()
+    )
     changed = {"pos_embed"} if size not in (None, 24) else set()
     if classes not in (None, 7):
         changed |= {"head.weight", "head.bias"}
@@ -67,7 +80,11 @@ def test_a_new_task_drops_the_pre_logits():
     same, out = adapt.adapt(cfg, random_arrays(cfg), num_classes=7)
     assert same == cfg and "pre_logits.weight" in out
     other, out = adapt.adapt(cfg, random_arrays(cfg), num_classes=8)
-    assert other.pre_logits == 0 and out["head.weight"].shape == (8, 60) and "pre_logits.weight" not in out
+    assert (
+        other.pre_logits == 0
+        and out["head.weight"].shape == (8, 60)
+        and "pre_logits.weight" not in out
+    )
 
 
 def test_fixed_positions_are_computed_anew():
@@ -92,13 +109,17 @@ def test_dtype(dtype):
         expected = torch.from_numpy(array).to(
             {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
         )
-        assert np.array_equal(out[name].astype(np.float32), expected.float().numpy())  # rounded as torch rounds
+        assert np.array_equal(
+            out[name].astype(np.float32), expected.float().numpy()
+        )  # rounded as torch rounds
 
 
 def test_a_value_too_large_for_the_dtype_is_named():
     arrays = random_arrays(SMALL)
     arrays["blocks.2.mlp.fc2.weight"][3, 4] = 7e4
-    with pytest.raises(UserError, match=r"blocks.2.mlp.fc2.weight has values up to 70000.*float16.*bf16"):
+    with pytest.raises(
+        UserError, match=r"blocks.2.mlp.fc2.weight has values up to 70000.*float16.*bf16"
+    ):
         adapt.adapt(SMALL, arrays, dtype="fp16")
     adapt.adapt(SMALL, arrays, dtype="bf16")
 
@@ -108,8 +129,11 @@ def test_lazy_arrays_stay_lazy(tmp_path):
     source = weights.open_weights(tmp_path / "a.safetensors")
     _, out = adapt.adapt(source.cfg, source.arrays, image_size=48, num_classes=9, dtype="bf16")
     assert all(isinstance(array, weights.lazy.LazyArray) for array in out.values())
-    cfg, eager = adapt.adapt(SMALL, random_arrays(SMALL), image_size=48, num_classes=9, dtype="bf16")
+    cfg, eager = adapt.adapt(
+        SMALL, random_arrays(SMALL), image_size=48, num_classes=9, dtype="bf16"
+    )
     weights.write(tmp_path / "b.safetensors", cfg, out)
     assert all(
-        np.array_equal(a, b) for a, b in zip(weights.read(tmp_path / "b.safetensors")[1].values(), eager.values())
+        np.array_equal(a, b)
+        for a, b in zip(weights.read(tmp_path / "b.safetensors")[1].values(), eager.values())
     )

@@ -1,4 +1,7 @@
-"""Claim: `twinvit convert` goes from every format to every other, says what it found, and proves itself on request."""
+"""Claim: `twinvit convert` goes from every format to every other.
+
+It says what it found, and proves itself on request.
+"""
 
 import dataclasses
 import itertools
@@ -15,6 +18,8 @@ from helpers import SMALL, random_arrays
 import torch_vit
 from shared_vit import model_config, weights
 from shared_vit.errors import UserError
+from shared_vit.run import checkpoint
+from shared_vit.run.state import first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.containers.safetensors import write_safetensors
@@ -45,18 +50,22 @@ def write(path, cfg, arrays, format):
 
 
 def some_arrays(cfg=SMALL, dtype=np.float32):
-    """Random arrays that every format holds as they are: big_vision's class token has no position."""
+    """Random arrays that every format holds: big_vision's class token has no position."""
     arrays = random_arrays(cfg, dtype=dtype)
     arrays["pos_embed"][:, 0] = 0
     return arrays
 
 
 def same(a, b) -> bool:
-    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
+    return list(a) == list(b) and all(
+        a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a
+    )
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name
+    "dtype",
+    [np.float32, np.float64, np.float16, ml_dtypes.bfloat16],
+    ids=lambda d: np.dtype(d).name,
 )
 @pytest.mark.parametrize("format, suffix", [*SUFFIX.items(), *OTHERS.items(), ("timm", "")])
 def test_there_and_back(format, suffix, dtype, tmp_path):
@@ -67,20 +76,30 @@ def test_there_and_back(format, suffix, dtype, tmp_path):
     write(path, cfg, arrays, format)
     found, back = weights.read(path)
     assert found == cfg and same(back, arrays)
-    assert weights.open_weights(path).format == ("torch, jax" if format in ("torch", "jax") else format)
+    assert weights.open_weights(path).format == (
+        "torch, jax" if format in ("torch", "jax") else format
+    )
 
 
-@pytest.mark.parametrize("a, b", itertools.permutations(SUFFIX, 2))
+@pytest.mark.parametrize("a, b", list(itertools.permutations(SUFFIX, 2)))
 def test_every_format_to_every_other(a, b, tmp_path, capsys):
     """SRC of format a -> b -> a gives SRC's bytes again; what was found is said."""
-    src, there, back = tmp_path / f"a{SUFFIX[a]}", tmp_path / f"b{SUFFIX[b]}", tmp_path / f"c{SUFFIX[a]}"
+    src, there, back = (
+        tmp_path / f"a{SUFFIX[a]}",
+        tmp_path / f"b{SUFFIX[b]}",
+        tmp_path / f"c{SUFFIX[a]}",
+    )
     write(src, SMALL, some_arrays(), a)
     assert convert(str(src), str(there), b) == 0
     said = capsys.readouterr().out
     assert f"found {'torch, jax' if a in ('torch', 'jax') else a} in" in said and "5 heads" in said
     assert convert(str(there), str(back), a) == 0
     if SUFFIX[a] == "":
-        assert {f.name for f in back.iterdir()} == {"model.safetensors", "config.json", "preprocessor_config.json"}
+        assert {f.name for f in back.iterdir()} == {
+            "model.safetensors",
+            "config.json",
+            "preprocessor_config.json",
+        }
         assert all((back / f.name).read_bytes() == f.read_bytes() for f in src.iterdir())
     elif SUFFIX[a] == ".pth":
         assert same(weights.read(back)[1], weights.read(src)[1])
@@ -89,7 +108,7 @@ def test_every_format_to_every_other(a, b, tmp_path, capsys):
 
 
 def test_fold_of_the_class_tokens_position_keeps_the_function(tmp_path):
-    """big_vision: token and its position become one array, unrounded; after the first trip nothing changes any more."""
+    """big_vision: token and its position become one array, unrounded; a second trip is exact."""
     arrays = random_arrays(SMALL)
     write(tmp_path / "a.npz", SMALL, arrays, "big_vision")
     _, once = weights.read(tmp_path / "a.npz")
@@ -97,7 +116,9 @@ def test_fold_of_the_class_tokens_position_keeps_the_function(tmp_path):
     exact = arrays["cls_token"].astype(np.float64) + arrays["pos_embed"][:, :1].astype(np.float64)
     assert np.array_equal(once["cls_token"], exact)
     assert np.array_equal(once["pos_embed"][:, 1:], arrays["pos_embed"][:, 1:])
-    assert all(np.array_equal(once[n], arrays[n]) for n in arrays if n not in ("cls_token", "pos_embed"))
+    assert all(
+        np.array_equal(once[n], arrays[n]) for n in arrays if n not in ("cls_token", "pos_embed")
+    )
     write(tmp_path / "b.npz", SMALL, once, "big_vision")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
@@ -108,8 +129,16 @@ REFUSED = {
         dict(pool="mean"),
         "torchvision's ViT pools by the class token.*timm can hold it",
     ),
-    "huggingface, mean": ("huggingface", dict(pool="mean"), "pools by the class token.*timm can hold it"),
-    "huggingface, pre-logits": ("huggingface", dict(pre_logits=8), "no pre-logits layer.*--num_classes"),
+    "huggingface, mean": (
+        "huggingface",
+        dict(pool="mean"),
+        "pools by the class token.*timm can hold it",
+    ),
+    "huggingface, pre-logits": (
+        "huggingface",
+        dict(pre_logits=8),
+        "no pre-logits layer.*--num_classes",
+    ),
     "timm, pre-logits": ("timm", dict(pre_logits=8), "no pre-logits layer.*--num_classes"),
     "google, mean": ("google", dict(pool="mean"), "this model has a class token: timm can hold it"),
     "big_vision, fc_norm": (
@@ -177,7 +206,9 @@ def test_heads_of_known_sizes(name, tmp_path, recwarn):
 
 def test_heads_of_h14(tmp_path):
     """1280 / 16 = 80: not width / 64."""
-    cfg = dataclasses.replace(model_config("vit_h14", image_size=14, num_classes=2), depth=1, mlp_dim=8)
+    cfg = dataclasses.replace(
+        model_config("vit_h14", image_size=14, num_classes=2), depth=1, mlp_dim=8
+    )
     source = weights.open_weights(bare(cfg, tmp_path))
     assert source.cfg.num_heads == 16
 
@@ -206,7 +237,14 @@ def test_heads_that_contradict_the_file(tmp_path):
 def test_sizes_head_and_dtype(tmp_path):
     write(tmp_path / "a.npz", SMALL, random_arrays(SMALL), "google")
     assert (
-        convert(str(tmp_path / "a.npz"), str(tmp_path / "b"), "huggingface", image_size=48, num_classes=3, dtype="bf16")
+        convert(
+            str(tmp_path / "a.npz"),
+            str(tmp_path / "b"),
+            "huggingface",
+            image_size=48,
+            num_classes=3,
+            dtype="bf16",
+        )
         == 0
     )
     cfg, arrays = weights.read(tmp_path / "b")
@@ -221,11 +259,16 @@ def test_many_files_at_once(tmp_path):
     write(tmp_path / "in" / "one.npz", SMALL, some_arrays(), "google")
     write(tmp_path / "in" / "two.pth", SMALL, some_arrays(), "torchvision")
     assert convert(str(tmp_path / "in"), str(tmp_path / "out"), "torch") == 0
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["one.safetensors", "two.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        "one.safetensors",
+        "two.safetensors",
+    ]
     assert all(same(weights.read(f)[1], some_arrays()) for f in (tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("there, match", [("no/out", "expected a folder"), ("in/one.npz", "expected a folder")])
+@pytest.mark.parametrize(
+    "there, match", [("no/out", "expected a folder"), ("in/one.npz", "expected a folder")]
+)
 def test_many_files_to_no_folder(there, match, tmp_path):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "one.npz", SMALL, some_arrays(), "google")
@@ -266,7 +309,13 @@ def test_impossible_targets(dst, to, match, tmp_path):
 
 
 def run(*args, cwd):
-    command = [sys.executable, "-c", "from twinvit.cli import main; main()", "convert", *map(str, args)]
+    command = [
+        sys.executable,
+        "-c",
+        "from twinvit.cli import main; main()",
+        "convert",
+        *map(str, args),
+    ]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment())
 
 
@@ -278,11 +327,12 @@ def _environment():
 
 
 def test_command_line_and_certificate(tmp_path):
-    """The whole command in a process of its own: both twins, the library of the target, both precisions."""
+    """The command in a process of its own: both twins, the target's library, both precisions."""
+    cfg = dataclasses.replace(SMALL, depth=1, eval_resize=0.0)
     write(
         tmp_path / "a.npz",
-        dataclasses.replace(SMALL, depth=1),
-        random_arrays(dataclasses.replace(SMALL, depth=1)),
+        cfg,
+        random_arrays(cfg),
         "google",
     )
     done = run("a.npz", "hf", "--to", "huggingface", "--from", "google", "--verify", cwd=tmp_path)
@@ -300,6 +350,12 @@ def test_command_line_and_certificate(tmp_path):
     jax64 = certificate["rows"][5]
     assert 0 < jax64["logits"] <= 1e-12 and set(jax64["inside"]) == {"blocks.0", "norm"}
     assert certificate["not_run"] == ["google on the source: its library is not installed"]
+    images = {row["who"]: row for row in certificate["preprocessing"]}
+    assert images["torch twin, target"]["largest_in_levels"] < 1e-3  # rounding of float32
+    theirs = images["huggingface, target"]
+    assert theirs["verdict"] == "equal" and theirs["largest_in_levels"] <= 1.01
+    assert 0 < theirs["logits"] < 0.02
+    assert "huggingface, target  preprocessing of 4 images equal" in done.stdout
     assert certificate["target"]["sha256"]["model.safetensors"] == checksum(
         tmp_path / "hf/model.safetensors"
     )
@@ -313,10 +369,59 @@ def test_certificate_says_where_it_differs(tmp_path, monkeypatch):
     config.write_text(config.read_text().replace("1e-06", "1e-05"))
     source = weights.open_weights(tmp_path / "a.safetensors")
     tasks = certificates._tasks
-    monkeypatch.setattr(certificates, "_tasks", lambda files: (tasks(files)[0][:1], []))  # the PyTorch twin suffices
+    monkeypatch.setattr(
+        certificates, "_tasks", lambda files: (tasks(files)[0][:1], [])
+    )  # the PyTorch twin suffices
     nothing = dict(image_size=None, num_classes=None, dtype=None)
-    assert certificates.certify(source, tmp_path / "a.safetensors", tmp_path / "hf", "huggingface", None, nothing) == 1
+    assert (
+        certificates.certify(
+            source, tmp_path / "a.safetensors", tmp_path / "hf", "huggingface", None, nothing
+        )
+        == 1
+    )
     assert json.loads((tmp_path / "hf.parity.json").read_text())["verdict"] == "different"
+
+
+def test_certificate_says_where_the_preprocessing_differs(tmp_path, monkeypatch, capsys):
+    """A folder with another resize than ours: the weights are the same, the function is not."""
+    cfg = dataclasses.replace(SMALL, eval_resize=1.0)
+    write(tmp_path / "a.safetensors", cfg, random_arrays(cfg), "torch")
+    write(tmp_path / "hf", cfg, random_arrays(cfg), "huggingface")
+    path = tmp_path / "hf" / "preprocessor_config.json"
+    values = json.loads(path.read_text()) | {"size": {"shortest_edge": 30}}
+    path.write_text(json.dumps(values))
+    source = weights.open_weights(tmp_path / "a.safetensors")
+    tasks = certificates._tasks
+    monkeypatch.setattr(certificates, "_tasks", lambda files: (tasks(files)[0][:1], []))
+    nothing = dict(image_size=None, num_classes=None, dtype=None)
+    assert (
+        certificates.certify(source, source.path, tmp_path / "hf", "huggingface", None, nothing)
+        == 1
+    )
+    certificate = json.loads((tmp_path / "hf.parity.json").read_text())
+    (row,) = certificate["preprocessing"]
+    assert certificate["verdict"] == row["verdict"] == "different"
+    assert row["largest_in_levels"] > 50 and row["logits"] > 0.05
+    assert all(row["logits"] == 0 for row in certificate["rows"])
+    assert "preprocessing of 4 images different: pixels differ by" in capsys.readouterr().out
+
+
+def test_certificate_of_a_run_names_its_checkpoint(tmp_path, monkeypatch):
+    """The newest intact one, with its step and the checksum of the file that was read."""
+    cfg = dataclasses.replace(SMALL, depth=1)
+    for step in (5, 7):
+        folder = tmp_path / "run" / "checkpoints" / f"step_{step}"
+        folder.mkdir(parents=True)
+        state = first_state(cfg, random_arrays(cfg, seed=step), "fp32")
+        checkpoint.write(folder, dataclasses.replace(state, step=step), {})
+    (tmp_path / "run/checkpoints/step_7/state.json").unlink()
+    tasks = certificates._tasks
+    monkeypatch.setattr(certificates, "_tasks", lambda files: (tasks(files)[0][:1], []))
+    assert convert(str(tmp_path / "run"), str(tmp_path / "b.pth"), "timm", verify=True) == 0
+    source = json.loads((tmp_path / "b.pth.parity.json").read_text())["source"]
+    name = "checkpoints/step_5/model.safetensors"
+    assert source["step"] == 5
+    assert source["sha256"] == {name: checksum(tmp_path / "run" / name)}
 
 
 def test_errors_are_one_line(tmp_path):
@@ -349,16 +454,24 @@ for target in sys.argv[2:]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's file size limit")
 def test_a_full_disk_leaves_nothing(tmp_path):
-    """Every format stops at 100 kB, as on a full disk: one message with the target's name, and no file."""
+    """Every format stops at 100 kB, as on a full disk: one message with a name, and no file."""
     write(tmp_path / "a.safetensors", SMALL, random_arrays(SMALL), "torch")
     (tmp_path / "out").mkdir()
     targets = {to: f"out/x{to}{suffix}" for to, suffix in SUFFIX.items()}
-    command = [sys.executable, "-c", FULL, "a.safetensors", *(f"{to}={name}" for to, name in targets.items())]
+    command = [
+        sys.executable,
+        "-c",
+        FULL,
+        "a.safetensors",
+        *(f"{to}={name}" for to, name in targets.items()),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_environment())
     assert done.returncode == 0, done.stderr
     messages = [line for line in done.stdout.splitlines() if not line.startswith("found")]
     assert [m.partition(": ")[0] for m in messages] == list(targets)
-    assert all(f"cannot write {name}" in message for message, name in zip(messages, targets.values()))
+    assert all(
+        f"cannot write {name}" in message for message, name in zip(messages, targets.values())
+    )
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -379,7 +492,10 @@ print((kib("VmHWM") - before) * 1024)
 def peak(src, dst, to) -> int:
     """Bytes of memory that a conversion takes above what its imports take."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, src, dst, to], capture_output=True, text=True, env=_environment()
+        [sys.executable, "-c", MEMORY, src, dst, to],
+        capture_output=True,
+        text=True,
+        env=_environment(),
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
@@ -393,8 +509,14 @@ def converts_in_little_memory(cfg: ModelConfig, tmp_path, streamed: float, at_on
     }
     weights.write(tmp_path / "a.safetensors", cfg, arrays)
     size = sum(array.nbytes for array in arrays.values())
-    steps = [("google", "b.npz", streamed), ("torch", "c.safetensors", streamed), ("timm", "d.pth", at_once)]
-    steps += [("huggingface", "e.safetensors", at_once)]  # from the .pth, which is mapped into memory
+    steps = [
+        ("google", "b.npz", streamed),
+        ("torch", "c.safetensors", streamed),
+        ("timm", "d.pth", at_once),
+    ]
+    steps += [
+        ("huggingface", "e.safetensors", at_once)
+    ]  # from the .pth, which is mapped into memory
     here = "a.safetensors"
     for to, name, limit in steps:
         assert peak(tmp_path / here, tmp_path / name, to) <= limit * size, (here, name)
@@ -404,7 +526,7 @@ def converts_in_little_memory(cfg: ModelConfig, tmp_path, streamed: float, at_on
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory(tmp_path):
-    """Tensor by tensor: far below one copy of the weights, but for `.pth`, which PyTorch writes at once."""
+    """Far below one copy of the weights, but for `.pth`, which PyTorch writes at once."""
     cfg = dataclasses.replace(model_config("vit_b16"), depth=4)
     converts_in_little_memory(cfg, tmp_path, streamed=0.5, at_once=1.6)
 

@@ -1,7 +1,7 @@
-"""Claim: `.npz` files as Google's code and big_vision write them give the logits of the original function (tanh GELU).
+"""Claim: Google's and big_vision's `.npz` files give the original function's logits (tanh GELU).
 
-The reference is a forward pass in NumPy, float64, written here from the documented names; timm's own reader of these files
-is a second witness.
+The reference is a forward pass in NumPy, float64, written here from the documented names; timm's
+own reader of these files is a second witness.
 """
 
 import dataclasses
@@ -26,9 +26,17 @@ from twinvit.noise_rule import relative_l2
 
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 ODD = ModelConfig(
-    image_size=48, patch_size=8, width=80, depth=2, num_heads=5, mlp_dim=240, num_classes=7, gelu="tanh", **HALF
+    image_size=48,
+    patch_size=8,
+    width=80,
+    depth=2,
+    num_heads=5,
+    mlp_dim=240,
+    num_classes=7,
+    gelu="tanh",
+    **HALF,
 )
-# Eight heads of eight: [D, H, d] and [H, d, D] kernels of every meaning have shapes that no check tells apart.
+# Eight heads of eight: no check of shapes tells [D, H, d] and [H, d, D] kernels apart.
 SQUARE = dataclasses.replace(ODD, width=64, num_heads=8)
 GAP = dataclasses.replace(ODD, class_token=False, pool="mean")
 PRE_LINEN = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
@@ -39,7 +47,12 @@ CASES = {
     "google, linen": (ODD, "google", LINEN, {}),
     "google, opt/target": (ODD, "google", PRE_LINEN, dict(prefix="opt/target/")),
     "google, pre-logits": (dataclasses.replace(ODD, pre_logits=28), "google", PRE_LINEN, {}),
-    "google, 21843 classes": (dataclasses.replace(ODD, num_classes=21_843), "google", PRE_LINEN, {}),
+    "google, 21843 classes": (
+        dataclasses.replace(ODD, num_classes=21_843),
+        "google",
+        PRE_LINEN,
+        {},
+    ),
     "google, 1000 classes": (dataclasses.replace(ODD, num_classes=1000), "google", PRE_LINEN, {}),
     "google, gap": (GAP, "google", PRE_LINEN, {}),
     "big_vision, tok": (ODD, "big_vision", LINEN, dict(prefix="params/")),
@@ -50,6 +63,11 @@ CASES = {
     "big_vision, scanned": (ODD, "big_vision", LINEN, dict(scan=True, prefix="params/")),
     "big_vision, bf16": (ODD, "big_vision", LINEN, dict(bf16=True, prefix="params/")),
 }
+
+
+def evaluated(cfg: ModelConfig, kind: str) -> ModelConfig:
+    """With the preprocessing of the original code: Google's squashes the image to a square."""
+    return dataclasses.replace(cfg, eval_resize=0.0) if kind == "google" else cfg
 
 
 def flax_arrays(cfg: ModelConfig, kind: str, names, seed: int = 0) -> dict[str, np.ndarray]:
@@ -71,13 +89,19 @@ def flax_arrays(cfg: ModelConfig, kind: str, names, seed: int = 0) -> dict[str, 
         for part in ("query", "key", "value"):
             shapes[f"{block}{attention}/{part}/kernel"] = (d, h, d // h)
             shapes[f"{block}{attention}/{part}/bias"] = (h, d // h)
-        shapes |= {f"{block}{attention}/out/kernel": (h, d // h, d), f"{block}{attention}/out/bias": (d,)}
+        shapes |= {
+            f"{block}{attention}/out/kernel": (h, d // h, d),
+            f"{block}{attention}/out/bias": (d,),
+        }
         shapes |= {f"{block}{mlp}/Dense_0/kernel": (d, m), f"{block}{mlp}/Dense_0/bias": (m,)}
         shapes |= {f"{block}{mlp}/Dense_1/kernel": (m, d), f"{block}{mlp}/Dense_1/bias": (d,)}
     shapes |= {"Transformer/encoder_norm/scale": (d,), "Transformer/encoder_norm/bias": (d,)}
     if cfg.pre_logits:
         shapes |= {"pre_logits/kernel": (d, cfg.pre_logits), "pre_logits/bias": (cfg.pre_logits,)}
-    shapes |= {"head/kernel": (cfg.pre_logits or d, cfg.num_classes), "head/bias": (cfg.num_classes,)}
+    shapes |= {
+        "head/kernel": (cfg.pre_logits or d, cfg.num_classes),
+        "head/bias": (cfg.num_classes,),
+    }
     arrays = {}
     for name, shape in shapes.items():
         values = rng.standard_normal(shape)
@@ -90,19 +114,27 @@ def flax_arrays(cfg: ModelConfig, kind: str, names, seed: int = 0) -> dict[str, 
     return arrays
 
 
-def forward(arrays: dict[str, np.ndarray], images: np.ndarray, names, depth: int, eps: float = 1e-6) -> np.ndarray:
-    """Logits [B, classes] of the original function, float64, straight from its arrays; images [B, H, W, 3]."""
+def forward(
+    arrays: dict[str, np.ndarray], images: np.ndarray, names, depth: int, eps: float = 1e-6
+) -> np.ndarray:
+    """Logits float64 [B, classes] of the original function; images [B, H, W, 3]."""
     w = {name: np.asarray(array).astype(np.float64) for name, array in arrays.items()}
     ln1, attention, ln2, mlp = names
 
     def norm(x, at):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * w[f"{at}/scale"] + w[f"{at}/bias"]
+        return (
+            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * w[f"{at}/scale"]
+            + w[f"{at}/bias"]
+        )
 
     kernel = w["embedding/kernel"]
     p, n = kernel.shape[0], images.shape[1] // kernel.shape[0]
     patches = images.reshape(len(images), n, p, n, p, 3)
-    x = np.einsum("bypxqc,pqcd->byxd", patches, kernel).reshape(len(images), n * n, -1) + w["embedding/bias"]
+    x = (
+        np.einsum("bypxqc,pqcd->byxd", patches, kernel).reshape(len(images), n * n, -1)
+        + w["embedding/bias"]
+    )
     if "pos_embedding" in w:
         x = x + w["pos_embedding"]
     if "cls" in w:
@@ -120,8 +152,15 @@ def forward(arrays: dict[str, np.ndarray], images: np.ndarray, names, depth: int
         scores = np.einsum("bhne,bhme->bhnm", q, k) / np.sqrt(q.shape[-1])
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         y = np.einsum("bhnm,bhme->bhne", scores / scores.sum(-1, keepdims=True), v)
-        x = x + np.einsum("bhne,hed->bnd", y, w[f"{block}/{attention}/out/kernel"]) + w[f"{block}/{attention}/out/bias"]
-        y = norm(x, f"{block}/{ln2}") @ w[f"{block}/{mlp}/Dense_0/kernel"] + w[f"{block}/{mlp}/Dense_0/bias"]
+        x = (
+            x
+            + np.einsum("bhne,hed->bnd", y, w[f"{block}/{attention}/out/kernel"])
+            + w[f"{block}/{attention}/out/bias"]
+        )
+        y = (
+            norm(x, f"{block}/{ln2}") @ w[f"{block}/{mlp}/Dense_0/kernel"]
+            + w[f"{block}/{mlp}/Dense_0/bias"]
+        )
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
         x = x + y @ w[f"{block}/{mlp}/Dense_1/kernel"] + w[f"{block}/{mlp}/Dense_1/bias"]
     x = norm(x, "Transformer/encoder_norm")
@@ -138,10 +177,14 @@ def save(path, arrays, prefix: str = "", scan: bool = False, bf16: bool = False)
         first = [name for name in arrays if "encoderblock_0/" in name]
         depth = len({name.split("/")[1] for name in arrays if "encoderblock_" in name})
         stacks = {
-            name.replace("_0/", "/", 1): np.stack([arrays[name.replace("block_0", f"block_{i}")] for i in range(depth)])
+            name.replace("_0/", "/", 1): np.stack(
+                [arrays[name.replace("block_0", f"block_{i}")] for i in range(depth)]
+            )
             for name in first
         }
-        arrays = {name: array for name, array in arrays.items() if "encoderblock_" not in name} | stacks
+        arrays = {
+            name: array for name, array in arrays.items() if "encoderblock_" not in name
+        } | stacks
     np.savez(path, **{prefix + name: array for name, array in arrays.items()})
     return arrays
 
@@ -164,24 +207,27 @@ def test_their_file(case, x64, tmp_path):
     reference = forward(arrays, images, names, cfg.depth)
     assert np.ptp(reference) > 0.1
     source = weights.open_weights(tmp_path / "x.npz")
-    squashed = dataclasses.replace(cfg, eval_resize=0.0)  # by Google's own evaluation
-    assert (source.format, source.cfg) == (kind, squashed if kind == "google" else cfg)
+    assert (source.format, source.cfg) == (kind, evaluated(cfg, kind))
     for twin, ours in twins(cfg, weights.read(tmp_path / "x.npz")[1], images).items():
         assert relative_l2(ours, reference) <= 1e-12, twin
 
 
 @pytest.mark.parametrize(
-    "case", ["google", "google, gap", "google, pre-logits", "big_vision, tok", "big_vision, rep_size"]
+    "case",
+    ["google", "google, gap", "google, pre-logits", "big_vision, tok", "big_vision, rep_size"],
 )
 def test_our_file(case, x64, tmp_path):
     """What we write holds the original's names and shapes, and its function on them is ours."""
     cfg, kind, names, _ = CASES[case]
+    cfg = evaluated(cfg, kind)
     arrays = random_arrays(cfg)
     weights.write(tmp_path / "x.npz", cfg, arrays, kind)
     with np.load(tmp_path / "x.npz") as file:
         written = dict(file)
     expected = flax_arrays(cfg, kind, names)
-    assert {name: array.shape for name, array in written.items()} == {n: a.shape for n, a in expected.items()}
+    assert {name: array.shape for name, array in written.items()} == {
+        n: a.shape for n, a in expected.items()
+    }
     images = random_images(cfg, dtype=np.float64)
     reference = forward(written, images, names, cfg.depth)
     for twin, ours in twins(cfg, arrays, images).items():
@@ -192,11 +238,13 @@ def test_our_file(case, x64, tmp_path):
 
 @pytest.mark.parametrize("kind", ["google", "big_vision"])
 def test_timm_reads_our_file(kind, x64, tmp_path):
-    """timm's reader is another program that knows these layouts; told to use tanh, its model computes the same."""
-    cfg = ODD
+    """timm's reader is another program that knows these layouts; it is told to use tanh."""
+    cfg = evaluated(ODD, kind)
     arrays = random_arrays(cfg)
     if kind == "big_vision":
-        arrays["pos_embed"][:, 0] = 0  # timm takes big_vision's file only into a model without that row
+        arrays["pos_embed"][:, 0] = (
+            0  # timm takes big_vision's file only into a model without that row
+        )
     weights.write(tmp_path / "x.npz", cfg, arrays, kind)
     model = peers.timm_model(cfg, no_embed_class=kind == "big_vision")
     model.load_pretrained(str(tmp_path / "x.npz"))
@@ -228,12 +276,16 @@ def test_big_vision_with_fixed_positions(x64, tmp_path):
     assert source.cfg == dataclasses.replace(GAP, pos_embed="sincos2d")
     images = random_images(GAP, dtype=np.float64)
     reference = forward(arrays | {"pos_embedding": sincos2d(source.cfg)}, images, LINEN, GAP.depth)
-    for twin, ours in twins(source.cfg, {n: np.asarray(a) for n, a in source.arrays.items()}, images).items():
+    for twin, ours in twins(
+        source.cfg, {n: np.asarray(a) for n, a in source.arrays.items()}, images
+    ).items():
         assert relative_l2(ours, reference) <= 1e-12, twin
 
 
 def test_map_head_is_refused_by_name(tmp_path):
-    arrays = flax_arrays(GAP, "big_vision", LINEN) | {"MAPHead_0/probe": np.ones((1, 1, 80), np.float32)}
+    arrays = flax_arrays(GAP, "big_vision", LINEN) | {
+        "MAPHead_0/probe": np.ones((1, 1, 80), np.float32)
+    }
     save(tmp_path / "x.npz", arrays, prefix="params/")
     with pytest.raises(UserError, match=r"attention-pooling \(MAP\) head \(MAPHead_0/probe\)"):
         weights.read(tmp_path / "x.npz")
@@ -281,7 +333,7 @@ def test_mutations_are_caught(case, function, wrong, x64, tmp_path, monkeypatch)
 
 
 def test_a_forgotten_position_is_caught(x64, tmp_path, monkeypatch):
-    """big_vision's class token has no position: dropping the row, instead of adding it, is another function."""
+    """big_vision's class token has no position: dropping the row is another function."""
     arrays, images = random_arrays(ODD), random_images(ODD, dtype=np.float64)
     big_vision = FOREIGN["big_vision"]
     monkeypatch.setattr(type(big_vision), "prepare", lambda self, cfg, arrays: arrays)

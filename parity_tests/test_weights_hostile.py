@@ -1,4 +1,7 @@
-"""Claim: a wrong, cut, foreign or hostile file gives one message that says what and where, runs no code, leaves nothing."""
+"""Claim: a wrong, cut, foreign or hostile file gives one message that says what and where.
+
+It runs no code and leaves nothing behind.
+"""
 
 import dataclasses
 import io
@@ -30,14 +33,19 @@ TINY = dataclasses.replace(SMALL, depth=1)
 def foreign(cfg=TINY, format: str = "timm", dtype=np.float32) -> dict[str, np.ndarray]:
     """A format's arrays, under its names."""
     fmt = FOREIGN[format]
-    return {n: np.asarray(a) for n, a in to_file(fmt.table(cfg), random_arrays(cfg, dtype=dtype)).items()}
+    return {
+        n: np.asarray(a)
+        for n, a in to_file(fmt.table(cfg), random_arrays(cfg, dtype=dtype)).items()
+    }
 
 
 def save(path, arrays):
     if path.suffix == ".npz":
         np.savez(path, **arrays)
     elif path.suffix == ".pth":
-        torch.save({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, path)
+        torch.save(
+            {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, path
+        )
     else:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
@@ -46,19 +54,29 @@ def refusal(path, match: str | None = None, **options) -> str:
     """The one message of `twinvit convert`, which has left no file behind."""
     before = sorted(os.listdir(path.parent))
     with pytest.raises(UserError, match=match) as caught:
-        convert(str(path), str(path.parent / "out.safetensors"), "torch", **{"num_heads": 5, **options})
+        convert(
+            str(path), str(path.parent / "out.safetensors"), "torch", **{"num_heads": 5, **options}
+        )
     assert sorted(os.listdir(path.parent)) == before
     assert len(str(caught.value)) < 2000
     return str(caught.value)
 
 
-CONTAINERS = {"timm": ".safetensors", "torchvision": ".pth", "huggingface": ".safetensors", "google": ".npz"}
+CONTAINERS = {
+    "timm": ".safetensors",
+    "torchvision": ".pth",
+    "huggingface": ".safetensors",
+    "google": ".npz",
+}
 # In each format: a weight that is not square, and one of any shape.
 NAMES = {
     "timm": ("blocks.0.mlp.fc1.weight", "norm.bias"),
     "torchvision": ("encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.ln.bias"),
     "huggingface": ("vit.encoder.layer.0.intermediate.dense.weight", "vit.layernorm.bias"),
-    "google": ("Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel", "Transformer/encoder_norm/bias"),
+    "google": (
+        "Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel",
+        "Transformer/encoder_norm/bias",
+    ),
 }
 
 
@@ -77,9 +95,17 @@ def test_the_sound_file_is_read(theirs):
 def test_missing_and_extra_tensors_are_named(theirs):
     format, path, arrays = theirs
     weight, bias = NAMES[format]
-    save(path, {name: array for name, array in arrays.items() if name != weight} | {"adapter.down": np.ones((2, 2))})
+    save(
+        path,
+        {name: array for name, array in arrays.items() if name != weight}
+        | {"adapter.down": np.ones((2, 2))},
+    )
     message = refusal(path, "missing")
-    assert weight in message and str(arrays[weight].shape) in message and "unknown: adapter.down" in message
+    assert (
+        weight in message
+        and str(arrays[weight].shape) in message
+        and "unknown: adapter.down" in message
+    )
     save(path, {name: array for name, array in arrays.items() if name != bias})
     assert bias in refusal(path, "missing")
 
@@ -133,7 +159,9 @@ class RunsCode:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("how", ["torch zip", "torch legacy", "plain pickle", "npy in npz", "beside a state_dict"])
+@pytest.mark.parametrize(
+    "how", ["torch zip", "torch legacy", "plain pickle", "npy in npz", "beside a state_dict"]
+)
 def test_no_code_is_run(how, tmp_path):
     marker = tmp_path.parent / f"{tmp_path.name}-was-run"
     bomb = RunsCode()
@@ -161,7 +189,9 @@ def test_no_code_is_run(how, tmp_path):
 
 
 def npy_header(shape, descr="<f4") -> bytes:
-    text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    text = (
+        repr({"descr": descr, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    )
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
@@ -177,7 +207,10 @@ def test_zip_bomb(tmp_path):
 def test_zip_bomb_in_pytorchs_format(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"w": torch.zeros(5_000_000)}, tmp_path / "y.pth")
-    with zipfile.ZipFile(tmp_path / "y.pth") as sound, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "y.pth") as sound,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for name in sound.namelist():
             packed.writestr(name, sound.read(name))
     refusal(path, "would unpack to")
@@ -201,7 +234,7 @@ def test_a_header_that_claims_more_than_there_is(tmp_path):
 
 
 def test_a_damaged_array_is_named(tmp_path):
-    """A zip member has a CRC: a flipped bit in it is seen when it is read, and the output is not written."""
+    """A zip member has a CRC: a flipped bit is seen when it is read; no output is written."""
     arrays = foreign(format="google")
     path = tmp_path / "x.npz"
     save(path, arrays)
@@ -232,10 +265,16 @@ def test_other_architectures_are_refused_by_name(name, thing, tmp_path):
 
 CONFIGS = {
     "heads that do not divide": (dict(num_attention_heads=7), "7 heads do not divide the width 60"),
-    "another width": (dict(num_attention_heads="many"), "num_attention_heads = 'many', expected a number"),
+    "another width": (
+        dict(num_attention_heads="many"),
+        "num_attention_heads = 'many', expected a number",
+    ),
     "relu": (dict(hidden_act="relu"), "hidden_act = 'relu'"),
     "another model": (dict(model_type="swin"), "model_type = 'swin', expected 'vit'"),
-    "another image": (dict(image_size=48), r"position_embeddings has shape \(1, 10, 60\), expected \(1, 37, 60\)"),
+    "another image": (
+        dict(image_size=48),
+        r"position_embeddings has shape \(1, 10, 60\), expected \(1, 37, 60\)",
+    ),
     "no biases": (dict(qkv_bias=False), "have no biases"),
     "negative eps": (dict(layer_norm_eps=-1.0), "norm_eps must be between 0 and 1"),
 }
@@ -256,17 +295,23 @@ BAD = [None, "x", [], {}, [1, 2], -1, 0, 1.5, True, 10**400, "1e999", "NaN", {"a
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "format, file",
-    [("huggingface", "config.json"), ("huggingface", "preprocessor_config.json"), ("timm", "config.json")],
+    [
+        ("huggingface", "config.json"),
+        ("huggingface", "preprocessor_config.json"),
+        ("timm", "config.json"),
+    ],
 )
 def test_any_json_is_read_or_refused(format, file, tmp_path):
-    """Each entry, at every depth, replaced by what does not belong there: a UserError or a model, never a crash."""
+    """Each entry, at every depth, replaced by a wrong value: a UserError or a model."""
     weights.write(tmp_path / "x", TINY, random_arrays(TINY), format)
     if format == "timm":  # without our own metadata, so that the JSON decides
         save(tmp_path / "x" / "model.safetensors", foreign())
     path = tmp_path / "x" / file
     content = json.loads(path.read_text())
     outcomes = set()
-    for place in [(key,) for key in content] + [(k, i) for k, v in content.items() if isinstance(v, dict) for i in v]:
+    for place in [(key,) for key in content] + [
+        (k, i) for k, v in content.items() if isinstance(v, dict) for i in v
+    ]:
         for bad in BAD:
             spoiled = json.loads(json.dumps(content))
             inner = spoiled if len(place) == 1 else spoiled[place[0]]
@@ -310,7 +355,9 @@ def test_an_altered_foreign_file_of_ours_is_refused(tmp_path):
     weights.read(path, num_heads=5)
 
 
-@pytest.mark.parametrize("content", [b"hello, world", b"PK\x03\x04", b"\x80\x04.", b"\x93NUMPY", b"{}", bytes(1000)])
+@pytest.mark.parametrize(
+    "content", [b"hello, world", b"PK\x03\x04", b"\x80\x04.", b"\x93NUMPY", b"{}", bytes(1000)]
+)
 def test_not_a_weight_file(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     refusal(tmp_path / "x.safetensors", "is no weight file|not an intact|holds no state_dict")
@@ -320,7 +367,10 @@ def test_other_places(tmp_path):
     refusal(tmp_path / "nothing.safetensors", "is not there")
     (tmp_path / "empty").mkdir()
     refusal(tmp_path / "empty", "is a folder without weights")
-    save(tmp_path / "bert.safetensors", {"bert.embeddings.word_embeddings.weight": np.ones((3, 4), np.float32)})
+    save(
+        tmp_path / "bert.safetensors",
+        {"bert.embeddings.word_embeddings.weight": np.ones((3, 4), np.float32)},
+    )
     refusal(tmp_path / "bert.safetensors", "the weights of no known ViT.*bert.embeddings")
     torch.save(torch.ones(3), tmp_path / "tensor.pth")
     refusal(tmp_path / "tensor.pth", "holds no state_dict: it is a Tensor")
@@ -330,16 +380,23 @@ def test_other_places(tmp_path):
 
 def test_a_claim_of_a_million_layers_ends_at_once(tmp_path):
     arrays = flax_arrays(GAP, "big_vision", LINEN)
-    stacked = {n.replace("_0/", "/", 1): a[None] for n, a in arrays.items() if "encoderblock_0/" in n}
+    stacked = {
+        n.replace("_0/", "/", 1): a[None] for n, a in arrays.items() if "encoderblock_0/" in n
+    }
     stacked["Transformer/encoderblock/LayerNorm_0/bias"] = np.zeros((10**6, 1), np.float32)
-    save(tmp_path / "x.npz", {n: a for n, a in arrays.items() if "encoderblock_" not in n} | stacked)
+    save(
+        tmp_path / "x.npz", {n: a for n, a in arrays.items() if "encoderblock_" not in n} | stacked
+    )
     refusal(tmp_path / "x.npz", "claims 1000000 layers")
-    save(tmp_path / "y.safetensors", foreign() | {"blocks.999999.norm1.weight": np.ones(60, np.float32)})
+    save(
+        tmp_path / "y.safetensors",
+        foreign() | {"blocks.999999.norm1.weight": np.ones(60, np.float32)},
+    )
     refusal(tmp_path / "y.safetensors", "unknown: blocks.999999.norm1.weight")
 
 
 def fuzz(tmp_path, count: int, seed: int) -> tuple[int, int]:
-    """`(refused, read)` of mutated foreign files: no crash, no hang, no value that is not finite."""
+    """`(refused, read)` of mutated foreign files: no crash, no hang, finite values only."""
     rng = random.Random(seed)
     sound = {}
     for format in ("timm", "torchvision", "huggingface", "google", "big_vision"):
@@ -350,7 +407,9 @@ def fuzz(tmp_path, count: int, seed: int) -> tuple[int, int]:
     state = {name: torch.from_numpy(array) for name, array in foreign().items()}
     torch.save(state, buffer, _use_new_zipfile_serialization=False)
     sound["timm, legacy", ".pth"] = buffer.getvalue()
-    sound["bf16", ".npz"] = _npz({n: a.astype(ml_dtypes.bfloat16) for n, a in foreign(format="google").items()})
+    sound["bf16", ".npz"] = _npz(
+        {n: a.astype(ml_dtypes.bfloat16) for n, a in foreign(format="google").items()}
+    )
     refused = read = 0
     for _ in range(count):
         (_, suffix), data = rng.choice(list(sound.items()))

@@ -30,7 +30,9 @@ DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
 
 def same(a, b) -> bool:
-    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a)
+    return list(a) == list(b) and all(
+        a[n].dtype == b[n].dtype and a[n].tobytes() == b[n].tobytes() for n in a
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -96,8 +98,14 @@ def test_every_config_comes_back(tmp_path_factory, data):
 
 def test_any_arrays_and_metadata(tmp_path):
     """What checkpoints use: free names, empty and zero-dimensional arrays."""
-    arrays = {"exp_avg.head.bias": np.arange(3.0), "count": np.array(7, np.int64), "none": np.zeros((0, 3), np.float32)}
-    safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, {"step": "7", "text": 'quoted " and \u00e9'})
+    arrays = {
+        "exp_avg.head.bias": np.arange(3.0),
+        "count": np.array(7, np.int64),
+        "none": np.zeros((0, 3), np.float32),
+    }
+    safetensors.write_safetensors(
+        tmp_path / "a.safetensors", arrays, {"step": "7", "text": 'quoted " and \u00e9'}
+    )
     back, metadata = safetensors.read_safetensors(tmp_path / "a.safetensors", own=True)
     assert metadata == {"step": "7", "text": 'quoted " and \u00e9'}
     assert same(dict(sorted(back.items())), dict(sorted(arrays.items())))
@@ -108,14 +116,15 @@ def test_wrong_shapes_are_refused_and_nothing_is_left(tmp_path):
     arrays["blocks.1.mlp.fc1.weight"] = arrays["blocks.1.mlp.fc1.weight"].T
     del arrays["norm.bias"]
     with pytest.raises(
-        UserError, match=r"blocks.1.mlp.fc1.weight has shape \(60, 100\), expected \(100, 60\).*norm.bias"
+        UserError,
+        match=r"blocks.1.mlp.fc1.weight has shape \(60, 100\), expected \(100, 60\).*norm.bias",
     ):
         weights.write(tmp_path / "a.safetensors", SMALL, arrays)
     assert not any(tmp_path.iterdir())
 
 
 def test_failure_keeps_the_earlier_file(tmp_path):
-    """An array that fails while the file is being written: the old file stays, no part of the new one does."""
+    """An array that fails during writing: the old file stays, no part of the new one does."""
     path = tmp_path / "a.safetensors"
     arrays = random_arrays(SMALL)
     weights.write(path, SMALL, arrays)
@@ -148,7 +157,7 @@ def test_renamed_over_while_read(tmp_path):
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to four of: a flipped bit, a changed, cut or doubled stretch; more often in the header than by chance."""
+    """One to four of: a flipped bit, a changed, cut or doubled stretch; often in the header."""
     out = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 4])):
         at = rng.choice([rng.randrange(len(out)), rng.randrange(min(len(out), 600))])
@@ -200,7 +209,9 @@ def test_a_renamed_mark_does_not_make_it_foreign(key, tmp_path):
     weights.write(tmp_path / "a.safetensors", SMALL, random_arrays(SMALL))
     data = (tmp_path / "a.safetensors").read_bytes()
     assert data.count(f'"{key}"'.encode()) == 1
-    (tmp_path / "a.safetensors").write_bytes(data.replace(f'"{key}"'.encode(), f'"{key[:-1]}_"'.encode()))
+    (tmp_path / "a.safetensors").write_bytes(
+        data.replace(f'"{key}"'.encode(), f'"{key[:-1]}_"'.encode())
+    )
     with pytest.raises(UserError, match="altered"):
         weights.read(tmp_path / "a.safetensors")
 
@@ -270,7 +281,9 @@ def test_versions_of_our_file(tmp_path):
     for version in ("2", "0", "-1", "1.5", "x", "9" * 5000):
         stated = {"format_version": version}
         safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, metadata | stated)
-        with pytest.raises(UserError, match="version .* of its format.*update the program") as caught:
+        with pytest.raises(
+            UserError, match="version .* of its format.*update the program"
+        ) as caught:
             weights.read(tmp_path / "a.safetensors")
         assert len(str(caught.value)) < 500
 

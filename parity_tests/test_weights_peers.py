@@ -1,4 +1,7 @@
-"""Claim: timm's, torchvision's and transformers' own models compute the twins' logits, whichever side wrote the file."""
+"""Claim: timm's, torchvision's and transformers' own models compute the twins' logits.
+
+Whichever side wrote the file.
+"""
 
 import argparse
 import dataclasses
@@ -36,7 +39,9 @@ def by_default(peer: str, cfg: ModelConfig) -> ModelConfig:
     return dataclasses.replace(cfg, **DEFAULTS[peer])
 
 
-ODD = ModelConfig(image_size=48, patch_size=8, width=80, depth=2, num_heads=5, mlp_dim=240, num_classes=7)
+ODD = ModelConfig(
+    image_size=48, patch_size=8, width=80, depth=2, num_heads=5, mlp_dim=240, num_classes=7
+)
 SIZES = {
     "odd": ODD,
     "ti16": model_config("vit_ti16"),
@@ -53,7 +58,9 @@ FUNCTIONS = {
     ("timm", "mean, norm"): dict(pool="mean"),
     ("timm", "mean with token"): dict(pool="mean", pool_class_token=True, norm_after_pool=True),
     ("timm", "mean without token"): dict(pool="mean", class_token=False),
-    ("timm", "mean without token, fc_norm"): dict(pool="mean", class_token=False, norm_after_pool=True),
+    ("timm", "mean without token, fc_norm"): dict(
+        pool="mean", class_token=False, norm_after_pool=True
+    ),
     ("timm", "sincos"): dict(pos_embed="sincos2d"),
     ("torchvision", "tanh"): dict(gelu="tanh"),
     ("torchvision", "eps"): dict(norm_eps=1e-4),
@@ -90,16 +97,22 @@ def save(peer: str, model, path):
 def load(peer: str, cfg, path):
     """Into the library's own model, every name matched."""
     if peer == "huggingface":
-        model, report = peers.transformers.ViTForImageClassification.from_pretrained(path, output_loading_info=True)
+        model, report = peers.transformers.ViTForImageClassification.from_pretrained(
+            path, output_loading_info=True
+        )
         assert not any(report.values()), report
         return model
     model = peers.BUILD[peer](cfg)
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    state = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    )
     model.load_state_dict(state, strict=True)
     return model
 
 
-@pytest.mark.parametrize("size", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SIZES])
+@pytest.mark.parametrize(
+    "size", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SIZES]
+)
 @pytest.mark.parametrize("peer", PEERS)
 def test_their_file(peer, size, precision, tmp_path):
     cfg = by_default(peer, SIZES[size])
@@ -112,7 +125,9 @@ def test_their_file(peer, size, precision, tmp_path):
     check_equal(found, arrays, peers.logits(model, images, precision), images, precision)
 
 
-@pytest.mark.parametrize("size", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SIZES])
+@pytest.mark.parametrize(
+    "size", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in SIZES]
+)
 @pytest.mark.parametrize("peer", PEERS)
 def test_our_file(peer, size, precision, tmp_path):
     cfg = SIZES[size]
@@ -120,7 +135,9 @@ def test_our_file(peer, size, precision, tmp_path):
     arrays = random_arrays(cfg)
     weights.write(path, cfg, arrays, peer)
     images = random_images(cfg, 1 if size != "odd" else 3)
-    check_equal(cfg, arrays, peers.logits(load(peer, cfg, path), images, precision), images, precision)
+    check_equal(
+        cfg, arrays, peers.logits(load(peer, cfg, path), images, precision), images, precision
+    )
 
 
 @pytest.mark.parametrize("peer, function", FUNCTIONS)
@@ -142,7 +159,9 @@ def test_function_comes_along(peer, function, x64, tmp_path):
 
 def test_timm_folder_is_loaded_by_name(x64, tmp_path):
     """`create_model("local-dir:...")` takes the function from the folder's config.json."""
-    cfg = dataclasses.replace(ODD, gelu="tanh", pool="mean", norm_after_pool=True, class_token=False)
+    cfg = dataclasses.replace(
+        ODD, gelu="tanh", pool="mean", norm_after_pool=True, class_token=False
+    )
     arrays, images = random_arrays(cfg), random_images(cfg)
     assert weights.write_weights(tmp_path / "folder", cfg, arrays, "timm") == []
     model = peers.timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
@@ -197,7 +216,9 @@ def test_huggingface_bare_file(version, x64, tmp_path):
         model.save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").rename(tmp_path / "bare.safetensors")
     names = load_file(tmp_path / "bare.safetensors")
-    assert any(name.startswith("vit.layers." if version == 5 else "vit.encoder.layer.") for name in names)
+    assert any(
+        name.startswith("vit.layers." if version == 5 else "vit.encoder.layer.") for name in names
+    )
     found, arrays = weights.read(tmp_path / "bare.safetensors", num_heads=5)
     assert found == cfg
     images = random_images(cfg)
@@ -267,7 +288,9 @@ def test_mutations_are_caught(peer, change, x64, tmp_path, monkeypatch):
         found = dataclasses.replace(found, **change)
     images = random_images(cfg)
     theirs = peers.logits(model, images, "fp64")
-    distance = min(relative_l2(ours, theirs) for ours in twins(found, arrays, images, "fp64").values())
+    distance = min(
+        relative_l2(ours, theirs) for ours in twins(found, arrays, images, "fp64").values()
+    )
     assert distance > 5 * LIMIT["fp32"]
 
 

@@ -9,13 +9,14 @@ import stat
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from shared_vit.errors import UserError
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> BufferedReader:
     """A regular file, opened for reading.
 
     A FIFO or a device would block or never end, and says nothing of its size. Raises UserError for
@@ -37,7 +38,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 class KeptOpen:
     """An open file that is closed when nothing refers to this object any more."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BufferedReader):
         self.file = file
         weakref.finalize(self, file.close)
 

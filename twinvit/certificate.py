@@ -1,9 +1,10 @@
-"""`twinvit convert --verify`: the same inputs through both files, in both twins and in the formats' own libraries.
+"""`twinvit convert --verify`: the same inputs through both files, with a certificate of the result.
 
-Each framework runs in a process of its own, on the CPU. Run as a module it is such a process: it reads a task (JSON).
+Normal noise goes through both twins and the formats' own libraries, and images go through the
+libraries' own preprocessing. Each framework runs in a process of its own, on the CPU; as a module
+this is such a process, and reads a task (JSON).
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -11,48 +12,199 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from shared_vit.data.preprocess import evaluation_input, normalize, resize_shorter
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
+from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import adapt
+from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.formats.twinvit import OWN
-from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import checksum
 from shared_vit.weights.read import Source, open_weights
+from twinvit.compare import LIMITS, Outputs, trace
 from twinvit.noise_rule import relative_l2
+from twinvit.pictures import pictures
 
-LIMITS = {"fp64": 1e-12, "fp32": 5e-6}  # relative L2 of logits and of each output inside
+PRECISIONS = ("fp64", "fp32")
+# The most that a pixel may differ by, in levels of 255: two right resizes round differently.
+LEVELS = 1.01
 _BATCH, _SEED = 2, 0
 _REFERENCE = "torch twin, source"
+_PIXELS, _ON_PICTURES = "pixels", "logits of pictures"
+
+Task = dict[str, Any]
 
 
 def certify(
-    source: Source, src: Path, dst: Path, to: str, num_heads: int | None, changes: dict
+    source: Source, src: Path, dst: Path, to: str, num_heads: int | None, changes: dict[str, Any]
 ) -> int:
-    """Compare logits, each block's output and the last norm's; 1 where something differs, else 0.
+    """Compare logits, blocks, the last norm and preprocessing; 1 where something differs, else 0.
 
-    Prints a table and writes `<dst>.parity.json`.
-    `changes` are the arguments of `adapt` with which DST was made. Differences are relative L2 against the PyTorch twin
-    on the source, in the same precision.
+    Prints a table and writes `<dst>.parity.json`. `changes` are the arguments of `adapt` with which
+    DST was made. Differences are relative L2 against the PyTorch twin on the source, in the same
+    precision, and for pixels in levels of 255.
     """
     cfg, _ = adapt(source.cfg, source.arrays, **changes)
-    files = {
-        "source": dict(
-            path=str(src),
-            format=source.format.partition(",")[0],
-            num_heads=num_heads,
-            changes=changes,
-        ),
+    kind = source.format.partition(",")[0]
+    files: dict[str, Task] = {
+        "source": dict(path=str(src), format=kind, num_heads=num_heads, changes=changes),
         "target": dict(path=str(dst), format=to, num_heads=None, changes={}),
     }
     tasks, not_run = _tasks(files)
+    runs: dict[str, Outputs] = {}
     with tempfile.TemporaryDirectory() as folder:
-        runs = {}
         for i, task in enumerate(tasks):
             runs |= _run(task | {"out": str(Path(folder) / f"{i}.npz")})
     constant = bool(np.ptp(runs[f"{_REFERENCE}, fp64"][""], axis=0).max() == 0)
+    if constant:
+        not_run.append(
+            "a test of the head: its weights are zero, so that the logits show nothing of it"
+        )
+    seen = {name: runs.pop(name) for name in [n for n in runs if n.endswith(", pictures")]}
+    rows = _rows(runs)
+    images = _preprocessing_rows(cfg, seen)
+    good = all(max(row["logits"], row["worst_inside"]) <= LIMITS[row["precision"]] for row in rows)
+    good = good and all(row["verdict"] != "different" for row in images)
+    certificate = {
+        "verdict": "equal" if good else "different",
+        "limits": {name: LIMITS[name] for name in PRECISIONS},
+        "measure": f"relative L2 against: {_REFERENCE}",
+        "inputs": f"{_BATCH} images of normal noise, {cfg.image_size} px, default_rng({_SEED})",
+        "source": {
+            "name": src.name,
+            "format": source.format,
+            "step": source.step,
+            "sha256": _checksums(source.files, src),
+        },
+        "target": {"name": dst.name, "format": to, "sha256": _checksums(_files(dst), dst)},
+        "changes": {key: value for key, value in changes.items() if value is not None},
+        "model_config": asdict(cfg),
+        "num_arrays": len(source.arrays),
+        "logits_are_constant": constant,
+        "rows": rows,
+        "preprocessing": images,
+        "not_run": not_run,
+    }
+    out = dst.with_name(dst.name + ".parity.json")
+    with whole_file(out) as file:
+        file.write((json.dumps(certificate, indent=2) + "\n").encode())
+    _print(rows, images, not_run, good, out)
+    return 0 if good else 1
+
+
+def _tasks(files: dict[str, Task]) -> tuple[list[Task], list[str]]:
+    both = list(PRECISIONS)
+    tasks = [dict(run="torch", files=files, precisions=both)]
+    tasks += [dict(run="jax", files=files, precisions=[precision]) for precision in both]
+    not_run = []
+    for side, file in files.items():
+        if file["format"] in OWN:
+            continue
+        from twinvit.peers import installed
+
+        if any(value is not None for value in file["changes"].values()):
+            not_run.append(
+                f"{file['format']} on the {side}: the target is of another size, head or type by "
+                "request"
+            )
+        elif not installed(file["format"]):
+            not_run.append(f"{file['format']} on the {side}: its library is not installed")
+        else:
+            tasks.append(dict(run=file["format"], files={side: file}, precisions=both))
+    return tasks, not_run
+
+
+def _run(task: Task) -> dict[str, Outputs]:
+    """`{"who, file, precision": outputs}` of one process; "who, file, pictures" for images."""
+    x64 = task["run"] == "jax" and task["precisions"] == ["fp64"]
+    own = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "JAX_ENABLE_X64": str(int(x64))}
+    where = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-m", "twinvit.certificate", json.dumps(task)],
+        env={**os.environ, **own, "PYTHONPATH": where},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(
+            f"--verify: {task['run']} did not run these weights:\n{done.stderr.strip()[-2000:]}"
+        )
+    out: dict[str, Outputs] = {}
+    with np.load(task["out"]) as arrays:
+        for key in arrays:
+            name, module = key.split("|")
+            out.setdefault(name, {})[module] = arrays[key]
+    return out
+
+
+def _worker(task: Task) -> None:
+    outputs: Outputs = {}
+    who = {"torch": "torch twin", "jax": "jax twin"}.get(task["run"], task["run"])
+    for side, file in task["files"].items():
+        changes = file["changes"]
+        known = {key: changes.get(key) for key in ("num_classes", "image_size")}
+        opened = open_weights(file["path"], file["format"], num_heads=file["num_heads"], **known)
+        cfg, arrays = adapt(opened.cfg, opened.arrays, **changes)
+        images = np.random.default_rng(_SEED).standard_normal(
+            (_BATCH, cfg.image_size, cfg.image_size, 3)
+        )
+        for precision in task["precisions"]:
+            traced = _traced(task["run"], file, cfg, arrays, precision, images)
+            outputs |= {f"{who}, {side}, {precision}|{name}": a for name, a in traced.items()}
+        for name, array in _on_pictures(task["run"], file, cfg, arrays).items():
+            outputs[f"{who}, {side}, pictures|{name}"] = array
+    np.savez(task["out"], **outputs)  # type: ignore[arg-type]
+
+
+def _traced(
+    run: str, file: Task, cfg: ModelConfig, arrays: Arrays, precision: Any, images: np.ndarray
+) -> Outputs:
+    if run in ("jax", "torch"):
+        traced = trace(run, cfg, arrays, images, precision)  # type: ignore[arg-type]
+    else:
+        traced = _traced_by_peer(run, file, cfg, images, precision)
+    wanted = ["", *(f"blocks.{i}" for i in range(cfg.depth)), cfg.norm_name]
+    return {name: traced[name] for name in wanted}
+
+
+def _traced_by_peer(
+    run: str, file: Task, cfg: ModelConfig, images: np.ndarray, precision: str
+) -> Outputs:
+    import torch
+
+    from twinvit import peers
+
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    inputs = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(dtype)
+    model = peers.load(run, Path(file["path"]), cfg).to(dtype)
+    traced = peers.trace(run, model, inputs, cfg)
+    return {name: value.double().numpy() for name, value in traced.items()}
+
+
+def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outputs:
+    """What is made of images, and their logits: by a library, or by this project in PyTorch."""
+    if run == "jax":
+        return {}
+    images = pictures(cfg.image_size)
+    if run == "torch":
+        pixels = np.stack([normalize(evaluation_input(image, cfg), cfg) for image in images])
+        logits = trace("torch", cfg, arrays, pixels, "fp32")[""]
+    else:
+        from twinvit import peers
+
+        preprocess = peers.preprocess(run, Path(file["path"]), cfg)
+        pixels = np.stack([preprocess(image) for image in images])
+        logits = _traced_by_peer(run, file, cfg, pixels, "fp32")[""]
+    return {_PIXELS: pixels, _ON_PICTURES: logits}
+
+
+def _rows(runs: dict[str, Outputs]) -> list[dict[str, Any]]:
     rows = []
     for name, outputs in runs.items():
         who, precision = name.rsplit(", ", 1)
@@ -68,144 +220,90 @@ def certify(
                 inside=inner,
             )
         )
-    good = all(max(row["logits"], row["worst_inside"]) <= LIMITS[row["precision"]] for row in rows)
-    certificate = {
-        "verdict": "equal" if good else "different",
-        "limits": LIMITS,
-        "measure": f"relative L2 against: {_REFERENCE}",
-        "inputs": f"{_BATCH} images of normal noise, {cfg.image_size} px, numpy default_rng({_SEED})",
-        "source": {"name": src.name, "format": source.format, "sha256": _checksums(src)},
-        "target": {"name": dst.name, "format": to, "sha256": _checksums(dst)},
-        "changes": {key: value for key, value in changes.items() if value is not None},
-        "model_config": asdict(cfg),
-        "num_arrays": len(source.arrays),
-        "logits_are_constant": constant,
-        "rows": rows,
-        "not_run": not_run,
-    }
-    out = dst.with_name(dst.name + ".parity.json")
-    with whole_file(out) as file:
-        file.write((json.dumps(certificate, indent=2) + "\n").encode())
-    if constant:
-        not_run.append(
-            "a test of the head: its weights are zero, so that the logits show nothing of it"
-        )
-    _print(rows, not_run, good, out)
-    return 0 if good else 1
+    return rows
 
 
-def _tasks(files: dict[str, dict]) -> tuple[list[dict], list[str]]:
-    tasks = [dict(run="torch_vit", files=files, precisions=["fp64", "fp32"])]
-    tasks += [
-        dict(run="jax_vit", files=files, precisions=[precision]) for precision in ("fp64", "fp32")
-    ]
-    not_run = []
-    for side, file in files.items():
-        if file["format"] in OWN:
+def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict[str, Any]]:
+    """A row for each preprocessing that was run, against this project's on the source."""
+    reference, images = seen[f"{_REFERENCE}, pictures"], pictures(cfg.image_size)
+    rows = []
+    for name, outputs in seen.items():
+        if name.startswith(_REFERENCE):
             continue
-        if any(
-            file["changes"].get(key) is not None for key in ("image_size", "num_classes", "dtype")
-        ):
-            not_run.append(
-                f"{file['format']} on the {side}: the target is of another size, head or type by request"
+        theirs = (outputs[_PIXELS] * np.array(cfg.std) + np.array(cfg.mean)) * 255
+        found = [_shift(image, pixels, cfg) for image, pixels in zip(images, theirs)]
+        plain = [np.abs(evaluation_input(i, cfg) - p) for i, p in zip(images, theirs)]
+        shifted = sum(offset != (0, 0) for offset, _ in found)
+        close = all(gap <= LEVELS for _, gap in found)
+        rows.append(
+            dict(
+                who=name.removesuffix(", pictures"),
+                verdict="different" if not close else "shifted" if shifted else "equal",
+                images=len(found),
+                shifted_by_a_pixel=shifted,
+                largest_in_levels=float(np.max(plain)),
+                mean_in_levels=float(np.mean(plain)),
+                logits=_gap(outputs[_ON_PICTURES], reference[_ON_PICTURES]),
             )
-        elif not importlib.import_module("twinvit.peers").installed(file["format"]):
-            not_run.append(f"{file['format']} on the {side}: its library is not installed")
-        else:
-            tasks.append(dict(run=file["format"], files={side: file}, precisions=["fp64", "fp32"]))
-    return tasks, not_run
-
-
-def _run(task: dict) -> dict[str, dict[str, np.ndarray]]:
-    """`{"who, file, precision": {module: output}}` of one process."""
-    x64 = task["run"] == "jax_vit" and task["precisions"] == ["fp64"]
-    own = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "JAX_ENABLE_X64": str(int(x64))}
-    where = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-m", "twinvit.certificate", json.dumps(task)],
-        env={**os.environ, **own, "PYTHONPATH": where},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if done.returncode:
-        raise UserError(
-            f"--verify: {task['run']} did not run these weights:\n{done.stderr.strip()[-2000:]}"
         )
-    out: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(task["out"]) as arrays:
-        for key in arrays:
-            name, module = key.split("|")
-            out.setdefault(name, {})[module] = arrays[key]
-    return out
+    return rows
 
 
-def _worker(task: dict) -> None:
-    outputs = {}
-    for side, file in task["files"].items():
-        changes = file["changes"]
-        known = {key: changes.get(key) for key in ("num_classes", "image_size")}
-        opened = open_weights(file["path"], file["format"], num_heads=file["num_heads"], **known)
-        cfg, arrays = adapt(opened.cfg, opened.arrays, **changes)
-        images = np.random.default_rng(_SEED).standard_normal(
-            (_BATCH, cfg.image_size, cfg.image_size, 3)
-        )
-        for precision in task["precisions"]:
-            batch = images.astype(np.float64 if precision == "fp64" else np.float32)
-            traced = _trace(task["run"], file, cfg, arrays, precision, batch)
-            who = {"torch_vit": "torch twin", "jax_vit": "jax twin"}.get(task["run"], task["run"])
-            outputs |= {
-                f"{who}, {side}, {precision}|{name}": array for name, array in traced.items()
-            }
-    np.savez(task["out"], **outputs)
+def _shift(
+    image: np.ndarray, theirs: np.ndarray, cfg: ModelConfig
+) -> tuple[tuple[int, int], float]:
+    """`(offset, largest difference in levels)` of the crop within a pixel that is nearest to ours.
 
-
-def _trace(
-    run: str, file: dict, cfg, arrays, precision: str, batch: np.ndarray
-) -> dict[str, np.ndarray]:
-    if run == "jax_vit":
-        traced = (
-            importlib.import_module("jax_vit")
-            .from_arrays(cfg, in_memory(arrays), precision=precision)
-            .trace(batch)
-        )
-    else:
-        torch = importlib.import_module("torch")
-        channels_first = torch.from_numpy(np.ascontiguousarray(batch.transpose(0, 3, 1, 2)))
-        if run == "torch_vit":
-            model = importlib.import_module("torch_vit").from_arrays(
-                cfg, in_memory(arrays), precision=precision
-            )
-            with torch.no_grad():
-                traced = model.trace(channels_first)
-        else:
-            peers = importlib.import_module("twinvit.peers")
-            model = peers.load(run, Path(file["path"]), cfg).to(channels_first.dtype)
-            traced = peers.trace(run, model, channels_first, cfg)
-    wanted = ["", *(f"blocks.{i}" for i in range(cfg.depth)), cfg.norm_name]
-    return {name: np.asarray(traced[name]) for name in wanted}
+    Libraries round the offset of a crop with an odd margin up, down or to the even number.
+    """
+    plain = float(np.abs(evaluation_input(image, cfg) - theirs).max())
+    if plain <= LEVELS or cfg.eval_resize == 0:
+        return (0, 0), plain
+    size = cfg.image_size
+    resized = resize_shorter(image, short_side(cfg), cfg.interpolation)
+    top, left = (round((side - size) / 2) for side in resized.shape[:2])
+    best = (0, 0), plain
+    for offset in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
+        y, x = top + offset[0], left + offset[1]
+        crop = resized[max(y, 0) : y + size, max(x, 0) : x + size]
+        if crop.shape == theirs.shape:
+            gap = float(np.abs(crop - theirs).max())
+            best = (offset, gap) if gap < best[1] else best
+    return best
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> float:
     return 0.0 if np.array_equal(a, b) else relative_l2(a, b)  # a head of zeros has logits of zeros
 
 
-def _checksums(path: Path) -> dict[str, str]:
-    files = (
-        sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin")) if path.is_dir() else [path]
-    )
-    return {file.name: checksum(file) for file in files}
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(path.glob("*.safetensors"))
 
 
-def _print(rows: list[dict], not_run: list[str], good: bool, out: Path) -> None:
+def _checksums(files: list[Path], base: Path) -> dict[str, str]:
+    """By name, or within a folder by the way from it."""
+    names = [f.relative_to(base).as_posix() if f.is_relative_to(base) else f.name for f in files]
+    return {name if name != "." else f.name: checksum(f) for name, f in zip(names, files)}
+
+
+def _print(rows: list[dict], images: list[dict], not_run: list[str], good: bool, out: Path) -> None:
     width = max(len(row["who"]) for row in rows)
-    print(
-        f"{'':<{width}}            logits worst inside   limit   (relative L2 against: {_REFERENCE})"
-    )
+    head = "logits worst inside   limit   (relative L2 against"
+    print(f"{'':<{width}}            {head}: {_REFERENCE})")
     for row in rows:
         print(
-            f"{row['who']:<{width}}  {row['precision']}  {row['logits']:>10.2e}  {row['worst_inside']:>11.2e}  "
-            f"{LIMITS[row['precision']]:>8.0e}"
+            f"{row['who']:<{width}}  {row['precision']}  {row['logits']:>10.2e}  "
+            f"{row['worst_inside']:>11.2e}  {LIMITS[row['precision']]:>8.0e}"
+        )
+    for row in images:
+        shifted = row["shifted_by_a_pixel"]
+        moved = f", the crop is a pixel off in {shifted} of them" if shifted else ""
+        print(
+            f"{row['who']:<{width}}  preprocessing of {row['images']} images {row['verdict']}: "
+            f"pixels differ by {row['mean_in_levels']:.3f} of 255 on average, "
+            f"{row['largest_in_levels']:.0f} at most{moved}; their logits by {row['logits']:.2e}"
         )
     for line in not_run:
         print(f"not run: {line}")

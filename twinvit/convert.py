@@ -1,4 +1,4 @@
-"""`twinvit convert`: weights and the function they were trained for, from any format to any other."""
+"""`twinvit convert`: weights from any known format to any other, with their function."""
 
 import sys
 from collections import Counter

@@ -1,17 +1,21 @@
-"""Other libraries' ViTs, built for a file of theirs and run beside the twins."""
+"""Other libraries' ViTs and preprocessing, built for a file of theirs and run beside the twins."""
 
 import functools
 import importlib.util
+import json
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.formats import FOREIGN
-from shared_vit.weights.formats.timm import architecture_of, model_args
+from shared_vit.weights.formats.huggingface import config_args, processor_args
+from shared_vit.weights.formats.resize import short_side
+from shared_vit.weights.formats.timm import architecture_of, data_config, model_args
 
 _BLOCKS = {
     "timm": "blocks.{}",
@@ -21,19 +25,35 @@ _BLOCKS = {
 _NORMS = {"torchvision": "encoder.ln", "huggingface": "vit.layernorm"}  # timm's names are ours
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
 
+Preprocess = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> float32 [S, S, 3]
+
 
 def installed(format: str) -> bool:
     """Whether the library of a format is here to be run."""
     return format in _PACKAGES and importlib.util.find_spec(_PACKAGES[format]) is not None
 
 
+def without_torchvision_operators() -> None:
+    """Let torchvision be imported beside a torch build that its operators were not compiled for.
+
+    Its import registers shapes of compiled operators (boxes, regions), and fails with "operator
+    torchvision::nms does not exist" where the library of operators cannot be loaded, for example
+    PyPI's torchvision for Linux beside a torch build without CUDA. ViTs and image transforms need
+    no such operator, so the registration is left out. timm and transformers import torchvision.
+    """
+    name = "torchvision._meta_registrations"
+    sys.modules.setdefault(name, types.ModuleType(name))
+
+
 def load(format: str, path: Path, cfg: ModelConfig) -> nn.Module:
-    """The library's own model, told all that the format does not say, with the weights of its file, all names matched."""
+    """The library's own model with the weights of its file, all names matched.
+
+    It is told whatever the format does not say.
+    """
     without_torchvision_operators()
+    build = {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}[format]
     with torch.device("cpu"):
-        return {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}[format](
-            path, cfg
-        ).eval()
+        return build(path, cfg).eval()
 
 
 def trace(
@@ -42,12 +62,14 @@ def trace(
     """`{"blocks.0": output, ..., "norm": output, "": logits}` for images [B, 3, H, W]."""
     outputs: dict[str, torch.Tensor] = {}
     modules = dict(model.named_modules())
-    pattern = (
-        _BLOCKS[format] if _BLOCKS[format].format(0) in modules else "vit.encoder.layer.{}"
-    )  # transformers 4
+    # transformers 4 has other names of modules.
+    known = _BLOCKS[format].format(0) in modules
+    pattern = _BLOCKS[format] if known else "vit.encoder.layer.{}"
 
-    def keep(_module, _inputs, output, name: str) -> None:
-        outputs[name] = output[0] if isinstance(output, tuple) else output
+    def keep(_module: nn.Module, _inputs: object, output: object, name: str) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        assert isinstance(first, torch.Tensor)
+        outputs[name] = first
 
     theirs = {f"blocks.{i}": pattern.format(i) for i in range(cfg.depth)}
     theirs[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
@@ -62,10 +84,53 @@ def trace(
     return outputs | {"": getattr(logits, "logits", logits)}
 
 
-def without_torchvision_operators() -> None:
-    """Let torchvision be imported beside a torch build that its compiled operators do not fit; ViTs need none of them."""
-    sys.modules.setdefault(
-        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+def preprocess(format: str, path: Path, cfg: ModelConfig) -> Preprocess:
+    """The library's own preprocessing, as a folder's JSON files say it, else as the card does."""
+    without_torchvision_operators()
+    from PIL import Image
+
+    if format == "huggingface":
+        processor = _processor(path, cfg)
+
+        def run(image: np.ndarray) -> np.ndarray:
+            values = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+            return np.asarray(values, np.float32).transpose(1, 2, 0)
+
+        return run
+    transform = _timm_transform(path, cfg) if format == "timm" else _torchvision_transform(cfg)
+    return lambda image: transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+
+
+def _processor(path: Path, cfg: ModelConfig) -> Callable:
+    import transformers
+
+    if path.is_dir():
+        return transformers.AutoImageProcessor.from_pretrained(path)
+    args = processor_args(cfg)
+    return getattr(transformers, args.pop("image_processor_type"))(**args)
+
+
+def _timm_transform(path: Path, cfg: ModelConfig) -> Callable:
+    import timm.data
+
+    known = data_config(cfg)
+    if path.is_dir():
+        known = json.loads((path / "config.json").read_text()).get("pretrained_cfg", {})
+    return timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=known))
+
+
+def _torchvision_transform(cfg: ModelConfig) -> Callable:
+    from torchvision import transforms
+
+    size = cfg.image_size
+    interpolation = transforms.InterpolationMode[cfg.interpolation.upper()]
+    return transforms.Compose(
+        [
+            transforms.Resize(short_side(cfg) if cfg.eval_resize else (size, size), interpolation),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(cfg.mean, cfg.std),
+        ]
     )
 
 
@@ -84,9 +149,8 @@ def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
     if cfg.norm_eps != 1e-6:
         args["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=cfg.norm_eps)
     model = timm.create_model(architecture_of(cfg), **args)
-    model.load_state_dict(
-        _state_dict(path / "model.safetensors" if path.is_dir() else path), strict=True
-    )
+    state = _state_dict(path / "model.safetensors" if path.is_dir() else path)
+    model.load_state_dict(state, strict=True)
     return model
 
 
@@ -119,13 +183,11 @@ def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
     if path.is_dir():
         model, report = kind.from_pretrained(path, output_loading_info=True)
     else:
-        config = transformers.ViTConfig(
-            **FOREIGN["huggingface"].config(cfg), num_labels=cfg.num_classes
-        )
+        config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
         model, report = kind.from_pretrained(
             None, config=config, state_dict=_state_dict(path), output_loading_info=True
         )
     faults = {key: value for key, value in report.items() if value}
     if faults:
-        raise RuntimeError(f"transformers did not load {path} whole: {faults}")
+        raise RuntimeError(f"transformers did not load all of {path}: {faults}")
     return model

@@ -8,8 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Protocol
 
 from shared_vit.errors import UserError, some
 from shared_vit.spec.config import ModelConfig
@@ -34,15 +33,23 @@ class Array:
     lr_layer: int  # 0: embeddings; i + 1: block i; depth + 1: last norm and head
 
 
+_Condition = Callable[[ModelConfig], bool]
+_Shape = Callable[[ModelConfig], tuple[int, ...]]
+
+
+def _always(cfg: ModelConfig) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class _Kind:
     """The tensors of one name, in every model and block that has them."""
 
-    shape: Callable[[ModelConfig], tuple[int, ...]]
+    shape: _Shape
     init: Distribution | Callable[[ModelConfig], Distribution]
     decay: bool = False
-    trained: Callable[[ModelConfig], bool] = lambda cfg: True
-    exists: Callable[[ModelConfig], bool] = lambda cfg: True
+    trained: _Condition = _always
+    exists: _Condition = _always
 
 
 _ZEROS, _ONES = Constant(0.0), Constant(1.0)
@@ -57,23 +64,23 @@ def _fixed(cfg: ModelConfig) -> bool:
     return cfg.pos_embed == "sincos2d"
 
 
-def _norm(name: str, **known: Callable[[ModelConfig], bool]) -> dict[str, _Kind]:
+def _norm(name: str, exists: _Condition = _always) -> dict[str, _Kind]:
     return {
-        f"{name}.weight": _Kind(lambda c: (c.width,), _ONES, **known),
-        f"{name}.bias": _Kind(lambda c: (c.width,), _ZEROS, **known),
+        f"{name}.weight": _Kind(lambda c: (c.width,), _ONES, exists=exists),
+        f"{name}.bias": _Kind(lambda c: (c.width,), _ZEROS, exists=exists),
     }
 
 
 def _product(
     name: str,
-    shape: Callable[[ModelConfig], tuple[int, ...]],
+    shape: _Shape,
     weight: Distribution,
     bias: Distribution = _ZEROS,
-    **known: Callable[[ModelConfig], bool],
+    exists: _Condition = _always,
 ) -> dict[str, _Kind]:
     return {
-        f"{name}.weight": _Kind(shape, weight, decay=True, **known),
-        f"{name}.bias": _Kind(lambda c: shape(c)[:1], bias, **known),
+        f"{name}.weight": _Kind(shape, weight, decay=True, exists=exists),
+        f"{name}.bias": _Kind(lambda c: shape(c)[:1], bias, exists=exists),
     }
 
 
@@ -150,7 +157,14 @@ def num_params(cfg: ModelConfig) -> int:
     return sum(math.prod(row.shape) for row in arrays(cfg).values() if row.trained)
 
 
-def check(cfg: ModelConfig, arrays: Mapping[str, np.ndarray], where: str = "these weights") -> None:
+class Shaped(Protocol):
+    """Anything with a shape: arrays in memory, on disk, of any framework."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check(cfg: ModelConfig, arrays: Mapping[str, Shaped], where: str = "these weights") -> None:
     """Raise UserError, naming the tensors, unless names and shapes are those that `cfg` needs."""
     expected = shapes(cfg)
     wrong = [

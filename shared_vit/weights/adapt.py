@@ -47,8 +47,9 @@ def adapt(
             raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
         out = {name: _cast(name, array, DTYPES[dtype]) for name, array in out.items()}
     out = {name: out[name] for name in canonical.shapes(cfg)}
-    eager = all(isinstance(array, np.ndarray) for array in arrays.values())
-    return cfg, in_memory(out) if eager else out
+    if all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return cfg, {**in_memory(out)}
+    return cfg, out
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:

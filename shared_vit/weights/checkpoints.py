@@ -36,7 +36,7 @@ def newest(run_dir: Path) -> Found | None:
 
 def newest_in(folder: Path) -> Found | None:
     """`newest`, of a folder that holds `step_N`."""
-    skipped = []
+    skipped: list[str] = []
     for step in steps(folder):
         path = folder / f"step_{step}"
         try:

@@ -28,12 +28,13 @@ ZIP_ERRORS = (
 
 def open_zip(path: Path) -> zipfile.ZipFile:
     """An archive with a sound table of contents. Raises UserError for any other file."""
+    file = open_regular(path)
     try:
-        file = open_regular(path)
         archive = zipfile.ZipFile(file)
-        weakref.finalize(archive, file.close)
     except ZIP_ERRORS as error:
+        file.close()
         raise UserError(f"{path} is not an intact archive: {reason(error)}") from error
+    weakref.finalize(archive, file.close)
     entries = archive.infolist()
     check_count(path, len(entries))
     for entry in entries:

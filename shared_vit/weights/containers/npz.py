@@ -88,6 +88,7 @@ def _loader(
         buffer = bytearray(size)
         try:
             with archive.open(entry) as file:
+                assert isinstance(file, zipfile.ZipExtFile)
                 file.read(header.length)
                 view, done = memoryview(buffer), 0
                 while done < size and (count := file.readinto(view[done : done + (1 << 24)])):

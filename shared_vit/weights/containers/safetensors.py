@@ -46,11 +46,11 @@ def write_safetensors(
     metadata: Mapping[str, str],
     progress: Progress | None = None,
 ) -> str:
-    """Write `arrays` (any names and shapes; lazy ones one at a time) and `metadata` with a checksum.
+    """Write arrays of any names and shapes, lazy ones one at a time, and metadata with a checksum.
 
-    Returns the checksum. The order in the file is by item size, then name, whatever the order of `arrays`. Raises
-    UserError where the file cannot be written, and then leaves nothing behind; TypeError for a
-    dtype that safetensors does not support.
+    Returns the checksum. The order in the file is by item size, then name, whatever the order of
+    `arrays`. Raises UserError where the file cannot be written, and then leaves nothing behind;
+    TypeError for a dtype that safetensors does not support.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     header: dict = {"__metadata__": dict(sorted({**metadata, _CHECKSUM: _ZEROS}.items()))}
@@ -193,7 +193,7 @@ def _loader(
 ) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         array = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):  # one read may give less than was asked for
             count = os.preadv(kept.file.fileno(), [view[done:]], offset + done)

@@ -248,7 +248,7 @@ def _plain_thirds(names: list[str], shape: tuple[int, ...]) -> list[Any]:
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """`blocks.3.mlp.fc1.weight` -> ("3", "mlp.fc1", "weight"); outside the blocks "" comes first."""
+    """`blocks.3.mlp.fc1.weight` -> ("3", "mlp.fc1", "weight"); "" first outside the blocks."""
     layer, rest = "", name
     if name.startswith("blocks."):
         _, layer, rest = name.split(".", 2)

@@ -174,7 +174,7 @@ class HuggingFace(Format):
     def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
         labels = {str(i): f"LABEL_{i}" for i in range(cfg.num_classes)}
         return {
-            "config.json": self.config(cfg)
+            "config.json": config_args(cfg)
             | {
                 "architectures": ["ViTForImageClassification"],
                 "attention_probs_dropout_prob": 0.0,
@@ -185,13 +185,13 @@ class HuggingFace(Format):
                 "model_type": "vit",
                 "torch_dtype": dtype.name,
             },
-            "preprocessor_config.json": _processor(cfg),
+            "preprocessor_config.json": processor_args(cfg),
         }
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         usual = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
         own = {
-            key: value for key, value in self.config(cfg).items() if usual.get(key, value) != value
+            key: value for key, value in config_args(cfg).items() if usual.get(key, value) != value
         }
         if folder or not own:
             return []
@@ -201,36 +201,37 @@ class HuggingFace(Format):
             "would say so"
         ]
 
-    def config(self, cfg: ModelConfig) -> dict[str, Any]:
-        """ViTConfig's arguments that decide sizes and function."""
-        return {
-            "hidden_act": "gelu_pytorch_tanh" if cfg.gelu == "tanh" else "gelu",
-            "hidden_dropout_prob": cfg.dropout,
-            "hidden_size": cfg.width,
-            "image_size": cfg.image_size,
-            "intermediate_size": cfg.mlp_dim,
-            "layer_norm_eps": cfg.norm_eps,
-            "num_attention_heads": cfg.num_heads,
-            "num_channels": 3,
-            "num_hidden_layers": cfg.depth,
-            "patch_size": cfg.patch_size,
-            "qkv_bias": True,
-        }
-
     def how_to_load(self, cfg: ModelConfig) -> str:
-        args = self.config(cfg) | {"num_labels": cfg.num_classes}
+        args = config_args(cfg) | {"num_labels": cfg.num_classes}
         text = ", ".join(f"{key}={value!r}" for key, value in args.items())
         return f"transformers.ViTForImageClassification(transformers.ViTConfig({text}))"
 
     def how_to_preprocess(self, cfg: ModelConfig) -> str:
-        values = _processor(cfg)
+        values = processor_args(cfg)
         kind = values.pop("image_processor_type")
         args = ", ".join(f"{key}={value!r}" for key, value in values.items())
         return f"transformers.{kind}({args})"
 
 
-def _processor(cfg: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json.
+def config_args(cfg: ModelConfig) -> dict[str, Any]:
+    """ViTConfig's arguments that decide sizes and function."""
+    return {
+        "hidden_act": "gelu_pytorch_tanh" if cfg.gelu == "tanh" else "gelu",
+        "hidden_dropout_prob": cfg.dropout,
+        "hidden_size": cfg.width,
+        "image_size": cfg.image_size,
+        "intermediate_size": cfg.mlp_dim,
+        "layer_norm_eps": cfg.norm_eps,
+        "num_attention_heads": cfg.num_heads,
+        "num_channels": 3,
+        "num_hidden_layers": cfg.depth,
+        "patch_size": cfg.patch_size,
+        "qkv_bias": True,
+    }
+
+
+def processor_args(cfg: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json, with the name of its class.
 
     The ViTImageProcessor of transformers 4 only squashes; Bit's does the resize and crop of a
     ViT that was trained on crops, in versions 4 and 5. Its offset of the crop is rounded down

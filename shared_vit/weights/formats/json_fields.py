@@ -43,7 +43,8 @@ def colours(
         triple = isinstance(value, list | tuple) and len(value) == 3
         if not triple or not all(_is_number(v) for v in value):
             raise UserError(f"{where}: its JSON says {key} = {value!r:.80}, expected three numbers")
-        out.append(tuple(float(v) for v in value))
+        red, green, blue = (float(v) for v in value)
+        out.append((red, green, blue))
     return out[0], out[1]
 
 

@@ -79,8 +79,8 @@ class Torchvision(Format):
             interpolation="bilinear",
         )
         notes.assumed.append(
-            "erf GELU, eps 1e-6, ImageNet's mean and std, bilinear resize to 256/224 (torchvision's "
-            "defaults)"
+            "erf GELU, eps 1e-6, ImageNet's mean and std, bilinear resize to 256/224 "
+            "(torchvision's defaults)"
         )
         return Reading(cfg, torch_table(cfg, _name, has_head(arrays, _name)), notes)
 

@@ -12,7 +12,17 @@ from jax import Array
 from jax_vit.dropout import Dropout, drop
 from jax_vit.fused import pad_tokens
 from jax_vit.inputs import check_config, check_inputs
-from jax_vit.ops import Conv, LayerNorm, Linear, attention, cast, gelu, parameter, product
+from jax_vit.ops import (
+    Conv,
+    LayerNorm,
+    Linear,
+    add_positions,
+    attention,
+    cast,
+    gelu,
+    parameter,
+    product,
+)
 from jax_vit.precision import policy_of
 from jax_vit.trace import trace
 from shared_vit.spec.config import ModelConfig
@@ -95,6 +105,9 @@ class VisionTransformer(nnx.Module):
     batch. Without it a call is deterministic. A new model is in eval mode; after `train()`, a call
     without `dropout` raises UserError where `cfg.dropout` is above 0.
 
+    The last norm is taken of the class token alone where the logits need no other, and of every
+    token under `every_token`.
+
     Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
 
@@ -115,15 +128,19 @@ class VisionTransformer(nnx.Module):
         self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
         self.deterministic = True
 
-    def __call__(self, images: Array, dropout: Dropout = None) -> Array:
+    def __call__(
+        self, images: Array, dropout: Dropout = None, every_token: bool = False
+    ) -> Array:
         check_inputs(self, images, dropout)
         x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:
             cls_token = jnp.broadcast_to(self.cls_token, (len(x), 1, self.cfg.width))
             x = jnp.concatenate([cls_token, x], axis=1)
-        x = drop(x + self.pos_embed, dropout, 0, self.cfg.dropout)
+        x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):
             x = block(x, dropout, 1 + 3 * i)
+        if self.cfg.pool == "token" and not every_token:
+            x = x[:, :1]
         if self.norm is not None:
             x = self.norm(x)
         x = self.pool(x)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array, lax
 
 from jax_vit import fused
+from jax_vit.gpu import row_major
 from shared_vit.spec.precision import Policy
 
 
@@ -52,22 +53,47 @@ class Conv(nnx.Conv):
         )
 
 
-class LayerNorm(nnx.LayerNorm):
-    """LayerNorm (Ba et al. 2016) in the parameters' dtype; the scale is one and the bias zero until
-    set.
+def add_positions(x: Array, pos_embed: Array) -> Array:
+    """x [B, N, width] plus pos_embed [1, N, width]."""
+    return row_major(x + pos_embed)
 
-    The variance takes two passes: Flax's default, E[x^2] - E[x]^2, cancels in float32.
-    """
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm (Ba et al. 2016) in the parameters' dtype; scale one and bias zero until set."""
 
     def __init__(self, width: int, eps: float, policy: Policy):
-        super().__init__(
-            width,
-            epsilon=eps,
-            dtype=jnp.dtype(policy.param),
-            param_dtype=jnp.dtype(policy.param),
-            use_fast_variance=False,
-            rngs=nnx.Rngs(0),
-        )
+        dtype = jnp.dtype(policy.param)
+        super().__init__(width, epsilon=eps, param_dtype=dtype, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Array) -> Array:
+        return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
+    mean = x.mean(-1, keepdims=True)
+    # In two passes: Flax's default, E[x^2] - E[x]^2, cancels in float32.
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    inverse = lax.rsqrt(variance + eps)
+    return (x - mean) * (inverse * scale) + bias, (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(eps: float, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+    # Written out because XLA fuses it into fewer passes over x and g than JAX's derivative.
+    x, mean, inverse, scale = residuals
+    normal = (x - mean) * inverse
+    rows = tuple(range(x.ndim - 1))
+    scaled = g * scale
+    along = (scaled * normal).mean(-1, keepdims=True)
+    dx = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
+    return dx, (g * normal).sum(rows), g.sum(rows)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def product(x: Array, kernel: Array, bias: Array, policy: Policy) -> Array:
@@ -77,12 +103,15 @@ def product(x: Array, kernel: Array, bias: Array, policy: Policy) -> Array:
     result is rounded once to the compute dtype.
     """
     kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
-    return _product(cast(x, policy.compute), cast(kernel, policy.compute), bias, policy.tf32)
+    # In two dimensions: of a product over several axes XLA makes transposed copies on GPUs.
+    rows = cast(x, policy.compute).reshape(-1, x.shape[-1])
+    y = _product(rows, cast(kernel, policy.compute), bias, policy.tf32)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _product(x: Array, kernel: Array, bias: Array, tf32: bool) -> Array:
-    return (_dot(x, kernel, (x.ndim - 1,), (0,), tf32) + bias).astype(x.dtype)
+    return (_dot(x, kernel, 1, 0, tf32) + bias).astype(x.dtype)
 
 
 def _product_forward(x: Array, kernel: Array, bias: Array, tf32: bool):
@@ -93,22 +122,25 @@ def _product_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Ar
     # Written out because JAX would transpose the float32-summing product into products of float32
     # cotangents, several times slower than those of the compute dtype on a GPU.
     x, kernel, bias = residuals
-    rows = tuple(range(x.ndim - 1))
-    dx = _dot(g, kernel, (g.ndim - 1,), (1,), tf32).astype(x.dtype)
-    dkernel = _dot(x, g, rows, rows, tf32).astype(kernel.dtype)
-    return dx, dkernel, g.astype(bias.dtype).sum(rows)
+    # Rounded by the product itself; the kernel's gradient is yet to be summed over devices.
+    dx = _dot(g, kernel, 1, 1, tf32, x.dtype)
+    dkernel = _dot(x, g, 0, 0, tf32).astype(kernel.dtype)
+    return dx, dkernel, g.astype(bias.dtype).sum(0)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], tf32: bool) -> Array:
+def _dot(
+    a: Array, b: Array, a_axis: int, b_axis: int, tf32: bool, dtype: jnp.dtype | None = None
+) -> Array:
+    """The product of two matrices over one axis of each, summed in float32 or more."""
     return lax.dot_general(
         a,
         b,
-        ((a_axes, b_axes), ((), ())),
+        (((a_axis,), (b_axis,)), ((), ())),
         precision=_precision(tf32),
-        preferred_element_type=_sum_dtype(a.dtype),
+        preferred_element_type=dtype or _sum_dtype(a.dtype),
     )
 
 
@@ -139,7 +171,9 @@ def _gelu_forward(x: Array, approximate: bool) -> tuple[Array, Array]:
 
 def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
     # Written out so that x alone is kept, in its own dtype: JAX would keep float32 intermediates,
-    # four times the memory.
+    # four times the memory. Without the barrier XLA would find them in the forward pass and keep
+    # them all the same.
+    x, g = lax.optimization_barrier((x, g))
     wide = _sum_dtype(x.dtype)
     _, pull_back = jax.vjp(partial(jax.nn.gelu, approximate=approximate), x.astype(wide))
     (dx,) = pull_back(g.astype(wide))
@@ -158,36 +192,43 @@ def attention(qkv: Array, policy: Policy, num_tokens: int | None = None) -> Arra
     b, n, _, heads, d = qkv.shape
     if fused.applies((b, n, heads, d), policy):
         return fused.fused_attention(qkv, num_tokens or n)
+    return _attention(qkv, policy.tf32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(qkv: Array, tf32: bool) -> Array:
+    return _attention_forward(qkv, tf32)[0]
+
+
+def _attention_forward(qkv: Array, tf32: bool) -> tuple[Array, tuple]:
     # XLA on CPUs lacks bf16 products of some other orders.
-    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
-    scores = _einsum("bhqd,bhkd->bhqk", q, k, policy.tf32) * (d**-0.5)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return _einsum("bhqk,bhkd->bhqd", weights, v, policy.tf32).astype(q.dtype).swapaxes(1, 2)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+    scores = _heads("bhqd,bhkd->bhqk", q, k, tf32) * (q.shape[-1] ** -0.5)
+    weights = jax.nn.softmax(scores, axis=-1)
+    out = _heads("bhqk,bhkd->bhqd", weights.astype(q.dtype), v, tf32).astype(q.dtype)
+    return out.swapaxes(1, 2), (q, k, v, weights, out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _einsum(spec: str, a: Array, b: Array, tf32: bool) -> Array:
-    """Product of a and b, summed and given in float32 or more.
+def _attention_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array]:
+    # Written out as fused attention has it (Dao et al. 2022, appendix B): cotangents of products
+    # are rounded, and the softmax's sum is taken over d instead of over N.
+    q, k, v, weights, out = residuals
+    g = g.swapaxes(1, 2)
+    dv = _heads("bhqk,bhqd->bhkd", weights.astype(g.dtype), g, tf32)
+    dweights = _heads("bhqd,bhkd->bhqk", g, v, tf32)
+    wide = dweights.dtype
+    total = (g.astype(wide) * out.astype(wide)).sum(-1, keepdims=True)
+    dscores = (weights * (dweights - total) * (q.shape[-1] ** -0.5)).astype(q.dtype)
+    dq = _heads("bhqk,bhkd->bhqd", dscores, k, tf32)
+    dk = _heads("bhqk,bhqd->bhkd", dscores, q, tf32)
+    return (jnp.stack([dq, dk, dv]).astype(q.dtype).transpose(1, 3, 0, 2, 4),)
 
-    Its gradients round the cotangent, as fused attention does.
-    """
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _heads(spec: str, a: Array, b: Array, tf32: bool) -> Array:
+    """The products of each image and head, summed and given in float32 or more."""
     return jnp.einsum(
         spec, a, b, precision=_precision(tf32), preferred_element_type=_sum_dtype(a.dtype)
     )
-
-
-def _einsum_forward(spec: str, a: Array, b: Array, tf32: bool):
-    return _einsum(spec, a, b, tf32), (a, b)
-
-
-def _einsum_backward(spec: str, tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Array]:
-    a, b = residuals
-    inputs, output = spec.split("->")
-    of_a, of_b = inputs.split(",")
-    g = g.astype(a.dtype)
-    da = _einsum(f"{output},{of_b}->{of_a}", g, b, tf32).astype(a.dtype)
-    db = _einsum(f"{output},{of_a}->{of_b}", g, a, tf32).astype(b.dtype)
-    return da, db
-
-
-_einsum.defvjp(_einsum_forward, _einsum_backward)

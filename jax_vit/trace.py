@@ -26,7 +26,7 @@ def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
     outputs: dict[str, Array] = {}
     token = _recording.set((names, outputs, model.cfg.num_tokens))
     try:
-        copy(images)
+        copy(images, every_token=True)
     finally:
         _recording.reset(token)
     return outputs

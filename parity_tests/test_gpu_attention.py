@@ -95,6 +95,17 @@ def test_other_precisions_and_devices_compute_products(change, monkeypatch):
     assert lowered.count(program)["attention"] == 0
 
 
+def test_the_residual_stream_is_pinned_on_gpus_alone():
+    """Its layout, forward and backward; `jax.export` refuses such a constraint."""
+
+    def constraints() -> int:
+        return step.lower(TINY, "fp32", "gradient").as_text().count("@LayoutConstraint")
+
+    with device.pretend(H100):
+        assert constraints() == 2
+    assert constraints() == 0
+
+
 # Numerics: plain operations in the place of cuDNN's, in float64.
 
 

@@ -1,12 +1,17 @@
 """Claim: both twins give the same gradient for every tensor."""
 
 import dataclasses
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, VARIANTS, random_arrays, worst
 
+from jax_vit import ops
 from shared_vit import model_config
+from shared_vit.spec.precision import PRECISIONS
 from twinvit.pairs import gradients
 
 LIMIT = {"fp32": 1e-5, "fp64": 1e-11}
@@ -43,3 +48,30 @@ def test_mutation_is_caught(x64):
     a, _ = gradients(SMALL, arrays, "fp64")
     _, b = gradients(dataclasses.replace(SMALL, norm_eps=1e-5), arrays, "fp64")
     assert worst(a, b)[0] > LIMIT["fp32"]
+
+
+def test_gradients_written_by_hand_are_the_derivatives(x64):
+    """The gradients that `jax_vit.ops` writes out, against JAX's derivatives of plain formulas."""
+    rng = np.random.default_rng(0)
+    policy = PRECISIONS["fp64"]
+
+    def norm(x, scale, bias):
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + bias
+
+    def attention(qkv):
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+
+    for own, plain, shapes in (
+        (partial(ops._layer_norm, eps=1e-6), norm, [(2, 5, 12), (12,), (12,)]),
+        (lambda qkv: ops.attention(qkv, policy), attention, [(2, 5, 3, 3, 4)]),
+    ):
+        arrays = [rng.standard_normal(shape) for shape in shapes]
+        value, pull_back = jax.vjp(own, *arrays)
+        expected, expected_pull_back = jax.vjp(plain, *arrays)
+        g = rng.standard_normal(value.shape)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-13)
+        for a, b in zip(pull_back(g), expected_pull_back(g)):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)

@@ -4,8 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers import SMALL, VARIANTS, random_arrays, random_images, traces, worst
+import torch
+from helpers import SMALL, VARIANTS, random_arrays, random_images, to_torch, traces, worst
 
+import jax_vit
+import torch_vit
 from shared_vit import model_config
 from twinvit.noise_rule import relative_l2
 
@@ -68,3 +71,16 @@ def test_transposed_square_weight_is_caught(x64):
     _, b = traces(SMALL, arrays | {name: np.ascontiguousarray(arrays[name].T)}, "fp64")
     first = next(n for n in a if relative_l2(a[n], b[n]) > LIMIT["fp64"])
     assert first == "blocks.1.attn.proj"
+
+
+def test_the_last_norm_of_the_class_token_alone_changes_no_logits(x64):
+    """`trace` shows it of every token; a call takes it of the one that is pooled."""
+    arrays, images = random_arrays(SMALL), random_images(SMALL, dtype=np.float64)
+    for model, x in (
+        (jax_vit.from_arrays(SMALL, arrays, "fp64"), images),
+        (torch_vit.from_arrays(SMALL, arrays, "fp64"), to_torch(images)),
+    ):
+        traced = model.trace(x)
+        assert traced["norm"].shape == (len(images), SMALL.num_tokens, SMALL.width)
+        with torch.no_grad():
+            np.testing.assert_allclose(np.asarray(model(x)), np.asarray(traced[""]), rtol=1e-13)

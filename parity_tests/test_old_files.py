@@ -71,6 +71,8 @@ CURVE_STEPS = 20
 # at most 1e-15 (float64) and 3e-7 (float32) between the twins, and 1e-15 in float64 for AVX2
 # instead of AVX-512, one core instead of two, two threads instead of one.
 ROUNDING = {"fp64": 1e-12, "fp32": 3e-6, "fp16": 1e-2}
+# Twins that round otherwise since then: JAX's attention, LayerNorm and products were written anew.
+MOVED = {"jax"}
 
 
 def twinvit(*args: object) -> tuple[int, str]:
@@ -287,12 +289,13 @@ def test_weights_are_read_and_written_unchanged(old, tmp_path):
 
 @pytest.mark.parametrize("run, twin", RESUMED)
 def test_runs_resume(run, twin, trained):
-    """Bit for bit in the twin that began the run; in the other within rounding."""
+    """Bit for bit in PyTorch where it began the run; else within rounding."""
     folder, results = trained
     status, said = results[twin][run]
     assert status == 0, said
     precision, own = precision_of(run), run.split("_")[1] == twin
-    tolerance = 0.0 if own and same_machine() else ROUNDING[precision]
+    exact = own and twin not in MOVED and same_machine()
+    tolerance = 0.0 if exact else ROUNDING[precision]
     found = lines_of(folder / twin / run / "metrics.jsonl")
     assert_same_lines(found, uninterrupted(run), tolerance)
 
@@ -303,7 +306,7 @@ def test_runs_resume_from_the_older_checkpoint(twin, trained):
     status, said = results[twin]["older"]
     assert status == 0, said
     found = lines_of(folder / twin / "older" / "metrics.jsonl")
-    tolerance = 0.0 if same_machine() else ROUNDING["fp64"]
+    tolerance = 0.0 if twin not in MOVED and same_machine() else ROUNDING["fp64"]
     assert_same_lines(found, uninterrupted(f"run_{twin}_fp64"), tolerance)
 
 

@@ -12,7 +12,17 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Policy
 from torch_vit.dropout import Dropout, drop
 from torch_vit.inputs import check_config, check_inputs
-from torch_vit.ops import Conv, LayerNorm, Linear, attention, cast, gelu, parameter, product
+from torch_vit.ops import (
+    Conv,
+    LayerNorm,
+    Linear,
+    add_positions,
+    attention,
+    cast,
+    gelu,
+    parameter,
+    product,
+)
 from torch_vit.precision import policy_of
 from torch_vit.trace import trace
 
@@ -96,6 +106,9 @@ class VisionTransformer(nn.Module):
     Without it a call is deterministic. A new model is in eval mode; after `train()`, a call
     without `dropout` raises UserError where `cfg.dropout` is above 0.
 
+    The last norm is taken of the class token alone where the logits need no other, and of every
+    token under `every_token`.
+
     Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
 
@@ -117,15 +130,19 @@ class VisionTransformer(nn.Module):
         self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
         self.eval()
 
-    def forward(self, images: Tensor, dropout: Dropout = None) -> Tensor:
+    def forward(
+        self, images: Tensor, dropout: Dropout = None, every_token: bool = False
+    ) -> Tensor:
         check_inputs(self, images, dropout)
         x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:
             cls_token = torch.broadcast_to(self.cls_token, (len(x), 1, self.cfg.width))
             x = torch.concatenate([cls_token, x], dim=1)
-        x = drop(x + self.pos_embed, dropout, 0, self.cfg.dropout)
+        x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):
             x = block(x, dropout, 1 + 3 * i)
+        if self.cfg.pool == "token" and not every_token:
+            x = x[:, :1]
         if self.norm is not None:
             x = self.norm(x)
         x = self.pool(x)

@@ -47,6 +47,11 @@ class Conv(nn.Conv2d):
         _zero(self)
 
 
+def add_positions(x: Tensor, pos_embed: Tensor) -> Tensor:
+    """x [B, N, width] plus pos_embed [1, N, width]."""
+    return x + pos_embed
+
+
 class LayerNorm(nn.LayerNorm):
     """LayerNorm (Ba et al.
 

@@ -20,7 +20,7 @@ def trace(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     hooks = [module.register_forward_hook(recorder(name)) for name, module in model.named_modules()]
     try:
-        model(images)
+        model(images, every_token=True)
     finally:
         for hook in hooks:
             hook.remove()

@@ -23,7 +23,12 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, n, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, HEADS, d // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .reshape(b, n, 3, HEADS, d // HEADS)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
@@ -103,7 +108,9 @@ def port(
     def block(x: jax.Array, l: dict[str, jax.Array]) -> jax.Array:  # noqa: E741
         y = norm(x, l["g1"], l["b1"])
         q, k, v = (jnp.einsum("bnd,dhe->bnhe", y, l["w" + n]) + l["b" + n] for n in order)
-        scores = jnp.einsum("bqhe,bkhe->bhqk", q * (q.shape[-1] ** -0.5 if scale is None else scale), k)
+        scores = jnp.einsum(
+            "bqhe,bkhe->bhqk", q * (q.shape[-1] ** -0.5 if scale is None else scale), k
+        )
         weights = jax.nn.softmax(scores.astype(jnp.float32) if narrow else scores, axis)
         y = jnp.einsum("bhqk,bkhe->bqhe", weights, v).reshape(x.shape)
         y = x + y @ (l["out"].T if transposed else l["out"]) + (l["out_b"] if bias else 0)
@@ -112,7 +119,12 @@ def port(
             h = cap * jnp.arctan(h / cap)
         return y + h @ l["down"] + l["down_b"]
 
-    x = jax.lax.conv_general_dilated(x, p["patch"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + p["patch_b"]
+    x = (
+        jax.lax.conv_general_dilated(
+            x, p["patch"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        + p["patch_b"]
+    )
     x = (x.swapaxes(1, 2) if columns else x).reshape(len(x), -1, WIDTH)
     x = jnp.concatenate([jnp.broadcast_to(p["cls"], (len(x), 1, WIDTH)), x], 1) + p["pos"]
     if isinstance(p["layers"], dict):

@@ -45,10 +45,22 @@ def test_explain_says_same_and_different(factories, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["explain", "port_factories:make_torch", "port_factories:good"], "no input"),
-        (["explain", "port_factories:nothing", "port_factories:good", "--shape", "2,3"], "has no nothing"),
-        (["explain", "no_such_module:f", "port_factories:good", "--shape", "2,3"], "cannot be imported"),
-        (["explain", "port_factories", "port_factories:good", "--shape", "2,3"], "names no factory"),
-        (["explain", "port_factories:make_torch", "port_factories:good", "--shape", "2,x"], "no shape"),
+        (
+            ["explain", "port_factories:nothing", "port_factories:good", "--shape", "2,3"],
+            "has no nothing",
+        ),
+        (
+            ["explain", "no_such_module:f", "port_factories:good", "--shape", "2,3"],
+            "cannot be imported",
+        ),
+        (
+            ["explain", "port_factories", "port_factories:good", "--shape", "2,3"],
+            "names no factory",
+        ),
+        (
+            ["explain", "port_factories:make_torch", "port_factories:good", "--shape", "2,x"],
+            "no shape",
+        ),
         (["blind_spots", "port_factories:bad", "--shape", "2,3,12,12"], "takes 1 arguments"),
     ],
 )

@@ -28,7 +28,9 @@ def reference() -> models.ViT:
 
 def explained(reference: models.ViT, stacked: bool = False, **mistakes: Any) -> port.Report:
     fn = partial(models.port, **mistakes)
-    return port.explain(reference, port.Function(fn, models.params(reference, stacked)), (models.images(),))
+    return port.explain(
+        reference, port.Function(fn, models.params(reference, stacked)), (models.images(),)
+    )
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -98,7 +100,10 @@ def test_neither_model_is_changed(reference):
 def test_gradients_follow_the_forward_edits(reference):
     fn = partial(models.port, tanh=True)
     report = port.explain(
-        reference, port.Function(fn, models.params(reference)), (models.images(),), what=("forward", "grad")
+        reference,
+        port.Function(fn, models.params(reference)),
+        (models.images(),),
+        what=("forward", "grad"),
     )
     assert [f.cause for f in report.findings] == ["gelu_tanh"] and report.explained
 
@@ -109,7 +114,12 @@ def test_a_detached_weight_is_found(reference):
         layers[1]["up"] = jax.lax.stop_gradient(layers[1]["up"])
         return models.port({**p, "layers": layers}, x)
 
-    report = port.explain(reference, port.Function(fn, models.params(reference)), (models.images(),), what=("forward", "grad"))
+    report = port.explain(
+        reference,
+        port.Function(fn, models.params(reference)),
+        (models.images(),),
+        what=("forward", "grad"),
+    )
     assert [f.cause for f in report.findings] == ["grad_detached"]
     assert "blocks.1.fc1" in report.findings[0].torch and report.explained and not report.same
 
@@ -126,7 +136,11 @@ def test_a_report_survives_json(reference, tmp_path: Path):
     report = explained(reference, tanh=True)
     report.to_json(tmp_path / "report.json")
     read = port.Report.from_json(tmp_path / "report.json")
-    assert read.findings == report.findings and read.remaining == report.remaining and read.operations == report.operations
+    assert (
+        read.findings == report.findings
+        and read.remaining == report.remaining
+        and read.operations == report.operations
+    )
 
 
 def test_users_add_causes(reference):
@@ -137,7 +151,10 @@ def test_users_add_causes(reference):
     @port.cause("arctan_cap", on="aten.gelu")
     def capped(call):
         """The port caps GELU by an arctangent."""
-        yield causes.Variant("the port caps GELU", lambda x, **_: 1.5 * torch.arctan(torch.nn.functional.gelu(x) / 1.5))
+        yield causes.Variant(
+            "the port caps GELU",
+            lambda x, **_: 1.5 * torch.arctan(torch.nn.functional.gelu(x) / 1.5),
+        )
 
     try:
         report = explained(reference, cap=1.5)
@@ -147,9 +164,9 @@ def test_users_add_causes(reference):
 
 
 def test_blind_spots_of_a_loose_tolerance(reference):
-    loose = port.blind_spots(reference, (models.images(),), atol=5e-2, limit=120)
+    loose = port.blind_spots(reference, (models.images(),), atol=5e-2, limit=500)
     assert "gelu_tanh" in {s.cause for s in loose.missed}
-    tight = port.blind_spots(reference, (models.images(),), atol=loose.needed, limit=120)
+    tight = port.blind_spots(reference, (models.images(),), atol=loose.needed, limit=500)
     assert tight.spots and not tight.missed
 
 
@@ -162,7 +179,10 @@ def test_other_weights_cannot_be_judged(reference):
 def test_a_port_that_refuses_its_inputs_says_what_it_was_given(reference):
     with pytest.raises(port.PortError, match=r"\(2, 3, 12, 12\).*NHWC"):
         port.explain(
-            reference, port.Function(models.port, models.params(reference)), (models.images(),), jax_inputs=(models.images(),)
+            reference,
+            port.Function(models.port, models.params(reference)),
+            (models.images(),),
+            jax_inputs=(models.images(),),
         )
 
 

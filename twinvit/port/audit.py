@@ -66,7 +66,9 @@ class BlindSpots:
             shown.setdefault(spot.cause, []).append(spot)
         for cause, spots in shown.items():
             worst = max(spots, key=lambda s: s.distance)
-            lines.append(f"  {cause}: {len(spots)}, e.g. {worst.text} ({worst.place}): outputs {worst.distance:.1e} apart, at most {worst.largest:.1e}")
+            lines.append(
+                f"  {cause}: {len(spots)}, e.g. {worst.text} ({worst.place}): outputs {worst.distance:.1e} apart, at most {worst.largest:.1e}"
+            )
         if self.spots:
             lines.append(f"atol={self.needed:.1e} (rtol=0, float64) would catch them all")
         if self.same:
@@ -108,8 +110,12 @@ def blind_spots(
 
     def pick(out: Any) -> list[Any]:
         chosen = output(out) if callable(output) else out
-        found = pick_output(record_torch.picked_leaves(chosen), None if callable(output) else output, "PyTorch")
-        return [t for _, t in (found if len(found) == 1 or output is not None else preferred(found))]
+        found = pick_output(
+            record_torch.picked_leaves(chosen), None if callable(output) else output, "PyTorch"
+        )
+        return [
+            t for _, t in (found if len(found) == 1 or output is not None else preferred(found))
+        ]
 
     graph = record_torch.record(torch_model, inputs, pick)
     right = numbers(graph.values[graph.outputs[0]])
@@ -145,11 +151,26 @@ def blind_spots(
     return result
 
 
-def _try(graph: Any, node: Any, name: str, variant: Any, right: np.ndarray, atol: float, rtol: float, metric: str) -> Spot | None:
+def _try(
+    graph: Any,
+    node: Any,
+    name: str,
+    variant: Any,
+    right: np.ndarray,
+    atol: float,
+    rtol: float,
+    metric: str,
+) -> Spot | None:
     try:
         edits = {}
-        for index, fn in ((variant.node if variant.node is not None else node.index, variant.fn), *variant.also):
-            edits[index] = Edit(_checked(graph, graph.nodes[index], fn, variant.reshapes), variant.refs if fn is variant.fn else None)
+        for index, fn in (
+            (variant.node if variant.node is not None else node.index, variant.fn),
+            *variant.also,
+        ):
+            edits[index] = Edit(
+                _checked(graph, graph.nodes[index], fn, variant.reshapes),
+                variant.refs if fn is variant.fn else None,
+            )
         with torch.no_grad():
             changed = graph.run(edits, first=min(edits))
     except Exception:
@@ -162,7 +183,14 @@ def _try(graph: Any, node: Any, name: str, variant: Any, right: np.ndarray, atol
     difference = np.abs(wrong - right)
     norm = float(np.linalg.norm(right)) or 1.0
     caught = not _passes(wrong, right, atol, rtol, metric)
-    return Spot(name, variant.text, node.place, float(np.linalg.norm(wrong - right)) / norm, float(difference.max()), caught)
+    return Spot(
+        name,
+        variant.text,
+        node.place,
+        float(np.linalg.norm(wrong - right)) / norm,
+        float(difference.max()),
+        caught,
+    )
 
 
 def _passes(wrong: np.ndarray, right: np.ndarray, atol: float, rtol: float, metric: str) -> bool:

@@ -34,12 +34,16 @@ class Call:
         out: the first of them.
     """
 
-    def __init__(self, graph: Graph, node: Node, index: Index | None = None, claimed: Iterable[int] = ()) -> None:
+    def __init__(
+        self, graph: Graph, node: Node, index: Index | None = None, claimed: Iterable[int] = ()
+    ) -> None:
         self.graph = graph
         self.node = node
         self.index = index
         self.claimed = claimed
-        self.target: np.ndarray | None = None  # the port's output that the operation's first result is
+        self.target: np.ndarray | None = (
+            None  # the port's output that the operation's first result is
+        )
         self.args, self.kwargs = graph.arguments(node)
         self.outs = [None if i is None else graph.values[i] for i in node.outs]
         self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))
@@ -149,7 +153,11 @@ class Call:
         log = low > 0
         for _, k in sorted(inside)[:count]:
             goal = float(table[k][1])
-            t = _root(lambda u: size(np.exp(u) if log else u)[0] - goal, np.log(low) if log else low, np.log(high) if log else high)
+            t = _root(
+                lambda u: size(np.exp(u) if log else u)[0] - goal,
+                np.log(low) if log else low,
+                np.log(high) if log else high,
+            )
             t = float(np.exp(t)) if log else float(t)
             for nice in (*(float(f"{t:.{d}g}") for d in (1, 2, 3, 4, 6)), t):
                 if nice not in yielded and self._fits(size(nice)[1]):
@@ -157,7 +165,9 @@ class Call:
                     yield nice
                     break
 
-    def solve_factor(self, kept: torch.Tensor, term: torch.Tensor, count: int = 8) -> Iterator[float]:
+    def solve_factor(
+        self, kept: torch.Tensor, term: torch.Tensor, count: int = 8
+    ) -> Iterator[float]:
         """Factors t for which `kept + t * term` can be one of the port's arrays, from the mean square (a quadratic)."""
         if self.index is None:
             return
@@ -167,7 +177,9 @@ class Call:
         table = self.index.table(kept.numel())
         ids = self.index.ids(kept.numel())
         now = float((kept + term).pow(2).mean().sqrt())
-        near = sorted((abs(table[k][1] - now), k) for k in range(len(ids)) if ids[k] not in self.claimed)
+        near = sorted(
+            (abs(table[k][1] - now), k) for k in range(len(ids)) if ids[k] not in self.claimed
+        )
         seen: set[float] = set()
         for _, k in near[:count]:
             c = float((kept * kept).mean()) - float(table[k][1]) ** 2
@@ -235,7 +247,10 @@ class Call:
             return []
         result: list[tuple[int, int]] = []
         for source in self.node.refs:
-            if self.graph.values[source].shape != self.out.shape or source not in self.graph.input_dependent():
+            if (
+                self.graph.values[source].shape != self.out.shape
+                or source not in self.graph.input_dependent()
+            ):
                 continue
             region = {source}
             ends: list[int] = []

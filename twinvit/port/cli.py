@@ -27,11 +27,23 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     explain = commands.add_parser("explain", help="the port = the reference + these edits")
-    explain.add_argument("torch_model", metavar="pkg.mod:make_torch", help="an nn.Module, or a function that makes one")
-    explain.add_argument("jax_model", metavar="pkg.mod:make_jax", help="the port, or a function that makes it; one that takes an argument is given the PyTorch model")
+    explain.add_argument(
+        "torch_model",
+        metavar="pkg.mod:make_torch",
+        help="an nn.Module, or a function that makes one",
+    )
+    explain.add_argument(
+        "jax_model",
+        metavar="pkg.mod:make_jax",
+        help="the port, or a function that makes it; one that takes an argument is given the PyTorch model",
+    )
     _inputs(explain)
-    explain.add_argument("--weights", default="as_is", help="as_is (default), transfer, or a map's file")
-    explain.add_argument("--output", default=None, help="name or number of the compared array of a structured output")
+    explain.add_argument(
+        "--weights", default="as_is", help="as_is (default), transfer, or a map's file"
+    )
+    explain.add_argument(
+        "--output", default=None, help="name or number of the compared array of a structured output"
+    )
     explain.add_argument("--grad", action="store_true", help="compare gradients, too")
     explain.add_argument("--train", action="store_true", help="compare train mode, too")
     explain.add_argument("--html", type=Path, default=None, help="write the report as a page")
@@ -51,9 +63,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _inputs(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--shape", action="append", default=[], metavar="2,3,224,224", help="an input's shape as PyTorch takes it; once for each input")
-    p.add_argument("--int", action="append", default=[], metavar="2,16:100", help="an integer input's shape and upper bound, in place of --shape")
-    p.add_argument("--seed", type=int, default=0, help="of the inputs, drawn from a standard normal distribution")
+    p.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="2,3,224,224",
+        help="an input's shape as PyTorch takes it; once for each input",
+    )
+    p.add_argument(
+        "--int",
+        action="append",
+        default=[],
+        metavar="2,16:100",
+        help="an integer input's shape and upper bound, in place of --shape",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the inputs, drawn from a standard normal distribution",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,10 +113,16 @@ def load(name: str, *given: Any) -> Any:
     except ImportError as error:
         missing = getattr(error, "name", None)
         if missing in ("torch", "jax", "flax", "equinox", "haiku"):
-            raise PortError(f"{name} needs {missing}, which is not installed; install it and try again") from error
-        raise PortError(f"{module_name} cannot be imported: {error}; run in its folder or set PYTHONPATH") from error
+            raise PortError(
+                f"{name} needs {missing}, which is not installed; install it and try again"
+            ) from error
+        raise PortError(
+            f"{module_name} cannot be imported: {error}; run in its folder or set PYTHONPATH"
+        ) from error
     except Exception as error:
-        raise PortError(f"{module_name} fails while it is imported: {type(error).__name__}: {error}") from error
+        raise PortError(
+            f"{module_name} fails while it is imported: {type(error).__name__}: {error}"
+        ) from error
     try:
         found: Any = module
         for part in attribute.split("."):
@@ -101,7 +136,10 @@ def load(name: str, *given: Any) -> Any:
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]  # fmt: skip
     if len(needed) > len(given):
-        raise PortError(f"{name} takes {len(needed)} arguments; a factory takes none" + (", or the PyTorch model" if given else ""))
+        raise PortError(
+            f"{name} takes {len(needed)} arguments; a factory takes none"
+            + (", or the PyTorch model" if given else "")
+        )
     try:
         return found(*given[: len(needed)])
     except PortError:
@@ -147,7 +185,9 @@ def _need(framework: str) -> None:
     try:
         importlib.import_module(framework)
     except ImportError as error:
-        raise PortError(f"{framework} is not installed; explaining a port needs both frameworks") from error
+        raise PortError(
+            f"{framework} is not installed; explaining a port needs both frameworks"
+        ) from error
 
 
 def _progress() -> Callable[[str], None]:
@@ -167,9 +207,19 @@ def _explain(arguments: argparse.Namespace) -> int:
     model, jax_model = _models(arguments)
     from twinvit.port.explainer import explain
 
-    what = ("forward", *(("grad",) if arguments.grad else ()), *(("train",) if arguments.train else ()))
+    what = (
+        "forward",
+        *(("grad",) if arguments.grad else ()),
+        *(("train",) if arguments.train else ()),
+    )
     report = explain(
-        model, jax_model, arrays, weights=arguments.weights, what=what, output=arguments.output, progress=_progress()
+        model,
+        jax_model,
+        arrays,
+        weights=arguments.weights,
+        what=what,
+        output=arguments.output,
+        progress=_progress(),
     )
     print(report)
     if arguments.json is not None:
@@ -199,7 +249,14 @@ def _blind_spots(arguments: argparse.Namespace) -> int:
     model = load(arguments.torch_model)
     from twinvit.port.audit import blind_spots
 
-    result = blind_spots(model, arrays, atol=arguments.atol, rtol=arguments.rtol, metric=arguments.metric, progress=_progress())
+    result = blind_spots(
+        model,
+        arrays,
+        atol=arguments.atol,
+        rtol=arguments.rtol,
+        metric=arguments.metric,
+        progress=_progress(),
+    )
     print(result)
     return DIFFERENT if result.missed else SAME
 

@@ -19,7 +19,18 @@ from twinvit.port.session import Accepted, Session, align_distance, measure_nois
 
 Progress = Callable[[str], None]
 MAX_FINDINGS = 24
-RANDOM = ("native_dropout", "bernoulli", "rand", "randn", "rand_like", "randn_like", "uniform", "normal", "randint", "multinomial")
+RANDOM = (
+    "native_dropout",
+    "bernoulli",
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "uniform",
+    "normal",
+    "randint",
+    "multinomial",
+)
 
 
 def explain(
@@ -82,7 +93,15 @@ def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any)
 class Pair:
     """Two models and their inputs, recorded."""
 
-    def __init__(self, torch_model: Any, jax_model: Any, inputs: Any, jax_inputs: Any, output: Any, say: Progress) -> None:
+    def __init__(
+        self,
+        torch_model: Any,
+        jax_model: Any,
+        inputs: Any,
+        jax_inputs: Any,
+        output: Any,
+        say: Progress,
+    ) -> None:
         self.torch_model = torch_model
         self.inputs = inputs
         self.output = output
@@ -109,10 +128,16 @@ class Pair:
         placed = found.apply({k: v.numpy() for k, v in state.items()})
         for i, name in enumerate(self.pure.names):
             if name in placed:
-                self.leaves[i] = record_jax.widen(np.asarray(placed[name]).reshape(np.shape(self.leaves[i])))
-        self.notes.append(f"the reference's weights were put into the port by a map of {len(placed)} arrays")
+                self.leaves[i] = record_jax.widen(
+                    np.asarray(placed[name]).reshape(np.shape(self.leaves[i]))
+                )
+        self.notes.append(
+            f"the reference's weights were put into the port by a map of {len(placed)} arrays"
+        )
 
-    def trace(self, *, train: bool = False) -> tuple[record_jax.Traced, list[np.ndarray], record_jax.Pure]:
+    def trace(
+        self, *, train: bool = False
+    ) -> tuple[record_jax.Traced, list[np.ndarray], record_jax.Pure]:
         """The port's jaxpr and the inputs that it took."""
         pure = record_jax.pure(self.jax_model, train=True) if train else self.pure
         if self.given is not None:
@@ -121,20 +146,37 @@ class Pair:
             same = [_jax_input(x) for x in self.torch_arrays]
             tries = [("", same)]
             if any(x.ndim == 4 for x in same):
-                tries.append(("images were given to the port as NHWC", [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in same]))
+                tries.append(
+                    (
+                        "images were given to the port as NHWC",
+                        [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in same],
+                    )
+                )
         errors: list[str] = []
         for note, arrays in tries:
             self.called = pure.call
             try:
                 traced = record_jax.trace(pure.call, self.leaves, arrays)
             except Exception as error:
-                errors.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error) else type(error).__name__)
+                errors.append(
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+                    if str(error)
+                    else type(error).__name__
+                )
                 if pure.kind == "pytree":
                     try:
                         batched = record_jax.Pure(
-                            lambda ls, *xs: jax.vmap(lambda *x: pure.call(ls, *x))(*xs), pure.leaves, pure.names, pure.kind
+                            lambda ls, *xs: jax.vmap(lambda *x: pure.call(ls, *x))(*xs),
+                            pure.leaves,
+                            pure.names,
+                            pure.kind,
                         )
-                        for arrays_, note_ in ((self.torch_arrays if self.given is None else self.given, "the port was mapped over the batch"),):
+                        for arrays_, note_ in (
+                            (
+                                self.torch_arrays if self.given is None else self.given,
+                                "the port was mapped over the batch",
+                            ),
+                        ):
                             arrays = [_jax_input(x) for x in arrays_]
                             traced = record_jax.trace(batched.call, self.leaves, arrays)
                             self.called = batched.call
@@ -147,7 +189,11 @@ class Pair:
                 self.notes.append(note)
             return traced, arrays, pure
         shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
-        hint = "" if self.given is not None else "; give jax_inputs= as the port takes them (images NHWC?)"
+        hint = (
+            ""
+            if self.given is not None
+            else "; give jax_inputs= as the port takes them (images NHWC?)"
+        )
         raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
 
 
@@ -162,9 +208,15 @@ def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[t
     if output is not None and not callable(output):
         chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
         if not chosen:
-            raise PortError(f"the {side} model's output has no {output!r}; it has {', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}")
+            raise PortError(
+                f"the {side} model's output has no {output!r}; it has {', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
+            )
         return chosen
-    floats = [(n, x) for n, x in arrays if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))]
+    floats = [
+        (n, x)
+        for n, x in arrays
+        if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))
+    ]
     if not floats:
         raise PortError(f"the {side} model returns no floating-point array; name one with output=")
     return floats
@@ -197,7 +249,11 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        return self.distance <= self.session.output_tolerance() and not self.findings and self.compared > 0
+        return (
+            self.distance <= self.session.output_tolerance()
+            and not self.findings
+            and self.compared > 0
+        )
 
 
 def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) -> Report:
@@ -207,10 +263,17 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     notes = [*pair.notes]
     lost = _lost_weights(session)
     if lost:
-        notes.append(f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}")
-    counts = sum(session.graph.values[i].numel() for i in session.graph.params().values()), sum(int(np.size(x)) for x in pair.leaves)
+        notes.append(
+            f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}"
+        )
+    counts = (
+        sum(session.graph.values[i].numel() for i in session.graph.params().values()),
+        sum(int(np.size(x)) for x in pair.leaves),
+    )
     if counts[0] != counts[1]:
-        notes.append(f"the reference holds {counts[0]} numbers in parameters and buffers, the port {counts[1]}")
+        notes.append(
+            f"the reference holds {counts[0]} numbers in parameters and buffers, the port {counts[1]}"
+        )
     same, unknown, remaining = forward.same, forward.unknown, forward.remaining
     judged = remaining <= session.output_tolerance()
     if "grad" in kinds:
@@ -247,7 +310,9 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     )  # fmt: skip
 
 
-def _compare(pair: Pair, train: bool, say: Progress, forward: Comparison | None = None) -> Comparison:
+def _compare(
+    pair: Pair, train: bool, say: Progress, forward: Comparison | None = None
+) -> Comparison:
     output = pair.output
     say("recording the PyTorch model")
     first: list[tuple[str, Any]] = []
@@ -270,7 +335,11 @@ def _compare(pair: Pair, train: bool, say: Progress, forward: Comparison | None 
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
     labelled = list(zip(traced.labels, outs))
     if train and pure.kind in ("nnx", "linen") and any(n.startswith("1.") for n in traced.labels):
-        labelled = [(n.removeprefix("0").removeprefix("."), x) for n, x in labelled if n == "0" or n.startswith("0.")]
+        labelled = [
+            (n.removeprefix("0").removeprefix("."), x)
+            for n, x in labelled
+            if n == "0" or n.startswith("0.")
+        ]
     theirs = pick_output(labelled, None if callable(output) else output, "JAX")
     _pair_outputs(graph, first, theirs)
     port_outputs = [np.asarray(x) for _, x in theirs]
@@ -280,7 +349,9 @@ def _compare(pair: Pair, train: bool, say: Progress, forward: Comparison | None 
     session = Session(graph, index, measure_noise(graph), port_outputs)
     if train:
         session.what = ("forward", "train")
-        session.watch({o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None})
+        session.watch(
+            {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
+        )
     distance = session.output_distance()
     operations = session.operations()
     findings, remaining, unknown = _search(session, say)
@@ -290,7 +361,17 @@ def _compare(pair: Pair, train: bool, say: Progress, forward: Comparison | None 
     _costs(pair, session, narrowings, distance)
     compared = sum(1 for e in session.match.values() if e is not None)
     return Comparison(
-        session, findings, distance, remaining, unknown, operations, narrowings, list(interpreter.branches), arrays, traced, compared
+        session,
+        findings,
+        distance,
+        remaining,
+        unknown,
+        operations,
+        narrowings,
+        list(interpreter.branches),
+        arrays,
+        traced,
+        compared,
     )
 
 
@@ -308,7 +389,11 @@ def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: 
         }  # fmt: skip
         if edits:
             changed = graph.run(edits, first=min(edits))
-            far = [align_distance(numbers(graph.values[o]), numbers(changed[o])) for o in graph.outputs if o in changed]
+            far = [
+                align_distance(numbers(graph.values[o]), numbers(changed[o]))
+                for o in graph.outputs
+                if o in changed
+            ]
             narrowing.cost = max(far, default=0.0)
 
 
@@ -318,8 +403,14 @@ def _rounded(op: Any, dtype: torch.dtype) -> Any:
 
 def _check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]) -> None:
     """Raise if no parameter of the reference is in the port."""
-    own = [v for v, s in zip(graph.values, graph.source) if s.startswith("param:") and v.dtype == torch.float64 and evidence(numbers(v))]
-    held = [x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8]
+    own = [
+        v
+        for v, s in zip(graph.values, graph.source)
+        if s.startswith("param:") and v.dtype == torch.float64 and evidence(numbers(v))
+    ]
+    held = [
+        x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
+    ]
     if not own or not held:
         return
     if any(index.find(numbers(v), 1e-12) is not None for v in own):
@@ -329,7 +420,9 @@ def _check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any
         flat = numbers(value).reshape(-1)
         sample = flat[:: max(1, flat.size // 64)][:64]
         place = np.searchsorted(numbers_held, sample).clip(1, numbers_held.size - 1)
-        near = np.minimum(np.abs(numbers_held[place] - sample), np.abs(numbers_held[place - 1] - sample))
+        near = np.minimum(
+            np.abs(numbers_held[place] - sample), np.abs(numbers_held[place - 1] - sample)
+        )
         if float((near <= 1e-6 * np.abs(sample)).mean()) > 0.5:
             return
     raise PortError(
@@ -342,7 +435,9 @@ def _lost_weights(session: Session) -> list[str]:
     """Parameters whose values the port does not hold, in any split."""
     lost = []
     for name, i in session.graph.params().items():
-        if session.status(i) != "lost" or not any(u in session.live for u in session.graph.consumers.get(i, [])):
+        if session.status(i) != "lost" or not any(
+            u in session.live for u in session.graph.consumers.get(i, [])
+        ):
             continue
         value = numbers(session.graph.values[i])
         if not any(
@@ -373,32 +468,54 @@ def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
             found.append("a batch of one: mixing along the batch cannot be seen")
             break
     for node in graph.nodes:
-        if node.name in ("gelu", "silu") and node.refs and float(graph.values[node.refs[0]].abs().max()) < 1:
+        if (
+            node.name in ("gelu", "silu")
+            and node.refs
+            and float(graph.values[node.refs[0]].abs().max()) < 1
+        ):
             found.append(f"{node.place}: no input beyond 1, the activation's tails are not reached")
             break
     masks = [n for n in graph.nodes if n.name in ("masked_fill", "where")]
-    if masks and not any(bool(graph.values[r].any()) for n in masks for r in n.refs if graph.values[r].dtype == torch.bool):
+    if masks and not any(
+        bool(graph.values[r].any())
+        for n in masks
+        for r in n.refs
+        if graph.values[r].dtype == torch.bool
+    ):
         found.append("no position is masked")
     for node in graph.nodes:
         if node.name == "softmax" and node.refs and graph.values[node.refs[0]].shape[-1] == 1:
-            found.append(f"{node.place}: a softmax over one position is 1 whatever is computed before it")
+            found.append(
+                f"{node.place}: a softmax over one position is 1 whatever is computed before it"
+            )
             break
     if "train" not in kinds:
-        found.append('evaluation mode only: dropout and batch statistics are not compared (what="train")')
+        found.append(
+            'evaluation mode only: dropout and batch statistics are not compared (what="train")'
+        )
     if "grad" not in kinds:
         found.append('gradients are not compared (what="grad")')
     return found
 
 
-def _add_slices(index: Index, leaves: Sequence[Any], names: Sequence[str], ids: Sequence[int]) -> None:
+def _add_slices(
+    index: Index, leaves: Sequence[Any], names: Sequence[str], ids: Sequence[int]
+) -> None:
     """Slices of stacked parameters are values of the port, too."""
     for leaf, name, i in zip(leaves, names, ids):
-        if isinstance(leaf, np.ndarray) and leaf.ndim >= 2 and leaf.dtype == np.float64 and 1 < leaf.shape[0] <= 64:
+        if (
+            isinstance(leaf, np.ndarray)
+            and leaf.ndim >= 2
+            and leaf.dtype == np.float64
+            and 1 < leaf.shape[0] <= 64
+        ):
             for k in range(leaf.shape[0]):
                 index.add(leaf[k], "parameter", f"{name}[{k}]", [i])
 
 
-def _pair_outputs(graph: record_torch.Graph, mine: list[tuple[str, Any]], theirs: list[tuple[str, Any]]) -> None:
+def _pair_outputs(
+    graph: record_torch.Graph, mine: list[tuple[str, Any]], theirs: list[tuple[str, Any]]
+) -> None:
     """Choose the arrays that are compared, in place."""
     if len(mine) == len(theirs) == 1:
         return
@@ -418,7 +535,9 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
 
     def pick(out: Any) -> list[Any]:
         chosen = pair.output(out) if callable(pair.output) else out
-        again[:] = [t for _, t in pick_output(record_torch.picked_leaves(chosen), pair.output, "PyTorch")]
+        again[:] = [
+            t for _, t in pick_output(record_torch.picked_leaves(chosen), pair.output, "PyTorch")
+        ]
         return again
 
     random = [n for n in graph.nodes if n.name in RANDOM]
@@ -428,14 +547,21 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
     model = record_torch.widened(pair.torch_model)
     if isinstance(model, torch.nn.Module):
         model.eval()
-    tensors = [record_torch.to_torch(x) for x in (pair.inputs.values() if isinstance(pair.inputs, Mapping) else pair.inputs)]
+    tensors = [
+        record_torch.to_torch(x)
+        for x in (pair.inputs.values() if isinstance(pair.inputs, Mapping) else pair.inputs)
+    ]
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.no_grad():
             results = []
             for _ in range(2):
-                out = model(**dict(zip(pair.inputs, tensors))) if isinstance(pair.inputs, Mapping) else model(*tensors)
+                out = (
+                    model(**dict(zip(pair.inputs, tensors)))
+                    if isinstance(pair.inputs, Mapping)
+                    else model(*tensors)
+                )
                 pick(out)
                 results.append([t.clone() for t in again])
     finally:
@@ -476,11 +602,29 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
         session.accepted.append(done)
     findings: list[Finding] = []
     for a in accepted:
-        same = next((f for f in findings if f.cause == a.cause and f.kind == a.kind == "cause" and f.text == a.text), None)
+        same = next(
+            (
+                f
+                for f in findings
+                if f.cause == a.cause and f.kind == a.kind == "cause" and f.text == a.text
+            ),
+            None,
+        )
         if same is not None:
             same.places += [p for p in a.places if p not in same.places]
             continue
-        findings.append(Finding(a.kind, a.cause, a.text, a.node.place, a.jax, a.before, a.after, list(dict.fromkeys(a.places))))
+        findings.append(
+            Finding(
+                a.kind,
+                a.cause,
+                a.text,
+                a.node.place,
+                a.jax,
+                a.before,
+                a.after,
+                list(dict.fromkeys(a.places)),
+            )
+        )
     remaining = session.output_distance()
     if any(a.kind == "unknown" and a.values for a in accepted):
         remaining = session.without_unknown(start, accepted)

@@ -18,10 +18,24 @@ from twinvit.port.session import Session, numbers
 
 TOLERANCE = 1e-10
 SECONDS = 60.0  # spent on the search for one cause
-STEPS = ("round", "floor", "ceil", "sign", "trunc", "clamp", "clamp_min", "clamp_max", "hardtanh", "gt", "heaviside")
+STEPS = (
+    "round",
+    "floor",
+    "ceil",
+    "sign",
+    "trunc",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "hardtanh",
+    "gt",
+    "heaviside",
+)
 
 
-def reference_gradients(graph: Graph, cotangents: list[torch.Tensor], edits: Mapping[int, Edit] | None = None) -> dict[str, np.ndarray]:
+def reference_gradients(
+    graph: Graph, cotangents: list[torch.Tensor], edits: Mapping[int, Edit] | None = None
+) -> dict[str, np.ndarray]:
     """Gradients of sum(outputs * cotangents) by each parameter's name, of the graph as it is edited now."""
     leaves = {
         name: graph.values[i].detach().clone().requires_grad_(True)
@@ -35,24 +49,44 @@ def reference_gradients(graph: Graph, cotangents: list[torch.Tensor], edits: Map
         if not isinstance(total, torch.Tensor) or not total.requires_grad:
             return {n: np.zeros(tuple(t.shape)) for n, t in leaves.items()}
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {n: np.zeros(tuple(t.shape)) if g is None else numbers(g) for (n, t), g in zip(leaves.items(), grads)}
+    return {
+        n: np.zeros(tuple(t.shape)) if g is None else numbers(g)
+        for (n, t), g in zip(leaves.items(), grads)
+    }
 
 
-def compare_gradients(session: Session, pair: Any, traced: Any, arrays: list[np.ndarray]) -> tuple[list[Finding], str, bool]:
+def compare_gradients(
+    session: Session, pair: Any, traced: Any, arrays: list[np.ndarray]
+) -> tuple[list[Finding], str, bool]:
     """Findings, a note, and whether every difference has a proven cause."""
     graph = session.graph
     generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(graph.values[o].shape, generator=generator, dtype=torch.float64) for o in graph.outputs]
-    aligned = [_as_port(numbers(graph.values[o]), c.numpy(), theirs) for o, c, theirs in zip(graph.outputs, cotangents, session.port_outputs)]
-    floats = [i for i, x in enumerate(pair.leaves) if isinstance(x, np.ndarray) and x.dtype == np.float64]
-    chosen = [_position(traced, theirs, session.port_outputs, k) for k, theirs in enumerate(session.port_outputs)]
+    cotangents = [
+        torch.randn(graph.values[o].shape, generator=generator, dtype=torch.float64)
+        for o in graph.outputs
+    ]
+    aligned = [
+        _as_port(numbers(graph.values[o]), c.numpy(), theirs)
+        for o, c, theirs in zip(graph.outputs, cotangents, session.port_outputs)
+    ]
+    floats = [
+        i for i, x in enumerate(pair.leaves) if isinstance(x, np.ndarray) and x.dtype == np.float64
+    ]
+    chosen = [
+        _position(traced, theirs, session.port_outputs, k)
+        for k, theirs in enumerate(session.port_outputs)
+    ]
 
     def loss(some: list[Any], rest: list[Any], *xs: Any) -> Any:
         leaves = list(rest)
         for i, x in zip(floats, some):
             leaves[i] = x
         out = pair.called(leaves, *xs)
-        found = [x for x in jax.tree.leaves(out) if hasattr(x, "dtype") and np.issubdtype(x.dtype, np.floating)]
+        found = [
+            x
+            for x in jax.tree.leaves(out)
+            if hasattr(x, "dtype") and np.issubdtype(x.dtype, np.floating)
+        ]
         return sum((found[p] * c).sum() for p, c in zip(chosen, aligned))
 
     def gradient(leaves: list[Any], *xs: Any) -> Any:
@@ -61,7 +95,9 @@ def compare_gradients(session: Session, pair: Any, traced: Any, arrays: list[np.
     recorded = record_jax.trace(gradient, pair.leaves, arrays)
     index = Index()
     ids = [-1] * (len(pair.leaves) + len(arrays))
-    outs, _ = record_jax.evaluate(recorded, [*pair.leaves, *arrays], ids, record_jax.Interpreter(index.add))
+    outs, _ = record_jax.evaluate(
+        recorded, [*pair.leaves, *arrays], ids, record_jax.Interpreter(index.add)
+    )
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):
         index.add(np.array(g), "gradient", pair.pure.names[i], [])
@@ -83,7 +119,17 @@ def compare_gradients(session: Session, pair: Any, traced: Any, arrays: list[np.
             break
         node, edit, name, text, left = best
         findings.append(
-            Finding("cause", name, text, node.place, "", float(len(wrong)), float(len(left)), [node.place], "grad")
+            Finding(
+                "cause",
+                name,
+                text,
+                node.place,
+                "",
+                float(len(wrong)),
+                float(len(left)),
+                [node.place],
+                "grad",
+            )
         )
         edits[node.index] = edit
         wrong = left
@@ -91,7 +137,9 @@ def compare_gradients(session: Session, pair: Any, traced: Any, arrays: list[np.
             return findings, note, True
     for name in wrong[:8]:
         far, where, ratio = _nearest(index, reference[name])
-        text = f"the gradient of {name} has no equal in the port" + (f"; the nearest is {ratio:.6g} times it" if ratio is not None else "")
+        text = f"the gradient of {name} has no equal in the port" + (
+            f"; the nearest is {ratio:.6g} times it" if ratio is not None else ""
+        )
         findings.append(Finding("unknown", "", text, name, where, far, far, [name], "grad"))
     return findings, note, False
 
@@ -106,7 +154,10 @@ def _found(index: Index, g: np.ndarray, size: float, depth: int = 0) -> bool:
     if index.find(g, TOLERANCE) is not None:
         return True
     return depth == 0 and any(
-        g.shape[0] % n == 0 and g.shape[0] > n and all(_found(index, part, size, 1) for part in np.split(g, n)) for n in (2, 3, 4)
+        g.shape[0] % n == 0
+        and g.shape[0] > n
+        and all(_found(index, part, size, 1) for part in np.split(g, n))
+        for n in (2, 3, 4)
     )
 
 
@@ -120,28 +171,54 @@ def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., An
 
         def cut(*args: Any, op: Any = op, **kwargs: Any) -> Any:
             made = op(*args, **kwargs)
-            return made.detach() if isinstance(made, torch.Tensor) else tuple(m.detach() if isinstance(m, torch.Tensor) else m for m in made)
+            return (
+                made.detach()
+                if isinstance(made, torch.Tensor)
+                else tuple(m.detach() if isinstance(m, torch.Tensor) else m for m in made)
+            )
 
-        yield node, "grad_detached", "no gradient flows through this in the port (stop_gradient); the reference does not detach it", cut
+        yield (
+            node,
+            "grad_detached",
+            "no gradient flows through this in the port (stop_gradient); the reference does not detach it",
+            cut,
+        )
         if node.name == "detach":
-            yield node, "grad_detached", "the reference detaches this; in the port a gradient flows through it", lambda x: x
+            yield (
+                node,
+                "grad_detached",
+                "the reference detaches this; in the port a gradient flows through it",
+                lambda x: x,
+            )
         if node.name in STEPS and node.refs:
 
             def through(x: torch.Tensor, *args: Any, op: Any = op, **kwargs: Any) -> torch.Tensor:
                 return x + (op(x, *args, **kwargs) - x).detach()
 
-            yield node, "straight_through", "the port passes the gradient straight through this; the reference does not", through
+            yield (
+                node,
+                "straight_through",
+                "the port passes the gradient straight through this; the reference does not",
+                through,
+            )
         for factor in (2.0, 0.5, -1.0, 0.1):
 
             def scaled(*args: Any, op: Any = op, f: float = factor, **kwargs: Any) -> Any:
                 made = op(*args, **kwargs)
-                return made * f + (made * (1 - f)).detach() if isinstance(made, torch.Tensor) else made
+                return (
+                    made * f + (made * (1 - f)).detach() if isinstance(made, torch.Tensor) else made
+                )
 
             yield node, "grad_scale", f"the port multiplies the gradient by {factor:g} here", scaled
 
 
 def _search(
-    graph: Graph, index: Index, cotangents: list[torch.Tensor], edits: Mapping[int, Edit], wrong: list[str], size: float
+    graph: Graph,
+    index: Index,
+    cotangents: list[torch.Tensor],
+    edits: Mapping[int, Edit],
+    wrong: list[str],
+    size: float,
 ) -> tuple[Node, Edit, str, str, list[str]] | None:
     best: tuple[Node, Edit, str, str, list[str]] | None = None
     budget = 400 if sum(v.numel() for v in graph.values) < 1 << 22 else 24
@@ -190,7 +267,8 @@ def _as_port(mine: np.ndarray, cotangent: np.ndarray, theirs: np.ndarray) -> np.
     if mine.shape == theirs.shape:
         return cotangent
     best = min(
-        ((float(np.linalg.norm(a - theirs)), i) for i, a in enumerate(layouts(mine, theirs.shape))), default=None
+        ((float(np.linalg.norm(a - theirs)), i) for i, a in enumerate(layouts(mine, theirs.shape))),
+        default=None,
     )
     if best is None:
         return cotangent.reshape(theirs.shape)
@@ -199,7 +277,9 @@ def _as_port(mine: np.ndarray, cotangent: np.ndarray, theirs: np.ndarray) -> np.
 
 def _position(traced: Any, theirs: np.ndarray, outputs: list[np.ndarray], k: int) -> int:
     """Which of the port's floating-point outputs is compared as the k-th."""
-    floats = [v.aval for v in traced.closed.jaxpr.outvars if np.issubdtype(v.aval.dtype, np.floating)]
+    floats = [
+        v.aval for v in traced.closed.jaxpr.outvars if np.issubdtype(v.aval.dtype, np.floating)
+    ]
     if len(floats) == len(outputs):
         return k
     return next(i for i, aval in enumerate(floats) if tuple(aval.shape) == theirs.shape)

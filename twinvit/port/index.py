@@ -111,7 +111,12 @@ class Index:
     def add(self, value: Any, name: str, where: str, parents: list[int]) -> int:
         entry = Entry(len(self.entries), name, where, parents, tuple(np.shape(value)))
         self.entries.append(entry)
-        if isinstance(value, np.ndarray) and value.dtype == np.float64 and value.size >= SMALLEST and evidence(value):
+        if (
+            isinstance(value, np.ndarray)
+            and value.dtype == np.float64
+            and value.size >= SMALLEST
+            and evidence(value)
+        ):
             self._by_size.setdefault(value.size, []).append(entry.id)
             self._prints.setdefault(value.size, []).append(fingerprint(value))
             self._table.pop(value.size, None)
@@ -181,7 +186,9 @@ class Index:
             self._sorted_bytes -= old.nbytes
         return result
 
-    def nearest(self, x: np.ndarray, count: int = 1, try_: int = 4, exclude: Iterable[int] = ()) -> list[tuple[float, int]]:
+    def nearest(
+        self, x: np.ndarray, count: int = 1, try_: int = 4, exclude: Iterable[int] = ()
+    ) -> list[tuple[float, int]]:
         """The nearest entries of the same size by distance of the sorted values, nearest first."""
         if x.size not in self._by_size or x.dtype != np.float64:
             return []
@@ -212,7 +219,15 @@ def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
     result = []
     if small.ndim == len(target) and small.ndim <= 5:
         orders = itertools.permutations(range(small.ndim))
-        result = [small.transpose(o).reshape(shape) for o in orders if tuple(small.shape[i] for i in o) == target]
+        result = [
+            small.transpose(o).reshape(shape)
+            for o in orders
+            if tuple(small.shape[i] for i in o) == target
+        ]
     else:
-        result = [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))] if small.ndim <= 4 else []
+        result = (
+            [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))]
+            if small.ndim <= 4
+            else []
+        )
     return result

@@ -19,7 +19,9 @@ def _float(x: Any) -> bool:
 
 def _elementwise(fn: Callable[..., Any]) -> Rule:
     def rule(params: dict[str, Any], *values: Any) -> Any:
-        if not all(isinstance(v, np.ndarray | np.generic) and v.dtype == np.float64 for v in values):
+        if not all(
+            isinstance(v, np.ndarray | np.generic) and v.dtype == np.float64 for v in values
+        ):
             return NotImplemented
         with np.errstate(all="ignore"):
             return fn(*values)
@@ -63,7 +65,12 @@ def _reshape(params: dict[str, Any], x: Any, *dynamic: Any) -> Any:
 
 def _slice(params: dict[str, Any], x: Any) -> Any:
     strides = params["strides"] or [1] * x.ndim
-    return x[tuple(slice(a, b, s) for a, b, s in zip(params["start_indices"], params["limit_indices"], strides))]
+    return x[
+        tuple(
+            slice(a, b, s)
+            for a, b, s in zip(params["start_indices"], params["limit_indices"], strides)
+        )
+    ]
 
 
 def _select(params: dict[str, Any], which: Any, *cases: Any) -> Any:
@@ -91,9 +98,13 @@ def _dot(params: dict[str, Any], a: Any, b: Any) -> Any:
     fb = [i for i in range(b.ndim) if i not in cb and i not in bb]
     batch = [a.shape[i] for i in ba]
     inner = int(np.prod([a.shape[i] for i in ca]))
-    left = a.transpose([*ba, *fa, *ca]).reshape([*batch, -1, inner] if inner and a.size else [*batch, 0, 0])
+    left = a.transpose([*ba, *fa, *ca]).reshape(
+        [*batch, -1, inner] if inner and a.size else [*batch, 0, 0]
+    )
     right = b.transpose([*bb, *cb, *fb]).reshape([*batch, inner, -1])
-    return np.matmul(left, right).reshape([*batch, *(a.shape[i] for i in fa), *(b.shape[i] for i in fb)])
+    return np.matmul(left, right).reshape(
+        [*batch, *(a.shape[i] for i in fa), *(b.shape[i] for i in fb)]
+    )
 
 
 def _integer_pow(params: dict[str, Any], x: Any) -> Any:
@@ -146,7 +157,9 @@ RULES: dict[str, Rule] = {
     "reduce_min": _reduce(np.min),
     "broadcast_in_dim": _any_type(_broadcast),
     "reshape": _any_type(_reshape),
-    "squeeze": _any_type(lambda p, x: np.reshape(x, [s for i, s in enumerate(x.shape) if i not in p["dimensions"]])),
+    "squeeze": _any_type(
+        lambda p, x: np.reshape(x, [s for i, s in enumerate(x.shape) if i not in p["dimensions"]])
+    ),
     "transpose": _any_type(lambda p, x: np.transpose(x, p["permutation"])),
     "slice": _any_type(_slice),
     "rev": _any_type(lambda p, x: np.flip(x, p["dimensions"])),

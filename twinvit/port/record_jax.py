@@ -25,7 +25,9 @@ from twinvit.port.record_torch import short_path
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops"))
+_LIBRARIES = tuple(
+    f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops")
+)
 _CALLS = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
     "checkpoint": "jaxpr", "remat": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
@@ -117,7 +119,11 @@ def pure(port: Any, *, train: bool = False) -> Pure:
     if isinstance(port, tuple) and len(port) == 2 and hasattr(port[0], "apply"):
         module, variables = port
         leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
-        mutable = [k for k in variables if k != "params"] if train and isinstance(variables, Mapping) else False
+        mutable = (
+            [k for k in variables if k != "params"]
+            if train and isinstance(variables, Mapping)
+            else False
+        )
         linen = hasattr(module, "__call__") and hasattr(module, "scope")
 
         def apply(ls: Any, *xs: Any) -> Any:
@@ -132,7 +138,12 @@ def pure(port: Any, *, train: bool = False) -> Pure:
                 return out, state
             return module.apply(tree_vars, *xs, **extra)
 
-        return Pure(apply, [x for _, x in leaves], [_path(p) for p, _ in leaves], "linen" if linen else "haiku")
+        return Pure(
+            apply,
+            [x for _, x in leaves],
+            [_path(p) for p, _ in leaves],
+            "linen" if linen else "haiku",
+        )
     nnx = _nnx_module(port)
     if nnx is not None:
         graphdef, state = nnx.split(port)
@@ -166,7 +177,9 @@ def pure(port: Any, *, train: bool = False) -> Pure:
                 full[i] = x
             return _call(jax.tree_util.tree_unflatten(tree, full), train, *xs)
 
-        return Pure(call, [leaves[i][1] for i in arrays], [_path(leaves[i][0]) for i in arrays], "pytree")
+        return Pure(
+            call, [leaves[i][1] for i in arrays], [_path(leaves[i][0]) for i in arrays], "pytree"
+        )
     raise PortError(
         f"the port is a {type(port).__name__}, which cannot be called; give an nnx.Module, (linen_module, variables), "
         "a callable pytree or port.Function(fn, params)"
@@ -203,13 +216,23 @@ def _mode_arguments(fn: Callable[..., Any], train: bool) -> dict[str, Any]:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):
         return {}
-    values = {"train": train, "training": train, "is_training": train, "deterministic": not train, "inference": not train}
-    return {k: v for k, v in values.items() if k in parameters and parameters[k].default in (inspect.Parameter.empty, True, False, None)}
+    values = {
+        "train": train,
+        "training": train,
+        "is_training": train,
+        "deterministic": not train,
+        "inference": not train,
+    }
+    return {
+        k: v
+        for k, v in values.items()
+        if k in parameters and parameters[k].default in (inspect.Parameter.empty, True, False, None)
+    }
 
 
 def _path(path: Any) -> str:
     parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return ".".join(p for p in parts if p not in ("value",))
+    return ".".join(parts)
 
 
 def frames(source: Any) -> tuple[str, str]:
@@ -220,7 +243,9 @@ def frames(source: Any) -> tuple[str, str]:
         found = list(util.user_frames(source.traceback))
     except (AttributeError, TypeError):
         found = list(util.user_frames(source))
-    places = [(f.file_name, f.start_line) for f in found if not f.file_name.startswith((_JAX, _HERE))]
+    places = [
+        (f.file_name, f.start_line) for f in found if not f.file_name.startswith((_JAX, _HERE))
+    ]
     if not places:
         return "", ""
     inner = f"{short_path(places[0][0])}:{places[0][1]}"
@@ -254,16 +279,25 @@ class Interpreter:
     def tell(self, value: Any, name: str, where: str, parents: list[int]) -> int:
         return self.sink(value, name, where, parents) if self.sink is not None else -1
 
-    def closed(self, closed: Any, args: Sequence[Any], ids: Sequence[int]) -> tuple[list[Any], list[int]]:
+    def closed(
+        self, closed: Any, args: Sequence[Any], ids: Sequence[int]
+    ) -> tuple[list[Any], list[int]]:
         consts = [widen(c) for c in closed.consts]
         const_ids = [self.tell(c, "constant", "", []) for c in consts]
         return self.jaxpr(closed.jaxpr, consts, const_ids, args, ids)
 
     def jaxpr(
-        self, jaxpr: Any, consts: Sequence[Any], const_ids: Sequence[int], args: Sequence[Any], ids: Sequence[int]
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        const_ids: Sequence[int],
+        args: Sequence[Any],
+        ids: Sequence[int],
     ) -> tuple[list[Any], list[int]]:
         env: dict[Any, tuple[Any, int]] = {}
-        for var, value, i in zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], [*const_ids, *ids]):
+        for var, value, i in zip(
+            [*jaxpr.constvars, *jaxpr.invars], [*consts, *args], [*const_ids, *ids]
+        ):
             env[var] = (value, i)
         last: dict[Any, int] = {}
         for n, eqn in enumerate(jaxpr.eqns):
@@ -292,7 +326,9 @@ class Interpreter:
         if name in _CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
             inner = params[_CALLS.get(name, "call_jaxpr")]
             outer = self._outer
-            if outer is None and _from_library(inner):  # its lines are those of whoever traced it first
+            if outer is None and _from_library(
+                inner
+            ):  # its lines are those of whoever traced it first
                 self._outer = self.where(eqn)
             try:
                 if hasattr(inner, "consts"):
@@ -307,13 +343,19 @@ class Interpreter:
         if name == "cond":
             branches = params["branches"]
             choice = int(np.clip(int(values[0]), 0, len(branches) - 1))
-            self.branches[f"{self.where(eqn)[0]}: branch {choice} of {len(branches)} was taken"] = None
+            self.branches[f"{self.where(eqn)[0]}: branch {choice} of {len(branches)} was taken"] = (
+                None
+            )
             return self.closed(branches[choice], values[1:], ids[1:])
         where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
         outs = [widen(o) for o in outs]
-        if (name in LAYOUT or name == "convert_element_type") and len(values) >= 1 and _is_float(values[0]):
+        if (
+            (name in LAYOUT or name == "convert_element_type")
+            and len(values) >= 1
+            and _is_float(values[0])
+        ):
             if name == "optimization_barrier":
                 return outs, list(ids)
             return outs, [ids[0]]
@@ -322,10 +364,17 @@ class Interpreter:
         parents = [i for i in ids if i >= 0]
         return outs, [self.tell(o, name, where, parents) for o in outs]
 
-    def _evaluate(self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str) -> Any:
+    def _evaluate(
+        self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
+    ) -> Any:
         params = dict(params)
         for key in ("new_dtype", "dtype", "preferred_element_type"):
-            if key in params and params[key] is not None and is_narrow(params[key]) and name != "bitcast_convert_type":
+            if (
+                key in params
+                and params[key] is not None
+                and is_narrow(params[key])
+                and name != "bitcast_convert_type"
+            ):
                 narrow = np.dtype(params[key])
                 if any(_is_float(v) for v in values):
                     self.narrowings[(where, narrow.name)] = None
@@ -346,32 +395,56 @@ class Interpreter:
         subfuns, bind_params = _bind_params(eqn, params)
         return eqn.primitive.bind(*subfuns, *values, **bind_params)
 
-    def _scan(self, params: dict[str, Any], values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+    def _scan(
+        self, params: dict[str, Any], values: list[Any], ids: list[int]
+    ) -> tuple[list[Any], list[int]]:
         n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
-        consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
-        const_ids, carry_ids, xs_ids = ids[:n_consts], ids[n_consts : n_consts + n_carry], ids[n_consts + n_carry :]
+        consts, carry, xs = (
+            values[:n_consts],
+            values[n_consts : n_consts + n_carry],
+            values[n_consts + n_carry :],
+        )
+        const_ids, carry_ids, xs_ids = (
+            ids[:n_consts],
+            ids[n_consts : n_consts + n_carry],
+            ids[n_consts + n_carry :],
+        )
         steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
         ys: list[list[Any]] = []
         for step in steps:
             slices = [x[step] for x in xs]
-            slice_ids = [self.tell(s, "slice", "", [i] if i >= 0 else []) for s, i in zip(slices, xs_ids)]
-            outs, out_ids = self.closed(params["jaxpr"], [*consts, *carry, *slices], [*const_ids, *carry_ids, *slice_ids])
+            slice_ids = [
+                self.tell(s, "slice", "", [i] if i >= 0 else []) for s, i in zip(slices, xs_ids)
+            ]
+            outs, out_ids = self.closed(
+                params["jaxpr"], [*consts, *carry, *slices], [*const_ids, *carry_ids, *slice_ids]
+            )
             carry, carry_ids = outs[:n_carry], out_ids[:n_carry]
             ys.append(outs[n_carry:])
         if params["reverse"]:
             ys.reverse()
-        stacked = [np.stack([np.asarray(y[k]) for y in ys]) for k in range(len(ys[0]))] if ys and ys[0] else []
+        stacked = (
+            [np.stack([np.asarray(y[k]) for y in ys]) for k in range(len(ys[0]))]
+            if ys and ys[0]
+            else []
+        )
         return [*carry, *stacked], [*carry_ids, *(self.tell(s, "stack", "", []) for s in stacked)]
 
-    def _while(self, params: dict[str, Any], values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+    def _while(
+        self, params: dict[str, Any], values: list[Any], ids: list[int]
+    ) -> tuple[list[Any], list[int]]:
         nc, nb = params["cond_nconsts"], params["body_nconsts"]
         cond_consts, body_consts, carry = values[:nc], values[nc : nc + nb], values[nc + nb :]
         cond_ids, body_ids, carry_ids = ids[:nc], ids[nc : nc + nb], ids[nc + nb :]
         while True:
-            go, _ = self.closed(params["cond_jaxpr"], [*cond_consts, *carry], [*cond_ids, *carry_ids])
+            go, _ = self.closed(
+                params["cond_jaxpr"], [*cond_consts, *carry], [*cond_ids, *carry_ids]
+            )
             if not bool(go[0]):
                 return carry, list(carry_ids)
-            carry, carry_ids = self.closed(params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids])
+            carry, carry_ids = self.closed(
+                params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids]
+            )
 
 
 def _from_library(jaxpr: Any) -> bool:
@@ -382,7 +455,9 @@ def _from_library(jaxpr: Any) -> bool:
 
 def _is_float(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)
-    return dtype is not None and np.issubdtype(dtype, np.floating) if not _extended(dtype) else False
+    return (
+        dtype is not None and np.issubdtype(dtype, np.floating) if not _extended(dtype) else False
+    )
 
 
 def _extended(dtype: Any) -> bool:
@@ -400,7 +475,10 @@ def _draws() -> bool:
     """True within `jax.random`, which makes floats of bits and must keep their width."""
     frame = sys._getframe(2)
     while frame is not None:
-        if "/jax/_src/random" in frame.f_code.co_filename or "/jax/_src/prng" in frame.f_code.co_filename:
+        if (
+            "/jax/_src/random" in frame.f_code.co_filename
+            or "/jax/_src/prng" in frame.f_code.co_filename
+        ):
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -425,7 +503,12 @@ def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
         _TRACING = make_context(None)
 
     def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype) and not _draws():
+        if (
+            new_dtype is not None
+            and not _extended(new_dtype)
+            and is_narrow(new_dtype)
+            and not _draws()
+        ):
             if _is_float(operand) and isinstance(operand, jax.core.Tracer):
                 _, inner = frames(util.current())
                 narrowings[(inner, np.dtype(new_dtype).name)] = None
@@ -469,7 +552,9 @@ def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) 
     return Traced(closed, labels, narrowings)
 
 
-def evaluate(traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter) -> tuple[list[Any], list[int]]:
+def evaluate(
+    traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter
+) -> tuple[list[Any], list[int]]:
     """Evaluate a traced port on float64 arguments."""
     with jax.enable_x64(True):
         return interpreter.closed(traced.closed, list(args), list(ids))

@@ -79,7 +79,9 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     consumers: dict[int, list[int]] = field(default_factory=dict)
-    narrowings: list[tuple[str, str, int | None]] = field(default_factory=list)  # where, dtype, node
+    narrowings: list[tuple[str, str, int | None]] = field(
+        default_factory=list
+    )  # where, dtype, node
     modules: dict[str, str] = field(default_factory=dict)  # name: class
     buffers: set[str] = field(default_factory=set)
     _dependent: frozenset[int] | None = None
@@ -94,7 +96,11 @@ class Graph:
         """Derive who consumes what."""
         self.consumers = {}
         for node in self.nodes:
-            node.refs = list(dict.fromkeys(r.id for r in tree_flatten((node.args, node.kwargs))[0] if isinstance(r, Ref)))
+            node.refs = list(
+                dict.fromkeys(
+                    r.id for r in tree_flatten((node.args, node.kwargs))[0] if isinstance(r, Ref)
+                )
+            )
             for ref in node.refs:
                 self.consumers.setdefault(ref, []).append(node.index)
 
@@ -120,7 +126,9 @@ class Graph:
     def inputs(self) -> list[int]:
         return [i for i, s in enumerate(self.source) if s.startswith("input:")]
 
-    def arguments(self, node: Node, changed: Mapping[int, torch.Tensor] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, node: Node, changed: Mapping[int, torch.Tensor] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The operation's arguments with `changed` values in place of the recorded ones."""
         values = self.values
 
@@ -243,10 +251,16 @@ def attention(
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    scores = (query @ key.transpose(-2, -1)) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    scores = (query @ key.transpose(-2, -1)) * (
+        1 / math.sqrt(query.size(-1)) if scale is None else scale
+    )
     masked = None
     if is_causal:
-        masked = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril().logical_not()
+        masked = (
+            torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+            .tril()
+            .logical_not()
+        )
         scores = scores.masked_fill(masked, -math.inf)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
@@ -266,7 +280,9 @@ def _restride(base: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.
     return base.contiguous().as_strided(size, stride, offset)
 
 
-def _scatter(base: torch.Tensor, part: torch.Tensor, size: Any, stride: Any, offset: int) -> torch.Tensor:
+def _scatter(
+    base: torch.Tensor, part: torch.Tensor, size: Any, stride: Any, offset: int
+) -> torch.Tensor:
     return torch.as_strided_scatter(base.contiguous(), part, size, stride, offset)
 
 
@@ -317,15 +333,32 @@ class Recorder(TorchDispatchMode):
         for other in reversed(group):
             value_id = self.ids[id(other)][1]
             value = self.graph.values[value_id]
-            if value.untyped_storage()._cdata != tensor.untyped_storage()._cdata or value.dtype != tensor.dtype:
+            if (
+                value.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+                or value.dtype != tensor.dtype
+            ):
                 continue
             if (list(value.shape), list(value.stride()), int(value.storage_offset())) == geometry:
                 return value_id
-            if value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size():
+            if (
+                value.is_contiguous()
+                and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+            ):
                 index = len(self.graph.nodes)
                 out = self.graph.add_value(tensor.detach(), "node", index)
                 scope = self.scopes[-1] if self.scopes else ""
-                self.graph.nodes.append(Node(index, _restride, "restride", (Ref(value_id), *geometry), {}, [out], scope, ""))
+                self.graph.nodes.append(
+                    Node(
+                        index,
+                        _restride,
+                        "restride",
+                        (Ref(value_id), *geometry),
+                        {},
+                        [out],
+                        scope,
+                        "",
+                    )
+                )
                 return out
         return None
 
@@ -333,17 +366,29 @@ class Recorder(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         where = where_in_user_code()
         narrowed = self._widen_dtypes(func, args, kwargs, where)
-        writes = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        writes = [
+            a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+        ]
         if writes:
             return self._mutation(func, args, kwargs, where, writes)
         # Constants that came in narrow are widened where they are first used.
         args, kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
         packet = func.overloadpacket
-        if packet in (aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided):
+        if packet in (
+            aten.empty,
+            aten.empty_like,
+            aten.new_empty,
+            aten.empty_strided,
+            aten.new_empty_strided,
+        ):
             out = func(*args, **kwargs)
             self.track(out, self.graph.add_value(out.detach(), "const"))  # filled later
             return out
-        if packet in (aten.native_batch_norm, aten.cudnn_batch_norm) and args[5] and args[3] is not None:
+        if (
+            packet in (aten.native_batch_norm, aten.cudnn_batch_norm)
+            and args[5]
+            and args[3] is not None
+        ):
             return self._batch_norm(args, kwargs, where)
         if packet is aten._to_copy and narrowed is None and _copies_only(args, kwargs):
             out = args[0].clone()
@@ -388,7 +433,9 @@ class Recorder(TorchDispatchMode):
             self.track(value, value_id)
         return value
 
-    def _widen_dtypes(self, func: Any, args: Any, kwargs: dict[str, Any], where: str) -> torch.dtype | None:
+    def _widen_dtypes(
+        self, func: Any, args: Any, kwargs: dict[str, Any], where: str
+    ) -> torch.dtype | None:
         dtype = kwargs.get("dtype")
         if dtype not in NARROW:
             return None
@@ -398,11 +445,20 @@ class Recorder(TorchDispatchMode):
             return None  # from integers or booleans: nothing is rounded
         if (where, str(dtype)) not in self.seen:
             self.seen.add((where, str(dtype)))
-            self.graph.narrowings.append((where, str(dtype).removeprefix("torch."), len(self.graph.nodes)))
+            self.graph.narrowings.append(
+                (where, str(dtype).removeprefix("torch."), len(self.graph.nodes))
+            )
         return dtype
 
     def _record(
-        self, op: Any, name: str, args: Any, kwargs: Any, out: Any, where: str, narrowed: torch.dtype | None = None
+        self,
+        op: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        where: str,
+        narrowed: torch.dtype | None = None,
     ) -> Any:
         graph = self.graph
 
@@ -410,7 +466,11 @@ class Recorder(TorchDispatchMode):
             if isinstance(tree, torch.Tensor):
                 return Ref(self.known(tree))
             if isinstance(tree, tuple | list):
-                return type(tree)(refs(t) for t in tree) if type(tree) in (tuple, list) else list(map(refs, tree))
+                return (
+                    type(tree)(refs(t) for t in tree)
+                    if type(tree) in (tuple, list)
+                    else list(map(refs, tree))
+                )
             if isinstance(tree, dict):
                 return {k: refs(v) for k, v in tree.items()}
             return tree
@@ -426,10 +486,14 @@ class Recorder(TorchDispatchMode):
             self.track(tensor, value_id)
             outs.append(value_id)
         scope = self.scopes[-1] if self.scopes else ""
-        graph.nodes.append(Node(index, op, name, tuple(args), kwargs, outs, scope, where, narrowed=narrowed))
+        graph.nodes.append(
+            Node(index, op, name, tuple(args), kwargs, outs, scope, where, narrowed=narrowed)
+        )
         return out
 
-    def _mutation(self, func: Any, args: Any, kwargs: dict[str, Any], where: str, writes: Sequence[Any]) -> Any:
+    def _mutation(
+        self, func: Any, args: Any, kwargs: dict[str, Any], where: str, writes: Sequence[Any]
+    ) -> Any:
         """Run an operation in place and record what it means for every view of the same storage."""
         by_name = {a.name: i for i, a in enumerate(func._schema.arguments)}
         targets = []
@@ -441,8 +505,13 @@ class Recorder(TorchDispatchMode):
             self.known(target)
             for tensor in self.by_storage.get(target.untyped_storage()._cdata, []):
                 value_id = self.ids[id(tensor)][1]
-                if self.graph.values[value_id].untyped_storage()._cdata == target.untyped_storage()._cdata:
-                    self.graph.values[value_id] = self.graph.values[value_id].clone()  # it must not change
+                if (
+                    self.graph.values[value_id].untyped_storage()._cdata
+                    == target.untyped_storage()._cdata
+                ):
+                    self.graph.values[value_id] = self.graph.values[
+                        value_id
+                    ].clone()  # it must not change
         functional = _functional(func)
         if functional is not None and len(targets) == 1:
             wide_args, wide_kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
@@ -451,7 +520,11 @@ class Recorder(TorchDispatchMode):
                 wide_args, wide_kwargs = wide_args[:1], {}
             if func.overloadpacket is aten.copy_ and target.is_floating_point():
                 new = wide_args[1].to(target.dtype).expand(target.shape).clone()
-                functional, wide_args, wide_kwargs = _copy_into, (wide_args[1], list(target.shape)), {}
+                functional, wide_args, wide_kwargs = (
+                    _copy_into,
+                    (wide_args[1], list(target.shape)),
+                    {},
+                )
             else:
                 new = functional(*wide_args, **wide_kwargs)
             name = _name(func).rstrip("_")
@@ -489,7 +562,9 @@ class Recorder(TorchDispatchMode):
         def emit(op: Any, args: tuple[Any, ...], value: torch.Tensor) -> int:
             index = len(self.graph.nodes)
             out = self.graph.add_value(value.detach().clone(), "node", index)
-            self.graph.nodes.append(Node(index, op, op.__name__.strip("_"), args, {}, [out], scope, where))
+            self.graph.nodes.append(
+                Node(index, op, op.__name__.strip("_"), args, {}, [out], scope, where)
+            )
             return out
 
         def geometry(t: torch.Tensor) -> tuple[list[int], list[int], int]:
@@ -512,12 +587,21 @@ def _copy_into(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
 
 
 def _copies_only(args: Any, kwargs: dict[str, Any]) -> bool:
-    return isinstance(args[0], torch.Tensor) and kwargs.get("dtype") in (None, args[0].dtype) and args[0].is_floating_point()
+    return (
+        isinstance(args[0], torch.Tensor)
+        and kwargs.get("dtype") in (None, args[0].dtype)
+        and args[0].is_floating_point()
+    )
 
 
 def _name(func: Any) -> str:
     name = func._schema.name.split("::")[1]
-    return {"_unsafe_view": "view", "_to_copy": "to", "_softmax": "softmax", "_log_softmax": "log_softmax"}.get(name, name)
+    return {
+        "_unsafe_view": "view",
+        "_to_copy": "to",
+        "_softmax": "softmax",
+        "_log_softmax": "log_softmax",
+    }.get(name, name)
 
 
 def _replayable(func: Any) -> Any:
@@ -534,7 +618,9 @@ def _quiet_torch() -> Iterator[None]:
     rng = torch.random.get_rng_state()
     functional = torch.nn.functional
     fused = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = attention  # MultiheadAttention's call does not reach the mode
+    functional.scaled_dot_product_attention = (
+        attention  # MultiheadAttention's call does not reach the mode
+    )
     torch.set_default_dtype(torch.float64)
     torch.backends.mha.set_fastpath_enabled(False)
     stance = getattr(torch.compiler, "set_stance", None)
@@ -555,7 +641,9 @@ def widened(model: Any) -> Any:
     try:
         wide = copy.deepcopy(model)
     except Exception as error:
-        raise PortError(f"the PyTorch model cannot be copied ({error}); explain works on a float64 copy") from error
+        raise PortError(
+            f"the PyTorch model cannot be copied ({error}); explain works on a float64 copy"
+        ) from error
     return wide.cpu().double()
 
 
@@ -623,8 +711,12 @@ def record(
     except PortError:
         raise
     except Exception as error:
-        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
-        raise PortError(f"the PyTorch model refuses its inputs ({shapes}): {type(error).__name__}: {error}") from error
+        shapes = ", ".join(
+            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors
+        )
+        raise PortError(
+            f"the PyTorch model refuses its inputs ({shapes}): {type(error).__name__}: {error}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -136,7 +136,10 @@ class Report:
             narrowings=[Narrowing(**n) for n in data["narrowings"]],
             unseen=data["unseen"],
             notes=data["notes"],
-            operations=[Operation(i, s, n, float(d), float(e), st) for i, s, n, d, e, st in data["operations"]],
+            operations=[
+                Operation(i, s, n, float(d), float(e), st)
+                for i, s, n, d, e, st in data["operations"]
+            ],
         )
 
     def to_html(self, path: str | os.PathLike[str]) -> None:

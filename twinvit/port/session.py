@@ -84,7 +84,13 @@ class Trial:
 class Session:
     """A reference graph, the port's index, and what is known of each value."""
 
-    def __init__(self, graph: Graph, index: Index, noise: Mapping[int, float], port_outputs: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        index: Index,
+        noise: Mapping[int, float],
+        port_outputs: Sequence[np.ndarray],
+    ) -> None:
         self.graph = graph
         self.index = index
         self.noise = noise
@@ -97,7 +103,9 @@ class Session:
         self.live = self._live()
         self.root: dict[int, int] = {}
         self._roots()
-        self.match: dict[int, int | None] = {}  # by root id: entry, or None if it has evidence and no equal
+        self.match: dict[
+            int, int | None
+        ] = {}  # by root id: entry, or None if it has evidence and no equal
         self._refresh(None)
 
     # -- what is known ---------------------------------------------------------------------------------------------
@@ -197,8 +205,12 @@ class Session:
             status = self.status(i)
             if status in ("found", "passed"):
                 ok.add(i)
-            elif (status == "" or self.graph.nodes[producer].name in MOVES) and all(r in ok for r in self.graph.nodes[producer].refs):
-                ok.add(i)  # moving right numbers makes none wrong; a wrong order is seen where it is consumed
+            elif (status == "" or self.graph.nodes[producer].name in MOVES) and all(
+                r in ok for r in self.graph.nodes[producer].refs
+            ):
+                ok.add(
+                    i
+                )  # moving right numbers makes none wrong; a wrong order is seen where it is consumed
         return ok
 
     def frontier(self, skip: set[int]) -> list[Node]:
@@ -208,7 +220,11 @@ class Session:
         for node in self.graph.nodes:
             if node.index not in self.live or node.index in skip:
                 continue
-            lost = [o for o in node.outs if o is not None and self._consumed(o) and self.status(o) == "lost"]
+            lost = [
+                o
+                for o in node.outs
+                if o is not None and self._consumed(o) and self.status(o) == "lost"
+            ]
             if node.name in MOVES and not any(o in self.graph.outputs for o in node.outs):
                 continue
             if lost and all(r in ok for r in node.refs):
@@ -216,14 +232,22 @@ class Session:
         return result
 
     def _consumed(self, value_id: int) -> bool:
-        return value_id in self.graph.outputs or value_id in self.watched or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+        return (
+            value_id in self.graph.outputs
+            or value_id in self.watched
+            or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+        )
 
     def output_distance(self, changed: Mapping[int, torch.Tensor] | None = None) -> float:
         """Relative L2 distance of all outputs together."""
         top = bottom = 0.0
         for out, theirs in zip(self.graph.outputs, self.port_outputs):
-            mine = numbers(changed[out] if changed is not None and out in changed else self.graph.values[out])
-            norm = float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
+            mine = numbers(
+                changed[out] if changed is not None and out in changed else self.graph.values[out]
+            )
+            norm = (
+                float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
+            )
             d = align_distance(mine, theirs)
             top += (d * norm) ** 2
             bottom += norm**2
@@ -249,13 +273,23 @@ class Session:
                 far = 0.0
             elif status == "found":
                 entry = self.match.get(self.root[out])
-                theirs = self.index.sorted(entry) if entry is not None and entry >= 0 and value.size <= 1 << 16 else None
-                far = distance(np.sort(value.reshape(-1)), theirs) if theirs is not None and theirs.size == value.size else 0.0
+                theirs = (
+                    self.index.sorted(entry)
+                    if entry is not None and entry >= 0 and value.size <= 1 << 16
+                    else None
+                )
+                far = (
+                    distance(np.sort(value.reshape(-1)), theirs)
+                    if theirs is not None and theirs.size == value.size
+                    else 0.0
+                )
             elif value.dtype == np.float64:
                 sorts += 1
                 near = self.index.nearest(value) if sorts <= 40 or value.size < 1 << 14 else []
                 far = near[0][0] if near else self.index.bound(value)
-            result.append(Operation(node.index, node.scope, node.name, far, self.noise.get(out, 0.0), status))
+            result.append(
+                Operation(node.index, node.scope, node.name, far, self.noise.get(out, 0.0), status)
+            )
         return result
 
     # -- candidates ------------------------------------------------------------------------------------------------
@@ -319,16 +353,25 @@ class Session:
 
     def edits_of(self, site: Node, variant: Variant) -> dict[int, Edit]:
         edits: dict[int, Edit] = {}
-        for index, fn in ((variant.node if variant.node is not None else site.index, variant.fn), *variant.also):
+        for index, fn in (
+            (variant.node if variant.node is not None else site.index, variant.fn),
+            *variant.also,
+        ):
             node = self.graph.nodes[index]
             edits[index] = Edit(
-                _checked(self.graph, node, fn, variant.reshapes), variant.refs if fn is variant.fn else None
+                _checked(self.graph, node, fn, variant.reshapes),
+                variant.refs if fn is variant.fn else None,
             )
         return edits
 
     def judge(
-        self, edits: Mapping[int, Edit], front: Node, values: Mapping[int, torch.Tensor] | None = None,
-        window: int = WINDOW, patience: int = 5, enough: int = 6,
+        self,
+        edits: Mapping[int, Edit],
+        front: Node,
+        values: Mapping[int, torch.Tensor] | None = None,
+        window: int = WINDOW,
+        patience: int = 5,
+        enough: int = 6,
     ) -> Judged | None:
         """What an edit regains; None if the reference cannot run with it."""
         self.trials += 1
@@ -349,7 +392,13 @@ class Session:
             except Exception:
                 return None
             for out in node.outs:
-                if out is None or out in fixed or out not in new or self.root[out] != out and index not in edits:
+                if (
+                    out is None
+                    or out in fixed
+                    or out not in new
+                    or self.root[out] != out
+                    and index not in edits
+                ):
                     if out is not None and out in new:
                         changed[out] = new[out]
                     continue
@@ -369,14 +418,22 @@ class Session:
                     broken += 1
                 elif was == "lost" and index >= last_front:
                     misses += 1
-            if broken > regained + 3 or (misses >= patience and regained == 0) or (enough and regained >= enough):
+            if (
+                broken > regained + 3
+                or (misses >= patience and regained == 0)
+                or (enough and regained >= enough)
+            ):
                 break
         return Judged(regained, broken, proof)
 
     def _find_changed(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
             k = self.graph.outputs.index(out)
-            return -1 if align_distance(numbers(value), self.port_outputs[k]) <= self.tolerance(out) else None
+            return (
+                -1
+                if align_distance(numbers(value), self.port_outputs[k]) <= self.tolerance(out)
+                else None
+            )
         hit = self.lookup(out, value)
         return None if hit is False else hit  # type: ignore[return-value]
 
@@ -389,17 +446,28 @@ class Session:
                     edits = self.edits_of(site, variant)
                     judged = self.judge(edits, front)
                 except Exception as error:
-                    self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = None
+                    self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = (
+                        None
+                    )
                     continue
                 if judged is None or not judged.regained or judged.broken > judged.regained:
                     continue
                 trial = Trial(cause, variant, site, edits, judged, rank)
                 found.append(trial)
                 if judged.regained >= 6 and not judged.broken and self.aligned(trial):
-                    return [trial]  # nothing else can regain more that is not the same mathematically
-            if found and rank >= 2 and max(t.gain for t in found) >= 2 and not self._order_only(found):
+                    return [
+                        trial
+                    ]  # nothing else can regain more that is not the same mathematically
+            if (
+                found
+                and rank >= 2
+                and max(t.gain for t in found) >= 2
+                and not self._order_only(found)
+            ):
                 break
-        found.sort(key=lambda t: (-t.gain, not self.aligned(t), t.rank, t.cause.order if t.cause else 0))
+        found.sort(
+            key=lambda t: (-t.gain, not self.aligned(t), t.rank, t.cause.order if t.cause else 0)
+        )
         return found
 
     def _order_only(self, trials: Sequence[Trial]) -> bool:
@@ -419,7 +487,9 @@ class Session:
 
     # -- accepting -------------------------------------------------------------------------------------------------
 
-    def apply(self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None) -> None:
+    def apply(
+        self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None
+    ) -> None:
         """Make an edit: the graph's operations are replaced, its values computed again, statuses looked up."""
         first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
         for index, edit in edits.items():
@@ -428,7 +498,9 @@ class Session:
         self._rewire()
         changed = self.graph.run({}, dict(values or {}), first=first) if values else {}
         if edits:
-            more = self.graph.run({i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first)
+            more = self.graph.run(
+                {i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first
+            )
             changed.update(more)
         for i, value in changed.items():
             self.original.setdefault(i, self.graph.values[i])
@@ -458,10 +530,27 @@ class Session:
         for node in self.graph.nodes:
             if node.index <= site.index or node.index not in self.live or node.name != site.name:
                 continue
-            if self._signature(node) != signature or any(self.status(o) == "found" and self.root[o] == o for o in node.outs if o is not None) and node.name not in REORDER:
+            if (
+                self._signature(node) != signature
+                or any(
+                    self.status(o) == "found" and self.root[o] == o
+                    for o in node.outs
+                    if o is not None
+                )
+                and node.name not in REORDER
+            ):
                 continue
             if trial.variant.refs is None and not trial.variant.also and trial.variant.node is None:
-                places.append((node, {node.index: Edit(_checked(self.graph, node, trial.variant.fn, trial.variant.reshapes))}))
+                places.append(
+                    (
+                        node,
+                        {
+                            node.index: Edit(
+                                _checked(self.graph, node, trial.variant.fn, trial.variant.reshapes)
+                            )
+                        },
+                    )
+                )
                 continue
             key = trial.variant.key or trial.variant.text
             call = Call(self.graph, node, None)
@@ -477,9 +566,16 @@ class Session:
     def _signature(self, node: Node) -> tuple[object, ...]:
         plain = tuple(repr(a) for a in node.args if not _has_ref(a))
         shapes = tuple(
-            tuple(self.graph.values[r].shape) for r in node.refs if r not in self.graph.input_dependent()
+            tuple(self.graph.values[r].shape)
+            for r in node.refs
+            if r not in self.graph.input_dependent()
         )
-        return node.name, plain, repr(sorted(node.kwargs.items(), key=str)) if not _has_ref(node.kwargs) else "", shapes
+        return (
+            node.name,
+            plain,
+            repr(sorted(node.kwargs.items(), key=str)) if not _has_ref(node.kwargs) else "",
+            shapes,
+        )
 
     def accept(self, trial: Trial, front: Node) -> Accepted | None:
         """Make the edit here and at every similar place where it is confirmed; None if the outputs move away."""
@@ -490,7 +586,13 @@ class Session:
         chosen: dict[int, Edit] = dict(trial.edits)
         places = [trial.site]
         own = self.similar(trial)
-        earlier = [(a, node, edits) for a in self.accepted if a.trial is not None for node, edits in self.similar(a.trial) if node.index not in trial.edits]
+        earlier = [
+            (a, node, edits)
+            for a in self.accepted
+            if a.trial is not None
+            for node, edits in self.similar(a.trial)
+            if node.index not in trial.edits
+        ]
         extended: list[tuple[Accepted, Node]] = []
         if earlier and self._all_confirmed(chosen, [*own, *((n, e) for _, n, e in earlier)]):
             # With the causes known so far, made everywhere, all of these places agree.
@@ -529,7 +631,9 @@ class Session:
             trial.variant.key or trial.variant.text, [p.place for p in places], gained, trial,
         )  # fmt: skip
 
-    def _all_confirmed(self, chosen: Mapping[int, Edit], others: Sequence[tuple[Node, dict[int, Edit]]]) -> bool:
+    def _all_confirmed(
+        self, chosen: Mapping[int, Edit], others: Sequence[tuple[Node, dict[int, Edit]]]
+    ) -> bool:
         """Make the edits at all places; True if each is confirmed. `_confirmed` holds those up to the first that is not."""
         edits = dict(chosen)
         for _, more in others:
@@ -540,7 +644,12 @@ class Session:
         except Exception:
             return False
         for node, more in sorted(others, key=lambda item: item[0].index):
-            outs = [o for i in more for o in self.graph.nodes[i].outs if o is not None and self._consumed(o)]
+            outs = [
+                o
+                for i in more
+                for o in self.graph.nodes[i].outs
+                if o is not None and self._consumed(o)
+            ]
             if not all(self.status(o) in ("found", "passed", "") for o in outs):
                 return False
             self._confirmed.append((node, more))
@@ -560,9 +669,17 @@ class Session:
         theirs = self.index.sorted(proof[1])
         if theirs is None or theirs.size != mine.size:
             return self.index.bound(mine)
-        return distance(theirs, np.sort(mine.reshape(-1))) if np.isfinite(mine).all() else self.index.bound(mine)
+        return (
+            distance(theirs, np.sort(mine.reshape(-1)))
+            if np.isfinite(mine).all()
+            else self.index.bound(mine)
+        )
 
-    def without_unknown(self, start: tuple[list[Node], list[torch.Tensor], dict[int, int | None]], accepted: Sequence[Accepted]) -> float:
+    def without_unknown(
+        self,
+        start: tuple[list[Node], list[torch.Tensor], dict[int, int | None]],
+        accepted: Sequence[Accepted],
+    ) -> float:
         """The outputs' distance with the causes' edits alone; the session is left as it was."""
         present = self.snapshot()
         self.undo(start)
@@ -601,52 +718,132 @@ class Session:
         """Put the port's value in the reference's place, where one can be told, and describe the difference."""
         out = next((o for o in front.outs if o is not None and self.status(o) == "lost"), None)
         value = numbers(self.graph.values[out]) if out is not None else np.zeros(0)
-        best: tuple[int, float, int, np.ndarray] | None = None
+        best: tuple[int, float, int, np.ndarray, int] | None = None
         if out is not None and value.dtype == np.float64:
             claims = self.claimed()
-            near = [e for _, e in self.index.nearest(value, 8, 8, claims)]
-            latest = max([self.match[self.root[r]] or 0 for r in front.refs if self.match.get(self.root[r]) is not None] or [0])
-            near += [e for e in self.index.ids(value.size) if e > latest and e not in claims and e not in near][:12]
-            for entry in near:
-                theirs = self.index.entries[entry].value
-                if theirs is None:
+            latest = max(
+                [
+                    self.match[self.root[r]] or 0
+                    for r in front.refs
+                    if self.match.get(self.root[r]) is not None
+                ]
+                or [0]
+            )
+            for place in self._places(front, out):
+                present = numbers(self.graph.values[place])
+                if present.dtype != np.float64 or present.size < 8:
                     continue
-                for moved in layouts(theirs, value.shape)[:6]:
-                    far = distance(value, moved)
-                    judged = self.judge({}, front, {out: torch.from_numpy(np.array(moved))})
-                    if judged is None:
+                near = [e for _, e in self.index.nearest(present, 4, 4, claims)]
+                near += [
+                    e
+                    for e in self.index.ids(present.size)
+                    if latest < e and e not in claims and e not in near
+                ][:10]
+                for entry in near:
+                    theirs = self.index.entries[entry].value
+                    if theirs is None:
                         continue
-                    gain = judged.regained - judged.broken
-                    if best is None or (gain, -far) > (best[0], -best[1]):
-                        best = (gain, far, entry, np.array(moved))
+                    ranked = sorted(
+                        (
+                            (distance(present, m), k, m)
+                            for k, m in enumerate(layouts(theirs, present.shape)[:24])
+                        ),
+                        key=lambda c: c[:2],
+                    )
+                    for far, _, moved in ranked[:2]:
+                        judged = self.judge(
+                            {},
+                            front,
+                            {place: torch.from_numpy(np.array(moved))},
+                            patience=3,
+                            enough=0,
+                        )
+                        if judged is None:
+                            continue
+                        gain = judged.regained - judged.broken
+                        if best is None or (gain, -far) > (best[0], -best[1]):
+                            best = (gain, far, entry, np.array(moved), place)
         if best is None or out is None:
             near_ = self.index.nearest(value) if value.dtype == np.float64 else []
             d = near_[0][0] if near_ else float("inf")
             where = self.index.entries[near_[0][1]].where if near_ else ""
-            text = "no catalogued cause explains this operation, and the port holds no array of its size" if d == float("inf") else (
-                "no catalogued cause explains this operation"
+            text = (
+                "no catalogued cause explains this operation, and the port holds no array of its size"
+                if d == float("inf")
+                else ("no catalogued cause explains this operation")
             )
             return Accepted("unknown", "", text, front, {}, {}, where, d, d, "", [front.place])
-        gain, far, entry, moved = best
-        told = gain > 0
-        shape = residual(value, moved) if told or far < 0.5 else ""
-        before = self.index.nearest(value)[0][0]
+        gain, far, entry, moved, place = best
+        told = gain > 1 or (gain == 1 and place == out and not self.graph.consumers.get(place))
+        shape = (
+            residual(numbers(self.graph.values[place]), moved)
+            if told or (far < 0.5 and place == out)
+            else ""
+        )
+        near_now = self.index.nearest(value)
+        before = near_now[0][0] if near_now else float("inf")
         kind, text = "unknown", "no catalogued cause explains this operation"
         if shape:
+            if place != out:
+                text += f"; seen at {self.graph.nodes[self.graph.producer[place] or 0].place}"
             text += f"; the port's value minus the reference's {shape}"
         values: dict[int, torch.Tensor] = {}
         after = before
         if told:
-            values = {out: torch.from_numpy(moved)}
+            values = {place: torch.from_numpy(moved)}
             self.pin(values)
             after = 0.0
-            if 1e-12 < far < 1e-6 and out not in self.graph.input_dependent():
-                kind, text = "precision", f"a constant that one side makes in a narrower type, {far:.1e} apart"
-        return Accepted(kind, "", text, front, {}, values, self.index.entries[entry].where, before, after, "", [front.place], gain)
+            if 1e-12 < far < 1e-6 and place not in self.graph.input_dependent():
+                kind, text = (
+                    "precision",
+                    f"a constant that one side makes in a narrower type, {far:.1e} apart",
+                )
+        return Accepted(
+            kind,
+            "",
+            text,
+            front,
+            {},
+            values,
+            self.index.entries[entry].where,
+            before,
+            after,
+            "",
+            [front.place],
+            gain,
+        )
+
+    def _places(self, front: Node, out: int) -> list[int]:
+        """Values that the port's can be put in place of: the operation's, those it takes, those that follow."""
+        places = [out]
+        layer = [front]
+        for _ in range(6):
+            following = []
+            for node in layer:
+                for o in node.outs:
+                    for user in self.graph.consumers.get(o, []) if o is not None else ():
+                        behind = self.graph.nodes[user]
+                        if user in self.live and behind not in following:
+                            following.append(behind)
+            layer = following[:3]
+            places += [
+                n.outs[0]
+                for n in layer
+                if n.name not in LAYOUT and n.outs and n.outs[0] is not None
+            ]
+            if len(places) >= 4:
+                break
+        for ref in front.refs:
+            root = self.root[ref]
+            if ref in self.graph.input_dependent() and self.graph.producer[root] is not None:
+                places.append(root)
+        return list(dict.fromkeys(places))[:6]
 
     def pin(self, values: Mapping[int, torch.Tensor]) -> None:
         """Put values in place of what the reference computes."""
-        changed = self.graph.run({}, dict(values), first=min(self.graph.first_use(v) for v in values))
+        changed = self.graph.run(
+            {}, dict(values), first=min(self.graph.first_use(v) for v in values)
+        )
         for i, value in changed.items():
             self.original.setdefault(i, self.graph.values[i])
             self.graph.values[i] = value.detach()
@@ -685,7 +882,10 @@ def residual(mine: np.ndarray, theirs: np.ndarray) -> str:
     if np.linalg.norm(theirs - scale * mine) < 1e-6 * size:
         return f"is a scale: the port's is {scale:.6g} times the reference's"
     for axis in range(mine.ndim):
-        if mine.shape[axis] > 1 and np.linalg.norm(diff - diff.mean(axis, keepdims=True)) < 1e-6 * size:
+        if (
+            mine.shape[axis] > 1
+            and np.linalg.norm(diff - diff.mean(axis, keepdims=True)) < 1e-6 * size
+        ):
             return f"is constant over axis {axis}"
     part = np.abs(diff) > 1e-9 * np.abs(diff).max()
     share = float(part.mean())
@@ -739,7 +939,9 @@ def _has_ref(tree: object) -> bool:
     return False
 
 
-def _checked(graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False) -> Callable[..., object]:
+def _checked(
+    graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False
+) -> Callable[..., object]:
     """The variant as a replacement: results that it leaves out are the operation's own, shapes are checked."""
 
     def call(*args: object, **kwargs: object) -> object:
@@ -749,7 +951,11 @@ def _checked(graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool
             out = results(out, node, [None if o is None else graph.values[o] for o in node.outs])
             given = flat_tensors(out)
         for tensor, out_id in zip(given, node.outs):
-            if out_id is not None and not reshapes and (tensor is None or tensor.shape != graph.values[out_id].shape):
+            if (
+                out_id is not None
+                and not reshapes
+                and (tensor is None or tensor.shape != graph.values[out_id].shape)
+            ):
                 raise ValueError(f"{node.name}: the variant's result has another shape")
         return out
 
@@ -760,9 +966,21 @@ def _edited(node: Node, edit: Edit) -> Node:
     from twinvit.port.record_torch import Ref
 
     if edit.refs is None:
-        return Node(node.index, edit.fn, node.name, node.args, node.kwargs, node.outs, node.scope, node.where, node.refs)
+        return Node(
+            node.index,
+            edit.fn,
+            node.name,
+            node.args,
+            node.kwargs,
+            node.outs,
+            node.scope,
+            node.where,
+            node.refs,
+        )
     args = tuple(Ref(r) for r in edit.refs)
-    return Node(node.index, edit.fn, node.name, args, {}, node.outs, node.scope, node.where, list(edit.refs))
+    return Node(
+        node.index, edit.fn, node.name, args, {}, node.outs, node.scope, node.where, list(edit.refs)
+    )
 
 
 def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
@@ -790,7 +1008,11 @@ def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float
     """The largest relative L2 distance of each value over runs with parameters and inputs nudged by one eps."""
     noise: dict[int, float] = {}
     generator = torch.Generator().manual_seed(seed)
-    sources = [i for i, s in enumerate(graph.source) if s != "node" and graph.values[i].dtype == torch.float64]
+    sources = [
+        i
+        for i, s in enumerate(graph.source)
+        if s != "node" and graph.values[i].dtype == torch.float64
+    ]
 
     def on_value(i: int, value: torch.Tensor) -> None:
         if value.dtype == torch.float64 and value.numel() >= 2:
@@ -800,7 +1022,11 @@ def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float
     for _ in range(runs):
         nudged = {}
         for i in sources:
-            sign = torch.randint(0, 2, graph.values[i].shape, generator=generator, dtype=torch.float64) * 2 - 1
+            sign = (
+                torch.randint(0, 2, graph.values[i].shape, generator=generator, dtype=torch.float64)
+                * 2
+                - 1
+            )
             nudged[i] = graph.values[i] * (1 + sign * torch.finfo(torch.float64).eps)
         with torch.no_grad():
             graph.run({}, nudged, everything=True, on_value=on_value, keep=lambda i: False)

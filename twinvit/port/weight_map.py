@@ -69,7 +69,9 @@ class Rule:
         if (self.scale, self.offset) != (1.0, 0.0):
             x = (x - self.offset) / self.scale
         moved = tuple(self.torch_shape[i] for i in self.permute)
-        parts = x.reshape((len(self.torch), *moved)) if len(self.torch) > 1 else x.reshape((1, *moved))
+        parts = (
+            x.reshape((len(self.torch), *moved)) if len(self.torch) > 1 else x.reshape((1, *moved))
+        )
         back = tuple(np.argsort(self.permute))
         return [p.transpose(back) if p.ndim else p for p in parts]
 
@@ -103,7 +105,9 @@ class WeightMap:
             try:
                 made[rule.jax] = rule.make(state)
             except ValueError as error:
-                raise PortError(f"{rule.jax} cannot be made of {', '.join(rule.torch)}: {error}") from error
+                raise PortError(
+                    f"{rule.jax} cannot be made of {', '.join(rule.torch)}: {error}"
+                ) from error
         return made
 
     def invert(self, tree: Any) -> dict[str, np.ndarray]:
@@ -125,16 +129,26 @@ class WeightMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as TOML."""
-        lines = ["# the port's array = the reference's array (part, then permute, then reshape)", "format = 1"]
+        lines = [
+            "# the port's array = the reference's array (part, then permute, then reshape)",
+            "format = 1",
+        ]
         for title, texts in (("ambiguous", self.ambiguous), ("unused", self.unused)):
             lines.append(f"{title} = [{', '.join(_quoted(t) for t in texts)}]")
         for rule in self.rules:
-            lines += ["", "[[map]]", f"jax = {_quoted(rule.jax)}", f"torch = [{', '.join(_quoted(t) for t in rule.torch)}]"]
+            lines += [
+                "",
+                "[[map]]",
+                f"jax = {_quoted(rule.jax)}",
+                f"torch = [{', '.join(_quoted(t) for t in rule.torch)}]",
+            ]
             lines.append(f"shape = {list(rule.shape)}")
             lines.append(f"torch_shape = {list(rule.torch_shape)}")
             lines.append(f"permute = {list(rule.permute)}")
             if rule.part:
-                lines.append(f"part = {list(rule.part)}  # the {rule.part[0]}-th of {rule.part[1]}, from 0")
+                lines.append(
+                    f"part = {list(rule.part)}  # the {rule.part[0]}-th of {rule.part[1]}, from 0"
+                )
             if (rule.scale, rule.offset) != (1.0, 0.0):
                 lines += [f"scale = {rule.scale!r}", f"offset = {rule.offset!r}"]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -152,11 +166,15 @@ class WeightMap:
                 for r in data["map"]
             ]  # fmt: skip
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-            raise PortError(f"{path} is no map of weights: {type(error).__name__}: {error}") from error
+            raise PortError(
+                f"{path} is no map of weights: {type(error).__name__}: {error}"
+            ) from error
         return cls(rules, list(data.get("ambiguous", [])), list(data.get("unused", [])))
 
 
-def map_weights(torch_model: Any, jax_model: Any, inputs: Any = None, jax_inputs: Any = None) -> WeightMap:
+def map_weights(
+    torch_model: Any, jax_model: Any, inputs: Any = None, jax_inputs: Any = None
+) -> WeightMap:
     """Propose which of the reference's arrays each of the port's arrays is.
 
     Equal values decide where both hold them already. Otherwise shapes, names and order propose, and, with `inputs`,
@@ -170,7 +188,11 @@ def map_weights(torch_model: Any, jax_model: Any, inputs: Any = None, jax_inputs
     """
     from twinvit.port import record_jax
 
-    state = {k: _array(v) for k, v in torch_model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {
+        k: _array(v)
+        for k, v in torch_model.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
     pure = record_jax.pure(jax_model)
     leaves = {
         n: np.asarray(record_jax.widen(x)) for n, x in zip(pure.names, pure.leaves)
@@ -189,7 +211,11 @@ def map_weights(torch_model: Any, jax_model: Any, inputs: Any = None, jax_inputs
     choices = _by_name(left, leaves, state, used, pure.kind, result)
     if choices and inputs is not None:
         _decide(torch_model, jax_model, inputs, jax_inputs, pure, result, choices, state)
-    result.ambiguous += [f"{a.jax}: {', '.join(a.torch)} by name alone" for a, alternatives in choices if alternatives]
+    result.ambiguous += [
+        f"{a.jax}: {', '.join(a.torch)} by name alone"
+        for a, alternatives in choices
+        if alternatives
+    ]
     taken = {t for r in result.rules for t in r.torch}
     result.unused += [f"torch: {n}" for n in state if n not in taken]
     mapped = {r.jax for r in result.rules}
@@ -204,12 +230,22 @@ def _parts(state: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, ..
     for name, x in state.items():
         yield name, (), x
         for n in (2, 3, 4):
-            if x.ndim and x.shape[0] % n == 0 and x.shape[0] > n and re.search(r"qkv|in_proj|_ih|_hh|kv|gate_up|weight|bias", name):
+            if (
+                x.ndim
+                and x.shape[0] % n == 0
+                and x.shape[0] > n
+                and re.search(r"qkv|in_proj|_ih|_hh|kv|gate_up|weight|bias", name)
+            ):
                 for i, part in enumerate(np.split(x, n)):
                     yield name, (i, n), part
 
 
-def _by_value(name: str, leaf: np.ndarray, state: Mapping[str, np.ndarray], used: set[tuple[str, tuple[int, ...]]]) -> Rule | None:
+def _by_value(
+    name: str,
+    leaf: np.ndarray,
+    state: Mapping[str, np.ndarray],
+    used: set[tuple[str, tuple[int, ...]]],
+) -> Rule | None:
     """The rule that makes exactly this array; None if no values agree or if they prove nothing."""
     if leaf.size < 2 or float(leaf.max()) == float(leaf.min()):
         return None
@@ -221,15 +257,33 @@ def _by_value(name: str, leaf: np.ndarray, state: Mapping[str, np.ndarray], used
     if leaf.ndim >= 2 and 2 <= leaf.shape[0] <= 200:
         rules = [_by_value(name, np.ascontiguousarray(s), state, used) for s in leaf]
         found = [r for r in rules if r is not None]
-        if len(found) == len(rules) and len({(r.permute, r.part, r.torch_shape) for r in found}) == 1:
+        if (
+            len(found) == len(rules)
+            and len({(r.permute, r.part, r.torch_shape) for r in found}) == 1
+        ):
             first = found[0]
-            return Rule(name, [r.torch[0] for r in found], leaf.shape, first.torch_shape, first.permute, first.part)
+            return Rule(
+                name,
+                [r.torch[0] for r in found],
+                leaf.shape,
+                first.torch_shape,
+                first.permute,
+                first.part,
+            )
     return None
 
 
 def _orders(ndim: int) -> list[tuple[int, ...]]:
-    usual = {0: [()], 1: [(0,)], 2: [(1, 0), (0, 1)], 3: [(2, 1, 0)], 4: [(2, 3, 1, 0), (2, 3, 0, 1)]}.get(ndim, [])
-    return list(dict.fromkeys([*usual, *(itertools.permutations(range(ndim)) if ndim <= 5 else [])]))
+    usual = {
+        0: [()],
+        1: [(0,)],
+        2: [(1, 0), (0, 1)],
+        3: [(2, 1, 0)],
+        4: [(2, 3, 1, 0), (2, 3, 0, 1)],
+    }.get(ndim, [])
+    return list(
+        dict.fromkeys([*usual, *(itertools.permutations(range(ndim)) if ndim <= 5 else [])])
+    )
 
 
 def _words(name: str) -> tuple[list[str], list[int]]:
@@ -247,7 +301,12 @@ def _words(name: str) -> tuple[list[str], list[int]]:
 
 def _score(jax_name: str, torch_name: str, part: tuple[int, ...]) -> float:
     (a, m), (b, n) = _words(jax_name), _words(torch_name)
-    last = {"weight": "weight", "bias": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+    last = {
+        "weight": "weight",
+        "bias": "bias",
+        "running_mean": "running_mean",
+        "running_var": "running_var",
+    }
     kind_a, kind_b = (next((last[w] for w in reversed(ws) if w in last), "") for ws in (a, b))
     torch_last = torch_name.rsplit(".", 1)[-1]
     kind_b = torch_last if torch_last in last else kind_b
@@ -278,6 +337,7 @@ def _default(kind: str, name: str, x: np.ndarray, shape: tuple[int, ...]) -> lis
 
 def _fits(moved: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """True if one shape is the other with neighbouring axes merged or split."""
+
     def edges(s: Sequence[int]) -> set[int]:
         found, total = set(), 1
         for n in s:
@@ -319,19 +379,40 @@ def _by_name(
     for name in wanted:
         by_size.setdefault(leaves[name].size, []).append(name)
     for size, names in by_size.items():
-        options = [u for u in units if u[2].size == size and (not u[1] or size not in whole_sizes or _packed(u[0]))]
+        options = [
+            u
+            for u in units
+            if u[2].size == size and (not u[1] or size not in whole_sizes or _packed(u[0]))
+        ]
         if not options:
             continue
-        scores = np.array([[_score(n, u[0], u[1]) - 0.3 * abs(i / len(names) - j / len(options)) for j, u in enumerate(options)] for i, n in enumerate(names)])
+        scores = np.array(
+            [
+                [
+                    _score(n, u[0], u[1]) - 0.3 * abs(i / len(names) - j / len(options))
+                    for j, u in enumerate(options)
+                ]
+                for i, n in enumerate(names)
+            ]
+        )
         rows, columns = linear_sum_assignment(-scores)
         for i, j in zip(rows, columns):
             torch_name, part, x = options[j]
             orders = _default(kind, names[i], x, leaves[names[i]].shape)
             rule = Rule(names[i], [torch_name], leaves[names[i]].shape, x.shape, orders[0], part)
-            alternatives = [Rule(names[i], [torch_name], rule.shape, x.shape, o, part) for o in orders[1:4]]
+            alternatives = [
+                Rule(names[i], [torch_name], rule.shape, x.shape, o, part) for o in orders[1:4]
+            ]
             close = [k for k in range(len(options)) if k != j and scores[i][k] > scores[i][j] - 1.5]
             alternatives += [
-                Rule(names[i], [options[k][0]], rule.shape, options[k][2].shape, _default(kind, names[i], options[k][2], rule.shape)[0], options[k][1])
+                Rule(
+                    names[i],
+                    [options[k][0]],
+                    rule.shape,
+                    options[k][2].shape,
+                    _default(kind, names[i], options[k][2], rule.shape)[0],
+                    options[k][1],
+                )
                 for k in close[:6]
             ]
             result.rules.append(rule)
@@ -346,11 +427,14 @@ def _packed(name: str) -> bool:
 def _turned(rule: Rule, kind: str, state: Mapping[str, np.ndarray]) -> list[Rule]:
     x = np.empty(rule.torch_shape)
     return [
-        Rule(rule.jax, rule.torch, rule.shape, rule.torch_shape, o, rule.part) for o in _default(kind, rule.jax, x, rule.shape[1:])[:3]
+        Rule(rule.jax, rule.torch, rule.shape, rule.torch_shape, o, rule.part)
+        for o in _default(kind, rule.jax, x, rule.shape[1:])[:3]
     ]
 
 
-def _stacked(name: str, leaf: np.ndarray, units: list[tuple[str, tuple[int, ...], np.ndarray]], kind: str) -> Rule | None:
+def _stacked(
+    name: str, leaf: np.ndarray, units: list[tuple[str, tuple[int, ...], np.ndarray]], kind: str
+) -> Rule | None:
     """A leaf that holds all layers of a numbered family of arrays."""
     n = leaf.shape[0]
     families: dict[tuple[str, tuple[int, ...]], list[tuple[int, str, np.ndarray]]] = {}
@@ -382,34 +466,61 @@ def _decide(
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
     graph = record_torch.record(
-        torch_model, inputs, lambda out: [t for _, t in pick_output(record_torch.picked_leaves(out), None, "PyTorch")]
+        torch_model,
+        inputs,
+        lambda out: [t for _, t in pick_output(record_torch.picked_leaves(out), None, "PyTorch")],
     )
     dependent = graph.input_dependent()
-    targets = [numbers(graph.values[i]) for i in sorted(dependent) if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point]
+    targets = [
+        numbers(graph.values[i])
+        for i in sorted(dependent)
+        if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
+    ]
     targets = [t for t in targets if evidence(t)]
     wide = {k: np.asarray(v, np.float64) for k, v in state.items()}
     traced, arrays, _ = pair.trace()
 
     def count() -> int:
         placed = result.apply(wide)
-        leaves = [np.asarray(placed[n]).reshape(np.shape(x)) if n in placed else x for n, x in zip(pure.names, pair.leaves)]
+        leaves = [
+            np.asarray(placed[n]).reshape(np.shape(x)) if n in placed else x
+            for n, x in zip(pure.names, pair.leaves)
+        ]
         index = Index()
-        record_jax.evaluate(traced, [*leaves, *arrays], [-1] * (len(leaves) + len(arrays)), record_jax.Interpreter(index.add))
+        record_jax.evaluate(
+            traced,
+            [*leaves, *arrays],
+            [-1] * (len(leaves) + len(arrays)),
+            record_jax.Interpreter(index.add),
+        )
         return sum(index.find(t, 1e-11) is not None for t in targets)
 
     best = count()
     tries = 0
+    open_: dict[str, Rule] = {}
     for _ in range(2):
+        open_.clear()
         improved = False
         for position, (rule, alternatives) in enumerate(list(choices)):
             for other in alternatives:
                 if tries >= TRIES:
+                    choices[:] = [(r, a) for r, a in choices if a]
                     return
                 tries += 1
                 changed = {rule.jax: other}
                 for second in result.rules:  # the array that held it takes what is left
-                    if second.jax != rule.jax and (second.torch, second.part) == (other.torch, other.part):
-                        changed[second.jax] = Rule(second.jax, rule.torch, second.shape, rule.torch_shape, rule.permute, rule.part)
+                    if second.jax != rule.jax and (second.torch, second.part) == (
+                        other.torch,
+                        other.part,
+                    ):
+                        changed[second.jax] = Rule(
+                            second.jax,
+                            rule.torch,
+                            second.shape,
+                            rule.torch_shape,
+                            rule.permute,
+                            rule.part,
+                        )
                 before = list(result.rules)
                 result.rules = [changed.get(r.jax, r) for r in result.rules]
                 try:
@@ -420,14 +531,14 @@ def _decide(
                     best, improved = found, True
                     choices[position] = (other, alternatives)
                     rule = other
+                    open_.pop(rule.jax, None)
                 else:
+                    if found == best:
+                        open_[rule.jax] = rule
                     result.rules = before
         if not improved:
             break
-    if best == len(targets):
-        choices.clear()
-    else:
-        choices[:] = [(r, a) for r, a in choices if a]
+    choices[:] = [(r, [r]) for r in open_.values()]  # alternatives that make no difference
 
 
 def _array(x: Any) -> np.ndarray:
@@ -442,7 +553,9 @@ def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
     if isinstance(tree, Mapping) and all(hasattr(v, "shape") for v in tree.values()):
         return {k: np.asarray(v) for k, v in tree.items()}
-    pure = record_jax.pure(tree if not isinstance(tree, Mapping) else record_jax.Function(lambda p: p, tree))
+    pure = record_jax.pure(
+        tree if not isinstance(tree, Mapping) else record_jax.Function(lambda p: p, tree)
+    )
     return {n: np.asarray(x) for n, x in zip(pure.names, pure.leaves)}
 
 

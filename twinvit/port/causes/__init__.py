@@ -67,7 +67,9 @@ _REGISTRY: list[Cause] = []
 _LOADED = False
 
 
-def cause(name: str, on: str | Iterable[str], what: str | Iterable[str] = "forward") -> Callable[[Generator], Generator]:
+def cause(
+    name: str, on: str | Iterable[str], what: str | Iterable[str] = "forward"
+) -> Callable[[Generator], Generator]:
     """Add a cause to the catalogue.
 
     Args:
@@ -82,7 +84,15 @@ def cause(name: str, on: str | Iterable[str], what: str | Iterable[str] = "forwa
         text = (generate.__doc__ or name).strip().split("\n\n")[0].replace("\n", " ")
         family = generate.__module__.rsplit(".", 1)[-1]
         _REGISTRY.append(
-            Cause(name, tuple(n.removeprefix("aten.") for n in names), generate, " ".join(text.split()), family, kinds, len(_REGISTRY))
+            Cause(
+                name,
+                tuple(n.removeprefix("aten.") for n in names),
+                generate,
+                " ".join(text.split()),
+                family,
+                kinds,
+                len(_REGISTRY),
+            )
         )
         return generate
 

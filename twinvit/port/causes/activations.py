@@ -68,19 +68,29 @@ ANY = (*ACTIVATIONS, "mul", "div", "exp", "neg")
 @cause("gelu_tanh", on=ANY)
 def gelu_tanh(call: Call) -> Iterator[Variant]:
     """The port computes GELU's tanh form (`jax.nn.gelu`'s default); the reference does not."""
-    yield from _at(call, "the port computes GELU's tanh form (jax.nn.gelu's default); pass approximate=False for erf", _tanh_form)
+    yield from _at(
+        call,
+        "the port computes GELU's tanh form (jax.nn.gelu's default); pass approximate=False for erf",
+        _tanh_form,
+    )
 
 
 @cause("gelu_erf", on=ANY)
 def gelu_erf(call: Call) -> Iterator[Variant]:
     """The port computes GELU with erf; the reference does not."""
-    yield from _at(call, "the port computes GELU with erf; the reference computes another form", _erf_form)
+    yield from _at(
+        call, "the port computes GELU with erf; the reference computes another form", _erf_form
+    )
 
 
 @cause("gelu_quick", on=ANY)
 def gelu_quick(call: Call) -> Iterator[Variant]:
     """The port computes quick GELU, x * sigmoid(1.702 x); the reference does not."""
-    yield from _at(call, "the port computes quick GELU, x * sigmoid(1.702 x); the reference computes another form", _quick)
+    yield from _at(
+        call,
+        "the port computes quick GELU, x * sigmoid(1.702 x); the reference computes another form",
+        _quick,
+    )
 
 
 @cause("activation", on=ANY)
@@ -89,10 +99,16 @@ def activation(call: Call) -> Iterator[Variant]:
     name = call.node.name
     if name == "leaky_relu":
         for t in call.solve(lambda t: F.leaky_relu(call.args[0], t), 1e-4, 0.9):
-            yield Variant(f"the port's leaky ReLU has slope {t:g}; the reference's {call.argument(1, 0.01):g}", _leaky(t))
+            yield Variant(
+                f"the port's leaky ReLU has slope {t:g}; the reference's {call.argument(1, 0.01):g}",
+                _leaky(t),
+            )
     if name in ("elu", "celu"):
         for t in call.solve(lambda t: F.elu(call.args[0], t), 1e-3, 10.0):
-            yield Variant(f"the port's ELU has alpha {t:g}; the reference's {call.argument(1, 1.0):g}", _elu(t))
+            yield Variant(
+                f"the port's ELU has alpha {t:g}; the reference's {call.argument(1, 1.0):g}",
+                _elu(t),
+            )
     if name == "softplus":
         for t in call.solve(lambda t: F.softplus(call.args[0], t), 1e-2, 20.0):
             yield Variant(f"the port's softplus has beta {t:g}", _softplus(t))

@@ -15,7 +15,12 @@ from twinvit.port.causes import Variant, cause
 
 def scales(call: Call, present: float) -> list[float]:
     """Scales that people write: none, by another dimension, squared, inverted."""
-    found = {1.0: None, present**2: None, math.sqrt(abs(present)): None, 1 / present if present else 1.0: None}
+    found = {
+        1.0: None,
+        present**2: None,
+        math.sqrt(abs(present)): None,
+        1 / present if present else 1.0: None,
+    }
     for n in call.widths():
         found.update({n**-0.5: None, 1 / n: None, n**-0.25: None, n**0.5: None})
     return [s for s in found if abs(s - present) > 1e-9 * abs(present)]
@@ -29,12 +34,19 @@ def attention_scale(call: Call) -> Iterator[Variant]:
     scalar = call.argument(1)
     if isinstance(scalar, torch.Tensor) and scalar.numel() == 1:
         scalar = float(scalar)
-    if not isinstance(scalar, int | float) or not isinstance(call.args[0], torch.Tensor) or scalar == 0:
+    if (
+        not isinstance(scalar, int | float)
+        or not isinstance(call.args[0], torch.Tensor)
+        or scalar == 0
+    ):
         return
     inverse = call.node.name == "div"
     present = 1 / scalar if inverse else float(scalar)
     for t in call.solve(lambda t: call.args[0] * t, 1e-5, 1e4, grid=scales(call, present)):
-        yield Variant(f"the port scales attention by {_nice(t)}; the reference by {_nice(present)}", lambda x, *_, t=t, **__: x * t)
+        yield Variant(
+            f"the port scales attention by {_nice(t)}; the reference by {_nice(present)}",
+            lambda x, *_, t=t, **__: x * t,
+        )
 
 
 @cause("attention_scale", on=("softmax", "baddbmm"))
@@ -42,7 +54,10 @@ def attention_scale_elsewhere(call: Call) -> Iterator[Variant]:
     """The port scales attention where the reference does not."""
     if call.node.name == "softmax":
         for t in call.solve(lambda t: torch.softmax(call.args[0] * t, call.args[1]), 1e-3, 1e3):
-            yield Variant(f"the port scales the attention's logits by {_nice(t)} more than the reference", call.with_args(a0=lambda x, t=t: x * t))
+            yield Variant(
+                f"the port scales the attention's logits by {_nice(t)} more than the reference",
+                call.with_args(a0=lambda x, t=t: x * t),
+            )
 
 
 def _nice(t: float) -> str:
@@ -61,7 +76,10 @@ def softmax_axis(call: Call) -> Iterator[Variant]:
     dim = call.args[1] % call.args[0].ndim
     for axis in range(call.args[0].ndim):
         if axis != dim:
-            yield Variant(f"the port's softmax is over axis {axis}; the reference's over {dim}", call.with_args(a1=axis))
+            yield Variant(
+                f"the port's softmax is over axis {axis}; the reference's over {dim}",
+                call.with_args(a1=axis),
+            )
 
 
 @cause("softmax_missing", on=("softmax", "log_softmax"))
@@ -69,15 +87,39 @@ def softmax_missing(call: Call) -> Iterator[Variant]:
     """The port lacks a softmax, or has sigmoid or the logarithm in its place."""
     yield Variant("the port lacks this softmax", lambda x, *_, **__: x.clone())
     yield Variant("the port takes the sigmoid for softmax", lambda x, *_, **__: torch.sigmoid(x))
-    yield Variant("the port takes log softmax for softmax", lambda x, d, *_, **__: torch.log_softmax(x, d))
-    yield Variant("the port takes softmax for log softmax", lambda x, d, *_, **__: torch.softmax(x, d))
+    yield Variant(
+        "the port takes log softmax for softmax", lambda x, d, *_, **__: torch.log_softmax(x, d)
+    )
+    yield Variant(
+        "the port takes softmax for log softmax", lambda x, d, *_, **__: torch.softmax(x, d)
+    )
     yield Variant(
         "the port's softmax has one more term 1 in its denominator",
-        lambda x, d, *_, **__: torch.softmax(torch.cat([x, torch.zeros_like(x.narrow(d, 0, 1))], d), d).narrow(d, 0, x.shape[d]),
+        lambda x, d, *_, **__: torch.softmax(
+            torch.cat([x, torch.zeros_like(x.narrow(d, 0, 1))], d), d
+        ).narrow(d, 0, x.shape[d]),
     )
 
 
-VALUES = (-math.inf, -1e-9, 1e9, 1e-9, -1e9, -1e4, -1e10, -1e30, -3.4028234663852886e38, -1.7976931348623157e308, -65504.0, -100.0, -1e5, -1e6, -10000.0, 0.0, -1.0)
+VALUES = (
+    -math.inf,
+    -1e-9,
+    1e9,
+    1e-9,
+    -1e9,
+    -1e4,
+    -1e10,
+    -1e30,
+    -3.4028234663852886e38,
+    -1.7976931348623157e308,
+    -65504.0,
+    -100.0,
+    -1e5,
+    -1e6,
+    -10000.0,
+    0.0,
+    -1.0,
+)
 
 
 @cause("mask_value", on=("masked_fill", "where"))
@@ -85,15 +127,28 @@ def mask_value(call: Call) -> Iterator[Variant]:
     """The port masks with another value (-inf or finite), or inverted."""
     if call.node.name == "masked_fill":
         for value in VALUES:
-            yield Variant(f"the port masks with {value:g}; the reference with {float(call.args[2]):g}", lambda x, m, *_, v=value, **__: x.masked_fill(m, v))
-        yield Variant("the port masks what the reference keeps", lambda x, m, v, **__: x.masked_fill(~m, v))
+            yield Variant(
+                f"the port masks with {value:g}; the reference with {float(call.args[2]):g}",
+                lambda x, m, *_, v=value, **__: x.masked_fill(m, v),
+            )
+        yield Variant(
+            "the port masks what the reference keeps", lambda x, m, v, **__: x.masked_fill(~m, v)
+        )
         return
     if len(call.args) < 3:
         return
     for value in VALUES:
-        yield Variant(f"the port masks with {value:g}", lambda m, a, b, v=value, **__: torch.where(m, a, torch.full_like(call.out, v)))
-        yield Variant(f"the port masks with {value:g}", lambda m, a, b, v=value, **__: torch.where(m, torch.full_like(call.out, v), b))
-    yield Variant("the port masks what the reference keeps", lambda m, a, b, **__: torch.where(~m, a, b))
+        yield Variant(
+            f"the port masks with {value:g}",
+            lambda m, a, b, v=value, **__: torch.where(m, a, torch.full_like(call.out, v)),
+        )
+        yield Variant(
+            f"the port masks with {value:g}",
+            lambda m, a, b, v=value, **__: torch.where(m, torch.full_like(call.out, v), b),
+        )
+    yield Variant(
+        "the port masks what the reference keeps", lambda m, a, b, **__: torch.where(~m, a, b)
+    )
 
 
 @cause("mask_value", on=("softmax", "_safe_softmax"))
@@ -102,8 +157,14 @@ def masked_rows(call: Call) -> Iterator[Variant]:
     x = call.args[0]
     if not bool(torch.isinf(x).all(-1).any()):
         return
-    yield Variant("the port's fully masked rows are uniform", lambda x, d, *_, **__: torch.softmax(x.clamp(min=-1e30), d))
-    yield Variant("the port's fully masked rows are zero", lambda x, d, *_, **__: torch.nan_to_num(torch.softmax(x, d), nan=0.0))
+    yield Variant(
+        "the port's fully masked rows are uniform",
+        lambda x, d, *_, **__: torch.softmax(x.clamp(min=-1e30), d),
+    )
+    yield Variant(
+        "the port's fully masked rows are zero",
+        lambda x, d, *_, **__: torch.nan_to_num(torch.softmax(x, d), nan=0.0),
+    )
 
 
 @cause("mask_missing", on=("masked_fill", "where", "add"))
@@ -112,14 +173,28 @@ def mask_missing(call: Call) -> Iterator[Variant]:
     if call.node.name == "add":
         for position in (0, 1):
             ref = call.ref(position)
-            if ref is not None and ref not in call.graph.input_dependent() and call.parameter(position) is None and call.leads_to("softmax", steps=4):
-                yield Variant("the port does not add this mask", lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone())
+            if (
+                ref is not None
+                and ref not in call.graph.input_dependent()
+                and call.parameter(position) is None
+                and call.leads_to("softmax", steps=4)
+            ):
+                yield Variant(
+                    "the port does not add this mask",
+                    lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone(),
+                )
         return
     if call.node.name == "masked_fill":
-        yield Variant("the port lacks this mask", lambda x, *_, **__: x.expand(call.out.shape).clone())
+        yield Variant(
+            "the port lacks this mask", lambda x, *_, **__: x.expand(call.out.shape).clone()
+        )
     else:
-        yield Variant("the port lacks this mask", lambda m, a, b, **_: a.expand(call.out.shape).clone())
-        yield Variant("the port lacks this mask", lambda m, a, b, **_: b.expand(call.out.shape).clone())
+        yield Variant(
+            "the port lacks this mask", lambda m, a, b, **_: a.expand(call.out.shape).clone()
+        )
+        yield Variant(
+            "the port lacks this mask", lambda m, a, b, **_: b.expand(call.out.shape).clone()
+        )
 
 
 def _shift(mask: torch.Tensor, axis: int, by: int) -> torch.Tensor:
@@ -143,16 +218,31 @@ def mask_offset(call: Call) -> Iterator[Variant]:
         if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or mask.shape[-1] < 2:
             continue
         for by in (1, -1, 2, -2):
-            yield Variant(f"the port's mask is {abs(by)} {'later' if by > 0 else 'earlier'} along the keys", call.with_args(**{f"a{p}": lambda m, b=by: _shift(m, -1 % m.ndim, b)}))
-        yield Variant("the port's mask is reversed along the keys (padding on the other side)", call.with_args(**{f"a{p}": lambda m: m.flip(-1)}))
+            yield Variant(
+                f"the port's mask is {abs(by)} {'later' if by > 0 else 'earlier'} along the keys",
+                call.with_args(**{f"a{p}": lambda m, b=by: _shift(m, -1 % m.ndim, b)}),
+            )
+        yield Variant(
+            "the port's mask is reversed along the keys (padding on the other side)",
+            call.with_args(**{f"a{p}": lambda m: m.flip(-1)}),
+        )
         if mask.shape[-1] == mask.shape[-2]:
-            yield Variant("the port's mask is transposed", call.with_args(**{f"a{p}": lambda m: m.transpose(-1, -2)}))
+            yield Variant(
+                "the port's mask is transposed",
+                call.with_args(**{f"a{p}": lambda m: m.transpose(-1, -2)}),
+            )
             if mask.dtype == torch.bool:
                 n = mask.shape[-1]
                 for diagonal in (0, 1, -1, 2):
                     upper = torch.ones(n, n, dtype=torch.bool).triu(diagonal)
-                    yield Variant(f"the port masks from diagonal {diagonal} on", call.with_args(**{f"a{p}": lambda m, u=upper: u.expand(m.shape)}))
-                    yield Variant(f"the port keeps diagonals up to {diagonal - 1}", call.with_args(**{f"a{p}": lambda m, u=upper: ~u.expand(m.shape)}))
+                    yield Variant(
+                        f"the port masks from diagonal {diagonal} on",
+                        call.with_args(**{f"a{p}": lambda m, u=upper: u.expand(m.shape)}),
+                    )
+                    yield Variant(
+                        f"the port keeps diagonals up to {diagonal - 1}",
+                        call.with_args(**{f"a{p}": lambda m, u=upper: ~u.expand(m.shape)}),
+                    )
 
 
 @cause("mask_offset", on=("tril", "triu"))
@@ -161,7 +251,10 @@ def triangle(call: Call) -> Iterator[Variant]:
     own = call.argument(1, 0)
     for d in (-2, -1, 0, 1, 2):
         if d != own:
-            yield Variant(f"the port's triangle begins at diagonal {d}; the reference's at {own}", call.with_args(a1=d))
+            yield Variant(
+                f"the port's triangle begins at diagonal {d}; the reference's at {own}",
+                call.with_args(a1=d),
+            )
 
 
 @cause("mask_offset", on="softmax")
@@ -173,21 +266,37 @@ def causal_added(call: Call) -> Iterator[Variant]:
     for d in (1, 0):
         later = torch.ones(n, n, dtype=torch.bool).triu(d)
         later[:, 0] = False
-        yield Variant("the port masks causally; the reference does not", call.with_args(a0=lambda x, m=later: x.masked_fill(m, -math.inf)))
+        yield Variant(
+            "the port masks causally; the reference does not",
+            call.with_args(a0=lambda x, m=later: x.masked_fill(m, -math.inf)),
+        )
 
 
 def _permuted(n: int) -> list[tuple[int, ...]]:
     return [p for p in itertools.permutations(range(n)) if p != tuple(range(n))]
 
 
-SPLITS = ("unbind", "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
+SPLITS = (
+    "unbind",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+)
 
 
 @cause("qkv_order", on=SPLITS)
 def qkv_order(call: Call) -> Iterator[Variant]:
     """The port takes q, k and v in another order, or interleaves them with the heads otherwise."""
     outs = [o for o in call.outs if o is not None]
-    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or _gates(call) or not call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution")):
+    if (
+        not 2 <= len(outs) <= 4
+        or len({o.shape for o in outs}) != 1
+        or _gates(call)
+        or not call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution"))
+    ):
         return
     names = "qkv" if len(outs) == 3 else "abcd"
     for order in _permuted(len(outs)):
@@ -200,7 +309,9 @@ def qkv_order(call: Call) -> Iterator[Variant]:
         n = len(outs)
         yield Variant(
             "the port takes every n-th number for a part; the reference takes neighbouring blocks",
-            lambda x, *args, **kw: [t.movedim(-1, axis) for t in x.movedim(axis, -1).unflatten(-1, (-1, n)).unbind(-1)],
+            lambda x, *args, **kw: [
+                t.movedim(-1, axis) for t in x.movedim(axis, -1).unflatten(-1, (-1, n)).unbind(-1)
+            ],
         )
         for heads in _heads(call, axis, n):
             yield Variant(
@@ -217,7 +328,12 @@ def _heads(call: Call, axis: int, n: int) -> list[int]:
 
 
 def _gates(call: Call) -> bool:
-    users = [call.graph.nodes[u].name for o in call.node.outs if o is not None for u in call.graph.consumers.get(o, [])]
+    users = [
+        call.graph.nodes[u].name
+        for o in call.node.outs
+        if o is not None
+        for u in call.graph.consumers.get(o, [])
+    ]
     return "sigmoid" in users
 
 
@@ -230,7 +346,9 @@ def qkv_select(call: Call) -> Iterator[Variant]:
     if source is None or size not in (2, 3):
         return
     siblings = {
-        n.args[2]: n for n in (call.graph.nodes[u] for u in call.graph.consumers[source]) if n.name == "select" and n.args[1] == dim
+        n.args[2]: n
+        for n in (call.graph.nodes[u] for u in call.graph.consumers[source])
+        if n.name == "select" and n.args[1] == dim
     }
     if len(siblings) != size or index != min(siblings):
         return
@@ -243,7 +361,9 @@ def qkv_select(call: Call) -> Iterator[Variant]:
         yield Variant(
             f"the port takes q, k, v in the order {', '.join('qkv'[i] for i in order)}",
             taking(order[0]),
-            also=tuple((n.index, taking(i)) for n, i in edits.items() if n.index != call.node.index),
+            also=tuple(
+                (n.index, taking(i)) for n, i in edits.items() if n.index != call.node.index
+            ),
         )
 
 
@@ -262,6 +382,12 @@ def operand_transposed(call: Call) -> Iterator[Variant]:
     """The port multiplies by a transposed matrix (attention weights the wrong way round)."""
     a, b = call.args[0], call.args[1]
     if a.shape[-1] == a.shape[-2]:
-        yield Variant("the port multiplies by the transposed weights", lambda a, b, **_: a.transpose(-1, -2) @ b)
+        yield Variant(
+            "the port multiplies by the transposed weights",
+            lambda a, b, **_: a.transpose(-1, -2) @ b,
+        )
     if b.shape[-1] == b.shape[-2]:
-        yield Variant("the port multiplies by the transposed matrix", lambda a, b, **_: a @ b.transpose(-1, -2))
+        yield Variant(
+            "the port multiplies by the transposed matrix",
+            lambda a, b, **_: a @ b.transpose(-1, -2),
+        )

@@ -18,11 +18,31 @@ def _flat(pads: list[tuple[int, int]]) -> list[int]:
     return [p for low, high in reversed(pads) for p in (low, high)]
 
 
-def _padded(pads: list[tuple[int, int]], mode: str = "constant", **changes: Any) -> Callable[..., Any]:
-    def fn(x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: Any, output_padding: Any, groups: Any) -> Any:
+def _padded(
+    pads: list[tuple[int, int]], mode: str = "constant", **changes: Any
+) -> Callable[..., Any]:
+    def fn(
+        x: Any,
+        w: Any,
+        b: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: Any,
+        output_padding: Any,
+        groups: Any,
+    ) -> Any:
         y = F.pad(x, _flat(pads), mode=mode)
         return torch.ops.aten.convolution.default(
-            y, w, b, changes.get("stride", stride), [0] * len(padding), changes.get("dilation", dilation), False, output_padding, groups
+            y,
+            w,
+            b,
+            changes.get("stride", stride),
+            [0] * len(padding),
+            changes.get("dilation", dilation),
+            False,
+            output_padding,
+            groups,
         )
 
     return fn
@@ -41,7 +61,13 @@ def _sizes(call: Call) -> tuple[list[int], list[int], list[int], list[int], list
     def full(v: Any) -> list[int]:
         return list(v) * n if len(v) == 1 and n > 1 else list(v)
 
-    return list(x.shape[2:]), list(w.shape[2:]), full(call.args[3]), full(call.args[4]), full(call.args[5])
+    return (
+        list(x.shape[2:]),
+        list(w.shape[2:]),
+        full(call.args[3]),
+        full(call.args[4]),
+        full(call.args[5]),
+    )
 
 
 @cause("padding", on="convolution")
@@ -53,7 +79,11 @@ def padding(call: Call) -> Iterator[Variant]:
     same = [_same(n, k, s, d) for n, k, s, d in zip(sizes, kernel, stride, dilation)]
     own = [(p, p) for p in pad]
     tried = {tuple(own)}
-    candidates = [(same, f'SAME, {tuple(same)}'), ([(h, lo) for lo, h in same], f"{tuple((h, lo) for lo, h in same)}"), ([(0, 0)] * len(pad), "VALID, none")]
+    candidates = [
+        (same, f"SAME, {tuple(same)}"),
+        ([(h, lo) for lo, h in same], f"{tuple((h, lo) for lo, h in same)}"),
+        ([(0, 0)] * len(pad), "VALID, none"),
+    ]
     reach = [(k - 1) * d for k, d in zip(kernel, dilation)]
     for low, high in itertools.product(range(max(reach) + 2), repeat=2):
         pads = [(low, high)] * len(pad)
@@ -62,23 +92,46 @@ def padding(call: Call) -> Iterator[Variant]:
         if tuple(pads) in tried:
             continue
         tried.add(tuple(pads))
-        shape = [(n + lo + hi - (k - 1) * d - 1) // s + 1 for n, (lo, hi), k, s, d in zip(sizes, pads, kernel, stride, dilation)]
+        shape = [
+            (n + lo + hi - (k - 1) * d - 1) // s + 1
+            for n, (lo, hi), k, s, d in zip(sizes, pads, kernel, stride, dilation)
+        ]
         if any(v <= 0 for v in shape):
             continue
         fits = shape == list(call.out.shape[2:])
-        if not fits and pads not in (same, [(0, 0)] * len(pad), [((k - 1) * d // 2,) * 2 for k, d in zip(kernel, dilation)]):
+        if not fits and pads not in (
+            same,
+            [(0, 0)] * len(pad),
+            [((k - 1) * d // 2,) * 2 for k, d in zip(kernel, dilation)],
+        ):
             continue
         yield Variant(
-            f"the port pads this convolution by {text}; the reference by {tuple(pad)} on both sides", _padded(pads), reshapes=not fits, key=f"padding {text}"
+            f"the port pads this convolution by {text}; the reference by {tuple(pad)} on both sides",
+            _padded(pads),
+            reshapes=not fits,
+            key=f"padding {text}",
         )
     if any(pad):
         for mode in ("reflect", "replicate", "circular"):
-            yield Variant(f"the port pads with mode {mode}; the reference with zeros", _padded(own, mode))
-    elif call.comes_from("pad", "reflection_pad2d", "replication_pad2d", "constant_pad_nd", steps=2):
+            yield Variant(
+                f"the port pads with mode {mode}; the reference with zeros", _padded(own, mode)
+            )
+    elif call.comes_from(
+        "pad", "reflection_pad2d", "replication_pad2d", "constant_pad_nd", steps=2
+    ):
         return
 
 
-@cause("padding", on=("constant_pad_nd", "reflection_pad2d", "reflection_pad1d", "replication_pad2d", "replication_pad1d"))
+@cause(
+    "padding",
+    on=(
+        "constant_pad_nd",
+        "reflection_pad2d",
+        "reflection_pad1d",
+        "replication_pad2d",
+        "replication_pad1d",
+    ),
+)
 def padding_written_out(call: Call) -> Iterator[Variant]:
     """The port pads otherwise than the reference's own padding."""
     pads = list(call.args[1])
@@ -88,7 +141,8 @@ def padding_written_out(call: Call) -> Iterator[Variant]:
             if mode == "constant" and these == pads and call.node.name == "constant_pad_nd":
                 continue
             yield Variant(
-                f"the port pads {these} with mode {mode}; the reference {pads}", lambda x, *_, m=mode, p=these, **__: F.pad(x, p, mode=m)
+                f"the port pads {these} with mode {mode}; the reference {pads}",
+                lambda x, *_, m=mode, p=these, **__: F.pad(x, p, mode=m),
             )
 
 
@@ -105,7 +159,11 @@ def stride(call: Call) -> Iterator[Variant]:
             ([(p, p) for p in pad], "the same padding"),
             ([_same(n, k, s, d) for n, k, d in zip(sizes, kernel, dilation)], "SAME padding"),
         ):
-            yield Variant(f"the port's stride is {s} with {text}; the reference's {tuple(own)}", _padded(pads, stride=[s] * len(own)), reshapes=True)
+            yield Variant(
+                f"the port's stride is {s} with {text}; the reference's {tuple(own)}",
+                _padded(pads, stride=[s] * len(own)),
+                reshapes=True,
+            )
 
 
 @cause("stride", on="convolution")
@@ -114,7 +172,11 @@ def stride_elsewhere(call: Call) -> Iterator[Variant]:
     if call.args[6]:
         return
     graph = call.graph
-    later = [n for n in graph.nodes[call.node.index + 1 : call.node.index + 12] if n.name == "convolution"]
+    later = [
+        n
+        for n in graph.nodes[call.node.index + 1 : call.node.index + 12]
+        if n.name == "convolution"
+    ]
     own = list(call.args[3])
     for node in later[:2]:
         there = Call(graph, node)
@@ -139,9 +201,18 @@ def dilation(call: Call) -> Iterator[Variant]:
         if [d] * len(own) == own:
             continue
         half = [((k - 1) * d // 2,) * 2 for k in kernel]
-        for pads in ([(p, p) for p in pad], half, [_same(n, k, s, d) for n, k, s in zip(sizes, kernel, stride)]):
+        for pads in (
+            [(p, p) for p in pad],
+            half,
+            [_same(n, k, s, d) for n, k, s in zip(sizes, kernel, stride)],
+        ):
             if all(n + lo + hi > (k - 1) * d for n, (lo, hi), k in zip(sizes, pads, kernel)):
-                yield Variant(f"the port's dilation is {d}; the reference's {tuple(own)}", _padded(pads, dilation=[d] * len(own)), reshapes=True, key=f"dilation{d}{pads}")
+                yield Variant(
+                    f"the port's dilation is {d}; the reference's {tuple(own)}",
+                    _padded(pads, dilation=[d] * len(own)),
+                    reshapes=True,
+                    key=f"dilation{d}{pads}",
+                )
 
 
 @cause("kernel_flipped", on="convolution")
@@ -153,7 +224,9 @@ def kernel_flipped(call: Call) -> Iterator[Variant]:
     axes = range(2, w.ndim)
     for n in range(len(axes), 0, -1):
         for flipped in itertools.combinations(axes, n):
-            yield Variant("the port's kernel is flipped", call.with_args(a1=lambda w, f=flipped: w.flip(f)))
+            yield Variant(
+                "the port's kernel is flipped", call.with_args(a1=lambda w, f=flipped: w.flip(f))
+            )
 
 
 @cause("conv_groups", on="convolution")
@@ -166,12 +239,24 @@ def conv_groups(call: Call) -> Iterator[Variant]:
     def shuffle(t: torch.Tensor, g: int) -> torch.Tensor:
         return t.reshape(t.shape[0], g, -1, *t.shape[2:]).transpose(1, 2).reshape(t.shape)
 
-    yield Variant("the port's groups take every g-th channel; the reference's neighbouring ones", call.with_args(a0=lambda x: shuffle(x, x.shape[1] // groups)))
-    yield Variant("the port gives the groups' channels interleaved", lambda *args, **kw: shuffle(call.run(*args, **kw), groups))
+    yield Variant(
+        "the port's groups take every g-th channel; the reference's neighbouring ones",
+        call.with_args(a0=lambda x: shuffle(x, x.shape[1] // groups)),
+    )
+    yield Variant(
+        "the port gives the groups' channels interleaved",
+        lambda *args, **kw: shuffle(call.run(*args, **kw), groups),
+    )
     for axis in (0, 1):
         yield Variant(
             "the port's weight holds the groups' channels interleaved",
-            call.with_args(a1=lambda w, a=axis: (shuffle(w, groups) if a else w.reshape(groups, -1, *w.shape[1:]).transpose(0, 1).reshape(w.shape))),
+            call.with_args(
+                a1=lambda w, a=axis: (
+                    shuffle(w, groups)
+                    if a
+                    else w.reshape(groups, -1, *w.shape[1:]).transpose(0, 1).reshape(w.shape)
+                )
+            ),
         )
 
 
@@ -179,7 +264,10 @@ def conv_groups(call: Call) -> Iterator[Variant]:
 def channel_order(call: Call) -> Iterator[Variant]:
     """The port takes an image's channels in reverse (BGR for RGB)."""
     if call.args[0].shape[1] in (2, 3, 4) and not call.args[6]:
-        yield Variant("the port takes the channels in reverse (BGR for RGB)", call.with_args(a0=lambda x: x.flip(1)))
+        yield Variant(
+            "the port takes the channels in reverse (BGR for RGB)",
+            call.with_args(a0=lambda x: x.flip(1)),
+        )
 
 
 @cause("conv_transpose", on="convolution")
@@ -200,11 +288,17 @@ def conv_transpose(call: Call) -> Iterator[Variant]:
             for axis, size in zip(axes, out):
                 low = p[axis - 2] + offset
                 if low < 0:
-                    y = F.pad(y, _flat([(0, 0)] * (axis - 2) + [(-low, 0)] + [(0, 0)] * (y.ndim - 1 - axis)))
+                    y = F.pad(
+                        y,
+                        _flat([(0, 0)] * (axis - 2) + [(-low, 0)] + [(0, 0)] * (y.ndim - 1 - axis)),
+                    )
                     low = 0
                 high = max(0, low + size - y.shape[axis])
                 if high:
-                    y = F.pad(y, _flat([(0, 0)] * (axis - 2) + [(0, high)] + [(0, 0)] * (y.ndim - 1 - axis)))
+                    y = F.pad(
+                        y,
+                        _flat([(0, 0)] * (axis - 2) + [(0, high)] + [(0, 0)] * (y.ndim - 1 - axis)),
+                    )
                 y = y.narrow(axis, low, size)
             return y if b is None else y + b.reshape(1, -1, *(1,) * len(axes))
 
@@ -218,4 +312,7 @@ def conv_transpose(call: Call) -> Iterator[Variant]:
                     continue
                 words = [*(["a flipped kernel"] if flip else []), *(["its input and output channels swapped"] if swap else []),
                          *([f"its output cut {offset} further in"] if offset else [])]  # fmt: skip
-                yield Variant(f"the port's transposed convolution has {', '.join(words)}", at(flip, swap, offset))
+                yield Variant(
+                    f"the port's transposed convolution has {', '.join(words)}",
+                    at(flip, swap, offset),
+                )

@@ -114,12 +114,18 @@ def transpose_missing(call: Call) -> Iterator[Variant]:
     x, out = call.args[0], call.out
     if x.ndim < 2 or not x.is_floating_point() or call.parameter(0) is not None:
         return
-    yield Variant("the port reshapes where the reference transposes", lambda x, *_, s=tuple(out.shape), **__: x.reshape(s))
+    yield Variant(
+        "the port reshapes where the reference transposes",
+        lambda x, *_, s=tuple(out.shape), **__: x.reshape(s),
+    )
     if out.ndim <= 5:
         for order in itertools.permutations(range(x.ndim)):
             moved = x.permute(order)
             if moved.shape == out.shape and moved.stride() != out.stride():
-                yield Variant(f"the port's axes are in the order {order}", lambda x, *_, o=order, **__: x.permute(o))
+                yield Variant(
+                    f"the port's axes are in the order {order}",
+                    lambda x, *_, o=order, **__: x.permute(o),
+                )
 
 
 @cause("token_order", on="cat")
@@ -144,7 +150,10 @@ def _reordered(call: Call, parts: Sequence[torch.Tensor], dim: int) -> Iterator[
     n = len(parts)
     for order in itertools.permutations(range(n)):
         if order != tuple(range(n)):
-            yield Variant(f"the port concatenates its parts in the order {order}", lambda ps, *a, o=order, **k: call.run([ps[i] for i in o], *a, **k))
+            yield Variant(
+                f"the port concatenates its parts in the order {order}",
+                lambda ps, *a, o=order, **k: call.run([ps[i] for i in o], *a, **k),
+            )
 
 
 @cause("token_order", on=("flip", "roll", "slice", "select", "embedding", "index", "add"))
@@ -154,14 +163,20 @@ def reversed_tokens(call: Call) -> Iterator[Variant]:
     if name == "flip":
         yield Variant("the port does not reverse this axis", lambda x, *_, **__: x.clone())
     elif name == "roll":
-        yield Variant("the port rolls the other way", call.with_args(a1=lambda s: [-i for i in s] if isinstance(s, list | tuple) else -s))
+        yield Variant(
+            "the port rolls the other way",
+            call.with_args(a1=lambda s: [-i for i in s] if isinstance(s, list | tuple) else -s),
+        )
         yield Variant("the port does not roll", lambda x, *_, **__: x.clone())
     elif name == "select" and call.out.is_floating_point() and call.args[0].ndim >= 2:
         dim, index = call.args[1], call.args[2]
         size = call.args[0].shape[dim]
         for other in dict.fromkeys((size - 1, 0, 1, index + 1, index - 1)):
             if 0 <= other < size and other != index % size:
-                yield Variant(f"the port takes position {other}; the reference position {index}", call.with_args(a2=other))
+                yield Variant(
+                    f"the port takes position {other}; the reference position {index}",
+                    call.with_args(a2=other),
+                )
     elif name == "slice" and call.out.is_floating_point():
         yield from _slices(call)
 
@@ -193,12 +208,23 @@ def position_offset(call: Call) -> Iterator[Variant]:
     """The port looks its table up at positions that are off by some."""
     table = call.args[0]
     rows = call.args[1]
-    if isinstance(rows, list | tuple) or not isinstance(rows, torch.Tensor) or rows.is_floating_point() or rows.dtype == torch.bool:
+    if (
+        isinstance(rows, list | tuple)
+        or not isinstance(rows, torch.Tensor)
+        or rows.is_floating_point()
+        or rows.dtype == torch.bool
+    ):
         return
     size = table.shape[0]
     for by in (1, -1, 2, -2):
-        yield Variant(f"the port looks this table up {by:+d} rows off", call.with_args(a1=lambda r, b=by, n=size: (r + b).clamp(0, n - 1)))
-        yield Variant(f"the port looks this table up {by:+d} rows off, around its end", call.with_args(a1=lambda r, b=by, n=size: (r + b) % n))
+        yield Variant(
+            f"the port looks this table up {by:+d} rows off",
+            call.with_args(a1=lambda r, b=by, n=size: (r + b).clamp(0, n - 1)),
+        )
+        yield Variant(
+            f"the port looks this table up {by:+d} rows off, around its end",
+            call.with_args(a1=lambda r, b=by, n=size: (r + b) % n),
+        )
 
 
 @cause("position_offset", on=("add", "arange"))
@@ -208,10 +234,22 @@ def position_rolled(call: Call) -> Iterator[Variant]:
         return
     for position in (0, 1):
         p = call.argument(position)
-        if isinstance(p, torch.Tensor) and p.ndim >= 2 and p.shape[-2] > 2 and call.ref(position) not in call.graph.input_dependent() and p.is_floating_point():
+        if (
+            isinstance(p, torch.Tensor)
+            and p.ndim >= 2
+            and p.shape[-2] > 2
+            and call.ref(position) not in call.graph.input_dependent()
+            and p.is_floating_point()
+        ):
             for by in (1, -1):
-                yield Variant(f"the port's positions are rolled by {by}", call.with_args(**{f"a{position}": lambda t, b=by: t.roll(b, -2)}))
-            yield Variant("the port's positions are reversed", call.with_args(**{f"a{position}": lambda t: t.flip(-2)}))
+                yield Variant(
+                    f"the port's positions are rolled by {by}",
+                    call.with_args(**{f"a{position}": lambda t, b=by: t.roll(b, -2)}),
+                )
+            yield Variant(
+                "the port's positions are reversed",
+                call.with_args(**{f"a{position}": lambda t: t.flip(-2)}),
+            )
             n = int(p.shape[-2] ** 0.5)
             extra = p.shape[-2] - n * n
             if n > 1 and extra in (0, 1, 2, 4, 5):
@@ -226,19 +264,27 @@ def position_rolled(call: Call) -> Iterator[Variant]:
 def table_order(call: Call) -> Iterator[Variant]:
     """The port's index into a table (of relative positions) is transposed or reversed."""
     rows = call.args[1]
-    first = next((r for r in rows if isinstance(r, torch.Tensor)), None) if isinstance(rows, list | tuple) else None
+    first = (
+        next((r for r in rows if isinstance(r, torch.Tensor)), None)
+        if isinstance(rows, list | tuple)
+        else None
+    )
     if first is None or first.is_floating_point():
         return
 
     def changed(fn: Any) -> Any:
-        return call.with_args(a1=lambda rs: [fn(r) if isinstance(r, torch.Tensor) else r for r in rs])
+        return call.with_args(
+            a1=lambda rs: [fn(r) if isinstance(r, torch.Tensor) else r for r in rs]
+        )
 
     yield Variant("the port's index is reversed", changed(lambda r: r.flip(0)))
     if first.ndim == 2 and first.shape[0] == first.shape[1]:
         yield Variant("the port's index is transposed", changed(lambda r: r.t()))
     n = int(round(first.numel() ** 0.5))
     if first.ndim == 1 and n * n == first.numel():
-        yield Variant("the port's index is transposed", changed(lambda r: r.reshape(n, n).t().reshape(-1)))
+        yield Variant(
+            "the port's index is transposed", changed(lambda r: r.reshape(n, n).t().reshape(-1))
+        )
 
 
 @cause("flatten_order", on=("pixel_shuffle", "pixel_unshuffle", "im2col", "col2im"))
@@ -253,9 +299,13 @@ def shuffle_order(call: Call) -> Iterator[Variant]:
                 continue
             sizes = [c, factor, factor]
 
-            def fn(x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any) -> torch.Tensor:
+            def fn(
+                x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any
+            ) -> torch.Tensor:
                 back = [o.index(i) for i in range(3)]
-                y = x.reshape(x.shape[0], *(sizes[i] for i in o), *x.shape[2:]).permute(0, *(1 + b for b in back), 4, 5)
+                y = x.reshape(x.shape[0], *(sizes[i] for i in o), *x.shape[2:]).permute(
+                    0, *(1 + b for b in back), 4, 5
+                )
                 return call.run(y.reshape(x.shape), f)
 
             yield Variant(f"the port's pixel shuffle takes the channels in the order {order}", fn)

@@ -42,13 +42,36 @@ def weight_transposed(call: Call) -> Iterator[Variant]:
             )  # fmt: skip
 
 
-@cause("weights_swapped", on=("addmm", "mm", "convolution", "mul", "add", "native_layer_norm", "native_batch_norm", "native_group_norm", "linear"))
+@cause(
+    "weights_swapped",
+    on=(
+        "addmm",
+        "mm",
+        "convolution",
+        "mul",
+        "add",
+        "native_layer_norm",
+        "native_batch_norm",
+        "native_group_norm",
+        "linear",
+    ),
+)
 def weights_swapped(call: Call) -> Iterator[Variant]:
     """The port has two weights of one shape in each other's place."""
     yield from _other_weights(call, tied=False)
 
 
-@cause("weights_swapped", on=("native_layer_norm", "native_batch_norm", "native_group_norm", "_native_batch_norm_legit_no_training", "addmm", "convolution"))
+@cause(
+    "weights_swapped",
+    on=(
+        "native_layer_norm",
+        "native_batch_norm",
+        "native_group_norm",
+        "_native_batch_norm_legit_no_training",
+        "addmm",
+        "convolution",
+    ),
+)
 def modules_swapped(call: Call) -> Iterator[Variant]:
     """The port has two modules' weights and biases in each other's place."""
     graph = call.graph
@@ -62,7 +85,10 @@ def modules_swapped(call: Call) -> Iterator[Variant]:
         if node.name != name or node.index == call.node.index:
             continue
         there = Call(graph, node)
-        if all(there.parameter(p) is not None for p in positions) and [tuple(there.args[p].shape) for p in positions] == shapes:
+        if (
+            all(there.parameter(p) is not None for p in positions)
+            and [tuple(there.args[p].shape) for p in positions] == shapes
+        ):
             others.append(there)
     others.sort(key=lambda c: abs(c.node.index - call.node.index))
 
@@ -114,14 +140,24 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
                 there = Call(graph, user)
                 for p in positions:
                     if there.root(there.ref(p)) == i:
-                        also.append((user.index, there.with_args(**{f"a{p}": _layout(there, p, value)})))
+                        also.append(
+                            (user.index, there.with_args(**{f"a{p}": _layout(there, p, value)}))
+                        )
             text = (
                 f"the port uses {name} here, too; the reference has {mine}" if tied
                 else f"the port has {name} in the place of {mine}" + (", and the other way" if also else "")
             )  # fmt: skip
-            yield Variant(text, call.with_args(**{f"a{position}": _layout(call, position, other)}), also=tuple(also[:1]), key=text)
+            yield Variant(
+                text,
+                call.with_args(**{f"a{position}": _layout(call, position, other)}),
+                also=tuple(also[:1]),
+                key=text,
+            )
             if also:
-                yield Variant(f"the port uses {name} for {mine}", call.with_args(**{f"a{position}": _layout(call, position, other)}))
+                yield Variant(
+                    f"the port uses {name} for {mine}",
+                    call.with_args(**{f"a{position}": _layout(call, position, other)}),
+                )
 
 
 @cause("tied_weights", on=("addmm", "mm", "linear"))
@@ -151,9 +187,19 @@ def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
         value = graph.values[root]
         if ties != shared or (not shared and call.index.find(value.numpy(), 1e-13) is not None):
             continue
-        near = [e for e in call.index.ids(value.numel()) if call.index.entries[e].name == "parameter" and e not in call.claimed]
+        near = [
+            e
+            for e in call.index.ids(value.numel())
+            if call.index.entries[e].name == "parameter" and e not in call.claimed
+        ]
         print_ = value.double().pow(2).mean().sqrt()
-        near.sort(key=lambda e: abs(float(np.sqrt(np.mean(np.square(call.index.entries[e].value)))) - float(print_)) if call.index.entries[e].value is not None else 9e9)
+        near.sort(
+            key=lambda e: (
+                abs(float(np.sqrt(np.mean(np.square(call.index.entries[e].value)))) - float(print_))
+                if call.index.entries[e].value is not None
+                else 9e9
+            )
+        )
         for entry in near[:4]:
             theirs = call.index.entries[entry]
             if theirs.value is None:
@@ -207,8 +253,13 @@ def bias_missing(call: Call) -> Iterator[Variant]:
     name = call.node.name
     if name == "add":
         for position in (0, 1):
-            if call.parameter(position) is not None and isinstance(call.argument(1 - position), torch.Tensor):
-                yield Variant("the port does not add this parameter", lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone())
+            if call.parameter(position) is not None and isinstance(
+                call.argument(1 - position), torch.Tensor
+            ):
+                yield Variant(
+                    "the port does not add this parameter",
+                    lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone(),
+                )
         return
     position = BIAS[name]
     if not isinstance(call.argument(position), torch.Tensor):
@@ -224,8 +275,13 @@ def bias_doubled(call: Call) -> Iterator[Variant]:
     """The port adds a bias twice."""
     positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
     for position in positions:
-        if isinstance(call.argument(position), torch.Tensor) and call.parameter(position) is not None:
-            yield Variant("the port adds this bias twice", call.with_args(**{f"a{position}": lambda b: 2 * b}))
+        if (
+            isinstance(call.argument(position), torch.Tensor)
+            and call.parameter(position) is not None
+        ):
+            yield Variant(
+                "the port adds this bias twice", call.with_args(**{f"a{position}": lambda b: 2 * b})
+            )
 
 
 @cause("bias_sign", on=(*BIAS, "add"))
@@ -233,8 +289,13 @@ def bias_sign(call: Call) -> Iterator[Variant]:
     """The port subtracts a bias."""
     positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
     for position in positions:
-        if isinstance(call.argument(position), torch.Tensor) and call.parameter(position) is not None:
-            yield Variant("the port subtracts this bias", call.with_args(**{f"a{position}": lambda b: -b}))
+        if (
+            isinstance(call.argument(position), torch.Tensor)
+            and call.parameter(position) is not None
+        ):
+            yield Variant(
+                "the port subtracts this bias", call.with_args(**{f"a{position}": lambda b: -b})
+            )
 
 
 @cause("bias_order", on=("addmm", "add", "convolution"))
@@ -244,6 +305,12 @@ def bias_order(call: Call) -> Iterator[Variant]:
     for position in positions:
         b = call.argument(position)
         if isinstance(b, torch.Tensor) and b.ndim == 1 and call.parameter(position) is not None:
-            yield Variant("the port's bias is reversed", call.with_args(**{f"a{position}": lambda b: b.flip(0)}))
+            yield Variant(
+                "the port's bias is reversed",
+                call.with_args(**{f"a{position}": lambda b: b.flip(0)}),
+            )
             if b.numel() % 2 == 0:
-                yield Variant("the halves of the port's bias are swapped", call.with_args(**{f"a{position}": lambda b: b.roll(b.numel() // 2)}))
+                yield Variant(
+                    "the halves of the port's bias are swapped",
+                    call.with_args(**{f"a{position}": lambda b: b.roll(b.numel() // 2)}),
+                )

@@ -18,7 +18,11 @@ POSITION = {
 }  # fmt: skip
 NORMS = tuple(POSITION)
 BATCH = tuple(n for n in NORMS if "batch_norm" in n)
-TITLES = {"native_layer_norm": "LayerNorm", "native_group_norm": "GroupNorm", "_fused_rms_norm": "RMSNorm"}
+TITLES = {
+    "native_layer_norm": "LayerNorm",
+    "native_group_norm": "GroupNorm",
+    "_fused_rms_norm": "RMSNorm",
+}
 
 
 def title(call: Call) -> str:
@@ -63,7 +67,9 @@ def norm_eps(call: Call) -> Iterator[Variant]:
 
     for eps in call.solve(value, 1e-14, 10.0, grid=[e for e in EPS if e != present]):
         if eps != present:
-            yield Variant(f"the port's {title(call)} has eps {eps:g}; the reference's is {present:g}", at(eps))
+            yield Variant(
+                f"the port's {title(call)} has eps {eps:g}; the reference's is {present:g}", at(eps)
+            )
     x, w, b, eps = parts(call, call.args)
     if call.node.name in ("native_layer_norm", "_fused_rms_norm"):
         axes = tuple(range(x.ndim - len(call.args[1]), x.ndim))
@@ -74,7 +80,10 @@ def norm_eps(call: Call) -> Iterator[Variant]:
             d = x - x.mean(axes, keepdim=True) if center else x
             return affine(call, x, d / (d.pow(2).mean(axes, keepdim=True).sqrt() + eps), w, b)
 
-        yield Variant(f"the port's {title(call)} adds eps to the standard deviation; the reference adds it to the variance", outside)
+        yield Variant(
+            f"the port's {title(call)} adds eps to the standard deviation; the reference adds it to the variance",
+            outside,
+        )
 
 
 @cause("norm_eps", on=("add", "clamp_min", "clamp", "maximum"))
@@ -82,11 +91,24 @@ def norm_eps_written_out(call: Call) -> Iterator[Variant]:
     """The port's eps in a norm that the reference writes out."""
     name = call.node.name
     scalar = call.argument(1)
-    if not isinstance(scalar, int | float) or not 0 <= scalar <= 0.1 or not call.leads_to("rsqrt", "sqrt", "div", "pow", "mul", steps=3):
+    if (
+        not isinstance(scalar, int | float)
+        or not 0 <= scalar <= 0.1
+        or not call.leads_to("rsqrt", "sqrt", "div", "pow", "mul", steps=3)
+    ):
         return
-    for eps in call.solve(lambda t: call.with_args(a1=t)(*call.args, **call.kwargs), 1e-14, 1.0, grid=[e for e in EPS if e != scalar]):
+    for eps in call.solve(
+        lambda t: call.with_args(a1=t)(*call.args, **call.kwargs),
+        1e-14,
+        1.0,
+        grid=[e for e in EPS if e != scalar],
+    ):
         if eps != scalar:
-            yield Variant(f"the port's norm has eps {eps:g}; the reference's is {scalar:g}", call.with_args(a1=eps), key=f"{name}{eps:g}")
+            yield Variant(
+                f"the port's norm has eps {eps:g}; the reference's is {scalar:g}",
+                call.with_args(a1=eps),
+                key=f"{name}{eps:g}",
+            )
 
 
 @cause("norm_axes", on=("native_layer_norm", "_fused_rms_norm"))
@@ -105,7 +127,10 @@ def norm_axes(call: Call) -> Iterator[Variant]:
                 d = x - x.mean(axes, keepdim=True) if center else x
                 return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
 
-            yield Variant(f"the port's {title(call)} normalises over axes {axes}; the reference over {own}", fn)
+            yield Variant(
+                f"the port's {title(call)} normalises over axes {axes}; the reference over {own}",
+                fn,
+            )
 
 
 @cause("norm_axes", on="native_group_norm")
@@ -115,7 +140,11 @@ def norm_groups(call: Call) -> Iterator[Variant]:
     channels, groups = x.shape[1], call.args[6]
 
     def grouped(x: torch.Tensor, g: int, interleaved: bool, spatial: bool) -> torch.Tensor:
-        shape = (x.shape[0], g, channels // g, -1) if not interleaved else (x.shape[0], channels // g, g, -1)
+        shape = (
+            (x.shape[0], g, channels // g, -1)
+            if not interleaved
+            else (x.shape[0], channels // g, g, -1)
+        )
         y = x.reshape(shape)
         axis = 2 if not interleaved else 1
         axes = (axis, 3) if spatial else (axis,)
@@ -124,15 +153,28 @@ def norm_groups(call: Call) -> Iterator[Variant]:
 
     for g in (g for g in range(1, channels + 1) if channels % g == 0):
         for interleaved, spatial in ((False, True), (True, True), (False, False)):
-            if (g, interleaved, spatial) == (groups, False, True) or (not spatial and g == channels):
+            if (g, interleaved, spatial) == (groups, False, True) or (
+                not spatial and g == channels
+            ):
                 continue
 
-            def fn(*args: Any, g: int = g, i: bool = interleaved, s: bool = spatial, **_: Any) -> torch.Tensor:
+            def fn(
+                *args: Any, g: int = g, i: bool = interleaved, s: bool = spatial, **_: Any
+            ) -> torch.Tensor:
                 x, w, b, _eps = parts(call, args)
                 return affine(call, x, grouped(x, g, i, s), w, b)
 
-            detail = " of every g-th channel" if interleaved else "" if spatial else ", each position apart"
-            yield Variant(f"the port's GroupNorm has {g} groups{detail}; the reference's {groups} of neighbouring channels", fn)
+            detail = (
+                " of every g-th channel"
+                if interleaved
+                else ""
+                if spatial
+                else ", each position apart"
+            )
+            yield Variant(
+                f"the port's GroupNorm has {g} groups{detail}; the reference's {groups} of neighbouring channels",
+                fn,
+            )
 
 
 @cause("bn_mode", on=BATCH)
@@ -147,10 +189,15 @@ def bn_mode(call: Call) -> Iterator[Variant]:
         d = x - x.mean(axes, keepdim=True)
         return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
 
-    yield Variant("the port's BatchNorm uses the batch's statistics; the reference uses the running ones (use_running_average=True)", fn)
+    yield Variant(
+        "the port's BatchNorm uses the batch's statistics; the reference uses the running ones (use_running_average=True)",
+        fn,
+    )
 
 
-@cause("norm_ddof", on=("native_layer_norm", "native_group_norm", "var", "std", "var_mean", "std_mean"))
+@cause(
+    "norm_ddof", on=("native_layer_norm", "native_group_norm", "var", "std", "var_mean", "std_mean")
+)
 def norm_ddof(call: Call) -> Iterator[Variant]:
     """The port divides the variance by n - 1 for n, or the other way."""
     if call.node.name in ("native_layer_norm", "native_group_norm"):
@@ -163,7 +210,10 @@ def norm_ddof(call: Call) -> Iterator[Variant]:
                 y = d * (x.var(axes, keepdim=True, correction=1) + eps).rsqrt()
             else:
                 z = x.reshape(x.shape[0], args[6], -1)
-                y = ((z - z.mean(2, keepdim=True)) * (z.var(2, keepdim=True, correction=1) + eps).rsqrt()).reshape(x.shape)
+                y = (
+                    (z - z.mean(2, keepdim=True))
+                    * (z.var(2, keepdim=True, correction=1) + eps).rsqrt()
+                ).reshape(x.shape)
             return affine(call, x, y, w, b)
 
         yield Variant("the port divides the variance by n - 1 (ddof=1); the reference by n", fn)
@@ -176,16 +226,27 @@ def norm_ddof(call: Call) -> Iterator[Variant]:
     def swapped(*args: Any, **kwargs: Any) -> Any:
         return op(*args, **{**kwargs, "correction": other})
 
-    yield Variant(f"the port divides the variance by n{' - 1' if other else ''} (ddof={other}); the reference has ddof={present:g}", swapped)
+    yield Variant(
+        f"the port divides the variance by n{' - 1' if other else ''} (ddof={other}); the reference has ddof={present:g}",
+        swapped,
+    )
 
 
 @cause("norm_offset", on=(*NORMS, "mul"))
 def norm_offset(call: Call) -> Iterator[Variant]:
     """The port scales by 1 + w for w, or the other way."""
     name = call.node.name
-    positions = [2] if name in ("native_layer_norm", "_fused_rms_norm") else [1] if name != "mul" else [0, 1]
+    positions = (
+        [2]
+        if name in ("native_layer_norm", "_fused_rms_norm")
+        else [1]
+        if name != "mul"
+        else [0, 1]
+    )
     for position in positions:
-        if not isinstance(call.argument(position), torch.Tensor) or (name == "mul" and call.parameter(position) is None):
+        if not isinstance(call.argument(position), torch.Tensor) or (
+            name == "mul" and call.parameter(position) is None
+        ):
             continue
         for offset, text in ((1.0, "1 + w"), (-1.0, "w - 1")):
             yield Variant(
@@ -198,9 +259,12 @@ def norm_offset(call: Call) -> Iterator[Variant]:
 def norm_offset_missing(call: Call) -> Iterator[Variant]:
     """The reference scales by 1 + w, the port by w."""
     for position in (0, 1):
-        if call.parameter(position) is not None and isinstance(call.argument(1 - position), int | float):
+        if call.parameter(position) is not None and isinstance(
+            call.argument(1 - position), int | float
+        ):
             yield Variant(
-                f"the port scales by w; the reference by {call.argument(1 - position):g} + w", lambda *args, p=position, **_: args[p].clone()
+                f"the port scales by w; the reference by {call.argument(1 - position):g} + w",
+                lambda *args, p=position, **_: args[p].clone(),
             )
 
 
@@ -215,7 +279,12 @@ def norm_kind(call: Call) -> Iterator[Variant]:
         d = x - x.mean(axes, keepdim=True) if center else x
         return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
 
-    yield Variant("the port subtracts the mean, the reference does not" if center else "the port does not subtract the mean (RMSNorm); the reference does", fn)
+    yield Variant(
+        "the port subtracts the mean, the reference does not"
+        if center
+        else "the port does not subtract the mean (RMSNorm); the reference does",
+        fn,
+    )
 
 
 @cause("norm_missing", on=NORMS)
@@ -230,9 +299,17 @@ def scale_missing(call: Call) -> Iterator[Variant]:
     name = call.node.name
     if name == "mul":
         for position in (0, 1):
-            if call.parameter(position) is not None and isinstance(call.argument(1 - position), torch.Tensor):
-                yield Variant("the port does not multiply by this parameter", lambda *args, p=position, **_: args[1 - p].clone())
+            if call.parameter(position) is not None and isinstance(
+                call.argument(1 - position), torch.Tensor
+            ):
+                yield Variant(
+                    "the port does not multiply by this parameter",
+                    lambda *args, p=position, **_: args[1 - p].clone(),
+                )
         return
     position = 2 if name in ("native_layer_norm", "_fused_rms_norm") else 1
     if isinstance(call.argument(position), torch.Tensor):
-        yield Variant(f"the port's {title(call)} has no scale; the reference's has", call.with_args(**{f"a{position}": None}))
+        yield Variant(
+            f"the port's {title(call)} has no scale; the reference's has",
+            call.with_args(**{f"a{position}": None}),
+        )

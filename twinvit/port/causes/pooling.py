@@ -28,7 +28,14 @@ def _settings(call: Call) -> tuple[list[int], list[int], list[int], bool]:
     return kernel, full(call.argument(2), kernel), full(call.argument(3), 0), n == 2
 
 
-def _pool(kind: str, kernel: list[int], stride: list[int], pads: list[tuple[int, int]], fill: float, count_pad: bool) -> Callable[..., Any]:
+def _pool(
+    kind: str,
+    kernel: list[int],
+    stride: list[int],
+    pads: list[tuple[int, int]],
+    fill: float,
+    count_pad: bool,
+) -> Callable[..., Any]:
     def fn(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         y = F.pad(x, _flat(pads), value=fill)
         if kind == "max":
@@ -56,7 +63,13 @@ def pool_padding(call: Call) -> Iterator[Variant]:
     low = [(h, lo) for lo, h in same]
     fills = ((-math.inf, "-inf"), (0.0, "zeros")) if kind == "max" else ((0.0, "zeros"),)
     counts = (True,) if kind == "max" else (True, False)
-    for pads, text in ((own, "as the reference"), (same, f"SAME, {same}"), (low, f"{low}"), ([(0, 0)] * 2, "VALID, none"), (high, f"{high} (ceil_mode)")):
+    for pads, text in (
+        (own, "as the reference"),
+        (same, f"SAME, {same}"),
+        (low, f"{low}"),
+        ([(0, 0)] * 2, "VALID, none"),
+        (high, f"{high} (ceil_mode)"),
+    ):
         for fill, name in fills:
             for count in counts:
                 yield Variant(
@@ -65,7 +78,17 @@ def pool_padding(call: Call) -> Iterator[Variant]:
                 )  # fmt: skip
 
 
-@cause("pool_kind", on=(*POOLS, "mean", "amax", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d"))
+@cause(
+    "pool_kind",
+    on=(
+        *POOLS,
+        "mean",
+        "amax",
+        "adaptive_avg_pool2d",
+        "_adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+    ),
+)
 def pool_kind(call: Call) -> Iterator[Variant]:
     """The port pools with another function (mean, maximum), or other positions."""
     name = call.node.name
@@ -74,7 +97,10 @@ def pool_kind(call: Call) -> Iterator[Variant]:
         if plane:
             own = [(p, p) for p in pad]
             other = "avg" if "max" in name else "max"
-            yield Variant(f"the port takes the {'mean' if other == 'avg' else 'maximum'} of each window", _pool(other, kernel, stride, own, 0.0 if other == "avg" else -math.inf, True))
+            yield Variant(
+                f"the port takes the {'mean' if other == 'avg' else 'maximum'} of each window",
+                _pool(other, kernel, stride, own, 0.0 if other == "avg" else -math.inf, True),
+            )
         return
     if name in ("mean", "amax"):
         x, dims = call.args[0], call.argument(1)
@@ -86,19 +112,37 @@ def pool_kind(call: Call) -> Iterator[Variant]:
         def axes(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
             return lambda x, *_, **__: fn(x)
 
-        yield Variant("the port takes the maximum; the reference the mean", axes(lambda x: x.amax(dims, keepdim=keep)))
+        yield Variant(
+            "the port takes the maximum; the reference the mean",
+            axes(lambda x: x.amax(dims, keepdim=keep)),
+        )
         if name == "amax":
-            yield Variant("the port takes the mean; the reference the maximum", axes(lambda x: x.mean(dims, keepdim=keep)))
+            yield Variant(
+                "the port takes the mean; the reference the maximum",
+                axes(lambda x: x.mean(dims, keepdim=keep)),
+            )
         if len(dims) == 1 and x.ndim >= 3:
             d = dims[0]
             n = x.shape[d]
-            yield Variant("the port takes the first position; the reference the mean", axes(lambda x: x.narrow(d, 0, 1) if keep else x.select(d, 0)))
-            yield Variant("the port takes the last position; the reference the mean", axes(lambda x: x.narrow(d, n - 1, 1) if keep else x.select(d, n - 1)))
+            yield Variant(
+                "the port takes the first position; the reference the mean",
+                axes(lambda x: x.narrow(d, 0, 1) if keep else x.select(d, 0)),
+            )
+            yield Variant(
+                "the port takes the last position; the reference the mean",
+                axes(lambda x: x.narrow(d, n - 1, 1) if keep else x.select(d, n - 1)),
+            )
             if n > 2:
-                yield Variant("the port leaves the first position out of the mean", axes(lambda x: x.narrow(d, 1, n - 1).mean(d, keepdim=keep)))
+                yield Variant(
+                    "the port leaves the first position out of the mean",
+                    axes(lambda x: x.narrow(d, 1, n - 1).mean(d, keepdim=keep)),
+                )
         for d in range(x.ndim):
             if [d] != dims and len(dims) == 1:
-                yield Variant(f"the port takes the mean over axis {d}; the reference over {dims[0]}", axes(lambda x, d=d: x.mean(d, keepdim=keep)))
+                yield Variant(
+                    f"the port takes the mean over axis {d}; the reference over {dims[0]}",
+                    axes(lambda x, d=d: x.mean(d, keepdim=keep)),
+                )
 
 
 @cause("pool_kind", on="select")
@@ -108,9 +152,15 @@ def pool_token(call: Call) -> Iterator[Variant]:
         return
     dim = call.args[1]
     n = call.args[0].shape[dim]
-    yield Variant("the port takes the mean of all positions; the reference one position", lambda x, d, *_, **__: x.mean(d))
+    yield Variant(
+        "the port takes the mean of all positions; the reference one position",
+        lambda x, d, *_, **__: x.mean(d),
+    )
     if n > 2:
-        yield Variant("the port takes the mean of all positions but the first", lambda x, d, *_, **__: x.narrow(d, 1, x.shape[d] - 1).mean(d))
+        yield Variant(
+            "the port takes the mean of all positions but the first",
+            lambda x, d, *_, **__: x.narrow(d, 1, x.shape[d] - 1).mean(d),
+        )
     yield Variant("the port takes the maximum over positions", lambda x, d, *_, **__: x.amax(d))
 
 
@@ -121,8 +171,17 @@ def reduction(call: Call) -> Iterator[Variant]:
         return
     n = call.args[0].numel() / max(1, call.out.numel())
     if call.node.name == "mean":
-        yield Variant("the port takes the sum; the reference the mean", lambda *args, **kw: call.run(*args, **kw) * n)
+        yield Variant(
+            "the port takes the sum; the reference the mean",
+            lambda *args, **kw: call.run(*args, **kw) * n,
+        )
         if n > 1:
-            yield Variant("the port divides the sum by n - 1", lambda *args, **kw: call.run(*args, **kw) * n / (n - 1))
+            yield Variant(
+                "the port divides the sum by n - 1",
+                lambda *args, **kw: call.run(*args, **kw) * n / (n - 1),
+            )
     elif call.node.name == "sum":
-        yield Variant("the port takes the mean; the reference the sum", lambda *args, **kw: call.run(*args, **kw) / n)
+        yield Variant(
+            "the port takes the mean; the reference the sum",
+            lambda *args, **kw: call.run(*args, **kw) / n,
+        )

@@ -16,9 +16,20 @@ from twinvit.port.causes.attention import SPLITS, _gates
 def gate_order(call: Call) -> Iterator[Variant]:
     """The port takes an LSTM's or GRU's gates in another order."""
     outs = [o for o in call.outs if o is not None]
-    if not 2 <= len(outs) <= 4 or len({o.shape for o in outs}) != 1 or (not _gates(call) and call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution"))):
+    if (
+        not 2 <= len(outs) <= 4
+        or len({o.shape for o in outs}) != 1
+        or (
+            not _gates(call)
+            and call.leads_to("softmax", steps=24, before=("addmm", "mm", "convolution"))
+        )
+    ):
         return
-    names = {4: ("input", "forget", "cell", "output"), 3: ("reset", "update", "new"), 2: ("value", "gate")}[len(outs)]
+    names = {
+        4: ("input", "forget", "cell", "output"),
+        3: ("reset", "update", "new"),
+        2: ("value", "gate"),
+    }[len(outs)]
     for order in itertools.permutations(range(len(outs))):
         if order != tuple(range(len(outs))):
             yield Variant(
@@ -31,7 +42,9 @@ def gate_order(call: Call) -> Iterator[Variant]:
 def forget_bias(call: Call) -> Iterator[Variant]:
     """The port adds a constant to a gate before its sigmoid."""
     for by in (1.0, -1.0, 2.0):
-        yield Variant(f"the port adds {by:g} to this gate", lambda x, b=by, **_: torch.sigmoid(x + b))
+        yield Variant(
+            f"the port adds {by:g} to this gate", lambda x, b=by, **_: torch.sigmoid(x + b)
+        )
 
 
 @cause("gru_reset", on="mul")
@@ -55,10 +68,22 @@ def gru_reset(call: Call) -> Iterator[Variant]:
         if gate is None or graph.values[state].shape != call.out.shape:
             continue
 
-        def fn(g: torch.Tensor, b: torch.Tensor, h: torch.Tensor, w: torch.Tensor, k: int = part, n: int = n) -> torch.Tensor:
+        def fn(
+            g: torch.Tensor,
+            b: torch.Tensor,
+            h: torch.Tensor,
+            w: torch.Tensor,
+            k: int = part,
+            n: int = n,
+        ) -> torch.Tensor:
             return (g * h) @ w.chunk(n, 1)[k] + b.chunk(n)[k]
 
-        yield Variant("the port applies the reset gate before the product; the reference after it", fn, refs=(gate, bias, state, weight), key="reset")
+        yield Variant(
+            "the port applies the reset gate before the product; the reference after it",
+            fn,
+            refs=(gate, bias, state, weight),
+            key="reset",
+        )
 
 
 def graph_root(call: Call, ref: int | None) -> int:

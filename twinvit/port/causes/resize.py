@@ -24,11 +24,15 @@ def _kernel(name: str, x: np.ndarray, a: float) -> np.ndarray:
     if name == "lanczos3":
         return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
     return np.where(
-        x <= 1, (a + 2) * x**3 - (a + 3) * x**2 + 1, np.where(x < 2, a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a, 0.0)
+        x <= 1,
+        (a + 2) * x**3 - (a + 3) * x**2 + 1,
+        np.where(x < 2, a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a, 0.0),
     )
 
 
-def matrix(n: int, m: int, name: str, a: float, antialias: bool, centres: str, border: str) -> np.ndarray:
+def matrix(
+    n: int, m: int, name: str, a: float, antialias: bool, centres: str, border: str
+) -> np.ndarray:
     """The linear map (m, n) that resizes n samples to m.
 
     Args:
@@ -46,7 +50,13 @@ def matrix(n: int, m: int, name: str, a: float, antialias: bool, centres: str, b
     else:
         at = (i + 0.5) * scale - 0.5
     if name == "nearest":
-        chosen = np.clip(np.floor(at + (0.5 if centres == "half" else 0.0)) if centres != "corners" else np.round(at), 0, n - 1)
+        chosen = np.clip(
+            np.floor(at + (0.5 if centres == "half" else 0.0))
+            if centres != "corners"
+            else np.round(at),
+            0,
+            n - 1,
+        )
         result = np.zeros((m, n))
         result[np.arange(m), chosen.astype(int)] = 1
         return result
@@ -69,15 +79,26 @@ def resize(call: Call) -> Iterator[Variant]:
     own = tuple(call.args[0].shape[2:])
     new = tuple(call.out.shape[2:])
     names = ("linear", "cubic", "nearest", "lanczos3")
-    mine = "cubic" if "bicubic" in call.node.name else "nearest" if "nearest" in call.node.name else "linear"
+    mine = (
+        "cubic"
+        if "bicubic" in call.node.name
+        else "nearest"
+        if "nearest" in call.node.name
+        else "linear"
+    )
     for name in sorted(names, key=lambda n: n != mine):
         for a in (-0.5, -0.75, -1.0) if name == "cubic" else (0.0,):
             for antialias in (False, True) if name != "nearest" else (False,):
                 for centres in ("half", "corners", "asymmetric"):
                     for border in ("clamp", "renormalise") if name != "nearest" else ("clamp",):
-                        made = [torch.from_numpy(matrix(n, m, name, a, antialias, centres, border)) for n, m in zip(own, new)]
+                        made = [
+                            torch.from_numpy(matrix(n, m, name, a, antialias, centres, border))
+                            for n, m in zip(own, new)
+                        ]
 
-                        def fn(x: torch.Tensor, *_: Any, made: list[torch.Tensor] = made, **__: Any) -> torch.Tensor:
+                        def fn(
+                            x: torch.Tensor, *_: Any, made: list[torch.Tensor] = made, **__: Any
+                        ) -> torch.Tensor:
                             for axis, w in enumerate(made):
                                 x = (x.movedim(2 + axis, -1) @ w.T).movedim(-1, 2 + axis)
                             return x

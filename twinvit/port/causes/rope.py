@@ -46,7 +46,10 @@ def _rotation(call: Call) -> tuple[int, int, int, bool] | None:
             cos = plain.refs[1 - plain.refs.index(x)]
             for rot in turned.refs:
                 sin = turned.refs[1 - turned.refs.index(rot)]
-                if graph.values[x].shape != call.out.shape or graph.values[rot].shape != call.out.shape:
+                if (
+                    graph.values[x].shape != call.out.shape
+                    or graph.values[rot].shape != call.out.shape
+                ):
                     continue
                 value, turned_value = graph.values[x], graph.values[rot]
                 if value.shape[-1] % 2 == 0:
@@ -68,9 +71,18 @@ def rope_layout(call: Call) -> Iterator[Variant]:
     own = _half if half else _interleaved
     words = ("neighbours", "halves") if half else ("halves", "neighbours")
     makers: list[tuple[str, Callable[..., Any]]] = [
-        (f"the port rotates pairs of {words[0]}; the reference pairs of {words[1]}", lambda x, c, s: x * tables(c) + rotate(x) * tables(s)),
-        (f"the port rotates pairs of {words[0]} with the reference's order of angles", lambda x, c, s: x * c + rotate(x) * s),
-        (f"the port's angles are for pairs of {words[0]}, its rotation for {words[1]}", lambda x, c, s: x * tables(c) + own(x) * tables(s)),
+        (
+            f"the port rotates pairs of {words[0]}; the reference pairs of {words[1]}",
+            lambda x, c, s: x * tables(c) + rotate(x) * tables(s),
+        ),
+        (
+            f"the port rotates pairs of {words[0]} with the reference's order of angles",
+            lambda x, c, s: x * c + rotate(x) * s,
+        ),
+        (
+            f"the port's angles are for pairs of {words[0]}, its rotation for {words[1]}",
+            lambda x, c, s: x * tables(c) + own(x) * tables(s),
+        ),
         ("the port rotates backwards", lambda x, c, s: x * c - own(x) * s),
         ("the port does not rotate", lambda x, c, s: x.clone()),
         ("the port has sine and cosine in each other's place", lambda x, c, s: x * s + own(x) * c),
@@ -81,12 +93,19 @@ def rope_layout(call: Call) -> Iterator[Variant]:
 
 def _turns(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The angles of the first position and the step from one position to the next, of tables (..., positions, width)."""
-    if cos.ndim < 2 or cos.shape != sin.shape or not torch.allclose(cos**2 + sin**2, torch.ones_like(cos), atol=1e-6):
+    if (
+        cos.ndim < 2
+        or cos.shape != sin.shape
+        or not torch.allclose(cos**2 + sin**2, torch.ones_like(cos), atol=1e-6)
+    ):
         return None
     axis = next((a for a in range(cos.ndim - 2, -1, -1) if cos.shape[a] > 1), None)
     if axis is None:
         return None
-    c, s = cos.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0], sin.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0]
+    c, s = (
+        cos.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0],
+        sin.movedim(axis, 0).reshape(cos.shape[axis], -1, cos.shape[-1])[:, 0],
+    )
     first = torch.atan2(s[0], c[0])
     step = torch.atan2(s[1] * c[0] - c[1] * s[0], c[1] * c[0] + s[1] * s[0])
     return first, step
@@ -138,11 +157,18 @@ def rotation_base(call: Call) -> Iterator[Variant]:
         power = math.log(new) / math.log(base)
 
         def fn(x: torch.Tensor, c: torch.Tensor, s: torch.Tensor, p: float = power) -> torch.Tensor:
-            n = torch.arange(shape[axis], dtype=c.dtype).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            n = torch.arange(shape[axis], dtype=c.dtype).reshape(
+                [-1 if a == axis else 1 for a in range(len(shape))]
+            )
             angle = n * high * (step / high) ** p + (first / step)[:1] * high * (step / high) ** p
             return x * angle.cos() + rotate(x) * angle.sin()
 
-        yield Variant(f"the port's rotary base is {new:g}; the reference's {base:.6g}", fn, refs=(x, cos, sin), key=f"base {new}")
+        yield Variant(
+            f"the port's rotary base is {new:g}; the reference's {base:.6g}",
+            fn,
+            refs=(x, cos, sin),
+            key=f"base {new}",
+        )
 
 
 def _angles(call: Call) -> torch.Tensor | None:
@@ -153,7 +179,9 @@ def _angles(call: Call) -> torch.Tensor | None:
     table = out.reshape(-1, *out.shape[-2:])[0]
     step = table[1] - table[0]
     n = torch.arange(table.shape[0], dtype=table.dtype)[:, None]
-    if not bool((step > 0).all()) or not torch.allclose(table, table[:1] + n * step, rtol=1e-9, atol=1e-12):
+    if not bool((step > 0).all()) or not torch.allclose(
+        table, table[:1] + n * step, rtol=1e-9, atol=1e-12
+    ):
         return None
     return step
 
@@ -180,10 +208,14 @@ def rope_base(call: Call) -> Iterator[Variant]:
 
         return fn
 
-    grid = [b for b in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7) if abs(b - base) > 1e-3 * base]
+    grid = [
+        b for b in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7) if abs(b - base) > 1e-3 * base
+    ]
     for new in call.solve(lambda t: changed(t)(*call.args, **call.kwargs), 2.0, 1e9, grid=grid):
         if abs(new - base) > 1e-6 * base:
-            yield Variant(f"the port's rotary base is {new:g}; the reference's {base:.6g}", changed(new))
+            yield Variant(
+                f"the port's rotary base is {new:g}; the reference's {base:.6g}", changed(new)
+            )
 
 
 @cause("rope_offset", on=("mul", "bmm", "cat", "mm", "outer", "stack", "view"))
@@ -193,9 +225,15 @@ def rope_offset(call: Call) -> Iterator[Variant]:
     if step is None:
         return
     for by in (1, -1, 2, -2):
-        yield Variant(f"the port's positions begin {by:+d} off", lambda *args, b=by, **kw: call.run(*args, **kw) + b * step)
+        yield Variant(
+            f"the port's positions begin {by:+d} off",
+            lambda *args, b=by, **kw: call.run(*args, **kw) + b * step,
+        )
     for t in call.solve(lambda t: call.out * t, 1e-3, 1e3, grid=(2 * math.pi, 0.5, 2.0)):
-        yield Variant(f"the port's positions are scaled by {t:g}", lambda *args, t=t, **kw: call.run(*args, **kw) * t)
+        yield Variant(
+            f"the port's positions are scaled by {t:g}",
+            lambda *args, t=t, **kw: call.run(*args, **kw) * t,
+        )
 
 
 @cause("rope_base", on=("pow", "reciprocal", "exp"))
@@ -206,10 +244,16 @@ def rope_frequencies(call: Call) -> Iterator[Variant]:
         return
     logs = out.log()
     steps = logs[1:] - logs[:-1]
-    if not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-9, atol=1e-12) or float(steps[0]) == 0:
+    if (
+        not torch.allclose(steps, steps[:1].expand_as(steps), rtol=1e-9, atol=1e-12)
+        or float(steps[0]) == 0
+    ):
         return
     base = math.exp(abs(float(steps[0])) * out.numel())
     for new in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6):
         if abs(new - base) > 1e-3 * base:
             power = math.log(new) / math.log(base)
-            yield Variant(f"the port's rotary base is {new:g}; the reference's {base:.6g}", lambda *args, p=power, **kw: call.run(*args, **kw) ** p)
+            yield Variant(
+                f"the port's rotary base is {new:g}; the reference's {base:.6g}",
+                lambda *args, p=power, **kw: call.run(*args, **kw) ** p,
+            )

@@ -18,11 +18,19 @@ def scale(call: Call) -> Iterator[Variant]:
     scalar = call.argument(1)
     if isinstance(scalar, torch.Tensor) and scalar.numel() == 1 and call.parameter(1) is None:
         scalar = float(scalar)
-    if not isinstance(scalar, int | float) or not isinstance(call.args[0], torch.Tensor) or scalar == 0 or call.leads_to("softmax", steps=9):
+    if (
+        not isinstance(scalar, int | float)
+        or not isinstance(call.args[0], torch.Tensor)
+        or scalar == 0
+        or call.leads_to("softmax", steps=9)
+    ):
         return
     present = 1 / scalar if call.node.name == "div" else float(scalar)
     for t in call.solve(lambda t: call.args[0] * t, 1e-6, 1e6, grid=scales(call, present)):
-        yield Variant(f"the port multiplies by {_nice(t)}; the reference by {_nice(present)}", lambda x, *_, t=t, **__: x * t)
+        yield Variant(
+            f"the port multiplies by {_nice(t)}; the reference by {_nice(present)}",
+            lambda x, *_, t=t, **__: x * t,
+        )
 
 
 @cause("scale", on="embedding")
@@ -39,7 +47,11 @@ def scale_added(call: Call) -> Iterator[Variant]:
     rms = float(call.out.double().pow(2).mean().sqrt()) if call.out.is_floating_point() else 0.0
     if not rms:
         return
-    grid = [f for n in call.widths() for f in (n**0.5, n**-0.5)][:12] if call.node.name == "embedding" else []
+    grid = (
+        [f for n in call.widths() for f in (n**0.5, n**-0.5)][:12]
+        if call.node.name == "embedding"
+        else []
+    )
     for t in call.solve(lambda t: call.out * t, 1e-4, 1e4, grid=grid, count=4):
         if abs(t - 1) > 1e-9:
 
@@ -54,27 +66,48 @@ def scale_added(call: Call) -> Iterator[Variant]:
 def residual_missing(call: Call) -> Iterator[Variant]:
     """The port lacks a residual or another term."""
     a, b = call.argument(0), call.argument(1)
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or call.parameter(0) or call.parameter(1):
+    if (
+        not isinstance(a, torch.Tensor)
+        or not isinstance(b, torch.Tensor)
+        or call.parameter(0)
+        or call.parameter(1)
+    ):
         return
     for position in (0, 1):
         kept = call.argument(1 - position)
         if kept.shape == call.out.shape:
-            yield Variant("the port lacks this residual" if position == 0 else "the port lacks the branch added here", lambda *args, p=position, **_: args[1 - p].clone())
+            yield Variant(
+                "the port lacks this residual"
+                if position == 0
+                else "the port lacks the branch added here",
+                lambda *args, p=position, **_: args[1 - p].clone(),
+            )
 
 
 @cause("residual_scale", on=("add",))
 def residual_scale(call: Call) -> Iterator[Variant]:
     """The port adds a term with another factor (a residual twice, a layer scale missing)."""
     a, b = call.argument(0), call.argument(1)
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or call.parameter(0) or call.parameter(1) or not call.out.is_floating_point():
+    if (
+        not isinstance(a, torch.Tensor)
+        or not isinstance(b, torch.Tensor)
+        or call.parameter(0)
+        or call.parameter(1)
+        or not call.out.is_floating_point()
+    ):
         return
     for position in (0, 1):
         kept, term = call.args[1 - position], call.args[position]
         for t in dict.fromkeys((*call.solve_factor(kept, term), 2.0, -1.0, 0.5)):
             if abs(t - 1) > 1e-12 and t:
-                yield Variant(f"the port adds this term {t:g} times", lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p])
+                yield Variant(
+                    f"the port adds this term {t:g} times",
+                    lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p],
+                )
     for t in (0.5, math.sqrt(0.5), 2.0):
-        yield Variant(f"the port multiplies the sum by {t:.6g}", lambda a, b, *_, t=t, **__: (a + b) * t)
+        yield Variant(
+            f"the port multiplies the sum by {t:.6g}", lambda a, b, *_, t=t, **__: (a + b) * t
+        )
     if a.shape == b.shape:
         yield Variant("the port multiplies where the reference adds", lambda a, b, *_, **__: a * b)
 
@@ -85,7 +118,13 @@ def residual_source(call: Call) -> Iterator[Variant]:
     graph = call.graph
     for position in (0, 1):
         mine = call.ref(position)
-        if mine is None or call.parameter(position) or call.parameter(1 - position) or graph.values[mine].shape != call.out.shape or mine not in graph.input_dependent():
+        if (
+            mine is None
+            or call.parameter(position)
+            or call.parameter(1 - position)
+            or graph.values[mine].shape != call.out.shape
+            or mine not in graph.input_dependent()
+        ):
             continue
         other = call.ref(1 - position)
         if other is None:
@@ -94,17 +133,33 @@ def residual_source(call: Call) -> Iterator[Variant]:
         chain = [mine]
         for value in chain:  # what the residual itself is the sum of, back to earlier blocks
             producer = graph.producer[value]
-            for ref in graph.nodes[producer].refs if producer is not None and len(chain) < 6 else ():
-                if graph.values[ref].shape == call.out.shape and ref in graph.input_dependent() and ref not in chain:
+            for ref in (
+                graph.nodes[producer].refs if producer is not None and len(chain) < 6 else ()
+            ):
+                if (
+                    graph.values[ref].shape == call.out.shape
+                    and ref in graph.input_dependent()
+                    and ref not in chain
+                ):
                     chain.append(ref)
         near += [v for v in chain[1:] if v != other]
         for node in reversed(graph.nodes[max(0, call.node.index - 40) : call.node.index]):
             out = node.outs[0] if node.outs else None
-            if out is not None and out not in (mine, other, *near) and graph.values[out].shape == call.out.shape and node.name not in LAYOUT:
+            if (
+                out is not None
+                and out not in (mine, other, *near)
+                and graph.values[out].shape == call.out.shape
+                and node.name not in LAYOUT
+            ):
                 near.append(out)
         for source in near[:12]:
             place = graph.nodes[graph.producer[source] or 0].place
-            yield Variant(f"the port's residual is the output of {place}", lambda kept, taken: kept + taken, refs=(other, source), key=f"residual {call.node.index - (graph.producer[source] or 0)}")
+            yield Variant(
+                f"the port's residual is the output of {place}",
+                lambda kept, taken: kept + taken,
+                refs=(other, source),
+                key=f"residual {call.node.index - (graph.producer[source] or 0)}",
+            )
 
 
 @cause("operand_order", on=("sub", "div", "pow"))
@@ -114,19 +169,35 @@ def operand_order(call: Call) -> Iterator[Variant]:
     if isinstance(a, torch.Tensor) and (isinstance(b, torch.Tensor) or call.node.name == "sub"):
         if call.node.name == "sub":
             yield Variant("the port subtracts the other way", lambda a, b, *_, **__: b - a)
-            yield Variant("the port adds where the reference subtracts", lambda a, b, *_, **__: a + b)
-            yield Variant("the port does not subtract this", lambda a, *_, **__: a.expand(call.out.shape).clone())
+            yield Variant(
+                "the port adds where the reference subtracts", lambda a, b, *_, **__: a + b
+            )
+            yield Variant(
+                "the port does not subtract this",
+                lambda a, *_, **__: a.expand(call.out.shape).clone(),
+            )
         elif call.node.name == "div":
             yield Variant("the port divides the other way", lambda a, b, *_, **__: b / a)
-            yield Variant("the port multiplies where the reference divides", lambda a, b, *_, **__: a * b)
-            yield Variant("the port does not divide by this", lambda a, *_, **__: a.expand(call.out.shape).clone())
+            yield Variant(
+                "the port multiplies where the reference divides", lambda a, b, *_, **__: a * b
+            )
+            yield Variant(
+                "the port does not divide by this",
+                lambda a, *_, **__: a.expand(call.out.shape).clone(),
+            )
 
 
 @cause("gate_order", on="mul")
 def gate_halves(call: Call) -> Iterator[Variant]:
     """The port's gated unit lacks its gate, or activates the other half; an LSTM's or GRU's gates in another order."""
     a, b = call.argument(0), call.argument(1)
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape or call.parameter(0) or call.parameter(1):
+    if (
+        not isinstance(a, torch.Tensor)
+        or not isinstance(b, torch.Tensor)
+        or a.shape != b.shape
+        or call.parameter(0)
+        or call.parameter(1)
+    ):
         return
     yield Variant("the port lacks the gate", lambda a, b, **_: a.clone())
     yield Variant("the port lacks the gated half", lambda a, b, **_: b.clone())
@@ -135,13 +206,20 @@ def gate_halves(call: Call) -> Iterator[Variant]:
     for position in (0, 1):
         producer = graph.producer[call.ref(position) or 0]
         node = graph.nodes[producer] if producer is not None else None
-        if node is None or node.name not in ("silu", "gelu", "sigmoid", "relu", "tanh") or not node.refs:
+        if (
+            node is None
+            or node.name not in ("silu", "gelu", "sigmoid", "relu", "tanh")
+            or not node.refs
+        ):
             continue
         inner, other = node.refs[0], call.ref(1 - position)
         if other is not None:
             op, extra, kw = node.op, node.args[1:], node.kwargs
             yield Variant(
-                "the port activates the other half of the gated unit", lambda x, g, op=op, e=extra, kw=kw: x * op(g, *e, **kw), refs=(inner, other), key="other half"
+                "the port activates the other half of the gated unit",
+                lambda x, g, op=op, e=extra, kw=kw: x * op(g, *e, **kw),
+                refs=(inner, other),
+                key="other half",
             )
 
 
@@ -149,23 +227,42 @@ def gate_halves(call: Call) -> Iterator[Variant]:
 def constant(call: Call) -> Iterator[Variant]:
     """The port has another constant here."""
     scalar = call.argument(1)
-    if not isinstance(scalar, int | float) or not isinstance(call.args[0], torch.Tensor) or not call.args[0].is_floating_point():
+    if (
+        not isinstance(scalar, int | float)
+        or not isinstance(call.args[0], torch.Tensor)
+        or not call.args[0].is_floating_point()
+    ):
         return
     if call.node.name in ("add", "sub") and abs(scalar) > 0.1:
-        for t in call.solve(lambda t: call.with_args(a1=t)(*call.args, **call.kwargs), -1e3, 1e3, grid=(0.0, -scalar, 1.0)):
-            yield Variant(f"the port has the constant {t:g} here; the reference {scalar:g}", call.with_args(a1=t))
+        for t in call.solve(
+            lambda t: call.with_args(a1=t)(*call.args, **call.kwargs),
+            -1e3,
+            1e3,
+            grid=(0.0, -scalar, 1.0),
+        ):
+            yield Variant(
+                f"the port has the constant {t:g} here; the reference {scalar:g}",
+                call.with_args(a1=t),
+            )
     elif call.node.name == "pow":
         for t in (1, 2, 3, 4, 0.5, -0.5, -1):
             if t != scalar:
-                yield Variant(f"the port has the power {t:g}; the reference {scalar:g}", call.with_args(a1=t))
+                yield Variant(
+                    f"the port has the power {t:g}; the reference {scalar:g}", call.with_args(a1=t)
+                )
 
 
 @cause("log_base", on=("log", "log2", "log10", "log1p", "exp", "exp2", "expm1"))
 def log_base(call: Call) -> Iterator[Variant]:
     """The port takes the logarithm or exponential of another base."""
-    for name in ("log", "log2", "log10", "log1p") if "log" in call.node.name else ("exp", "exp2", "expm1"):
+    for name in (
+        ("log", "log2", "log10", "log1p") if "log" in call.node.name else ("exp", "exp2", "expm1")
+    ):
         if name != call.node.name:
-            yield Variant(f"the port computes {name}; the reference {call.node.name}", lambda x, *_, f=getattr(torch, name), **__: f(x))
+            yield Variant(
+                f"the port computes {name}; the reference {call.node.name}",
+                lambda x, *_, f=getattr(torch, name), **__: f(x),
+            )
 
 
 @cause("trigonometry", on=("sin", "cos"))

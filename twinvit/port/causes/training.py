@@ -13,7 +13,26 @@ from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.norms import BATCH
 
 
-@cause("dropout_on", on=("softmax", "addmm", "gelu", "relu", "silu", "view", "add", "mm", "bmm", "convolution", "native_layer_norm", "tanh", "embedding", "native_batch_norm", "cat"))
+@cause(
+    "dropout_on",
+    on=(
+        "softmax",
+        "addmm",
+        "gelu",
+        "relu",
+        "silu",
+        "view",
+        "add",
+        "mm",
+        "bmm",
+        "convolution",
+        "native_layer_norm",
+        "tanh",
+        "embedding",
+        "native_batch_norm",
+        "cat",
+    ),
+)
 def dropout_on(call: Call) -> Iterator[Variant]:
     """The port's dropout is on where the reference's is off."""
     if call.index is None or not call.out.is_floating_point() or call.out.numel() < 32:
@@ -21,7 +40,11 @@ def dropout_on(call: Call) -> Iterator[Variant]:
     x = call.out.detach()
     for entry_id in call.index.ids(x.numel()):
         entry = call.index.entries[entry_id]
-        if entry.name not in ("select_n", "mul", "where") or entry_id in call.claimed or entry.value is None:
+        if (
+            entry.name not in ("select_n", "mul", "where")
+            or entry_id in call.claimed
+            or entry.value is None
+        ):
             continue
         value = torch.from_numpy(entry.value.copy())
         zeros = float((value == 0).double().mean())
@@ -35,7 +58,10 @@ def dropout_on(call: Call) -> Iterator[Variant]:
             if not bool(kept.any()):
                 continue
             ratio = (moved / x)[kept]
-            if float((ratio - ratio[0]).abs().max()) <= 1e-9 * abs(float(ratio[0])) and float(ratio[0]) >= 1:
+            if (
+                float((ratio - ratio[0]).abs().max()) <= 1e-9 * abs(float(ratio[0]))
+                and float(ratio[0]) >= 1
+            ):
                 mask = torch.where(moved != 0, ratio[0], 0.0)
                 rate = 1 - 1 / float(ratio[0])
                 yield Variant(
@@ -58,7 +84,8 @@ def bn_momentum(call: Call) -> Iterator[Variant]:
     for m in dict.fromkeys((1 - own, 0.1, 0.01, 0.9, 0.99, 0.03, 0.001, 0.999, 0.0)):
         if abs(m - own) > 1e-12:
             yield Variant(
-                f"the port's running statistics move by {m:g}; the reference's by {own:g} (Flax's momentum is 1 minus PyTorch's)", call.with_args(a6=m)
+                f"the port's running statistics move by {m:g}; the reference's by {own:g} (Flax's momentum is 1 minus PyTorch's)",
+                call.with_args(a6=m),
             )
 
 
@@ -73,7 +100,12 @@ def bn_variance(call: Call) -> Iterator[Variant]:
         n = args[0].numel() / args[0].shape[1]
         old = args[4]
         batch = args[0].transpose(0, 1).flatten(1).var(1, correction=1)
-        m = ((out[4] - old) / (batch - old)).median()  # the present momentum, which an edit may have changed
+        m = (
+            (out[4] - old) / (batch - old)
+        ).median()  # the present momentum, which an edit may have changed
         return (*out[:4], (1 - m) * old + m * batch * (n - 1) / n)
 
-    yield Variant("the port's running variance takes the batch's variance over n; the reference over n - 1", fn)
+    yield Variant(
+        "the port's running variance takes the batch's variance over n; the reference over n - 1",
+        fn,
+    )

@@ -67,7 +67,8 @@ class BlindSpots:
         for cause, spots in shown.items():
             worst = max(spots, key=lambda s: s.distance)
             lines.append(
-                f"  {cause}: {len(spots)}, e.g. {worst.text} ({worst.place}): outputs {worst.distance:.1e} apart, at most {worst.largest:.1e}"
+                f"  {cause}: {len(spots)}, e.g. {worst.text} ({worst.place}): "
+                f"outputs {worst.distance:.1e} apart, at most {worst.largest:.1e}"
             )
         if self.spots:
             lines.append(f"atol={self.needed:.1e} (rtol=0, float64) would catch them all")
@@ -125,7 +126,10 @@ def blind_spots(
     for node in graph.nodes:
         if tried >= limit:
             break
-        signature = f"{node.name} {[tuple(graph.values[r].shape) for r in node.refs]} {node.scope.rsplit('.', 1)[-1]}"
+        signature = (
+            f"{node.name} {[tuple(graph.values[r].shape) for r in node.refs]} "
+            f"{node.scope.rsplit('.', 1)[-1]}"
+        )
         for cause in causes_on(node.name):
             if cause.name in SKIP or (signature, cause.name) in seen:
                 continue

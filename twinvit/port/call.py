@@ -12,14 +12,18 @@ from twinvit.port.index import Index, fingerprint
 from twinvit.port.record_torch import Graph, Node, Ref, flat_tensors
 
 LAYOUT = frozenset(
-    "view reshape permute transpose t expand clone contiguous detach unsqueeze squeeze alias to lift_fresh "
-    "lift_fresh_copy _reshape_alias numpy_T mT movedim flatten restride view_as_real view_as_complex _conj copy".split()
+    "view reshape permute transpose t expand clone "
+    "contiguous detach unsqueeze squeeze alias to lift_fresh "
+    "lift_fresh_copy _reshape_alias numpy_T mT movedim "
+    "flatten restride view_as_real view_as_complex _conj copy".split()
 )
 """Operations that return the same numbers, at most in another order (where their size stays)."""
 
 ELEMENTWISE = frozenset(
-    "mul div add sub rsub pow exp neg erf tanh sigmoid silu relu gelu leaky_relu elu softplus mish hardswish hardsigmoid "
-    "hardtanh clamp clamp_min clamp_max sqrt rsqrt reciprocal log log1p abs where maximum minimum to clone square "
+    "mul div add sub rsub pow exp neg erf tanh sigmoid silu relu "
+    "gelu leaky_relu elu softplus mish hardswish hardsigmoid "
+    "hardtanh clamp clamp_min clamp_max sqrt rsqrt reciprocal "
+    "log log1p abs where maximum minimum to clone square "
     "expm1 threshold".split()
 )
 

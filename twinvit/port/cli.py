@@ -23,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="twinvit port",
         description="Explain a port between PyTorch and JAX: what is wrong, where, and the proof.",
-        epilog="exit status: 0 same, 1 different (the causes are printed), 2 cannot be judged (the reason is printed)",
+        epilog="exit status: 0 same, 1 different (the causes are "
+        "printed), 2 cannot be judged (the reason is printed)",
     )
     commands = top.add_subparsers(dest="command", required=True)
     explain = commands.add_parser("explain", help="the port = the reference + these edits")
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "jax_model",
         metavar="pkg.mod:make_jax",
-        help="the port, or a function that makes it; one that takes an argument is given the PyTorch model",
+        help="the port, or a function that makes it; one that "
+        "takes an argument is given the PyTorch model",
     )
     _inputs(explain)
     explain.add_argument(

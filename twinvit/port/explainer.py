@@ -73,7 +73,9 @@ def explain(
         inputs = (inputs,)
     threads = torch.get_num_threads()
     try:
-        pair = Pair(torch_model, jax_model, inputs, jax_inputs, output, say)
+        pair = Pair(
+            torch_model, jax_model, inputs, jax_inputs, output, say, evaluate="train" in kinds
+        )
         if weights != "as_is":
             pair.transfer(weights)
         return _explain(pair, kinds, started, say)
@@ -101,12 +103,13 @@ class Pair:
         jax_inputs: Any,
         output: Any,
         say: Progress,
+        evaluate: bool = False,
     ) -> None:
         self.torch_model = torch_model
         self.inputs = inputs
         self.output = output
         self.say = say
-        self.pure = record_jax.pure(jax_model)
+        self.pure = record_jax.pure(jax_model, evaluate=evaluate)
         self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
         self.notes: list[str] = []
         values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
@@ -209,7 +212,8 @@ def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[t
         chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
         if not chosen:
             raise PortError(
-                f"the {side} model's output has no {output!r}; it has {', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
+                f"the {side} model's output has no {output!r}; it has "
+                f"{', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
             )
         return chosen
     floats = [
@@ -257,14 +261,16 @@ class Comparison:
 
 
 def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) -> Report:
-    forward = _compare(pair, False, say)
+    alone = kinds == ("train",)
+    forward = _compare(pair, alone, say)
     session = forward.session
     findings = list(forward.findings)
     notes = [*pair.notes]
     lost = _lost_weights(session)
     if lost:
         notes.append(
-            f"parameters without an equal in the port: {', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}"
+            "parameters without an equal in the port: "
+            f"{', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}"
         )
     counts = (
         sum(session.graph.values[i].numel() for i in session.graph.params().values()),
@@ -272,7 +278,8 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     )
     if counts[0] != counts[1]:
         notes.append(
-            f"the reference holds {counts[0]} numbers in parameters and buffers, the port {counts[1]}"
+            f"the reference holds {counts[0]} numbers in "
+            f"parameters and buffers, the port {counts[1]}"
         )
     same, unknown, remaining = forward.same, forward.unknown, forward.remaining
     judged = remaining <= session.output_tolerance()
@@ -284,9 +291,12 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
         findings += more
         same, unknown = same and not more, unknown or not known
         notes.append(note)
-    if "train" in kinds:
+    if alone:
+        for finding in findings:
+            finding.what = "train"
+    elif "train" in kinds:
         say("comparing train mode")
-        trained = _compare(pair, True, say, forward)
+        trained = _compare(pair, True, say)
         known_ = {(f.cause, f.text) for f in findings}
         more = [f for f in trained.findings if (f.cause, f.text) not in known_]
         for finding in more:
@@ -299,8 +309,10 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
             remaining = max(remaining, trained.remaining)
     index = session.index
     notes.append(
-        f"{len(session.graph.nodes)} operations against {len(index.entries)} values of the port ({pair.pure.kind}), "
-        f"{index.lookups} looked up, {index.sorts} sorted, {session.trials} edits tried, {time.perf_counter() - started:.1f} s"
+        f"{len(session.graph.nodes)} operations against "
+        f"{len(index.entries)} values of the port ({pair.pure.kind}), "
+        f"{index.lookups} looked up, {index.sorts} sorted, {session.trials} "
+        f"edits tried, {time.perf_counter() - started:.1f} s"
     )
     unseen = [*forward.branches, *_unseen(session, kinds)]
     explained = same or (bool(findings) and not unknown and judged)
@@ -310,9 +322,7 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     )  # fmt: skip
 
 
-def _compare(
-    pair: Pair, train: bool, say: Progress, forward: Comparison | None = None
-) -> Comparison:
+def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     output = pair.output
     say("recording the PyTorch model")
     first: list[tuple[str, Any]] = []
@@ -426,7 +436,8 @@ def _check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any
         if float((near <= 1e-6 * np.abs(sample)).mean()) > 0.5:
             return
     raise PortError(
-        f"none of the reference's {len(own)} weights of 8 numbers or more is found in the port: the two hold other weights. "
+        f"none of the reference's {len(own)} weights of 8 numbers "
+        "or more is found in the port: the two hold other weights. "
         'Convert the weights first, or give weights="transfer" to have them put into the port'
     )
 
@@ -460,8 +471,10 @@ def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
     ]  # fmt: skip
     if constant:
         found.append(
-            f"{len(constant)} parameters are constant ({', '.join(constant[:4])}{' ...' if len(constant) > 4 else ''}): "
-            "an exchange or a missing one among them cannot be seen; draw them at random on both sides"
+            f"{len(constant)} parameters are constant "
+            f"({', '.join(constant[:4])}{' ...' if len(constant) > 4 else ''}): "
+            "an exchange or a missing one among them cannot "
+            "be seen; draw them at random on both sides"
         )
     for i in graph.inputs():
         if graph.values[i].ndim >= 2 and graph.values[i].shape[0] == 1:
@@ -570,8 +583,10 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
         d = align_distance(numbers(a.double()), numbers(b.double()))
         if d > 1e-9:
             raise PortError(
-                f"the PyTorch model differs from itself by {d:.1e} on the same input: something in it is random in eval mode "
-                "(dropout called with training=True?) or nondeterministic; make it deterministic first"
+                f"the PyTorch model differs from itself by {d:.1e} on "
+                "the same input: something in it is random in eval mode "
+                "(dropout called with training=True?) or "
+                "nondeterministic; make it deterministic first"
             )
 
 

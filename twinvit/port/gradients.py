@@ -180,7 +180,8 @@ def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., An
         yield (
             node,
             "grad_detached",
-            "no gradient flows through this in the port (stop_gradient); the reference does not detach it",
+            "no gradient flows through this in the port "
+            "(stop_gradient); the reference does not detach it",
             cut,
         )
         if node.name == "detach":

@@ -34,7 +34,8 @@ _CALLS = {
     "custom_vjp_call_jaxpr": "fun_jaxpr", "run_state": "jaxpr", "xla_call": "call_jaxpr",
 }  # fmt: skip
 LAYOUT = frozenset(
-    "reshape transpose squeeze expand_dims copy copy_p stop_gradient optimization_barrier layout_constraint "
+    "reshape transpose squeeze expand_dims copy copy_p "
+    "stop_gradient optimization_barrier layout_constraint "
     "sharding_constraint device_put rev pvary name reduce_precision".split()
 )
 """Primitives that return the same numbers, at most in another order."""
@@ -108,8 +109,11 @@ def _literal(value: Any) -> Any:
     return widen(array)
 
 
-def pure(port: Any, *, train: bool = False) -> Pure:
-    """A port as a pure function of its leaves. Raises PortError for what it cannot call."""
+def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
+    """A port as a pure function of its leaves. Raises PortError for what it cannot call.
+
+    An `nnx.Module` is run in the mode that it is in, unless `train` or `evaluate` ask for one.
+    """
     if isinstance(port, Function):
         leaves, tree = jax.tree_util.tree_flatten_with_path(port.params)
         return Pure(
@@ -156,6 +160,8 @@ def pure(port: Any, *, train: bool = False) -> Pure:
             model = nnx.merge(graphdef, full)
             if train:
                 model.train()
+            elif evaluate:
+                model.eval()
             out = _call(model, train, *xs)
             return (out, nnx.to_pure_dict(nnx.split(model)[1])) if train else out
 
@@ -181,7 +187,8 @@ def pure(port: Any, *, train: bool = False) -> Pure:
             call, [leaves[i][1] for i in arrays], [_path(leaves[i][0]) for i in arrays], "pytree"
         )
     raise PortError(
-        f"the port is a {type(port).__name__}, which cannot be called; give an nnx.Module, (linen_module, variables), "
+        f"the port is a {type(port).__name__}, which cannot be "
+        "called; give an nnx.Module, (linen_module, variables), "
         "a callable pytree or port.Function(fn, params)"
     )
 

@@ -150,7 +150,10 @@ class Report:
 
     def _lines(self, c: dict[str, str]) -> Iterator[str]:
         if self.same:
-            yield f"{c['good']}SAME{c['end']}  the port computes what the reference computes: outputs {self.distance:.1e} apart"
+            yield (
+                f"{c['good']}SAME{c['end']}  the port computes what the "
+                f"reference computes: outputs {self.distance:.1e} apart"
+            )
         elif self.explained:
             n = len(self.findings)
             yield (
@@ -169,10 +172,16 @@ class Report:
             if len(finding.places) > 1:
                 shown = ", ".join(finding.places[:6]) + (", ..." if len(finding.places) > 6 else "")
                 yield f"   {len(finding.places)} places: {shown}"
-            yield f"   distance there: {finding.before:.1e} before the edit, {finding.after:.1e} after"
+            yield (
+                f"   distance there: {finding.before:.1e} "
+                f"before the edit, {finding.after:.1e} after"
+            )
         if not self.same:
             yield ""
-            yield f"outputs: {self.distance:.1e} apart; {self.remaining:.1e} with the edits made to the reference"
+            yield (
+                f"outputs: {self.distance:.1e} apart; "
+                f"{self.remaining:.1e} with the edits made to the reference"
+            )
         if self.narrowings:
             yield ""
             yield "Narrowings (ignored above: both sides ran in float64):"

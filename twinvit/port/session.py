@@ -17,8 +17,10 @@ from twinvit.port.report import Operation
 
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
 REORDER = frozenset(
-    "view reshape permute transpose t unbind split split_with_sizes chunk select slice cat stack expand unsafe_split "
-    "flip roll index index_select gather repeat unfold im2col pixel_shuffle pixel_unshuffle repeat_interleave clone "
+    "view reshape permute transpose t unbind split split_with_sizes "
+    "chunk select slice cat stack expand unsafe_split "
+    "flip roll index index_select gather repeat unfold im2col "
+    "pixel_shuffle pixel_unshuffle repeat_interleave clone "
     "unsafe_split_with_sizes unsqueeze squeeze embedding".split()
 )
 """Operations that a wrong order, split or offset can hide in even where their values are found."""
@@ -768,7 +770,8 @@ class Session:
             d = near_[0][0] if near_ else float("inf")
             where = self.index.entries[near_[0][1]].where if near_ else ""
             text = (
-                "no catalogued cause explains this operation, and the port holds no array of its size"
+                "no catalogued cause explains this operation, "
+                "and the port holds no array of its size"
                 if d == float("inf")
                 else ("no catalogued cause explains this operation")
             )

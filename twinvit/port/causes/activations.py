@@ -70,7 +70,8 @@ def gelu_tanh(call: Call) -> Iterator[Variant]:
     """The port computes GELU's tanh form (`jax.nn.gelu`'s default); the reference does not."""
     yield from _at(
         call,
-        "the port computes GELU's tanh form (jax.nn.gelu's default); pass approximate=False for erf",
+        "the port computes GELU's tanh form (jax.nn.gelu's "
+        "default); pass approximate=False for erf",
         _tanh_form,
     )
 
@@ -100,7 +101,8 @@ def activation(call: Call) -> Iterator[Variant]:
     if name == "leaky_relu":
         for t in call.solve(lambda t: F.leaky_relu(call.args[0], t), 1e-4, 0.9):
             yield Variant(
-                f"the port's leaky ReLU has slope {t:g}; the reference's {call.argument(1, 0.01):g}",
+                f"the port's leaky ReLU has slope {t:g}; "
+                f"the reference's {call.argument(1, 0.01):g}",
                 _leaky(t),
             )
     if name in ("elu", "celu"):

@@ -301,7 +301,8 @@ def qkv_order(call: Call) -> Iterator[Variant]:
     names = "qkv" if len(outs) == 3 else "abcd"
     for order in _permuted(len(outs)):
         yield Variant(
-            f"the port takes the parts in the order {', '.join(names[i] for i in order)}; the reference {', '.join(names[: len(outs)])}",
+            f"the port takes the parts in the order {', '.join(names[i] for i in order)}; "
+            f"the reference {', '.join(names[: len(outs)])}",
             lambda *args, o=order, **kw: [call.run(*args, **kw)[i] for i in o],
         )
     if call.node.name != "unbind":
@@ -315,7 +316,7 @@ def qkv_order(call: Call) -> Iterator[Variant]:
         )
         for heads in _heads(call, axis, n):
             yield Variant(
-                f"the port's packed product holds q, k, v of each of {heads} heads together; the reference all of q first",
+                "the port's packed product " "holds q, k, v of each of " f"{heads} heads together; " "the reference all of q first",
                 lambda x, *args, h=heads, **kw: [
                     t.flatten(-2).movedim(-1, axis) for t in x.movedim(axis, -1).unflatten(-1, (h, n, -1)).unbind(-2)
                 ],

@@ -106,7 +106,8 @@ def padding(call: Call) -> Iterator[Variant]:
         ):
             continue
         yield Variant(
-            f"the port pads this convolution by {text}; the reference by {tuple(pad)} on both sides",
+            f"the port pads this convolution by {text}; "
+            f"the reference by {tuple(pad)} on both sides",
             _padded(pads),
             reshapes=not fits,
             key=f"padding {text}",
@@ -183,7 +184,7 @@ def stride_elsewhere(call: Call) -> Iterator[Variant]:
         theirs = list(there.args[3])
         if theirs != own and not there.args[6]:
             yield Variant(
-                f"the port strides by {tuple(theirs)} here and by {tuple(own)} in {node.scope}; the reference the other way",
+                "the port strides by " f"{tuple(theirs)} here and by " f"{tuple(own)} in " f"{node.scope}; " "the reference the other way",
                 call.with_args(a3=theirs), also=((node.index, there.with_args(a3=own)),), reshapes=True,
                 key=f"stride {own} {theirs}",
             )  # fmt: skip
@@ -310,7 +311,7 @@ def conv_transpose(call: Call) -> Iterator[Variant]:
             for swap in (False, True) if square else (False,):
                 if not (flip or swap or offset):
                     continue
-                words = [*(["a flipped kernel"] if flip else []), *(["its input and output channels swapped"] if swap else []),
+                words = [*(["a flipped kernel"] if flip else []), *(["its input and output " "channels swapped"] if swap else []),
                          *([f"its output cut {offset} further in"] if offset else [])]  # fmt: skip
                 yield Variant(
                     f"the port's transposed convolution has {', '.join(words)}",

@@ -81,7 +81,8 @@ def _regroupings(call: Call, kind: str) -> Iterator[Variant]:
                     shape[place] = out.shape[axis]
                     back[axis] = place
                 yield Variant(
-                    f"the port splits the axis into {tuple(out.shape[o] for o in order)}; the reference into {tuple(out.shape[o] for o in many_out)}",
+                    f"the port splits the axis into {tuple(out.shape[o] for o in order)}; "
+                    f"the reference into {tuple(out.shape[o] for o in many_out)}",
                     lambda x, *_, s=tuple(shape), b=tuple(back), **__: x.reshape(s).permute(b),
                     key=f"split {[many_out.index(o) for o in order]}",
                 )
@@ -193,12 +194,14 @@ def _slices(call: Call) -> Iterator[Variant]:
     for by in (-2, -1, 1, 2):
         if start + by >= 0 and end + by <= size:
             yield Variant(
-                f"the port takes positions {start + by} to {end + by - 1}; the reference {start} to {end - 1}",
+                f"the port takes positions {start + by} to "
+                f"{end + by - 1}; the reference {start} to {end - 1}",
                 lambda x, *_, d=dim, s=start + by, n=end - start, **__: x.narrow(d, s, n).clone(),
             )
     other = 0 if start else size - (end - start)
     yield Variant(
-        f"the port takes positions {other} to {other + end - start - 1}; the reference {start} to {end - 1}",
+        f"the port takes positions {other} to "
+        f"{other + end - start - 1}; the reference {start} to {end - 1}",
         lambda x, *_, d=dim, s=other, n=end - start, **__: x.narrow(d, s, n).clone(),
     )
 

@@ -37,7 +37,7 @@ def weight_transposed(call: Call) -> Iterator[Variant]:
             yield Variant(
                 f"the port's weight has its axes in the order {order}" if direct and w.ndim > 2
                 else "the port's weight is transposed" if direct
-                else f"the port's weight was reshaped where it had to be transposed (from the order {order})",
+                else "the port's weight " "was reshaped where it " "had to be transposed " f"(from the order {order})",
                 call.with_args(**{f"a{position}": lambda v, o=order: v.permute(o).reshape(v.shape)}),
             )  # fmt: skip
 
@@ -96,7 +96,10 @@ def modules_swapped(call: Call) -> Iterator[Variant]:
         return owner.with_args(**{f"a{p}": v for p, v in zip(positions, values)})
 
     for there in others[:8]:
-        text = f"the port has the weights of {there.node.scope} here, and those of {call.node.scope} there"
+        text = (
+            f"the port has the weights of {there.node.scope} "
+            f"here, and those of {call.node.scope} there"
+        )
         yield Variant(
             text,
             taking(call, [there.args[p] for p in positions]),
@@ -145,7 +148,7 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
                         )
             text = (
                 f"the port uses {name} here, too; the reference has {mine}" if tied
-                else f"the port has {name} in the place of {mine}" + (", and the other way" if also else "")
+                else f"the port has {name} " f"in the place of {mine}" + (", and the other way" if also else "")
             )  # fmt: skip
             yield Variant(
                 text,
@@ -208,8 +211,8 @@ def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
                 other = torch.from_numpy(np.array(moved))
                 far = float((other - arg).norm() / arg.norm())
                 text = (
-                    f"the port has a matrix of its own ({theirs.where}); the reference shares {name}" if shared
-                    else f"the port holds other numbers for {name} ({theirs.where}), {far:.1e} apart: load or convert it again"
+                    "the port has a " "matrix of its own " f"({theirs.where}); the " f"reference shares {name}" if shared
+                    else "the port holds other " f"numbers for {name} " f"({theirs.where}), {far:.1e} " "apart: load or " "convert it again"
                 )  # fmt: skip
                 yield Variant(text, call.with_args(**{f"a{position}": other}), key=text)
 

@@ -81,7 +81,8 @@ def norm_eps(call: Call) -> Iterator[Variant]:
             return affine(call, x, d / (d.pow(2).mean(axes, keepdim=True).sqrt() + eps), w, b)
 
         yield Variant(
-            f"the port's {title(call)} adds eps to the standard deviation; the reference adds it to the variance",
+            f"the port's {title(call)} adds eps to the standard "
+            "deviation; the reference adds it to the variance",
             outside,
         )
 
@@ -172,7 +173,8 @@ def norm_groups(call: Call) -> Iterator[Variant]:
                 else ", each position apart"
             )
             yield Variant(
-                f"the port's GroupNorm has {g} groups{detail}; the reference's {groups} of neighbouring channels",
+                f"the port's GroupNorm has {g} groups{detail}; "
+                f"the reference's {groups} of neighbouring channels",
                 fn,
             )
 
@@ -190,7 +192,8 @@ def bn_mode(call: Call) -> Iterator[Variant]:
         return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
 
     yield Variant(
-        "the port's BatchNorm uses the batch's statistics; the reference uses the running ones (use_running_average=True)",
+        "the port's BatchNorm uses the batch's statistics; the "
+        "reference uses the running ones (use_running_average=True)",
         fn,
     )
 
@@ -227,7 +230,8 @@ def norm_ddof(call: Call) -> Iterator[Variant]:
         return op(*args, **{**kwargs, "correction": other})
 
     yield Variant(
-        f"the port divides the variance by n{' - 1' if other else ''} (ddof={other}); the reference has ddof={present:g}",
+        f"the port divides the variance by n{' - 1' if other else ''} "
+        f"(ddof={other}); the reference has ddof={present:g}",
         swapped,
     )
 

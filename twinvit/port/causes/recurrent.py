@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -30,12 +31,27 @@ def gate_order(call: Call) -> Iterator[Variant]:
         3: ("reset", "update", "new"),
         2: ("value", "gate"),
     }[len(outs)]
+    graph = call.graph
+    near = [
+        n
+        for n in graph.nodes[max(0, call.node.index - 8) : call.node.index + 9]
+        if n.index != call.node.index and n.name in SPLITS and len(n.outs) == len(outs)
+    ]
+
+    def taking(op: Callable[..., Any], order: tuple[int, ...]) -> Callable[..., Any]:
+        return lambda *args, **kw: [op(*args, **kw)[i] for i in order]
+
     for order in itertools.permutations(range(len(outs))):
-        if order != tuple(range(len(outs))):
-            yield Variant(
-                f"the port's gates are in the order {', '.join(names[i] for i in order)}; the reference's {', '.join(names)}",
-                lambda *args, o=order, **kw: [call.run(*args, **kw)[i] for i in o],
-            )
+        if order == tuple(range(len(outs))):
+            continue
+        text = (
+            f"the port's gates are in the order {', '.join(names[i] for i in order)}; "
+            f"the reference's {', '.join(names)}"
+        )
+        for other in near[:2]:  # a GRU splits the input's and the state's product
+            also = ((other.index, taking(other.op, order)),)
+            yield Variant(text, taking(call.node.op, order), also=also, key=f"both {order}")
+        yield Variant(text, taking(call.node.op, order))
 
 
 @cause("forget_bias", on="sigmoid")

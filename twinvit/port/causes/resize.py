@@ -105,5 +105,5 @@ def resize(call: Call) -> Iterator[Variant]:
 
                         words = [name + (f" with a = {a}" if name == "cubic" else ""), "antialiased" if antialias else "not antialiased",
                                  {"half": "half-pixel centres", "corners": "aligned corners", "asymmetric": "asymmetric centres"}[centres],
-                                 "edges repeated" if border == "clamp" else "weights beyond the edge left out"]  # fmt: skip
+                                 "edges repeated" if border == "clamp" else "weights beyond " "the edge left out"]  # fmt: skip
                         yield Variant(f"the port resizes by another rule: {', '.join(words)}", fn)

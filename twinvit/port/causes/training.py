@@ -65,7 +65,8 @@ def dropout_on(call: Call) -> Iterator[Variant]:
                 mask = torch.where(moved != 0, ratio[0], 0.0)
                 rate = 1 - 1 / float(ratio[0])
                 yield Variant(
-                    f"the port's dropout is on here, rate {rate:.3g}; set deterministic, eval or inference mode",
+                    f"the port's dropout is on here, rate {rate:.3g}; "
+                    "set deterministic, eval or inference mode",
                     lambda *args, m=mask, **kw: _times(call.run(*args, **kw), m),
                 )
                 break
@@ -84,7 +85,8 @@ def bn_momentum(call: Call) -> Iterator[Variant]:
     for m in dict.fromkeys((1 - own, 0.1, 0.01, 0.9, 0.99, 0.03, 0.001, 0.999, 0.0)):
         if abs(m - own) > 1e-12:
             yield Variant(
-                f"the port's running statistics move by {m:g}; the reference's by {own:g} (Flax's momentum is 1 minus PyTorch's)",
+                f"the port's running statistics move by {m:g}; the "
+                f"reference's by {own:g} (Flax's momentum is 1 minus PyTorch's)",
                 call.with_args(a6=m),
             )
 

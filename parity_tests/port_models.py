@@ -1,4 +1,5 @@
-"""A small Vision Transformer and its port, with mistakes to plant, for the tests of `twinvit.port`."""
+"""A small Vision Transformer and its port, with mistakes to plant, for the tests of
+`twinvit.port`."""
 
 from typing import Any
 
@@ -68,7 +69,8 @@ def images(seed: int = 0) -> np.ndarray:
 
 
 def params(model: ViT, stacked: bool = False) -> dict[str, Any]:
-    """The weights as the port holds them: other names, kernels transposed, q/k/v apart, layers stacked if asked for."""
+    """The weights as the port holds them: other names, kernels transposed, q/k/v apart, layers
+    stacked if asked for."""
 
     def get(t: torch.Tensor) -> np.ndarray:
         return t.detach().numpy()
@@ -76,27 +78,50 @@ def params(model: ViT, stacked: bool = False) -> dict[str, Any]:
     layers = []
     for block in model.blocks:
         w, b = get(block.qkv.weight).T, get(block.qkv.bias)
-        layer = {"g1": get(block.norm1.weight), "b1": get(block.norm1.bias), "g2": get(block.norm2.weight),
-                 "b2": get(block.norm2.bias), "out": get(block.proj.weight).T, "out_b": get(block.proj.bias),
-                 "up": get(block.fc1.weight).T, "up_b": get(block.fc1.bias), "down": get(block.fc2.weight).T,
-                 "down_b": get(block.fc2.bias)}  # fmt: skip
+        layer = {
+            "g1": get(block.norm1.weight),
+            "b1": get(block.norm1.bias),
+            "g2": get(block.norm2.weight),
+            "b2": get(block.norm2.bias),
+            "out": get(block.proj.weight).T,
+            "out_b": get(block.proj.bias),
+            "up": get(block.fc1.weight).T,
+            "up_b": get(block.fc1.bias),
+            "down": get(block.fc2.weight).T,
+            "down_b": get(block.fc2.bias),
+        }
         for i, name in enumerate("qkv"):
             layer["w" + name] = w[:, i * WIDTH : (i + 1) * WIDTH].reshape(WIDTH, HEADS, -1)
             layer["b" + name] = b[i * WIDTH : (i + 1) * WIDTH].reshape(HEADS, -1)
         layers.append(layer)
     return {
-        "patch": get(model.patch.weight).transpose(2, 3, 1, 0), "patch_b": get(model.patch.bias), "cls": get(model.cls),
-        "pos": get(model.pos), "g": get(model.norm.weight), "b": get(model.norm.bias), "head": get(model.head.weight).T,
+        "patch": get(model.patch.weight).transpose(2, 3, 1, 0),
+        "patch_b": get(model.patch.bias),
+        "cls": get(model.cls),
+        "pos": get(model.pos),
+        "g": get(model.norm.weight),
+        "b": get(model.norm.bias),
+        "head": get(model.head.weight).T,
         "head_b": get(model.head.bias),
         "layers": jax.tree.map(lambda *x: np.stack(x), *layers) if stacked else layers,
-    }  # fmt: skip
+    }
 
 
 def port(
-    p: dict[str, Any], x: jax.Array, *, tanh: bool = False, eps: float = 1e-6, scale: float | None = None, order: str = "qkv",
-    bias: bool = True, columns: bool = False, transposed: bool = False, axis: int = -1, cap: float | None = None,
+    p: dict[str, Any],
+    x: jax.Array,
+    *,
+    tanh: bool = False,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    order: str = "qkv",
+    bias: bool = True,
+    columns: bool = False,
+    transposed: bool = False,
+    axis: int = -1,
+    cap: float | None = None,
     narrow: bool = False,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """The port on NHWC images, with the mistakes that the arguments name."""
     if x.shape[-1] != 3:
         raise ValueError("images are NHWC")
@@ -128,7 +153,7 @@ def port(
     x = (x.swapaxes(1, 2) if columns else x).reshape(len(x), -1, WIDTH)
     x = jnp.concatenate([jnp.broadcast_to(p["cls"], (len(x), 1, WIDTH)), x], 1) + p["pos"]
     if isinstance(p["layers"], dict):
-        x, _ = jax.lax.scan(lambda c, l: (block(c, l), None), x, p["layers"])
+        x, _ = jax.lax.scan(lambda c, w: (block(c, w), None), x, p["layers"])
     else:
         for layer in p["layers"]:
             x = block(x, layer)

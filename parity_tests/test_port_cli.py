@@ -72,9 +72,12 @@ def test_what_cannot_be_judged_has_status_2(factories, arguments, message, capsy
 def test_the_catalogue_is_printed(capsys):
     assert cli.main(["causes"]) == 0
     printed = capsys.readouterr().out
-    promised = """gelu_tanh gelu_erf gelu_quick activation norm_eps norm_axes norm_offset weight_transposed weights_swapped
-        qkv_order attention_scale bias_missing bias_doubled padding stride dilation pool_padding conv_transpose flatten_order
-        token_order resize rope_layout rope_base rope_offset mask_value mask_offset softmax_axis gate_order bn_momentum
+    promised = """gelu_tanh gelu_erf gelu_quick activation norm_eps norm_axes norm_offset
+    weight_transposed weights_swapped
+        qkv_order attention_scale bias_missing bias_doubled padding stride dilation pool_padding
+        conv_transpose flatten_order
+        token_order resize rope_layout rope_base rope_offset mask_value mask_offset softmax_axis
+        gate_order bn_momentum
         bn_variance dropout_on tied_weights loss_reduction""".split()
     names = {line.split()[0] for line in printed.splitlines()}
     assert names >= set(promised) and len(names) >= 45

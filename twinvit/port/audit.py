@@ -1,4 +1,5 @@
-"""Blind spots: which mistakes a test with a given tolerance lets through, found on the reference alone."""
+"""Blind spots: which mistakes a test with a given tolerance lets through, found on the reference
+alone."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class BlindSpots:
         missed: those that the test lets through.
         needed: the largest atol (rtol 0) that catches them all; 0.0 if there are none.
         rule: the test, in words.
-        same: mistakes that change no output (they cannot be seen by any tolerance with these inputs).
+        same: mistakes that change no output (they cannot be seen by any tolerance with these
+            inputs).
     """
 
     spots: list[Spot] = field(default_factory=list)
@@ -88,12 +90,14 @@ def blind_spots(
     limit: int = 2000,
     progress: Callable[[str], None] | None = None,
 ) -> BlindSpots:
-    """Make every applicable mistake of the catalogue in the reference and say which of them a test lets through.
+    """Make every applicable mistake of the catalogue in the reference and say which of them a test
+    lets through.
 
     Args:
         torch_model: nn.Module or callable; it is not changed.
         inputs: arrays as it takes them.
-        atol, rtol: the test's tolerance; for "cosine" atol bounds 1 - cosine, for "kl" the divergence of softmaxes.
+        atol, rtol: the test's tolerance; for "cosine" atol bounds 1 - cosine, for "kl" the
+            divergence of softmaxes.
         metric: "allclose", "cosine", "kl" or "top1" (over the last axis).
         output: which array of a structured output, as for `explain`.
         limit: how many mistakes are tried.

@@ -1,4 +1,5 @@
-"""What a cause is asked about: one operation of the reference, its arguments, and what surrounds it."""
+"""What a cause is asked about: one operation of the reference, its arguments, and what surrounds
+it."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class Call:
         return value.id if isinstance(value, Ref) else None
 
     def with_args(self, **changes: Any) -> Callable[..., Any]:
-        """The operation with some positional arguments (a0, a1, ...) replaced: values or functions of the present ones."""
+        """The operation with some positional arguments (a0, a1, ...) replaced: values or functions
+        of the present ones."""
         op = self.node.op
         edits = {int(k[1:]): v for k, v in changes.items()}
 
@@ -111,9 +113,11 @@ class Call:
         grid: Sequence[float] = (),
         count: int = 6,
     ) -> Iterator[float]:
-        """Values t for which `fn(t)` can be one of the port's arrays, solved from the root mean square.
+        """Values t for which `fn(t)` can be one of the port's arrays, solved from the root mean
+        square.
 
-        The order of the array's axes does not matter. `grid` values that fit are preferred; without a port they
+        The order of the array's axes does not matter. `grid` values that fit are preferred; without
+        a port they
         are all there is.
         """
         if self.index is None:
@@ -158,7 +162,7 @@ class Call:
         for _, k in sorted(inside)[:count]:
             goal = float(table[k][1])
             t = _root(
-                lambda u: size(np.exp(u) if log else u)[0] - goal,
+                lambda u, g=goal: size(np.exp(u) if log else u)[0] - g,  # type: ignore[misc]
                 np.log(low) if log else low,
                 np.log(high) if log else high,
             )
@@ -172,7 +176,8 @@ class Call:
     def solve_factor(
         self, kept: torch.Tensor, term: torch.Tensor, count: int = 8
     ) -> Iterator[float]:
-        """Factors t for which `kept + t * term` can be one of the port's arrays, from the mean square (a quadratic)."""
+        """Factors t for which `kept + t * term` can be one of the port's arrays, from the mean
+        square (a quadratic)."""
         if self.index is None:
             return
         kept, term = torch.broadcast_tensors(kept, term)
@@ -202,7 +207,8 @@ class Call:
         return self.index.find(np.ascontiguousarray(array, np.float64), 1e-11) is not None
 
     def leads_to(self, *names: str, steps: int = 10, before: tuple[str, ...] = ()) -> bool:
-        """True if an operation of one of these names follows within so many steps, none of `before` between."""
+        """True if an operation of one of these names follows within so many steps, none of `before`
+        between."""
         layer = [o for o in self.node.outs if o is not None]
         for _ in range(steps):
             following: list[int] = []
@@ -233,7 +239,8 @@ class Call:
         return False
 
     def widths(self) -> list[int]:
-        """Sizes that a constant may have been derived from: axes of the arguments and of parameters."""
+        """Sizes that a constant may have been derived from: axes of the arguments and of
+        parameters."""
         sizes: dict[int, None] = {}
         for arg in (*self.args, *self.outs):
             if isinstance(arg, torch.Tensor):
@@ -243,9 +250,11 @@ class Call:
         return [s for s in sizes if s > 1][:24]
 
     def elementwise_regions(self) -> list[tuple[int, int]]:
-        """Expressions of one variable that this operation begins: (last operation, id of the variable).
+        """Expressions of one variable that this operation begins: (last operation, id of the
+        variable).
 
-        E.g. `0.5 * x * (1 + erf(x / sqrt(2)))` begins at its first operation on x and ends at the last product.
+        E.g. `0.5 * x * (1 + erf(x / sqrt(2)))` begins at its first operation on x and ends at the
+        last product.
         """
         if self.node.name not in ELEMENTWISE and self.node.name != "pow":
             return []
@@ -264,7 +273,8 @@ class Call:
                 inputs = [r for r in node.refs if self.graph.values[r].numel() > 1]
                 if node.name not in ELEMENTWISE or not all(r in region for r in inputs):
                     continue
-                if self.graph.values[node.outs[0] or 0].shape != self.out.shape:  # type: ignore[index]
+                # type: ignore[index]
+                if self.graph.values[node.outs[0] or 0].shape != self.out.shape:
                     continue
                 region.add(node.outs[0])  # type: ignore[arg-type]
                 if node.index > self.node.index:
@@ -304,7 +314,8 @@ def _root(f: Callable[[float], float], low: float, high: float, steps: int = 60)
 
 
 def results(out: Any, node: Node, outs: Sequence[torch.Tensor | None]) -> Any:
-    """What a variant returned as what the operation returns: missing further results are the present ones."""
+    """What a variant returned as what the operation returns: missing further results are the
+    present ones."""
     given = flat_tensors(out)
     if len(given) == len(outs):
         return out

@@ -134,9 +134,10 @@ def load(name: str, *given: Any) -> Any:
     if not (inspect.isfunction(found) or inspect.isclass(found) or inspect.isbuiltin(found)):
         return found
     needed = [
-        p for p in inspect.signature(found).parameters.values()
+        p
+        for p in inspect.signature(found).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]  # fmt: skip
+    ]
     if len(needed) > len(given):
         raise PortError(
             f"{name} takes {len(needed)} arguments; a factory takes none"

@@ -50,11 +50,14 @@ def explain(
 
     Args:
         torch_model: the reference, nn.Module or callable of tensors.
-        jax_model: the port: nnx.Module, (linen_module, variables), a callable pytree, or port.Function(fn, params).
+        jax_model: the port: nnx.Module, (linen_module, variables), a callable pytree, or
+            port.Function(fn, params).
         inputs: arrays as the reference takes them; a mapping gives them by name.
-        jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC if the port
+        jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC
+            if the port
             refuses those.
-        weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights are put into the
+        weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights
+            are put into the
             port by a proposed map) or a WeightMap.
         what: of "forward", "grad", "train".
         output: which array of a structured output: a key, an index, or a function of the output.
@@ -84,7 +87,8 @@ def explain(
 
 
 def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any) -> Report:
-    """Fail with the report as the message unless the port is the reference; for pytest. Arguments as of `explain`."""
+    """Fail with the report as the message unless the port is the reference; for pytest. Arguments
+    as of `explain`."""
     __tracebackhide__ = True
     report = explain(torch_model, jax_model, inputs, **arguments)
     if not report.same:
@@ -166,28 +170,18 @@ class Pair:
                     if str(error)
                     else type(error).__name__
                 )
-                if pure.kind == "pytree":
-                    try:
-                        batched = record_jax.Pure(
-                            lambda ls, *xs: jax.vmap(lambda *x: pure.call(ls, *x))(*xs),
-                            pure.leaves,
-                            pure.names,
-                            pure.kind,
-                        )
-                        for arrays_, note_ in (
-                            (
-                                self.torch_arrays if self.given is None else self.given,
-                                "the port was mapped over the batch",
-                            ),
-                        ):
-                            arrays = [_jax_input(x) for x in arrays_]
-                            traced = record_jax.trace(batched.call, self.leaves, arrays)
-                            self.called = batched.call
-                            note = note_
-                    except Exception:
-                        continue
-                else:
+                if pure.kind != "pytree":
                     continue
+                mapped = _mapped(pure.call)
+                arrays = [
+                    _jax_input(x) for x in (self.torch_arrays if self.given is None else self.given)
+                ]
+                try:
+                    traced = record_jax.trace(mapped, self.leaves, arrays)
+                except Exception:
+                    continue
+                self.called = mapped
+                note = "the port was mapped over the batch"
             if note and note not in self.notes:
                 self.notes.append(note)
             return traced, arrays, pure
@@ -198,6 +192,11 @@ class Pair:
             else "; give jax_inputs= as the port takes them (images NHWC?)"
         )
         raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
+
+
+def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model of single examples, as Equinox's are, mapped over the batch."""
+    return lambda leaves, *xs: jax.vmap(lambda *x: call(leaves, *x))(*xs)
 
 
 def _jax_input(x: Any) -> np.ndarray:
@@ -227,7 +226,8 @@ def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[t
 
 
 def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the first."""
+    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the
+    first."""
     for name in ("logits", "last_hidden_state"):
         for n, x in floats:
             if n.split(".")[-1] == name:
@@ -317,9 +317,16 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     unseen = [*forward.branches, *_unseen(session, kinds)]
     explained = same or (bool(findings) and not unknown and judged)
     return Report(
-        same, explained, forward.distance, forward.distance if same else remaining, findings, forward.narrowings, unseen, notes,
+        same,
+        explained,
+        forward.distance,
+        forward.distance if same else remaining,
+        findings,
+        forward.narrowings,
+        unseen,
+        notes,
         forward.operations,
-    )  # fmt: skip
+    )
 
 
 def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
@@ -386,7 +393,8 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
 
 
 def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: float) -> None:
-    """What each narrowing of the reference costs: the outputs with it against the outputs without."""
+    """What each narrowing of the reference costs: the outputs with it against the outputs
+    without."""
     graph = session.graph
     if sum(v.numel() for v in graph.values) > 1 << 24:
         return
@@ -395,8 +403,9 @@ def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: 
             continue
         edits = {
             n.index: record_torch.Edit(_rounded(n.op, n.narrowed))
-            for n in graph.nodes if n.narrowed is not None and n.where == narrowing.where
-        }  # fmt: skip
+            for n in graph.nodes
+            if n.narrowed is not None and n.where == narrowing.where
+        }
         if edits:
             changed = graph.run(edits, first=min(edits))
             far = [
@@ -452,10 +461,11 @@ def _lost_weights(session: Session) -> list[str]:
             continue
         value = numbers(session.graph.values[i])
         if not any(
-            value.shape and value.shape[0] % n == 0
+            value.shape
+            and value.shape[0] % n == 0
             and all(session.index.find(part, 1e-12) is not None for part in np.split(value, n))
             for n in (2, 3, 4)
-        ):  # fmt: skip
+        ):
             lost.append(name)
     return lost
 
@@ -465,10 +475,12 @@ def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
     graph = session.graph
     found: list[str] = []
     constant = [
-        n for n, i in graph.params().items()
-        if graph.values[i].numel() >= 2 and graph.values[i].dtype == torch.float64
+        n
+        for n, i in graph.params().items()
+        if graph.values[i].numel() >= 2
+        and graph.values[i].dtype == torch.float64
         and float(graph.values[i].max()) == float(graph.values[i].min())
-    ]  # fmt: skip
+    ]
     if constant:
         found.append(
             f"{len(constant)} parameters are constant "

@@ -1,4 +1,5 @@
-"""Gradients: each parameter's, for one random cotangent, and what cuts, scales or passes them otherwise."""
+"""Gradients: each parameter's, for one random cotangent, and what cuts, scales or passes them
+otherwise."""
 
 from __future__ import annotations
 
@@ -36,11 +37,13 @@ STEPS = (
 def reference_gradients(
     graph: Graph, cotangents: list[torch.Tensor], edits: Mapping[int, Edit] | None = None
 ) -> dict[str, np.ndarray]:
-    """Gradients of sum(outputs * cotangents) by each parameter's name, of the graph as it is edited now."""
+    """Gradients of sum(outputs * cotangents) by each parameter's name, of the graph as it is edited
+    now."""
     leaves = {
         name: graph.values[i].detach().clone().requires_grad_(True)
-        for name, i in graph.params().items() if graph.values[i].dtype == torch.float64 and name not in graph.buffers
-    }  # fmt: skip
+        for name, i in graph.params().items()
+        if graph.values[i].dtype == torch.float64 and name not in graph.buffers
+    }
     ids = graph.params()
     changed = {ids[n]: t for n, t in leaves.items()}
     with torch.enable_grad():
@@ -147,7 +150,8 @@ def compare_gradients(
 def _found(index: Index, g: np.ndarray, size: float, depth: int = 0) -> bool:
     """True if a gradient, or its equal parts along the first axis, are the port's.
 
-    Small arrays prove nothing, nor does rounding where the gradient is zero (the bias of attention's keys).
+    Small arrays prove nothing, nor does rounding where the gradient is zero (the bias of
+    attention's keys).
     """
     if not evidence(g) or float(np.abs(g).max()) <= 1e-12 * size:
         return True

@@ -1,7 +1,9 @@
 """Values of the port, looked up by what they hold and not by where they stand.
 
-Two arrays count as equal if they have the same size and their *sorted* values agree, so axes may be ordered and
-merged in any way. A fingerprint that no order changes (mean, root mean square, mean of absolute values, extremes)
+Two arrays count as equal if they have the same size and their *sorted* values agree, so axes may be
+ordered and
+merged in any way. A fingerprint that no order changes (mean, root mean square, mean of absolute
+values, extremes)
 bounds the distance of the sorted values from below, so only near candidates are ever sorted.
 """
 
@@ -54,7 +56,8 @@ def evidence(x: np.ndarray) -> bool:
 
 
 def fingerprint(x: np.ndarray) -> np.ndarray:
-    """Mean, root mean square, mean absolute value, mean of |x|^1.5-like mass, extremes, and the count of huge values."""
+    """Mean, root mean square, mean absolute value, mean of |x|^1.5-like mass, extremes, and the
+    count of huge values."""
     flat = np.ascontiguousarray(x).reshape(-1)
     top = np.max(flat)
     low = np.min(flat)
@@ -79,7 +82,8 @@ def sorted_finite(x: np.ndarray) -> np.ndarray:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 distance of two arrays of one shape; inf if other positions are huge or not numbers."""
+    """Relative L2 distance of two arrays of one shape; inf if other positions are huge or not
+    numbers."""
     a, b = np.asarray(a, np.float64).reshape(-1), np.asarray(b, np.float64).reshape(-1)
     keep = np.abs(a) < HUGE
     other = np.abs(b) < HUGE
@@ -137,7 +141,8 @@ class Index:
         return self._table[size]
 
     def bounds(self, print_: np.ndarray, size: int) -> np.ndarray:
-        """Lower bounds of the relative distance of each value of this size to one with this fingerprint."""
+        """Lower bounds of the relative distance of each value of this size to one with this
+        fingerprint."""
         table = self.table(size)
         if not len(table):
             return np.zeros(0)
@@ -213,7 +218,8 @@ class Index:
 
 
 def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """`array` in every order of its axes that has this shape (axes of one left out), else reshaped."""
+    """`array` in every order of its axes that has this shape (axes of one left out), else
+    reshaped."""
     target = tuple(s for s in shape if s != 1)
     small = array.reshape([s for s in array.shape if s != 1])
     result = []

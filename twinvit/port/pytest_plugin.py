@@ -1,6 +1,8 @@
-"""A pytest fixture for ports: `def test_port(assert_same_port): assert_same_port(model, port, (images,))`.
+"""A pytest fixture for ports: `def test_port(assert_same_port): assert_same_port(model, port,
+(images,))`.
 
-Enable it with `pytest_plugins = ["twinvit.port.pytest_plugin"]` in conftest.py, or `-p twinvit.port.pytest_plugin`.
+Enable it with `pytest_plugins = ["twinvit.port.pytest_plugin"]` in conftest.py, or `-p
+twinvit.port.pytest_plugin`.
 """
 
 from __future__ import annotations

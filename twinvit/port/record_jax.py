@@ -1,7 +1,9 @@
 """Record a JAX model by evaluating its jaxpr equation by equation in float64.
 
-One recorder serves Flax NNX, Linen, Equinox, Haiku and plain functions, because it needs only a pure function of
-(parameters, inputs). Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every narrowing of a
+One recorder serves Flax NNX, Linen, Equinox, Haiku and plain functions, because it needs only a
+pure function of
+(parameters, inputs). Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every
+narrowing of a
 floating-point type is ignored and written down.
 """
 
@@ -29,10 +31,19 @@ _LIBRARIES = tuple(
     f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops")
 )
 _CALLS = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr",
-    "checkpoint": "jaxpr", "remat": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr", "run_state": "jaxpr", "xla_call": "call_jaxpr",
-}  # fmt: skip
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "run_state": "jaxpr",
+    "xla_call": "call_jaxpr",
+}
 LAYOUT = frozenset(
     "reshape transpose squeeze expand_dims copy copy_p "
     "stop_gradient optimization_barrier layout_constraint "
@@ -43,7 +54,8 @@ LAYOUT = frozenset(
 
 @dataclass(frozen=True)
 class Function:
-    """A port that is a plain function: `fn(params, *inputs)`; `params` is any pytree of arrays, passed whole."""
+    """A port that is a plain function: `fn(params, *inputs)`; `params` is any pytree of arrays,
+    passed whole."""
 
     fn: Callable[..., Any]
     params: Any
@@ -51,7 +63,8 @@ class Function:
 
 @dataclass
 class Pure:
-    """A port as a pure function of its leaves: `call(leaves, *inputs)`; `names` names the leaves."""
+    """A port as a pure function of its leaves: `call(leaves, *inputs)`; `names` names the
+    leaves."""
 
     call: Callable[..., Any]
     leaves: list[Any]
@@ -118,8 +131,10 @@ def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
         leaves, tree = jax.tree_util.tree_flatten_with_path(port.params)
         return Pure(
             lambda ls, *xs: _call(port.fn, train, jax.tree_util.tree_unflatten(tree, ls), *xs),
-            [x for _, x in leaves], [_path(p) for p, _ in leaves], "function",
-        )  # fmt: skip
+            [x for _, x in leaves],
+            [_path(p) for p, _ in leaves],
+            "function",
+        )
     if isinstance(port, tuple) and len(port) == 2 and hasattr(port[0], "apply"):
         module, variables = port
         leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
@@ -128,7 +143,7 @@ def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
             if train and isinstance(variables, Mapping)
             else False
         )
-        linen = hasattr(module, "__call__") and hasattr(module, "scope")
+        linen = callable(module) and hasattr(module, "scope")
 
         def apply(ls: Any, *xs: Any) -> Any:
             tree_vars = jax.tree_util.tree_unflatten(tree, ls)
@@ -496,7 +511,8 @@ _TRACING: Any = None
 
 @contextlib.contextmanager
 def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
-    """Trace with conversions to narrow types replaced by float64, apart from JAX's own caches of traces."""
+    """Trace with conversions to narrow types replaced by float64, apart from JAX's own caches of
+    traces."""
     global _TRACING
     from jax._src import source_info_util as util
     from jax._src.lax import lax as lax_internal
@@ -540,7 +556,8 @@ class Traced:
 
 
 def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) -> Traced:
-    """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of constants."""
+    """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of
+    constants."""
     narrowings: dict[tuple[str, str], None] = {}
     labels: list[str] = []
 
@@ -554,7 +571,8 @@ def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) 
             with _wide_tracing(narrowings):
                 closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
         except Exception:
-            narrowings.clear()  # a type check in the port may insist: narrowings are then ignored while evaluating
+            # a type check in the port may insist: narrowings are then ignored while evaluating
+            narrowings.clear()
             closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
     return Traced(closed, labels, narrowings)
 

@@ -1,7 +1,9 @@
 """Record a PyTorch model as a graph of ATen operations that can be edited and run again.
 
-The recorder is a dispatch mode below autograd; what it records is functional (an operation in place becomes its
-functional form, and the other views of the same storage are derived again), so any part of the graph can be run
+The recorder is a dispatch mode below autograd; what it records is functional (an operation in place
+becomes its
+functional form, and the other views of the same storage are derived again), so any part of the
+graph can be run
 again with other values, under autograd too.
 """
 
@@ -39,7 +41,8 @@ class Ref:
 
 @dataclass
 class Node:
-    """One operation: what it was called with, what came out, and where it stands in the user's code."""
+    """One operation: what it was called with, what came out, and where it stands in the user's
+    code."""
 
     index: int
     op: Callable[..., Any]
@@ -61,7 +64,8 @@ class Node:
 class Edit(NamedTuple):
     """A function in place of an operation.
 
-    It takes the operation's resolved arguments, or the values `refs` where they are given (all of them come before
+    It takes the operation's resolved arguments, or the values `refs` where they are given (all of
+    them come before
     the operation), and returns what the operation returns.
     """
 
@@ -150,7 +154,8 @@ class Graph:
         on_value: Callable[[int, torch.Tensor], None] | None = None,
         keep: Callable[[int], bool] | None = None,
     ) -> dict[int, torch.Tensor]:
-        """Run again what the edits or the changed values reach, in order, and return the changed values by id.
+        """Run again what the edits or the changed values reach, in order, and return the changed
+        values by id.
 
         Args:
             edits: functions in place of operations, by node index.
@@ -247,7 +252,8 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """`scaled_dot_product_attention` as separate operations; a fully masked row gives zeros, as there."""
+    """`scaled_dot_product_attention` as separate operations; a fully masked row gives zeros, as
+    there."""
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
@@ -327,7 +333,8 @@ class Recorder(TorchDispatchMode):
         return self.ids[id(tensor)][1]
 
     def _alias(self, tensor: torch.Tensor) -> int | None:
-        """The id of a tensor that shares a recorded one's storage (a view that C++ made without an operation)."""
+        """The id of a tensor that shares a recorded one's storage (a view that C++ made without an
+        operation)."""
         group = self.by_storage.get(tensor.untyped_storage()._cdata, [])
         geometry = (list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset()))
         for other in reversed(group):
@@ -605,7 +612,8 @@ def _name(func: Any) -> str:
 
 
 def _replayable(func: Any) -> Any:
-    """The operation as it is run again: a substituted value may have other strides than the recorded one."""
+    """The operation as it is run again: a substituted value may have other strides than the
+    recorded one."""
     if func.overloadpacket in (aten.view, aten._unsafe_view) and func._overloadname != "dtype":
         return aten.reshape.default
     return func

@@ -20,8 +20,10 @@ class Finding:
     """One difference between the reference and the port.
 
     Attributes:
-        kind: "cause" (a catalogued wrong version, proven), "order" (equal values in another order that a consumer
-            feels), "precision" (a constant made in a narrower type), "weights" (parameters without an equal) or
+        kind: "cause" (a catalogued wrong version, proven), "order" (equal values in another order
+            that a consumer
+            feels), "precision" (a constant made in a narrower type), "weights" (parameters without
+            an equal) or
             "unknown" (the place is known, the cause is not).
         cause: identifier of the catalogue; "" where there is none.
         text: what is wrong and what to change where, in words.
@@ -52,7 +54,8 @@ class Narrowing:
         side: "torch" or "jax".
         where: file and line.
         dtype: the type that was asked for there.
-        cost: the relative L2 distance of the outputs that this narrowing alone makes; None if not measured.
+        cost: the relative L2 distance of the outputs that this narrowing alone makes; None if not
+            measured.
     """
 
     side: str
@@ -68,9 +71,11 @@ class Operation(NamedTuple):
         index: position in execution order.
         scope: module path, "layers.0.mlp".
         name: operation, "gelu".
-        distance: relative L2 distance of the sorted values to the nearest value in the port; inf without any of its size.
+        distance: relative L2 distance of the sorted values to the nearest value in the port; inf
+            without any of its size.
         noise: the same distance between reference runs whose inputs were nudged by one eps.
-        status: "found", "passed" or "lost"; "" where the values prove nothing (constants, tiny arrays).
+        status: "found", "passed" or "lost"; "" where the values prove nothing (constants, tiny
+            arrays).
     """
 
     index: int
@@ -86,7 +91,8 @@ class Report:
     """The explanation of a port: the port = the reference + the findings' edits.
 
     Attributes:
-        same: outputs equal to rounding, no finding but narrowings, and something was there to be compared.
+        same: outputs equal to rounding, no finding but narrowings, and something was there to be
+            compared.
         explained: `same`, or every finding has a proven cause and `remaining` is rounding.
         distance: relative L2 distance of the outputs before any edit.
         remaining: the same after the causes' edits alone.
@@ -111,7 +117,8 @@ class Report:
         return "\n".join(self._lines(_colours()))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; numbers that JSON lacks are written as the strings "inf" and "nan"."""
+        """Write the report as JSON; numbers that JSON lacks are written as the strings "inf" and
+        "nan"."""
         data = {"format": FORMAT, **asdict(self)}
         data["operations"] = [list(op) for op in self.operations]
         Path(path).write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""The search: which operations of the reference have an equal in the port, where the two part, and why."""
+"""The search: which operations of the reference have an equal in the port, where the two part, and
+why."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ class Session:
         ] = {}  # by root id: entry, or None if it has evidence and no equal
         self._refresh(None)
 
-    # -- what is known ---------------------------------------------------------------------------------------------
+    # -- what is known ---------------------------------------------------------------------------
+    # ------------------
 
     def _live(self) -> set[int]:
         """Operations that an output depends on."""
@@ -137,7 +139,8 @@ class Session:
         return max(EQUAL, 100 * self.noise.get(value_id, 0.0))
 
     def lookup(self, value_id: int, value: torch.Tensor) -> int | None | bool:
-        """The port's entry equal to this value; None if there is none; False if the value proves nothing."""
+        """The port's entry equal to this value; None if there is none; False if the value proves
+        nothing."""
         if value.dtype != torch.float64 or value.numel() < 8:
             return False
         array = numbers(value)
@@ -198,7 +201,8 @@ class Session:
         return {e for e in self.match.values() if e is not None and e >= 0}
 
     def _ok(self) -> set[int]:
-        """Values that are right, as far as can be told: found, passed, or neutral and computed from such."""
+        """Values that are right, as far as can be told: found, passed, or neutral and computed from
+        such."""
         ok: set[int] = set()
         for i, producer in enumerate(self.graph.producer):
             if producer is None:
@@ -210,9 +214,8 @@ class Session:
             elif (status == "" or self.graph.nodes[producer].name in MOVES) and all(
                 r in ok for r in self.graph.nodes[producer].refs
             ):
-                ok.add(
-                    i
-                )  # moving right numbers makes none wrong; a wrong order is seen where it is consumed
+                # Moving right numbers makes none wrong; a wrong order is seen by its consumer.
+                ok.add(i)
         return ok
 
     def frontier(self, skip: set[int]) -> list[Node]:
@@ -294,13 +297,17 @@ class Session:
             )
         return result
 
-    # -- candidates ------------------------------------------------------------------------------------------------
+    # -- candidates ------------------------------------------------------------------------------
+    # ------------------
 
     def sites(self, front: Node) -> list[Node]:
-        """Operations at which the divergence seen at `front` can have been made, the likeliest first.
+        """Operations at which the divergence seen at `front` can have been made, the likeliest
+        first.
 
-        These are the operation itself, those before it that have no equal or only reorder, those found ones that a
-        symmetric product can hide an order behind, and the next ones after it (the port may hold the next value only).
+        These are the operation itself, those before it that have no equal or only reorder, those
+        found ones that a
+        symmetric product can hide an order behind, and the next ones after it (the port may hold
+        the next value only).
         """
         near: dict[int, int] = {front.index: 0}
         layer = [(front, 0)]
@@ -473,12 +480,14 @@ class Session:
         return found
 
     def _order_only(self, trials: Sequence[Trial]) -> bool:
-        """True if the best candidates hold their values in another order than the port: look further."""
+        """True if the best candidates hold their values in another order than the port: look
+        further."""
         best = max(t.gain for t in trials)
         return not any(self.aligned(t) for t in trials if t.gain == best)
 
     def aligned(self, trial: Trial) -> bool:
-        """True if the first regained value equals the port's number by number, axes permuted at most."""
+        """True if the first regained value equals the port's number by number, axes permuted at
+        most."""
         proof = trial.judged.proof
         if proof is None or proof[1] < 0:
             return True
@@ -487,12 +496,14 @@ class Session:
             return True
         return squeezed_distance(numbers(proof[2]), theirs) <= self.tolerance(proof[0])
 
-    # -- accepting -------------------------------------------------------------------------------------------------
+    # -- accepting -------------------------------------------------------------------------------
+    # ------------------
 
     def apply(
         self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None
     ) -> None:
-        """Make an edit: the graph's operations are replaced, its values computed again, statuses looked up."""
+        """Make an edit: the graph's operations are replaced, its values computed again, statuses
+        looked up."""
         first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
         for index, edit in edits.items():
             node = self.graph.nodes[index]
@@ -516,7 +527,8 @@ class Session:
         self._passed()
 
     def _rewire(self) -> None:
-        """An edit may take other values than the operation did: who consumes what changes with it."""
+        """An edit may take other values than the operation did: who consumes what changes with
+        it."""
         self.graph.finish()
         self.live = self._live()
 
@@ -524,7 +536,8 @@ class Session:
         return list(self.graph.nodes), list(self.graph.values), dict(self.match)
 
     def similar(self, trial: Trial) -> list[tuple[Node, dict[int, Edit]]]:
-        """The same edit at every later place with the same operation, arguments and weight shape, if lost there."""
+        """The same edit at every later place with the same operation, arguments and weight shape,
+        if lost there."""
         assert trial.cause is not None
         site = trial.site
         signature = self._signature(site)
@@ -580,7 +593,8 @@ class Session:
         )
 
     def accept(self, trial: Trial, front: Node) -> Accepted | None:
-        """Make the edit here and at every similar place where it is confirmed; None if the outputs move away."""
+        """Make the edit here and at every similar place where it is confirmed; None if the outputs
+        move away."""
         before = self._distance(trial, None)
         start = self.output_distance()
         snapshot = self.snapshot()
@@ -628,15 +642,26 @@ class Session:
         entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
         name = trial.cause.name if trial.cause else ""
         return Accepted(
-            "weights" if name == "weights" else "cause", "" if name == "weights" else name, trial.variant.text, trial.site, chosen, {},
-            self.index.entries[entry].where if entry >= 0 else "", before, after,
-            trial.variant.key or trial.variant.text, [p.place for p in places], gained, trial,
-        )  # fmt: skip
+            "weights" if name == "weights" else "cause",
+            "" if name == "weights" else name,
+            trial.variant.text,
+            trial.site,
+            chosen,
+            {},
+            self.index.entries[entry].where if entry >= 0 else "",
+            before,
+            after,
+            trial.variant.key or trial.variant.text,
+            [p.place for p in places],
+            gained,
+            trial,
+        )
 
     def _all_confirmed(
         self, chosen: Mapping[int, Edit], others: Sequence[tuple[Node, dict[int, Edit]]]
     ) -> bool:
-        """Make the edits at all places; True if each is confirmed. `_confirmed` holds those up to the first that is not."""
+        """Make the edits at all places; True if each is confirmed. `_confirmed` holds those up to
+        the first that is not."""
         edits = dict(chosen)
         for _, more in others:
             edits.update(more)
@@ -660,7 +685,8 @@ class Session:
     _confirmed: list[tuple[Node, dict[int, Edit]]] = []
 
     def _distance(self, trial: Trial, value: torch.Tensor | None) -> float:
-        """The distance of the first regained value, as it is now, to the port's that it is with the edit."""
+        """The distance of the first regained value, as it is now, to the port's that it is with the
+        edit."""
         proof = trial.judged.proof
         if proof is None:
             return float("nan")
@@ -710,14 +736,22 @@ class Session:
 
     def count(self, status: str) -> int:
         return sum(
-            1 for n in self.graph.nodes if n.index in self.live
-            for o in n.outs if o is not None and self.root[o] == o and self._consumed(o) and self.status(o) == status
-        )  # fmt: skip
+            1
+            for n in self.graph.nodes
+            if n.index in self.live
+            for o in n.outs
+            if o is not None
+            and self.root[o] == o
+            and self._consumed(o)
+            and self.status(o) == status
+        )
 
-    # -- unknown causes --------------------------------------------------------------------------------------------
+    # -- unknown causes
+    # --------------------------------------------------------------------------------------------
 
     def substitute(self, front: Node) -> Accepted:
-        """Put the port's value in the reference's place, where one can be told, and describe the difference."""
+        """Put the port's value in the reference's place, where one can be told, and describe the
+        difference."""
         out = next((o for o in front.outs if o is not None and self.status(o) == "lost"), None)
         value = numbers(self.graph.values[out]) if out is not None else np.zeros(0)
         best: tuple[int, float, int, np.ndarray, int] | None = None
@@ -817,7 +851,8 @@ class Session:
         )
 
     def _places(self, front: Node, out: int) -> list[int]:
-        """Values that the port's can be put in place of: the operation's, those it takes, those that follow."""
+        """Values that the port's can be put in place of: the operation's, those it takes, those
+        that follow."""
         places = [out]
         layer = [front]
         for _ in range(6):
@@ -945,7 +980,8 @@ def _has_ref(tree: object) -> bool:
 def _checked(
     graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False
 ) -> Callable[..., object]:
-    """The variant as a replacement: results that it leaves out are the operation's own, shapes are checked."""
+    """The variant as a replacement: results that it leaves out are the operation's own, shapes are
+    checked."""
 
     def call(*args: object, **kwargs: object) -> object:
         out = fn(*args, **kwargs)
@@ -987,7 +1023,8 @@ def _edited(node: Node, edit: Edit) -> Node:
 
 
 def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
-    """Relative L2 distance of a reference's and a port's output; axes may be permuted if the shapes say so."""
+    """Relative L2 distance of a reference's and a port's output; axes may be permuted if the shapes
+    say so."""
     if mine.size != theirs.size:
         return float("inf")
     theirs = np.asarray(theirs)
@@ -1008,7 +1045,8 @@ def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float]:
-    """The largest relative L2 distance of each value over runs with parameters and inputs nudged by one eps."""
+    """The largest relative L2 distance of each value over runs with parameters and inputs nudged by
+    one eps."""
     noise: dict[int, float] = {}
     generator = torch.Generator().manual_seed(seed)
     sources = [

@@ -1,4 +1,5 @@
-"""A map of weights between a PyTorch model and its port: proposed, readable, and thereby a converter both ways."""
+"""A map of weights between a PyTorch model and its port: proposed, readable, and thereby a
+converter both ways."""
 
 from __future__ import annotations
 
@@ -17,14 +18,52 @@ from twinvit.port.errors import PortError
 
 TRIES = 80  # alternatives that are decided by running the port
 SYNONYMS = {
-    "kernel": "weight", "scale": "weight", "embedding": "weight", "gamma": "weight", "w": "weight", "g": "weight",
-    "beta": "bias", "b": "bias", "offset": "bias", "mean": "running_mean", "var": "running_var", "query": "q", "key": "k",
-    "value": "v", "attention": "attn", "attn": "attn", "self": "attn", "mha": "attn", "layernorm": "norm", "ln": "norm",
-    "batchnorm": "norm", "bn": "norm", "groupnorm": "norm", "rmsnorm": "norm", "dense": "fc", "linear": "fc", "lin": "fc",
-    "proj": "out", "output": "out", "o": "out", "layers": "block", "blocks": "block", "layer": "block", "h": "block",
-    "encoderblock": "block", "convolution": "conv", "embed": "embed", "embeddings": "embed", "position": "pos",
-    "posembed": "pos", "classifier": "head", "up": "fc1", "down": "fc2", "cls": "cls", "token": "token",
-}  # fmt: skip
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "gamma": "weight",
+    "w": "weight",
+    "g": "weight",
+    "beta": "bias",
+    "b": "bias",
+    "offset": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "attention": "attn",
+    "attn": "attn",
+    "self": "attn",
+    "mha": "attn",
+    "layernorm": "norm",
+    "ln": "norm",
+    "batchnorm": "norm",
+    "bn": "norm",
+    "groupnorm": "norm",
+    "rmsnorm": "norm",
+    "dense": "fc",
+    "linear": "fc",
+    "lin": "fc",
+    "proj": "out",
+    "output": "out",
+    "o": "out",
+    "layers": "block",
+    "blocks": "block",
+    "layer": "block",
+    "h": "block",
+    "encoderblock": "block",
+    "convolution": "conv",
+    "embed": "embed",
+    "embeddings": "embed",
+    "position": "pos",
+    "posembed": "pos",
+    "classifier": "head",
+    "up": "fc1",
+    "down": "fc2",
+    "cls": "cls",
+    "token": "token",
+}
 IGNORED = ("params", "batch_stats", "value", "module", "model", "raw_value")
 
 
@@ -111,7 +150,8 @@ class WeightMap:
         return made
 
     def invert(self, tree: Any) -> dict[str, np.ndarray]:
-        """The reference's arrays by name, from the port's: a flat mapping by name, or a pytree of arrays."""
+        """The reference's arrays by name, from the port's: a flat mapping by name, or a pytree of
+        arrays."""
         leaves = _named_leaves(tree)
         parts: dict[str, dict[int, np.ndarray]] = {}
         result: dict[str, np.ndarray] = {}
@@ -160,11 +200,17 @@ class WeightMap:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             rules = [
                 Rule(
-                    r["jax"], list(r["torch"]), tuple(r["shape"]), tuple(r["torch_shape"]), tuple(r["permute"]),
-                    tuple(r.get("part", ())), float(r.get("scale", 1.0)), float(r.get("offset", 0.0)),
+                    r["jax"],
+                    list(r["torch"]),
+                    tuple(r["shape"]),
+                    tuple(r["torch_shape"]),
+                    tuple(r["permute"]),
+                    tuple(r.get("part", ())),
+                    float(r.get("scale", 1.0)),
+                    float(r.get("offset", 0.0)),
                 )
                 for r in data["map"]
-            ]  # fmt: skip
+            ]
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
             raise PortError(
                 f"{path} is no map of weights: {type(error).__name__}: {error}"
@@ -177,8 +223,10 @@ def map_weights(
 ) -> WeightMap:
     """Propose which of the reference's arrays each of the port's arrays is.
 
-    Equal values decide where both hold them already. Otherwise shapes, names and order propose, and, with `inputs`,
-    running the port decides what they leave open: the choice that makes more of the reference's values appear.
+    Equal values decide where both hold them already. Otherwise shapes, names and order propose,
+    and, with `inputs`,
+    running the port decides what they leave open: the choice that makes more of the reference's
+        values appear.
 
     Args:
         torch_model: nn.Module.
@@ -195,9 +243,10 @@ def map_weights(
     }
     pure = record_jax.pure(jax_model)
     leaves = {
-        n: np.asarray(record_jax.widen(x)) for n, x in zip(pure.names, pure.leaves)
+        n: np.asarray(record_jax.widen(x))
+        for n, x in zip(pure.names, pure.leaves)
         if hasattr(x, "dtype") and str(x.dtype).startswith(("float", "bfloat"))
-    }  # fmt: skip
+    }
     result = WeightMap()
     used: set[tuple[str, tuple[int, ...]]] = set()
     left: list[str] = []
@@ -321,7 +370,8 @@ def _score(jax_name: str, torch_name: str, part: tuple[int, ...]) -> float:
 
 
 def _default(kind: str, name: str, x: np.ndarray, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Orders of axes that fit, the usual first: Flax's kernels are transposed, Equinox's weights are not."""
+    """Orders of axes that fit, the usual first: Flax's kernels are transposed, Equinox's weights
+    are not."""
     same = tuple(range(x.ndim))
     if x.ndim == 1 or x.ndim == 0:
         return [same]
@@ -350,9 +400,13 @@ def _fits(moved: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _by_name(
-    left: list[str], leaves: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], used: set[tuple[str, tuple[int, ...]]],
-    kind: str, result: WeightMap,
-) -> list[tuple[Rule, list[Rule]]]:  # fmt: skip
+    left: list[str],
+    leaves: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    used: set[tuple[str, tuple[int, ...]]],
+    kind: str,
+    result: WeightMap,
+) -> list[tuple[Rule, list[Rule]]]:
     """Rules by shape, name and order, each with its alternatives."""
     from scipy.optimize import linear_sum_assignment
 
@@ -443,9 +497,15 @@ def _stacked(
             pattern = torch_name[: found.start()] + "#" + torch_name[found.end() :]
             families.setdefault((pattern, part), []).append((int(found.group()), torch_name, x))
     fitting = [
-        (_score(name, pattern.replace("#.", ""), part), pattern, part, sorted(members, key=lambda m: m[0]))
-        for (pattern, part), members in families.items() if len(members) == n and members[0][2].size * n == leaf.size
-    ]  # fmt: skip
+        (
+            _score(name, pattern.replace("#.", ""), part),
+            pattern,
+            part,
+            sorted(members, key=lambda m: m[0]),
+        )
+        for (pattern, part), members in families.items()
+        if len(members) == n and members[0][2].size * n == leaf.size
+    ]
     if not fitting:
         return None
     _, _, part, members = max(fitting, key=lambda f: f[0])
@@ -455,9 +515,15 @@ def _stacked(
 
 
 def _decide(
-    torch_model: Any, jax_model: Any, inputs: Any, jax_inputs: Any, pure: Any, result: WeightMap,
-    choices: list[tuple[Rule, list[Rule]]], state: Mapping[str, np.ndarray],
-) -> None:  # fmt: skip
+    torch_model: Any,
+    jax_model: Any,
+    inputs: Any,
+    jax_inputs: Any,
+    pure: Any,
+    result: WeightMap,
+    choices: list[tuple[Rule, list[Rule]]],
+    state: Mapping[str, np.ndarray],
+) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
     from twinvit.port import record_jax, record_torch
     from twinvit.port.explainer import Pair, pick_output

@@ -1,12 +1,15 @@
 """The catalogue of causes: wrong versions of a reference's operations, as people have met them.
 
-A cause is a name, the operations it applies to, and a generator of variants. A variant is a text and a function that
-computes, from the operation's arguments, what the port would compute. Users add theirs with the decorator:
+A cause is a name, the operations it applies to, and a generator of variants. A variant is a text
+and a function that
+computes, from the operation's arguments, what the port would compute. Users add theirs with the
+decorator:
 
     @port.cause("gelu_tanh", on="aten.gelu")
     def gelu_tanh(call):
         "GELU's tanh form for erf."
-        yield Variant("the port computes GELU's tanh form", lambda x, **_: gelu(x, approximate="tanh"))
+        yield Variant("the port computes GELU's tanh form", lambda x, **_: gelu(x,
+        approximate="tanh"))
 """
 
 from __future__ import annotations
@@ -19,8 +22,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twinvit.port.call import Call
 
-FAMILIES = ("activations", "norms", "linear", "convolution", "attention", "layout", "pooling", "resize", "scales",
-            "rope", "recurrent", "losses", "training")  # fmt: skip
+FAMILIES = (
+    "activations",
+    "norms",
+    "linear",
+    "convolution",
+    "attention",
+    "layout",
+    "pooling",
+    "resize",
+    "scales",
+    "rope",
+    "recurrent",
+    "losses",
+    "training",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,8 @@ class Variant:
 
     Attributes:
         text: what the port computes there, and what to change; one sentence or two.
-        fn: takes the operation's arguments (or the values `refs`) and returns what the operation returns. Of an
+        fn: takes the operation's arguments (or the values `refs`) and returns what the operation
+            returns. Of an
             operation with several results it may return the first alone.
         refs: ids of the values that `fn` takes instead of the arguments.
         node: the operation that is replaced, if not the one that the cause was asked about.

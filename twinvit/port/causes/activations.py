@@ -11,9 +11,29 @@ from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
 ACTIVATIONS = (
-    "gelu", "relu", "silu", "leaky_relu", "hardtanh", "elu", "softplus", "mish", "hardswish", "hardsigmoid",
-    "sigmoid", "tanh", "relu6", "prelu", "_prelu_kernel", "rrelu_with_noise", "clamp", "clamp_min", "erf", "pow", "celu", "selu",
-)  # fmt: skip
+    "gelu",
+    "relu",
+    "silu",
+    "leaky_relu",
+    "hardtanh",
+    "elu",
+    "softplus",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+    "relu6",
+    "prelu",
+    "_prelu_kernel",
+    "rrelu_with_noise",
+    "clamp",
+    "clamp_min",
+    "erf",
+    "pow",
+    "celu",
+    "selu",
+)
 Unary = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,9 +74,25 @@ OTHERS: dict[str, Unary] = {
 
 
 def _at(call: Call, text: str, fn: Unary) -> Iterator[Variant]:
-    """The variant at the operation and, where the reference writes the activation out, at the end of the expression."""
-    if call.node.name in ("gelu", "relu", "silu", "leaky_relu", "hardtanh", "elu", "softplus", "mish", "hardswish",
-                          "hardsigmoid", "sigmoid", "tanh", "_prelu_kernel", "clamp_min", "clamp"):  # fmt: skip
+    """The variant at the operation and, where the reference writes the activation out, at the end
+    of the expression."""
+    if call.node.name in (
+        "gelu",
+        "relu",
+        "silu",
+        "leaky_relu",
+        "hardtanh",
+        "elu",
+        "softplus",
+        "mish",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "tanh",
+        "_prelu_kernel",
+        "clamp_min",
+        "clamp",
+    ):
         yield Variant(text, lambda x, *_, **__: fn(x))
     for end, source in call.elementwise_regions():
         yield Variant(text, fn, refs=(source,), node=end)

@@ -209,10 +209,18 @@ def mask_offset(call: Call) -> Iterator[Variant]:
     """The port's causal mask is off by one, or its padding is on the other side."""
     name = call.node.name
     position = {"masked_fill": 1, "where": 0}.get(name)
-    positions = [position] if position is not None else [
-        p for p in (0, 1)
-        if call.ref(p) is not None and call.ref(p) not in call.graph.input_dependent() and call.parameter(p) is None and call.leads_to("softmax", steps=4)
-    ]  # fmt: skip
+    positions = (
+        [position]
+        if position is not None
+        else [
+            p
+            for p in (0, 1)
+            if call.ref(p) is not None
+            and call.ref(p) not in call.graph.input_dependent()
+            and call.parameter(p) is None
+            and call.leads_to("softmax", steps=4)
+        ]
+    )
     for p in positions:
         mask = call.argument(p)
         if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or mask.shape[-1] < 2:
@@ -316,11 +324,15 @@ def qkv_order(call: Call) -> Iterator[Variant]:
         )
         for heads in _heads(call, axis, n):
             yield Variant(
-                "the port's packed product " "holds q, k, v of each of " f"{heads} heads together; " "the reference all of q first",
+                "the port's packed product "
+                "holds q, k, v of each of "
+                f"{heads} heads together; "
+                "the reference all of q first",
                 lambda x, *args, h=heads, **kw: [
-                    t.flatten(-2).movedim(-1, axis) for t in x.movedim(axis, -1).unflatten(-1, (h, n, -1)).unbind(-2)
+                    t.flatten(-2).movedim(-1, axis)
+                    for t in x.movedim(axis, -1).unflatten(-1, (h, n, -1)).unbind(-2)
                 ],
-            )  # fmt: skip
+            )
 
 
 def _heads(call: Call, axis: int, n: int) -> list[int]:

@@ -72,7 +72,8 @@ def _sizes(call: Call) -> tuple[list[int], list[int], list[int], list[int], list
 
 @cause("padding", on="convolution")
 def padding(call: Call) -> Iterator[Variant]:
-    """The port pads a convolution otherwise (SAME pads unevenly at stride 2), or with other values."""
+    """The port pads a convolution otherwise (SAME pads unevenly at stride 2), or with other
+    values."""
     if call.args[6]:
         return
     sizes, kernel, stride, pad, dilation = _sizes(call)
@@ -184,10 +185,16 @@ def stride_elsewhere(call: Call) -> Iterator[Variant]:
         theirs = list(there.args[3])
         if theirs != own and not there.args[6]:
             yield Variant(
-                "the port strides by " f"{tuple(theirs)} here and by " f"{tuple(own)} in " f"{node.scope}; " "the reference the other way",
-                call.with_args(a3=theirs), also=((node.index, there.with_args(a3=own)),), reshapes=True,
+                "the port strides by "
+                f"{tuple(theirs)} here and by "
+                f"{tuple(own)} in "
+                f"{node.scope}; "
+                "the reference the other way",
+                call.with_args(a3=theirs),
+                also=((node.index, there.with_args(a3=own)),),
+                reshapes=True,
                 key=f"stride {own} {theirs}",
-            )  # fmt: skip
+            )
 
 
 @cause("dilation", on="convolution")
@@ -276,7 +283,7 @@ def conv_transpose(call: Call) -> Iterator[Variant]:
     """The port's transposed convolution has a flipped kernel, or places its output otherwise."""
     if not call.args[6]:
         return
-    x, w = call.args[0], call.args[1]
+    w = call.args[1]
     axes = tuple(range(2, w.ndim))
     out = list(call.out.shape[2:])
     op = call.node.op
@@ -311,8 +318,11 @@ def conv_transpose(call: Call) -> Iterator[Variant]:
             for swap in (False, True) if square else (False,):
                 if not (flip or swap or offset):
                     continue
-                words = [*(["a flipped kernel"] if flip else []), *(["its input and output " "channels swapped"] if swap else []),
-                         *([f"its output cut {offset} further in"] if offset else [])]  # fmt: skip
+                words = [
+                    *(["a flipped kernel"] if flip else []),
+                    *(["its input and output channels swapped"] if swap else []),
+                    *([f"its output cut {offset} further in"] if offset else []),
+                ]
                 yield Variant(
                     f"the port's transposed convolution has {', '.join(words)}",
                     at(flip, swap, offset),

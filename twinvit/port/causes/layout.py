@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -41,7 +40,8 @@ def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int],
 
 
 def _kind(call: Call, merged: Sequence[int]) -> str:
-    """Which cause a regrouping is: of heads, of tokens, or of what is flattened for a linear layer."""
+    """Which cause a regrouping is: of heads, of tokens, or of what is flattened for a linear
+    layer."""
     if call.leads_to("softmax", steps=14) and call.args[0].ndim >= 3 and call.out.ndim >= 4:
         return "qkv_order"
     if call.comes_from("softmax", steps=12) and call.args[0].ndim >= 4:
@@ -258,9 +258,21 @@ def position_rolled(call: Call) -> Iterator[Variant]:
             if n > 1 and extra in (0, 1, 2, 4, 5):
                 yield Variant(
                     "the port's positions run down the columns; the reference's along the rows",
-                    call.with_args(**{f"a{position}": lambda t, n=n, e=extra: torch.cat(
-                        [t[..., :e, :], t[..., e:, :].unflatten(-2, (n, n)).transpose(-3, -2).flatten(-3, -2)], -2)}),
-                )  # fmt: skip
+                    call.with_args(
+                        **{
+                            f"a{position}": lambda t, n=n, e=extra: torch.cat(
+                                [
+                                    t[..., :e, :],
+                                    t[..., e:, :]
+                                    .unflatten(-2, (n, n))
+                                    .transpose(-3, -2)
+                                    .flatten(-3, -2),
+                                ],
+                                -2,
+                            )
+                        }
+                    ),
+                )
 
 
 @cause("table_order", on="index")
@@ -296,11 +308,10 @@ def shuffle_order(call: Call) -> Iterator[Variant]:
     x = call.args[0]
     factor = call.args[1]
     if call.node.name == "pixel_shuffle":
-        c = x.shape[1] // factor**2
+        sizes = [x.shape[1] // factor**2, factor, factor]
         for order in itertools.permutations(range(3)):
             if order == (0, 1, 2):
                 continue
-            sizes = [c, factor, factor]
 
             def fn(
                 x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any
@@ -312,4 +323,3 @@ def shuffle_order(call: Call) -> Iterator[Variant]:
                 return call.run(y.reshape(x.shape), f)
 
             yield Variant(f"the port's pixel shuffle takes the channels in the order {order}", fn)
-            assert prod(sizes) == x.shape[1]

@@ -13,10 +13,32 @@ from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.index import layouts
 
-WEIGHT = {"addmm": 2, "mm": 1, "convolution": 1, "bmm": 1, "baddbmm": 2, "mul": 1, "add": 1, "embedding": 0, "matmul": 1,
-          "mv": 0, "dot": 1, "linear": 1, "native_layer_norm": 2, "native_batch_norm": 1, "native_group_norm": 1}  # fmt: skip
-BIAS = {"addmm": 0, "baddbmm": 0, "convolution": 2, "native_layer_norm": 3, "native_batch_norm": 2,
-        "_native_batch_norm_legit_no_training": 2, "native_group_norm": 2}  # fmt: skip
+WEIGHT = {
+    "addmm": 2,
+    "mm": 1,
+    "convolution": 1,
+    "bmm": 1,
+    "baddbmm": 2,
+    "mul": 1,
+    "add": 1,
+    "embedding": 0,
+    "matmul": 1,
+    "mv": 0,
+    "dot": 1,
+    "linear": 1,
+    "native_layer_norm": 2,
+    "native_batch_norm": 1,
+    "native_group_norm": 1,
+}
+BIAS = {
+    "addmm": 0,
+    "baddbmm": 0,
+    "convolution": 2,
+    "native_layer_norm": 3,
+    "native_batch_norm": 2,
+    "_native_batch_norm_legit_no_training": 2,
+    "native_group_norm": 2,
+}
 
 
 @cause("weight_transposed", on=("addmm", "mm", "convolution", "bmm", "matmul", "linear"))
@@ -35,11 +57,18 @@ def weight_transposed(call: Call) -> Iterator[Variant]:
             seen.append(made)
             direct = moved.shape == w.shape
             yield Variant(
-                f"the port's weight has its axes in the order {order}" if direct and w.ndim > 2
-                else "the port's weight is transposed" if direct
-                else "the port's weight " "was reshaped where it " "had to be transposed " f"(from the order {order})",
-                call.with_args(**{f"a{position}": lambda v, o=order: v.permute(o).reshape(v.shape)}),
-            )  # fmt: skip
+                f"the port's weight has its axes in the order {order}"
+                if direct and w.ndim > 2
+                else "the port's weight is transposed"
+                if direct
+                else "the port's weight "
+                "was reshaped where it "
+                "had to be transposed "
+                f"(from the order {order})",
+                call.with_args(
+                    **{f"a{position}": lambda v, o=order: v.permute(o).reshape(v.shape)}
+                ),
+            )
 
 
 @cause(
@@ -110,7 +139,8 @@ def modules_swapped(call: Call) -> Iterator[Variant]:
 
 @cause("tied_weights", on=("addmm", "mm", "linear", "embedding"))
 def tied_weights(call: Call) -> Iterator[Variant]:
-    """The port uses another matrix for the head: it ties what the reference does not, or the other way."""
+    """The port uses another matrix for the head: it ties what the reference does not, or the other
+    way."""
     yield from _other_weights(call, tied=True)
 
 
@@ -126,9 +156,13 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
         own = call.root(call.ref(position))
         value = graph.values[own or 0]
         same = [
-            (name, i) for name, i in graph.params().items()
-            if i != own and graph.values[i].shape == value.shape and graph.values[i].dtype == value.dtype and value.numel() >= 2
-        ]  # fmt: skip
+            (name, i)
+            for name, i in graph.params().items()
+            if i != own
+            and graph.values[i].shape == value.shape
+            and graph.values[i].dtype == value.dtype
+            and value.numel() >= 2
+        ]
         same.sort(key=lambda item: (_unlike(item[0], mine), item[0]))
         for name, i in same[:10]:
             users = [graph.nodes[u] for u in _users(graph, i)]
@@ -147,9 +181,11 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
                             (user.index, there.with_args(**{f"a{p}": _layout(there, p, value)}))
                         )
             text = (
-                f"the port uses {name} here, too; the reference has {mine}" if tied
-                else f"the port has {name} " f"in the place of {mine}" + (", and the other way" if also else "")
-            )  # fmt: skip
+                f"the port uses {name} here, too; the reference has {mine}"
+                if tied
+                else f"the port has {name} "
+                f"in the place of {mine}" + (", and the other way" if also else "")
+            )
             yield Variant(
                 text,
                 call.with_args(**{f"a{position}": _layout(call, position, other)}),
@@ -169,15 +205,33 @@ def untied(call: Call) -> Iterator[Variant]:
     yield from _ports_value(call, shared=True)
 
 
-@cause("weights", on=("addmm", "mm", "convolution", "mul", "add", "native_layer_norm", "native_batch_norm", "native_group_norm",
-                      "_native_batch_norm_legit_no_training", "embedding", "cat", "expand", "index"))  # fmt: skip
+@cause(
+    "weights",
+    on=(
+        "addmm",
+        "mm",
+        "convolution",
+        "mul",
+        "add",
+        "native_layer_norm",
+        "native_batch_norm",
+        "native_group_norm",
+        "_native_batch_norm_legit_no_training",
+        "embedding",
+        "cat",
+        "expand",
+        "index",
+    ),
+)
 def other_value(call: Call) -> Iterator[Variant]:
-    """The port holds other numbers for a parameter (not loaded, rounded, or of another checkpoint)."""
+    """The port holds other numbers for a parameter (not loaded, rounded, or of another
+    checkpoint)."""
     yield from _ports_value(call, shared=False)
 
 
 def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
-    """A parameter that has no equal in the port, replaced by a parameter of the port that has none in the reference."""
+    """A parameter that has no equal in the port, replaced by a parameter of the port that has none
+    in the reference."""
     if call.index is None:
         return
     graph = call.graph
@@ -211,9 +265,17 @@ def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
                 other = torch.from_numpy(np.array(moved))
                 far = float((other - arg).norm() / arg.norm())
                 text = (
-                    "the port has a " "matrix of its own " f"({theirs.where}); the " f"reference shares {name}" if shared
-                    else "the port holds other " f"numbers for {name} " f"({theirs.where}), {far:.1e} " "apart: load or " "convert it again"
-                )  # fmt: skip
+                    "the port has a "
+                    "matrix of its own "
+                    f"({theirs.where}); the "
+                    f"reference shares {name}"
+                    if shared
+                    else "the port holds other "
+                    f"numbers for {name} "
+                    f"({theirs.where}), {far:.1e} "
+                    "apart: load or "
+                    "convert it again"
+                )
                 yield Variant(text, call.with_args(**{f"a{position}": other}), key=text)
 
 

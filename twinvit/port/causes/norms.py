@@ -1,4 +1,5 @@
-"""Normalisation: eps, axes and groups, the variance's denominator, the offset of the scale, the kind."""
+"""Normalisation: eps, axes and groups, the variance's denominator, the offset of the scale, the
+kind."""
 
 from __future__ import annotations
 
@@ -13,9 +14,15 @@ from twinvit.port.causes import Variant, cause
 
 EPS = (1e-5, 1e-6, 1e-3, 1e-12, 1e-8, 1e-4, 1e-7, 2e-5, 1e-2, 1e-10, 0.0)
 POSITION = {
-    "native_layer_norm": 4, "native_group_norm": 7, "native_batch_norm": 7, "_native_batch_norm_legit_no_training": 6,
-    "_native_batch_norm_legit": 7, "_fused_rms_norm": 3, "cudnn_batch_norm": 7, "_batch_norm_with_update": 6,
-}  # fmt: skip
+    "native_layer_norm": 4,
+    "native_group_norm": 7,
+    "native_batch_norm": 7,
+    "_native_batch_norm_legit_no_training": 6,
+    "_native_batch_norm_legit": 7,
+    "_fused_rms_norm": 3,
+    "cudnn_batch_norm": 7,
+    "_batch_norm_with_update": 6,
+}
 NORMS = tuple(POSITION)
 BATCH = tuple(n for n in NORMS if "batch_norm" in n)
 TITLES = {
@@ -54,7 +61,8 @@ def affine(call: Call, x: torch.Tensor, y: torch.Tensor, w: Any, b: Any) -> torc
 
 @cause("norm_eps", on=NORMS)
 def norm_eps(call: Call) -> Iterator[Variant]:
-    """The port's eps of Layer-, Group-, Batch- or RMSNorm is another one, or stands outside the root."""
+    """The port's eps of Layer-, Group-, Batch- or RMSNorm is another one, or stands outside the
+    root."""
     position = POSITION[call.node.name]
     present = call.args[position]
 

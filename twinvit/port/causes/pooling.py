@@ -73,9 +73,16 @@ def pool_padding(call: Call) -> Iterator[Variant]:
         for fill, name in fills:
             for count in counts:
                 yield Variant(
-                    "the port pads " f"this pooling {text}" + (f" with {name}" if kind == "max" else ", padding " f"{'' if count else 'not '}counted"),
-                    _pool(kind, kernel, stride, pads, fill, count), reshapes=True,
-                )  # fmt: skip
+                    "the port pads "
+                    f"this pooling {text}"
+                    + (
+                        f" with {name}"
+                        if kind == "max"
+                        else f", padding {'' if count else 'not '}counted"
+                    ),
+                    _pool(kind, kernel, stride, pads, fill, count),
+                    reshapes=True,
+                )
 
 
 @cause(

@@ -65,7 +65,8 @@ def forget_bias(call: Call) -> Iterator[Variant]:
 
 @cause("gru_reset", on="mul")
 def gru_reset(call: Call) -> Iterator[Variant]:
-    """The port's GRU applies the reset gate to the state before the product; the reference after it."""
+    """The port's GRU applies the reset gate to the state before the product; the reference after
+    it."""
     graph = call.graph
     for position in (0, 1):
         ref = call.ref(position)

@@ -1,4 +1,5 @@
-"""Resizing: the cubic's coefficient, antialiasing, where pixels' centres lie, what lies beyond the border."""
+"""Resizing: the cubic's coefficient, antialiasing, where pixels' centres lie, what lies beyond the
+border."""
 
 from __future__ import annotations
 
@@ -12,9 +13,15 @@ from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
 RESIZES = (
-    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-    "_upsample_nearest_exact2d", "upsample_linear1d", "upsample_nearest1d",
-)  # fmt: skip
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_nearest2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "_upsample_nearest_exact2d",
+    "upsample_linear1d",
+    "upsample_nearest1d",
+)
 
 
 def _kernel(name: str, x: np.ndarray, a: float) -> np.ndarray:
@@ -36,10 +43,12 @@ def matrix(
     """The linear map (m, n) that resizes n samples to m.
 
     Args:
-        name: "linear", "cubic", "lanczos3" or "nearest"; `a` is the cubic's coefficient (Keys 1981: -0.5).
+        name: "linear", "cubic", "lanczos3" or "nearest"; `a` is the cubic's coefficient (Keys 1981:
+            -0.5).
         antialias: widen the kernel when shrinking.
         centres: "half" pixel, "corners" aligned, or "asymmetric".
-        border: "clamp" repeats the edge, "renormalise" leaves out what lies beyond it (as jax.image.resize does).
+        border: "clamp" repeats the edge, "renormalise" leaves out what lies beyond it (as
+            jax.image.resize does).
     """
     scale = n / m
     i = np.arange(m, dtype=np.float64)
@@ -75,7 +84,8 @@ def matrix(
 
 @cause("resize", on=RESIZES)
 def resize(call: Call) -> Iterator[Variant]:
-    """The port resizes otherwise: the kernel, its coefficient, antialiasing, centres of pixels, the border."""
+    """The port resizes otherwise: the kernel, its coefficient, antialiasing, centres of pixels, the
+    border."""
     own = tuple(call.args[0].shape[2:])
     new = tuple(call.out.shape[2:])
     names = ("linear", "cubic", "nearest", "lanczos3")
@@ -103,7 +113,16 @@ def resize(call: Call) -> Iterator[Variant]:
                                 x = (x.movedim(2 + axis, -1) @ w.T).movedim(-1, 2 + axis)
                             return x
 
-                        words = [name + (f" with a = {a}" if name == "cubic" else ""), "antialiased" if antialias else "not antialiased",
-                                 {"half": "half-pixel centres", "corners": "aligned corners", "asymmetric": "asymmetric centres"}[centres],
-                                 "edges repeated" if border == "clamp" else "weights beyond " "the edge left out"]  # fmt: skip
+                        words = [
+                            name + (f" with a = {a}" if name == "cubic" else ""),
+                            "antialiased" if antialias else "not antialiased",
+                            {
+                                "half": "half-pixel centres",
+                                "corners": "aligned corners",
+                                "asymmetric": "asymmetric centres",
+                            }[centres],
+                            "edges repeated"
+                            if border == "clamp"
+                            else "weights beyond the edge left out",
+                        ]
                         yield Variant(f"the port resizes by another rule: {', '.join(words)}", fn)

@@ -92,7 +92,8 @@ def rope_layout(call: Call) -> Iterator[Variant]:
 
 
 def _turns(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The angles of the first position and the step from one position to the next, of tables (..., positions, width)."""
+    """The angles of the first position and the step from one position to the next, of tables (...,
+    positions, width)."""
     if (
         cos.ndim < 2
         or cos.shape != sin.shape

@@ -35,7 +35,8 @@ def scale(call: Call) -> Iterator[Variant]:
 
 @cause("scale", on="embedding")
 def embedding_scale(call: Call) -> Iterator[Variant]:
-    """The port multiplies embeddings by a constant (sqrt(d)) where the reference does not, or the other way."""
+    """The port multiplies embeddings by a constant (sqrt(d)) where the reference does not, or the
+    other way."""
     yield from scale_added(call)
 
 
@@ -189,7 +190,8 @@ def operand_order(call: Call) -> Iterator[Variant]:
 
 @cause("gate_order", on="mul")
 def gate_halves(call: Call) -> Iterator[Variant]:
-    """The port's gated unit lacks its gate, or activates the other half; an LSTM's or GRU's gates in another order."""
+    """The port's gated unit lacks its gate, or activates the other half; an LSTM's or GRU's gates
+    in another order."""
     a, b = call.argument(0), call.argument(1)
     if (
         not isinstance(a, torch.Tensor)
@@ -261,7 +263,7 @@ def log_base(call: Call) -> Iterator[Variant]:
         if name != call.node.name:
             yield Variant(
                 f"the port computes {name}; the reference {call.node.name}",
-                lambda x, *_, f=getattr(torch, name), **__: f(x),
+                lambda x, *_, n=name, **__: getattr(torch, n)(x),
             )
 
 

@@ -93,7 +93,8 @@ def bn_momentum(call: Call) -> Iterator[Variant]:
 
 @cause("bn_variance", on=BATCH, what="train")
 def bn_variance(call: Call) -> Iterator[Variant]:
-    """The port's running variance takes the biased variance of the batch; the reference the unbiased one."""
+    """The port's running variance takes the biased variance of the batch; the reference the
+    unbiased one."""
     if len(call.outs) < 5:
         return
 

@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -29,6 +30,11 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+# torchvision's compiled operators fit one torch build only; no model here needs them.
+sys.modules.setdefault(
+    "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+)
 
 from twinvit import port  # noqa: E402
 
@@ -147,7 +153,8 @@ def draw(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random weights, norms and statistics included; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point() or "inv_freq" in name:
+        fixed = isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+        if not tensor.is_floating_point() or "inv_freq" in name or fixed:
             continue
         values = torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):

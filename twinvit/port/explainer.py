@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from twinvit.port import record_jax, record_torch
+from twinvit.port.constants import narrow_constants
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, evidence
 from twinvit.port.report import Finding, Narrowing, Operation, Report
@@ -607,6 +608,10 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
     skip: set[int] = set()
     unknown = False
     start = session.snapshot()
+    constants = narrow_constants(session)
+    if constants is not None:
+        accepted.append(constants)
+        session.accepted.append(constants)
     for _ in range(MAX_FINDINGS):
         if session.output_distance() <= session.output_tolerance() and not session.watched:
             break

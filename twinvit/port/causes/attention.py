@@ -253,6 +253,35 @@ def mask_offset(call: Call) -> Iterator[Variant]:
                     )
 
 
+@cause("mask_offset", on=("masked_fill", "where", "add"))
+def mask_band(call: Call) -> Iterator[Variant]:
+    """The port's sliding window is wider or narrower than the reference's."""
+    if not call.leads_to("softmax", steps=4):
+        return
+    hides = call.node.name == "masked_fill"  # true is hidden
+    for p in {"add": (0, 1), "masked_fill": (1,), "where": (0,)}[call.node.name]:
+        mask, ref = call.argument(p), call.ref(p)
+        if not isinstance(mask, torch.Tensor) or mask.ndim < 2 or min(mask.shape[-2:]) < 3:
+            continue
+        low, high = mask.min(), mask.max()
+        two = bool(low != high) and bool(((mask == low) | (mask == high)).all())
+        if ref is None or ref in call.graph.input_dependent() or not two:
+            continue
+        kept = mask == (low if hides else high)
+        rows, columns = mask.shape[-2:]
+        diagonal = torch.arange(columns)[None] - torch.arange(rows)[:, None]
+        seen = diagonal[kept.reshape(-1, rows, columns)[0]]
+        first, last = int(seen.min()), int(seen.max())
+        if first == 1 - rows or not (kept == ((diagonal >= first) & (diagonal <= last))).all():
+            continue
+        for start in (first - 1, first + 1, first - 2, 1 - rows):
+            band = (diagonal >= start) & (diagonal <= last)
+            new = torch.where(~band if hides else band, high, low).expand(mask.shape)
+            told = f"holds {1 - start} positions" if start > 1 - rows else "is missing"
+            text = f"the port's sliding window {told}; the reference's holds {1 - first}"
+            yield Variant(text, call.with_args(**{f"a{p}": lambda m, new=new: new}))
+
+
 @cause("mask_offset", on=("tril", "triu"))
 def triangle(call: Call) -> Iterator[Variant]:
     """The port's triangular mask begins at another diagonal."""

@@ -1,0 +1,102 @@
+"""Constants that one side computes in a narrower type: frequency tables, sin-cos embeddings.
+
+A module often makes such a table in float32 when it is built; the other side computes it inline in
+the model's type. After widening the two are 1e-9 to 1e-6 apart: rounding, not a formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from twinvit.port.index import Index, distance, layouts
+from twinvit.port.session import Accepted, Session, numbers
+
+NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
+REPEATS = 16
+SMALLEST = 8  # fewer numbers than these are equal by chance
+
+
+def narrow_constants(session: Session) -> Accepted | None:
+    """Take the port's constants into the reference where they differ by a narrow type's rounding.
+
+    The candidates are the last values of the reference that depend on no input. None if there are
+    none, or if nothing is found again with the port's in their place.
+    """
+    graph = session.graph
+    dependent = graph.input_dependent()
+    values: dict[int, torch.Tensor] = {}
+    where, worst = "", 0.0
+    wanted = _boundary(session)
+    seen = set(wanted)
+    while wanted:
+        out = wanted.pop()
+        mine = numbers(graph.values[out])
+        best = None
+        if mine.dtype == np.float64 and mine.size >= SMALLEST:
+            candidates = _candidates(session.index, mine)
+            best = min(candidates, key=lambda c: c[0], default=None)
+        if best is not None and best[0] < NARROW:
+            if best[0] > session.tolerance(out):
+                values[out] = torch.from_numpy(np.array(best[1]))
+                if best[0] > worst:
+                    worst, where = best[0], session.index.entries[best[2]].where
+            continue
+        producer = graph.producer[out]  # the port may hold what this was computed from
+        for ref in graph.nodes[producer].refs if producer is not None else ():
+            if ref not in dependent and ref not in seen:
+                seen.add(ref)
+                wanted.append(ref)
+    if not values:
+        return None
+    producers = sorted({p for v in values if (p := graph.producer[v]) is not None})
+    users = sorted(u for v in values for u in graph.consumers.get(v, ()))
+    nodes = [graph.nodes[i] for i in producers or users]
+    judged = session.judge({}, nodes[0], values, window=400, patience=40)
+    if judged is None or judged.regained <= judged.broken:
+        return None
+    session.pin(values)
+    text = f"constants that one side makes in a narrower type, up to {worst:.1e} apart"
+    places = list(dict.fromkeys(n.place for n in nodes))
+    return Accepted(
+        "precision", "", text, nodes[0], {}, values, where, worst, 0.0, "", places, judged.regained
+    )
+
+
+def _boundary(session: Session) -> list[int]:
+    """The reference's different constants that an operation on the input's values takes."""
+    graph = session.graph
+    dependent = graph.input_dependent()
+    found = []
+    for node in graph.nodes:
+        if node.index not in session.live or not any(o in dependent for o in node.outs):
+            continue
+        for ref in node.refs:
+            if ref not in dependent and graph.producer[ref] is not None:
+                if session.status(ref) != "found" and ref not in found:
+                    found.append(ref)
+    return found
+
+
+def _candidates(index: Index, mine: np.ndarray) -> Iterator[tuple[float, np.ndarray, int]]:
+    """(distance, array of `mine`'s shape, entry) of the port's values, repeated ones included."""
+    for repeats in range(1, REPEATS + 1):
+        for entry in index.ids(mine.size * repeats)[:200]:
+            theirs = index.entries[entry].value
+            if theirs is None or theirs.dtype != np.float64:
+                continue
+            if repeats > 1:
+                theirs = _once(theirs, repeats)
+            if theirs is None:
+                continue
+            for moved in layouts(theirs, mine.shape)[:6]:
+                yield distance(mine, moved), moved, entry
+
+
+def _once(array: np.ndarray, repeats: int) -> np.ndarray | None:
+    """One copy of an array that holds `repeats` copies along its first axis."""
+    if array.ndim < 2 or array.shape[0] != repeats or not (array == array[:1]).all():
+        return None
+    return array[0]

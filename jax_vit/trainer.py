@@ -94,11 +94,15 @@ class Trainer:
         """Take over a state; raises UserError unless its arrays fit the model."""
         canonical.check(self.cfg, state.params)
         self.step, self.adam_count = state.step, int(state.scalars["adam_count"])
-        self.params = self._to_mesh(self.paths, state.params)
-        self.fixed = self._to_mesh(self.fixed_paths, state.params)
+        self.load_params(state.params)
         self.slots = {
             slot: self._to_mesh(self.paths, arrays) for slot, arrays in state.slots.items()
         }
+
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        """Take over parameters alone, {canonical name: array}: all that `gradients` depends on."""
+        self.params = self._to_mesh(self.paths, params)
+        self.fixed = self._to_mesh(self.fixed_paths, params)
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""

@@ -91,9 +91,7 @@ class Trainer:
         """Take over a state; raises UserError unless its arrays fit the model."""
         canonical.check(self.cfg, state.params)
         self.step, adam_count = state.step, int(state.scalars["adam_count"])
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(state.params[name])))
+        self.load_params(state.params)
         self.slots = {
             slot: {
                 n: torch.tensor(arrays[n], device=self.device, dtype=p.dtype)
@@ -109,6 +107,12 @@ class Trainer:
             growth_tracker = int(state.scalars["growth_tracker"])
             values = {"scale": state.scalars["scale"], "_growth_tracker": growth_tracker}
             self.scaler.load_state_dict(self.scaler.state_dict() | values)
+
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        """Take over parameters alone, {canonical name: array}: all that `gradients` depends on."""
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(params[name])))
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""

@@ -14,7 +14,7 @@ from shared_vit.cores import cores
 from shared_vit.errors import UserError
 from shared_vit.run.command_line import parse
 from shared_vit.run.record import read_record
-from twinvit import noise_rule
+from twinvit import lockstep_run, noise_rule
 from twinvit.curves import judge, report
 
 NUDGES = (1, 2, 3)
@@ -28,7 +28,9 @@ a process of its own. The noise rule then says whether nothing but rounding is b
 table and a verdict on the screen, the figure in curves.png. Exit status 0: they match, 1: they do
 not.
 
-  --run_dir=DIR  where the five runs and the figure go. Default: runs/parity-<preset>, numbered
+  --run_dir=DIR        where the five runs and the figure go. Default: runs/parity-<preset>, numbered
+  --lockstep[=EVERY]   one run instead, each step (or every EVERY-th) taken by both twins from the
+                       same state; --framework={torch,jax} says which twin goes on
 
 All other flags are those of training (`twinvit train --help` lists them), without --nudge, --resume,
 --stop_at and --mode, which the comparison sets itself. fp16 is PyTorch's alone.
@@ -42,6 +44,8 @@ def parity(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
+    if lockstep_run.wanted(argv):
+        return lockstep_run.run(argv)
     asked = parse(argv, prog="twinvit parity")
     own = [f"--{n}" for n in OWN_FLAGS if n in asked.given]
     if own:

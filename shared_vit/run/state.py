@@ -1,6 +1,6 @@
 """What passes between the training loop and a trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -71,6 +71,10 @@ class Trainer(Protocol):
     compile_seconds: float | None  # of the first training step, once it has run
 
     def load(self, state: TrainState) -> None: ...
+
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        """Take over parameters alone, on which `gradients` depends."""
+        ...
 
     def state(self) -> TrainState: ...
 

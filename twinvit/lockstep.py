@@ -1,0 +1,347 @@
+"""Lockstep: two implementations of a training step, compared at every state that a training visits.
+
+Free runs part by chaos, and a comparison of their curves decides little in float32. Here both sides
+start each step from the same state, so what is compared is the map that a step is.
+
+    verdict = lockstep.run(step_a, step_b, states, batches, lockstep.nudges(step_a))
+    print(verdict.line())
+
+`step_a` and `step_b` are functions `(state, batch) -> {name: array}`; this module knows neither
+models nor frameworks. docs/lockstep.md proves a trainer of one's own with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shared_vit.errors import UserError, some
+from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
+
+Arrays = Mapping[str, np.ndarray]
+Step = Callable[[Any, Any], Arrays]  # (state, batch) -> {name: array}
+Noise = Callable[[Any, Any], Iterable[Arrays]]  # (state, batch) -> results of the same step, nudged
+
+WHOLE = "whole"  # the quantity that is all arrays of a step together
+SEEDS = (1, 2, 3)  # of the nudges; five of them spread by 4.5 times, hence three and the factor
+NOISE_EVERY = 10  # noise is measured at one compared step of so many
+# Where two sides may round differently, each one's distance from a float64 step is compared with
+# the other's: that of all arrays together, and that of a single one.
+WHOLE_RATIO, ARRAY_RATIO = 1.25, 2.0
+DECIDABLE_DISTANCE = 0.3
+_HUGE = 1e308  # stands for infinity, which JSON lacks
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One step from one state by both sides.
+
+    gaps: {quantity: distance of b from a}, relative L2; a scalar named "loss" over max(1, |loss|).
+    noise: the same of a from itself nudged, the largest of all nudges; None where not measured.
+    distances: {quantity: (of a, of b)} from a step in float64; None without one. zero: arrays that
+    are zero on both sides, in which nothing was compared.
+    """
+
+    step: int
+    gaps: dict[str, float]
+    noise: dict[str, float] | None = None
+    distances: dict[str, tuple[float, float]] | None = None
+    zero: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A quantity outside its bound."""
+
+    step: int
+    name: str
+    gap: float
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.gap:.2g} at step {self.step}, bound {self.bound:.2g}"
+
+
+@dataclass
+class Verdict:
+    """Which steps were decided, and the first that differ.
+
+    steps: numbers of the compared steps. decided: one flag a step. differences: those of the first
+    step that differs, the worst first. nothing: reasons why there was nothing to compare. open:
+    {quantity: steps at which noise left it undecided}.
+    """
+
+    steps: list[int]
+    decided: list[bool]
+    differences: list[Difference] = field(default_factory=list)
+    nothing: list[str] = field(default_factory=list)
+    open: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def matched(self) -> bool:
+        return self.exit_status == 0
+
+    @property
+    def exit_status(self) -> int:
+        """0: match; 1: differ; 2: cannot be judged."""
+        if self.differences:
+            return 1
+        return 0 if any(self.decided) and not self.nothing else 2
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        counted = f"lockstep: decided {sum(self.decided)} of {len(self.steps)} steps"
+        if self.differences:
+            first = self.differences[0]
+            return f"{counted}, differ (first at step {first.step}, {first.name})"
+        if self.exit_status == 2:
+            return f"{counted}, cannot be judged ({self._why()})"
+        return f"{counted}, match"
+
+    def _why(self) -> str:
+        return some(self.nothing) if self.nothing else "rounding alone moves every step too far"
+
+    def joined(self, other: Verdict) -> Verdict:
+        """The verdict of two comparisons at the same steps, both of which must hold."""
+        found = sorted((v for v in (self, other) if v.differences), key=_first_step)
+        return Verdict(
+            self.steps,
+            [a and b for a, b in zip(self.decided, other.decided, strict=True)],
+            found[0].differences if found else [],
+            [*self.nothing, *other.nothing],
+            self.open | other.open,
+        )
+
+
+def _first_step(verdict: Verdict) -> int:
+    return verdict.differences[0].step
+
+
+def run(
+    step_a: Step,
+    step_b: Step,
+    states: Iterable[Any],
+    batches: Iterable[Any],
+    noise: Noise | None = None,
+    *,
+    reference: Step | None = None,
+    limit: float | None = None,
+    relative_to: Mapping[str, str] | None = None,
+    noise_every: int = NOISE_EVERY,
+) -> Verdict:
+    """Take a step on both sides from each of `states` on the batch beside it, and judge the gaps.
+
+    States and batches are read one pair at a time, so a generator may train between them. Give one
+    of three yardsticks. `noise`: results of `step_a` at nudged states, see `nudges`; the sides agree
+    if gap <= 10 noise + 16 eps, with eps that of the arrays' dtype; undecided where the noise exceeds
+    1e-3. `reference`: the step in float64, for sides that round differently on purpose (bfloat16);
+    each side's distance from it must be within 1.25 times the other's, 2 times for one array.
+    `limit`: the largest gap, for a map that does not amplify rounding, such as an optimizer's in
+    float64. `relative_to` names, for an array without a true value (a gradient that is zero but for
+    rounding), the array on whose norm its gap is measured.
+
+    Raises UserError where the yardstick is missing, or the sides return other names or shapes.
+    """
+    if sum(y is not None for y in (noise, reference, limit)) != 1:
+        raise UserError("lockstep.run needs one yardstick: noise, reference or limit")
+    measured: list[Measured] = []
+    eps = 0.0
+    for number, (state, batch) in enumerate(zip(states, batches), 1):
+        a, b = step_a(state, batch), step_b(state, batch)
+        eps = max(eps, epsilon(a))
+        nudged = noise(state, batch) if noise and (number - 1) % noise_every == 0 else None
+        exact = reference(state, batch) if reference else None
+        measured.append(measure(number, a, b, nudged, exact, relative_to or {}))
+    if noise is not None:
+        return judge_by_noise(measured, eps)
+    return judge_by_reference(measured, eps) if limit is None else judge_by_limit(measured, limit)
+
+
+def nudge(arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
+    """Each weight times 1 + eps (2 r - 1), r uniform in [0, 1), eps that of its dtype."""
+    rng = np.random.default_rng(seed)
+    moved = {}
+    for name, array in arrays.items():
+        r = rng.random(array.shape, array.dtype)
+        moved[name] = array * (1 + np.finfo(array.dtype).eps * (2 * r - 1)).astype(array.dtype)
+    return moved
+
+
+def nudges(step: Step, move: Callable[[Any, int], Any] = nudge) -> Noise:
+    """The noise of a step: its results at the same state nudged three times.
+
+    `move(state, seed)` returns the nudged state; by default a state is a dictionary of arrays.
+    """
+
+    def noise(state: Any, batch: Any) -> Iterator[Arrays]:
+        for seed in SEEDS:
+            yield step(move(state, seed), batch)
+
+    return noise
+
+
+def epsilon(arrays: Arrays) -> float:
+    """The machine epsilon of the arrays, scalars left out; the largest of several dtypes."""
+    kinds = {np.asarray(a).dtype for a in arrays.values() if np.ndim(a)}
+    found = [float(np.finfo(d).eps) for d in kinds if np.issubdtype(d, np.floating)]
+    if not found:
+        raise UserError("lockstep: the step returned no floating-point array")
+    return max(found)
+
+
+def measure(
+    step: int,
+    a: Arrays,
+    b: Arrays,
+    nudged: Iterable[Arrays] | None = None,
+    reference: Arrays | None = None,
+    relative_to: Mapping[str, str] | None = None,
+) -> Measured:
+    """Compare the two results of one step; raises UserError for other names or shapes."""
+    relative_to = relative_to or {}
+    noise = None
+    for other in nudged or ():
+        found = gaps(other, a, relative_to)
+        noise = found if noise is None else {n: max(noise[n], found[n]) for n in noise}
+    distances = None
+    if reference is not None:
+        of_a, of_b = gaps(a, reference, relative_to), gaps(b, reference, relative_to)
+        distances = {n: (of_a[n], of_b[n]) for n in of_a}
+    zero = tuple(n for n in a if np.ndim(a[n]) and not np.any(a[n]) and not np.any(b[n]))
+    return Measured(step, gaps(b, a, relative_to), noise, distances, zero)
+
+
+def gaps(b: Arrays, a: Arrays, relative_to: Mapping[str, str] | None = None) -> dict[str, float]:
+    """`{quantity: distance of b from a}`: scalars, `whole`, and each array.
+
+    Relative L2 in float64; infinite where it is not a number. Raises UserError for other names or
+    shapes.
+    """
+    relative_to = relative_to or {}
+    if set(a) != set(b):
+        raise UserError(f"the sides return other arrays: {some(sorted(set(a) ^ set(b)))}")
+    scalars, squares, norms = {}, {}, {}
+    for name in a:
+        x, y = np.asarray(a[name], np.float64), np.asarray(b[name], np.float64)
+        if x.shape != y.shape:
+            raise UserError(f"{name} has shape {x.shape} on one side, {y.shape} on the other")
+        if x.ndim == 0:
+            scale = max(1.0, abs(x)) if name == "loss" else abs(x)
+            scalars[name] = _ratio(abs(float(x - y)), float(scale))
+        else:
+            x, difference = x.ravel(), (x - y).ravel()
+            norms[name], squares[name] = float(x @ x), float(difference @ difference)
+    found = {WHOLE: _ratio(math.sqrt(sum(squares.values())), math.sqrt(sum(norms.values())))}
+    for name, square in squares.items():
+        scale = norms[relative_to.get(name, name)]
+        found[name] = _ratio(math.sqrt(square), math.sqrt(scale))
+    return scalars | found
+
+
+def _ratio(distance: float, scale: float) -> float:
+    if distance == 0:
+        return 0.0
+    ratio = distance / scale if scale else math.inf
+    return min(ratio, _HUGE) if not math.isnan(ratio) else _HUGE
+
+
+def judge_by_noise(measured: Sequence[Measured], eps: float) -> Verdict:
+    """gap <= 10 noise + 16 eps for every quantity; undecided where the noise exceeds 1e-3.
+
+    The noise at a step is the largest of the nearest measured ones: the last before it, the first
+    after it, and its own.
+    """
+    if not measured:
+        return Verdict([], [], nothing=["there was no step"])
+    names = list(measured[0].gaps)
+    found = np.array([[m.gaps[n] for n in names] for m in measured])
+    noise = nearest_noise(measured, names)
+    bound = FACTOR * noise + FLOOR_EPS * eps
+    return _verdict(measured, names, found, bound, noise <= DECIDABLE)
+
+
+def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndarray:
+    """float64 [steps, names]: the noise by which each step is judged. Raises UserError without any."""
+    at = np.array([i for i, m in enumerate(measured) if m.noise is not None])
+    if not len(at):
+        raise UserError("lockstep: the noise was measured at no step")
+    rows = np.array([[measured[i].noise[n] for n in names] for i in at])  # type: ignore[index]
+    result = np.empty((len(measured), len(names)))
+    for i in range(len(measured)):
+        before, after = np.searchsorted(at, i, "left") - 1, np.searchsorted(at, i, "right")
+        near = rows[max(before, 0) : after + 1]
+        result[i] = near.max(axis=0)
+    return result
+
+
+def judge_by_reference(measured: Sequence[Measured], eps: float) -> Verdict:
+    """Each side's distance from the float64 step against the other's; undecided beyond 0.3.
+
+    Scalars are judged by the distances of all arrays together: a norm cannot be further off than
+    its vector, and a mean loss is nearer than its gradient.
+    """
+    if not measured:
+        return Verdict([], [], nothing=["there was no step"])
+    names = list(measured[0].gaps)
+    values = np.array([[m.distances[n] for n in names] for m in measured])  # type: ignore[index]
+    largest, least = values.max(axis=2), values.min(axis=2)
+    ratio = np.array([WHOLE_RATIO if n == WHOLE else ARRAY_RATIO for n in names])
+    bound = ratio * least + FLOOR_EPS * eps
+    decided = largest <= DECIDABLE_DISTANCE
+    whole = names.index(WHOLE)
+    for i in range(whole):  # scalars come first
+        largest[:, i] = [m.gaps[names[i]] for m in measured]
+        bound[:, i] = values[:, whole].sum(axis=1) + FLOOR_EPS * eps
+        decided[:, i] = decided[:, whole]
+    return _verdict(measured, names, largest, bound, decided)
+
+
+def judge_by_limit(measured: Sequence[Measured], limit: float) -> Verdict:
+    """Every gap at most `limit`; every step is decided."""
+    differences: list[Difference] = []
+    for m in measured:
+        differences = [Difference(m.step, n, g, limit) for n, g in m.gaps.items() if not g <= limit]
+        if differences:
+            break
+    differences.sort(key=lambda d: (d.name == WHOLE, -d.gap))
+    return Verdict([m.step for m in measured], [True] * len(measured), differences)
+
+
+def _verdict(
+    measured: Sequence[Measured],
+    names: Sequence[str],
+    values: np.ndarray,
+    bound: np.ndarray,
+    judged: np.ndarray,
+) -> Verdict:
+    """The verdict of values and bounds [steps, names], of which those `judged` count."""
+    outside = judged & ~(values <= bound)
+    differences: list[Difference] = []
+    if outside.any():
+        i = int(np.argmax(outside.any(axis=1)))
+        differences = [
+            Difference(measured[i].step, names[j], float(values[i, j]), float(bound[i, j]))
+            for j in np.flatnonzero(outside[i])
+        ]
+        differences.sort(key=lambda d: (_is_sum(names, d.name), -d.gap / max(d.bound, 1e-300)))
+    return Verdict(
+        [m.step for m in measured],
+        judged.all(axis=1).tolist(),
+        differences,
+        _nothing_to_compare(measured),
+        {n: int((~judged[:, j]).sum()) for j, n in enumerate(names) if not judged[:, j].all()},
+    )
+
+
+def _is_sum(names: Sequence[str], name: str) -> bool:
+    """Whether a quantity sums others up: the scalars and `whole`; an array says where."""
+    return list(names).index(name) <= list(names).index(WHOLE)
+
+
+def _nothing_to_compare(measured: Sequence[Measured]) -> list[str]:
+    always = set.intersection(*(set(m.zero) for m in measured))
+    return [f"{some(sorted(always))} zero at every step"] if always else []

@@ -1,0 +1,145 @@
+"""`twinvit parity --lockstep`: one run by one twin, each EVERY-th step taken by the other too."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from shared_vit.errors import UserError
+from shared_vit.run import loop
+from shared_vit.run.asked import Asked
+from shared_vit.run.command_line import parse
+from shared_vit.run.plan import Plan, make_plan
+from shared_vit.run.state import StepScalars, TrainState
+from shared_vit.spec.config import name_of
+from twinvit import lockstep_record as record
+from twinvit.lockstep_twins import (
+    FRAMEWORKS,
+    Framework,
+    LockstepTrainer,
+    Pair,
+    Step,
+    judged_by_reference,
+)
+from twinvit.noise_rule import machine_epsilon
+
+FLAG = "--lockstep"
+
+
+def wanted(argv: list[str]) -> bool:
+    """Whether a command line of `twinvit parity` asks for a lockstep."""
+    return any(arg == FLAG or arg.startswith(FLAG + "=") for arg in argv)
+
+
+def run(argv: list[str]) -> int:
+    """Train by the flags; returns 0 where every decided step matches, 1 where one differs, 2 where
+    nothing can be judged. Raises UserError before any device works."""
+    every, leader, rest = _own_flags(argv)
+    plan = resolve(parse(rest, prog="twinvit parity --lockstep"))
+    begin = time.perf_counter()
+    made: dict[str, Any] = {}
+
+    def make_trainer(state: TrainState) -> LockstepTrainer:
+        pair = Pair(plan, state, leader)
+        made["versions"] = pair.versions()
+        record.cut_lines(plan.run_dir, state.step)
+        return LockstepTrainer(pair, every, write)
+
+    def write(step: Step, scalars: StepScalars) -> None:
+        row = json.dumps(record.to_json(record.line_of(step, scalars)))
+        with open(plan.run_dir / record.LINES, "a") as file:
+            file.write(row + "\n")
+
+    print(f"lockstep: {leader} leads, every {every}. step taken by the other twin too", flush=True)
+    status = loop.run(plan, 0, make_trainer)
+    if status:
+        return status
+    seconds = time.perf_counter() - begin
+    how = {"leader": leader, "every": every, "seconds": round(seconds, 1)} | about(plan) | made
+    return conclude(plan.run_dir, how)
+
+
+def conclude(run_dir: Path, how: dict[str, Any]) -> int:
+    """Judge the lines of a run; print, and write lockstep.json and the figure."""
+    lines = record.read_lines(run_dir)
+    if not lines:
+        raise UserError(f"{run_dir}: no step was compared")
+    gradients, maps = record.judge(lines, machine_epsilon(how["precision"]))
+    found = how | record.summary(lines, gradients, maps)
+    record.write_json(run_dir / record.RESULT, found)
+    from twinvit.lockstep_figure import plot_lockstep
+
+    plot_lockstep(run_dir / record.FIGURE, lines, found)
+    print("\n" + record.table(lines, lines[0].gradients.distances is not None))
+    for name, count in gradients.open.items():
+        print(f"undecided: {name} at {count} steps, where rounding alone moves it too far")
+    for difference in found["differences"]:
+        print(f"differs: {difference}")
+    print(f"figure: {run_dir / record.FIGURE}")
+    print(found["line"], flush=True)
+    return found["exit_status"]
+
+
+def resolve(asked: Asked) -> Plan:
+    """The plan of a run by both twins in this process: JAX on `world_size` devices, torch on one.
+
+    Raises UserError.
+    """
+    own = [f"--{n}" for n in ("nudge", "mode") if n in asked.given]
+    if own or asked.nudge is not None:
+        raise UserError(f"a lockstep measures rounding itself: leave {', '.join(own)} out")
+    if asked.precision == "fp16":
+        raise UserError(
+            "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
+        )
+    # Both frameworks share a GPU's memory: JAX must not take most of it at its start.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax_vit.devices
+    import torch_vit.devices
+
+    asked = jax_vit.devices.resolve(asked)
+    if asked.num_processes > 1:
+        raise UserError("a lockstep runs in one process: leave --num_processes out")
+    one = torch_vit.devices.resolve(asked.replace(world_size=1))
+    return make_plan(asked.replace(compile=one.compile), "lockstep")
+
+
+def about(plan: Plan) -> dict[str, Any]:
+    """What was run and where, for the record."""
+    recipe = plan.recipe
+    by_reference = judged_by_reference(recipe.precision, plan.machine.device)
+    return {
+        "model": name_of(recipe.model),
+        "data": plan.record().data,
+        "precision": recipe.precision,
+        "rule": "distance from float64" if by_reference else "noise",
+        "steps_of_run": recipe.steps,
+        "warmup_steps": recipe.warmup_steps,
+        "batch_size": recipe.batch_size,
+        "grad_accum": recipe.grad_accum,
+        "dropout": recipe.model.dropout,
+        "device": plan.machine.device,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _own_flags(argv: list[str]) -> tuple[int, Framework, list[str]]:
+    """EVERY and the leader, and the training flags."""
+    every, leader, rest = "1", "torch", []
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        if name == FLAG:
+            every = value if equals else "1"
+        elif name == "--framework":
+            leader = value
+        else:
+            rest.append(arg)
+    if not every.isdecimal() or int(every) < 1:
+        raise UserError(f"{FLAG}={every}: name a number of steps of at least 1")
+    if leader not in FRAMEWORKS:
+        raise UserError(f"--framework={leader}: the twins are {' and '.join(FRAMEWORKS)}")
+    return int(every), leader, rest  # type: ignore[return-value]

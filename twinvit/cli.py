@@ -33,6 +33,7 @@ COMMANDS = {
     ),
     "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
     "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
+    "port": ("twinvit.port.cli", "main", "explain a port of any model: what is wrong, and where"),
     "prepare": (
         "shared_vit.data.prepare",
         "prepare",

@@ -1,4 +1,6 @@
-"""The one exception that means "the user can mend this"; everything else is a bug and keeps its traceback."""
+"""The exception that means "the user can mend this". Any other is a bug and keeps its traceback."""
+
+from __future__ import annotations
 
 import difflib
 import os
@@ -7,13 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
-    """What was wrong, where, and what to do, in one message. `main` prints it without a traceback, exit status 2."""
+    """What was wrong, where, and what to do, in one message. `run_main` prints it without a
+    traceback; the exit status is 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a name close to a known one, else an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """How a sentence ends that refuses a name: `; did you mean 'x'?` where a known one is close to
+    it, else a full stop."""
+    close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def some(items: Sequence[str], most: int = 4, separator: str = "; ") -> str:
@@ -23,7 +27,8 @@ def some(items: Sequence[str], most: int = 4, separator: str = "; ") -> str:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's main function: a `UserError` becomes one line on stderr (of process 0) and exit status 2."""
+    """Run a command's main function and exit. A `UserError` becomes one line on stderr (of process
+    0) and exit status 2."""
     try:
         status = main()
     except UserError as error:
@@ -31,5 +36,5 @@ def run_main(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
     except KeyboardInterrupt:
-        status = 130  # as a shell has it for Ctrl-C
+        status = 130  # 128 + SIGINT, as in shells
     sys.exit(status or 0)

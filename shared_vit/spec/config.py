@@ -194,10 +194,17 @@ def name_of(cfg: ModelConfig) -> str:
     return f"ViT of width {cfg.width}, depth {cfg.depth}, {cfg.num_heads} heads"
 
 
+_LONG = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "giant": "g"}
+_FOREIGN = re.compile(r"(tiny|small|base|large|huge|giant|gg|ti|[sblhg])[^a-z\d]*(\d+)?")
+
+
 def _as_ours(name: str) -> str:
-    """`ViT-B/16` -> `vit_b16`: spellings of other projects, for a suggestion."""
-    plain = re.sub(r"[^a-z0-9]", "", str(name).lower())
-    long = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "giant": "g"}
-    for word, letter in long.items():
-        plain = plain.replace(word, letter)
-    return re.sub(r"^vit(_?)", "vit_", plain.replace("patch", ""))
+    """`ViT-B/16`, `google/vit-base-patch16-224` -> `vit_b16`: other projects' spellings, for a
+    suggestion."""
+    plain = str(name).lower().rpartition("vit")[2].lstrip("-_ /") if "/" in name else name.lower()
+    plain = re.sub(r"^(vit|deit)[^a-z\d]*", "", plain.replace("patch", ""))
+    found = _FOREIGN.match(plain)
+    if not found:
+        return str(name).lower()
+    size = _LONG.get(found[1], found[1])
+    return f"vit_{size}{found[2] or (14 if size in ('h', 'g', 'gg') else 16)}"

@@ -1,4 +1,4 @@
-"""Claim: a checkpoint is whole or absent; what is on disk is what was saved, or is refused by name."""
+"""Claim: a checkpoint is intact or absent; what is on disk is what was saved, or is refused by name."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,6 @@ from whole_runs import EXTRA, ROOT, save, small_state
 
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
-from shared_vit.run.directory import RunDir
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import checkpoints
@@ -87,7 +86,7 @@ def test_a_checkpoint_of_format_1(tmp_path, precision):
     depth=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4]),
     dropout=st.floats(0, 0.99),
-    eps=st.floats(1e-300, 1),
+    eps=st.floats(1e-300, 1, exclude_max=True),
     mean=st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3),
     token=st.booleans(),
     gelu=st.sampled_from(["erf", "tanh"]),
@@ -164,12 +163,13 @@ def test_a_missing_cut_or_altered_file_is_named_and_the_earlier_checkpoint_taken
     path.write_bytes(data + b"\n}")
     refused()
     path.write_bytes((tmp_path / "checkpoints/step_3" / name).read_bytes())
-    assert checkpoint.newest(tmp_path).step == 3  # a whole file of another checkpoint
+    assert checkpoint.newest(tmp_path).step == 3  # an intact file of another checkpoint
     path.write_bytes(data)
-    assert checkpoint.newest(tmp_path) == checkpoint.Found(path.parent, 5, [])
+    found = checkpoint.newest(tmp_path)
+    assert (found.path, found.step, found.skipped) == (path.parent, 5, [])
 
 
-def test_without_any_whole_checkpoint_resume_stops_and_says_why(tmp_path):
+def test_without_any_intact_checkpoint_resume_stops_and_says_why(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     save(tmp_path, 3, 5)
     for step in (3, 5):
@@ -242,31 +242,6 @@ def test_a_full_or_read_only_file_system(tmp_path, full):
     reason = "No space left on device" if full else "Read-only file system"
     assert f"cannot save {tmp_path}/checkpoints/step_5: {reason}. The earlier ones" in done.stderr
     assert done.stdout == "status 2\nstep_3\n"
-
-
-def test_a_full_disk_ends_a_run_when_its_lines_cannot_be_written(tmp_path):
-    config = {"train": {}, "model": {}, "data": {}, "total_steps": 3}
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with RunDir(tmp_path) as run_dir:
-        run_dir.open_new(config)
-        with pytest.raises(UserError, match="metrics.jsonl: No space left on device"):
-            run_dir.append_metrics(['{"step": 1}'])
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        RunDir(tmp_path / "file" / "run") as run_dir,
-        pytest.raises(UserError, match="cannot make the folder .*run_dir"),
-    ):
-        run_dir.open_new({})
-
-
-def test_a_folder_with_another_config_json_is_left_alone(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
-    with RunDir(tmp_path) as run_dir, pytest.raises(UserError, match="not a run's.*another --run_dir"):
-        run_dir.open_new({"train": {}, "model": {}, "data": {}, "total_steps": 3})
-    assert "ViTModel" in (tmp_path / "config.json").read_text()
 
 
 def test_lines_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):

@@ -1,11 +1,10 @@
 """Claim: bad input gets one clear error, at once, with exit status 2, and nothing is written."""
 
-
 import pytest
 
 from shared_vit.data.sources import imagenet
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked, flags
+from shared_vit.run.asked import Asked, check_processes, flags
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan
 from shared_vit.run.presets import PRESETS
@@ -24,9 +23,24 @@ BAD = {
     "--preset=digit": "did you mean 'digits'",
     "--model=vit_b61": "did you mean 'vit_b16'",
     "--data=digts": "did you mean 'digits'",
-    "--data=digits --model=vit_b16 --image_size=40": "patches of 16 px do not divide an image of 40 px.*--image_size=32 or",
-    "--preset=digits --batch_size=65 --grad_accum=2": "--batch_size=65 is not divisible by --world_size=1 x --grad_accum=2",
-    "--preset=digits --batch_size=60 --world_size=8": "--batch_size=60 is not divisible by --world_size=8",
+    "--data=cifar10": "did you mean --preset=cifar10, or --data=tfds:cifar10",
+    "--data=CIFAR-10": "did you mean --preset=cifar10",
+    "--data=mnist": "unknown data set 'mnist'. Data sets: ",
+    "--preset=digits --model=ViT-B/16": "did you mean 'vit_b16'",
+    "--preset=digits --model=google/vit-large-patch32-384": "did you mean 'vit_l32'",
+    "--preset=digits --model=vit_base": "did you mean 'vit_b16'",
+    "--preset=digits --model=resnet50": "unknown model 'resnet50'. Models: ",
+    "--preset=digits --image_size=100000": "image_size must be at most 16384",
+    "--preset=digits --device=cpu --world_size=1000": "at most .* use --world_size=",
+    "--data=digits --model=vit_b16 --image_size=40": (
+        "16 px do not divide .* 40 px.*--image_size=32 or"
+    ),
+    "--preset=digits --batch_size=65 --grad_accum=2": (
+        "=65 is not divisible by --world_size=1 x --grad_accum=2"
+    ),
+    "--preset=digits --batch_size=60 --world_size=8": (
+        "--batch_size=60 is not divisible by --world_size=8"
+    ),
     "--preset=digits --optimizer=adam --weight_decay=0.1": "adam has no weight decay",
     "--preset=digits --lr=-1": "--lr must be above 0",
     "--preset=digits --lr=nan": "--lr must be above 0",
@@ -50,10 +64,31 @@ def test_errors(flags):
         parse(flags.split(), "train_torch.py")
 
 
-def test_unknown_flag_names_the_nearest(capsys):
+@pytest.mark.parametrize(
+    "flag, nearest",
+    [
+        ("--bath_size=3", "'--batch_size'?"),
+        ("--warmup=10", "--warmup_steps?"),
+        ("--learning-rate=1", "--lr?"),
+        ("--zzzz", "'--zzzz'."),
+    ],
+)
+def test_unknown_flag_names_the_nearest(flag, nearest, capsys):
     with pytest.raises(SystemExit) as left:
-        parse(["--bath_size=3"], "train_torch.py")
-    assert left.value.code == 2 and "--batch_size" in capsys.readouterr().err
+        parse([flag], "train_torch.py")
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.endswith(
+        f"{nearest} train_torch.py --help lists the flags.\n"
+    )
+
+
+def test_many_devices_on_the_cpu_are_refused_before_anything_starts(monkeypatch):
+    """Also where --device was left open and there is no GPU."""
+    asked = Asked(dict(precision="fp32", device="cpu", world_size=1000), PRESETS["digits"])
+    with pytest.raises(UserError, match="at most .* devices make sense"):
+        make_plan(asked, "torch")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # torchrun: spread over a thousand hosts
+    check_processes(1000)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +109,18 @@ def test_plan_errors(changes, message):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(num_heads=7), dict(width=0), dict(pool="mean", norm_after_pool=True, class_token=True, dropout=-1),
-                dict(class_token=False), dict(gelu="relu"), dict(pos_embed="rope"), dict(std=(1, 1, 0))], ids=str,
-)  # fmt: skip
+    "changes",
+    [
+        dict(num_heads=7),
+        dict(width=0),
+        dict(pool="mean", norm_after_pool=True, class_token=True, dropout=-1),
+        dict(class_token=False),
+        dict(gelu="relu"),
+        dict(pos_embed="rope"),
+        dict(std=(1, 1, 0)),
+    ],
+    ids=str,
+)
 def test_model_errors(changes):
     with pytest.raises(UserError):
         model_config("vit_s16", **changes)

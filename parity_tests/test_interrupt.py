@@ -23,7 +23,9 @@ from whole_runs import (
 
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint, loop
+from shared_vit.run.directory import RunDir
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
+from shared_vit.run.record import read_record
 
 BUSY = """
 import hashlib, sys
@@ -82,8 +84,8 @@ def test_during_jax_compilation(tmp_path):
     cold = {name: value for name, value in environment().items() if not name.startswith("JAX_")}
     process = start("jax", run_dir, *SMALL_RUN, env=cold)
     said = log_of(run_dir).read_text
-    assert wait_for(lambda: "precision fp32 on" in said(), process)
-    time.sleep(0.5)
+    assert wait_for(lambda: "\ncompiling the training step ...\n" in said(), process)
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert wait_for(lambda: "SIGINT: finishing" in said(), process)
     assert "compiled in" not in said()
@@ -157,7 +159,9 @@ def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
     train_here("torch", tmp_path / "run", *flags, "--stop_at=2")
     state, extra = checkpoint.load(state_path)
     state.scalars["scale"] = 2.0**40
-    writer = checkpoint.Writer(tmp_path / "run", 2)
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.record = read_record(run_dir.path)
+    writer = checkpoint.Writer(run_dir, 2)
     writer.save(state.step, lambda: state, extra)
     writer.close()
     assert train_here("torch", tmp_path / "run", "--resume", "--stop_at=5") == 0

@@ -41,17 +41,26 @@ def test_a_wrong_step_fails(quantity):
 
 
 def test_undecided_before_50_fails():
-    noisy = [Curve(STEPS, curve().loss + np.where(STEPS > 40, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    noisy = [
+        Curve(STEPS, curve().loss + np.where(STEPS > 40, 0.1 * s, 0), curve().grad_norm)
+        for s in (1, 2, 3)
+    ]
     verdict = noise_rule(curve(), curve(), curve(), noisy, EPS)
     assert not verdict.matched and verdict.decided_until == 40
-    later = [Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    later = [
+        Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm)
+        for s in (1, 2, 3)
+    ]
     verdict = noise_rule(curve(), curve(), curve(), later, EPS)
     assert verdict.matched and verdict.decided_until == 60
     assert "beyond step 60" in verdict.describe()
 
 
 def test_nothing_decided_after_noise_is_large():
-    later = [Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm) for s in (1, 2, 3)]
+    later = [
+        Curve(STEPS, curve().loss + np.where(STEPS > 60, 0.1 * s, 0), curve().grad_norm)
+        for s in (1, 2, 3)
+    ]
     a = Curve(STEPS, curve().loss + np.where(STEPS > 80, 5.0, 0), curve().grad_norm)
     assert noise_rule(a, curve(), curve(), later, EPS).matched
     a = Curve(STEPS, curve().loss + np.where(STEPS > 50, 5.0, 0), curve().grad_norm)
@@ -73,10 +82,16 @@ def test_nothing_to_compare_fails(loss, grad_norm, reason):
 
 
 def test_short_noise_runs_decide_as_far_as_they_go():
-    short = [Curve(c.steps[:70], c.loss[:70], c.grad_norm[:70]) for c in (curve(1e-12, seed) for seed in (1, 2, 3))]
+    short = [
+        Curve(c.steps[:70], c.loss[:70], c.grad_norm[:70])
+        for c in (curve(1e-12, seed) for seed in (1, 2, 3))
+    ]
     verdict = noise_rule(curve(), curve(), curve(), short, EPS)
     assert verdict.matched and verdict.decided_until == 70
-    assert "up to step 70 of 100" in verdict.describe() and "the nudged runs end at step 70" in verdict.describe()
+    assert (
+        "up to step 70 of 100" in verdict.describe()
+        and "the nudged runs end at step 70" in verdict.describe()
+    )
 
 
 def test_nan_is_no_match():
@@ -95,7 +110,10 @@ def test_lengths_and_steps():
 
 
 def test_reading(tmp_path):
-    rows = [{"step": 1, "epoch": 0.1, "loss": 2.0, "grad_norm": 1.5, "lr": 0.1}, {"step": 1, "val_loss": 2.0}]
+    rows = [
+        {"step": 1, "epoch": 0.1, "loss": 2.0, "grad_norm": 1.5, "lr": 0.1},
+        {"step": 1, "val_loss": 2.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert read_curve(tmp_path).loss.tolist() == [2.0]
     with pytest.raises(UserError, match="not there"):
@@ -150,7 +168,7 @@ def test_help_of_parity_is_about_parity(capsys):
 
 @pytest.mark.parametrize("twin", ["jax", "torch"])
 def test_every_seed_and_step_nudges_otherwise(twin):
-    """Three nudged runs are three only if their noise is: each (seed, step) moves the same weights differently."""
+    """Three nudged runs need three noises: each (seed, step) moves the same weights differently."""
     import jax.numpy as jnp
     import torch
 

@@ -12,7 +12,7 @@ from shared_vit.errors import UserError
 from shared_vit.files import read_limited, whole_file
 
 _ZEROS = "0" * 64
-_SEALED = re.compile(rb'"checksum": "([0-9a-f]{64})"\s*}\s*\Z')
+_SEALED = re.compile(rb'"checksum": "([0-9a-f]{64})"\s*}\Z')
 _MOST = 1 << 26
 
 
@@ -45,7 +45,7 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
         raise UserError(f"{path} is not intact: it does not end with its checksum")
     start, end = found.span(1)
     plain = text[:start] + _ZEROS.encode() + text[end:]
-    if hashlib.sha256(plain.rstrip()).hexdigest().encode() != found[1]:
+    if hashlib.sha256(plain).hexdigest().encode() != found[1]:
         raise Altered(f"{path} was altered after it was written (its checksum differs)")
     document = parse_object(path, text)
     del document["checksum"]

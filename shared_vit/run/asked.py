@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -94,6 +95,7 @@ class Start:
     )
 
 
+CPU_DEVICES_PER_CORE = 8  # more are refused: each is a process of torch, or threads of JAX
 TABLES: tuple[type, ...] = (Start, Recipe, Machine)
 
 
@@ -117,14 +119,21 @@ class Asked:
     continued, else defaults; None where data or devices decide.
 
     given: on the command line. base: of the preset, or of `record`, the run continued or evaluated.
+    left_open: settings of the machine that nobody has chosen.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
     record: Record | None = None
+    left_open: frozenset[str] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("given", "base", "record"):  # while it is unpickled
+        if name.startswith("_") or name in (
+            "given",
+            "base",
+            "record",
+            "left_open",
+        ):  # while it is unpickled
             raise AttributeError(name)
         for values in (self.given, self.base, _DEFAULTS):
             if name in values:
@@ -146,6 +155,17 @@ class Asked:
         """`{field: value}` of a table of settings, open ones left out."""
         values = {name: getattr(self, name) for name in settings_of(table)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def check_processes(world_size: int) -> None:
+    """Raise UserError for many more devices on the CPU than it has cores."""
+    most = CPU_DEVICES_PER_CORE * (os.cpu_count() or 1)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)  # torchrun spreads them over hosts
+    if here > most:
+        raise UserError(
+            f"--world_size={world_size} with --device=cpu: this machine has {os.cpu_count()} "
+            f"cores, and at most {most} devices make sense on it: use --world_size={most} or less"
+        )
 
 
 def check_divides(batch_size: int, grad_accum: int, world_size: int, processes: int = 1) -> None:

@@ -1,8 +1,9 @@
-"""A run's checkpoints on disk: written in the background, whole or absent, verified when read.
+"""A run's checkpoints on disk: written in the background, intact or absent, verified when read.
 
-checkpoints/step_N/model.safetensors       canonical arrays and their ModelConfig; loads with nothing else
-                   optimizer.safetensors   <slot>.<name>: exp_avg.<name>, exp_avg_sq.<name>
-                   state.json              everything else, and the checksums of all three files
+checkpoints/step_N/
+    model.safetensors       canonical arrays and their ModelConfig; loads with nothing else
+    optimizer.safetensors   <slot>.<name>: exp_avg.<name>, exp_avg_sq.<name>
+    state.json              everything else, the run's identity, and the checksums
 """
 
 import os
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from shared_vit.errors import UserError
+from shared_vit.run.directory import METRICS, RunDir
+from shared_vit.run.record import Record
 from shared_vit.run.state import TrainState
 from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS
 from shared_vit.weights import checkpoints
-from shared_vit.weights.checkpoints import MODEL, STATE, Found, newest
+from shared_vit.weights.checkpoints import MODEL, STATE, Found, Opened
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
 
@@ -30,31 +33,37 @@ __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "
 OPTIMIZER = "optimizer.safetensors"
 _FORMAT = 2  # 1 had `adam_count` and `scaler` in place of `scalars`, and Adam's slots unnamed
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
-_OWN_KEYS = ("format", "checksums", "step", "slots", "scalars", "adam_count", "scaler")
+_OWN_KEYS = ("format", "run", "checksums", "step", "slots", "scalars", "adam_count", "scaler")
 _TEMPORARY = ".tmp"
 
 
 class Writer:
-    """Writes the checkpoints of one run, one after another, in a thread; keeps the newest `keep` (0: all).
+    """Writes the checkpoints of one run, one after another, in a thread; keeps the newest `keep`
+    (0: all).
 
-    A failure to write (UserError) leaves the earlier checkpoints as they were and is raised by the next call.
+    A failure to write (UserError) leaves the earlier checkpoints as they were and is raised by the
+    next call. Nothing is written or removed in a folder that has taken the place of an open
+    `RunDir`.
     """
 
-    def __init__(self, run_dir: Path, keep: int):
-        self.folder, self.keep = Path(run_dir) / "checkpoints", keep
-        self._metrics = Path(run_dir) / "metrics.jsonl"
+    def __init__(self, run_dir: RunDir | Path, keep: int):
+        self.run_dir = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
+        self.folder, self.keep = self.run_dir.folder / "checkpoints", keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future | None = None
+        self._pending: Future[None] | None = None
         _remove_leftovers(self.folder)
 
     def save(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
-        """Start writing the state at `step`, which `snapshot` gives in the thread; `extra` (for JSON) is kept with it.
+        """Start writing the state at `step`, which `snapshot` gives in the thread; `extra` (for
+        JSON) is kept with it.
 
-        Lines of metrics.jsonl written before this call are on disk before the checkpoint is. Waits for the checkpoint
-        before it and raises that one's failure.
+        Lines of metrics.jsonl written before this call are on disk before the checkpoint is. Waits
+        for the checkpoint before it and raises that one's failure.
         """
         self.wait()
-        self._pending = self._thread.submit(self._write, step, snapshot, dict(extra))
+        record = self.run_dir.record
+        extra = extra | ({"run": record.id} if record else {})
+        self._pending = self._thread.submit(self._write, step, snapshot, extra)
 
     def poll(self) -> None:
         """Raise the failure of a write that has ended; does not wait."""
@@ -79,10 +88,12 @@ class Writer:
         state = snapshot()
         temporary = None
         try:
+            self.run_dir.check()
             _check_finite(state)
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._metrics.exists():
-                _sync(self._metrics)
+            metrics = self.run_dir.folder / METRICS
+            if metrics.exists():
+                _sync(metrics)
             temporary = Path(
                 tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_TEMPORARY, dir=self.folder)
             )
@@ -93,31 +104,60 @@ class Writer:
             if self.keep:
                 for old in [s for s in checkpoints.steps(self.folder) if s <= step][self.keep :]:
                     _remove(self.folder / f"step_{old}")
+            self.run_dir.check()
         except (OSError, UserError) as error:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
+            self.run_dir.check()
             reason = error if isinstance(error, OSError) else error.__cause__ or error
             raise UserError(
-                f"cannot save {final}: {_reason(reason)}. {self._what_is_left()}"
+                self.run_dir.named(
+                    f"cannot save {final}: {_reason(reason)}. {self._what_is_left()}"
+                )
             ) from error
 
     def _what_is_left(self) -> str:
-        whole = [
-            s
-            for s in checkpoints.steps(self.folder)
-            if (self.folder / f"step_{s}" / STATE).exists()
-        ]
-        if not whole:
+        steps = checkpoints.steps(self.folder)
+        intact = [s for s in steps if (self.folder / f"step_{s}" / STATE).exists()]
+        if not intact:
             return "No checkpoint was saved before it."
         return (
-            f"The earlier ones are as they were: the newest is {self.folder / f'step_{whole[0]}'}, and --resume "
-            "continues from it"
+            f"The earlier ones are as they were: the newest is "
+            f"{self.folder / f'step_{intact[0]}'}, and --resume continues from it"
         )
 
 
-def load(path: Path) -> tuple[TrainState, dict[str, Any]]:
-    """The state in a checkpoint's folder, and the `extra` saved with it. Raises UserError unless it is whole."""
-    state, extra = _open(Path(path))
+def newest(run_dir: Path, run: Record | None = None) -> Found | None:
+    """The newest checkpoint with all files there and unaltered, or None where there is none at all.
+
+    With `run`, one of another run is skipped like a damaged one. Raises UserError if there are
+    checkpoints and none of them is intact.
+    """
+
+    def accept(path: Path, opened: Opened) -> None:
+        if run is not None:
+            _check_run(path, opened.document.get("run"), run)
+
+    return checkpoints.newest_in(Path(run_dir) / "checkpoints", accept)
+
+
+def _check_run(path: Path, run_id: str | None, run: Record) -> None:
+    """Raise UserError for a checkpoint of another run. Those of version 1 do not say."""
+    if run_id is None and run.first_version == 1 or run_id == run.id:
+        return
+    raise UserError(
+        f"{path} was written by another run (--init_from={path} starts a new run from its weights)"
+    )
+
+
+def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:
+    """The state in a checkpoint's folder, and the `extra` saved with it.
+
+    What `newest` found is not verified again. Raises UserError unless it is intact.
+    """
+    if not isinstance(found, Found):
+        found = Found(Path(found), 0, [], checkpoints.opened(Path(found)))
+    state, extra = _state(found.path, found.opened)
     for arrays in (state.params, *state.slots.values()):
         arrays.update({name: np.asarray(array) for name, array in arrays.items()})
     return state, extra
@@ -145,10 +185,9 @@ def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
     write_sealed(folder / STATE, document)
 
 
-def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
+def _state(path: Path, opened: Opened) -> tuple[TrainState, dict[str, Any]]:
     """`load` with arrays that are read when asked for; every byte has been verified."""
-    opened = checkpoints.opened(path)
-    document = opened.document
+    document = dict(opened.document)
     if document["format"] not in (1, _FORMAT):
         raise UserError(
             f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the "
@@ -178,17 +217,18 @@ def _open(path: Path) -> tuple[TrainState, dict[str, Any]]:
 
 
 def _check_finite(state: TrainState) -> None:
-    """Raise UserError for weights that are of no use: they would push the last good ones out."""
+    """Raise UserError for useless weights: they would push the last good ones out."""
     for arrays in (state.params, *state.slots.values()):
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise UserError(
-                    f"{name} is no longer finite at step {state.step}; try a lower --lr in a new --run_dir"
+                    f"{name} is no longer finite at step {state.step}; try a lower --lr in a new "
+                    "--run_dir"
                 )
 
 
 def _replace_folder(temporary: Path, final: Path) -> None:
-    """Put a new folder in place, synced. One that is there already (a checkpoint that was skipped) goes."""
+    """Put a new folder in place, synced. A skipped checkpoint that is there already is removed."""
     _sync(temporary)
     if final.exists():
         _remove(final)
@@ -204,7 +244,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left."""
+    """Remove what a process left that was killed while it wrote."""
     for path in folder.glob(f".step_*{_TEMPORARY}"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
-from shared_vit.run.asked import Asked, check_divides, flags
+from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.presets import PRESETS
-from shared_vit.run.record import MODEL_FLAGS, has_record, read_record
+from shared_vit.run.record import MODEL_FLAGS, read_record, run_of
 from shared_vit.spec.config import model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -32,6 +32,25 @@ GROUPS = {
     "hosts": "several hosts",
     "proof": "proofs",
 }
+# What every start of a run decides anew where nobody chose it: another machine has other devices.
+LEFT_OPEN = ("device", "world_size", "compile")
+# What other programs call our flags, where the nearest spelling would mislead.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "warmup": "warmup_steps",
+    "output": "run_dir",
+    "out": "run_dir",
+    "output_dir": "run_dir",
+    "gpus": "world_size",
+    "amp": "precision=bf16",
+    "bf16": "precision=bf16",
+    "fp16": "precision=fp16",
+    "pretrained": "init_from",
+    "checkpoint": "init_from",
+    "evaluate": "mode=eval",
+}
 SOURCES = ("digits", "imagenet", "folder", "tfds:<name>")
 
 
@@ -39,13 +58,17 @@ def parse(argv: list[str], prog: str) -> Asked:
     """What a command line asks for. Hyphens in names of flags equal underscores.
 
     A run that is resumed or evaluated takes from its own config.json what the flags leave open.
-    Raises UserError for impossible values; exits with status 2, naming near flags, for unknown ones.
+    Raises UserError for impossible values; exits with status 2, naming near flags, for unknown
+    ones.
     """
     given = vars(_parser(prog).parse_args([_underscored(arg) for arg in argv]))
     given = {name: value for name, value in given.items() if value != "auto"}
     asked, notice = _with_base(given)
     asked = _implied(asked)
     check(asked)
+    asked = dataclasses.replace(
+        asked, left_open=frozenset(n for n in LEFT_OPEN if getattr(asked, n) is None)
+    )
     if notice and os.environ.get("RANK", "0") == "0":  # torchrun starts every rank with the same
         print(notice, file=sys.stderr, flush=True)
     return asked
@@ -59,10 +82,11 @@ def check(asked: Asked) -> None:
         if isinstance(value, float) and (math.isnan(value) or math.isinf(value) and name != "clip"):
             raise UserError(f"--{name} must be a number, not {value}")
     if asked.data not in SOURCES[:3] and not asked.data.startswith("tfds:"):
-        raise UserError(
-            f"unknown data set {asked.data!r}{nearest(asked.data, SOURCES)} "
-            f"Data sets: {', '.join(SOURCES)}."
-        )
+        name = asked.data.lower().replace("-", "")
+        hint = nearest(asked.data, SOURCES)
+        if name in PRESETS and name not in SOURCES:
+            hint = f"; did you mean --preset={name}, or --data={PRESETS[name]['data']}?"
+        raise UserError(f"unknown data set {asked.data!r}{hint} Data sets: {', '.join(SOURCES)}.")
     if asked.data == "digits" and "data_dir" in asked.given:
         raise UserError(
             "--data_dir is given, and the digits are part of the package: use --data=folder "
@@ -79,6 +103,8 @@ def check(asked: Asked) -> None:
         )
     if asked.resume and asked.mode == "eval":
         raise UserError("--resume continues training: leave it out of --mode=eval")
+    if asked.device == "cpu":
+        check_processes(asked.world_size or 1)
     check_divides(asked.batch_size, asked.grad_accum, world_size=asked.world_size or 1)
     Recipe(**{k: v for k, v in asked.values_of(Recipe).items() if k != "steps"})
     if asked.record is None and asked.mode == "train" and not asked.init_from:
@@ -106,14 +132,20 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
     if given.get("resume"):
         return _of_run(given, Path(given["run_dir"])), None
     if given.get("mode") == "eval":
-        run = _run_of(given.get("init_from") or given.get("run_dir"))
+        named = [path for path in (given.get("init_from"), given.get("run_dir")) if path]
+        if not named:
+            raise UserError("--mode=eval needs --init_from=WEIGHTS or --run_dir=RUN")
+        run = next((run for run in map(run_of, named) if run is not None), None)
         if run is not None:
             return _of_run(given, run), None
-        if not given.get("init_from") and given.get("run_dir"):
-            read_record(given["run_dir"])  # says what is wrong with it
         if not given.get("init_from"):
-            raise UserError("--mode=eval needs --init_from=WEIGHTS or --run_dir=RUN")
+            read_record(given["run_dir"])  # says what is wrong with it
     preset, notice = _preset(given)
+    if notice and given.get("mode") == "eval":
+        raise UserError(
+            f"--init_from={given['init_from']} does not say what data to evaluate on: add --data "
+            "and --data_dir, or --preset=digits"
+        )
     return Asked(given, PRESETS[preset] | {"preset": preset}), notice
 
 
@@ -146,29 +178,9 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
     base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
     base |= {"preset": record.preset, "run_dir": given.get("run_dir"), "stop_at": None}
     base |= dict.fromkeys(record.left_open)
-    if given.get("mode") == "eval":
-        base["init_from"] = None
+    if given.get("mode") == "eval":  # of the run's newest checkpoint, on whatever devices are here
+        base |= dict.fromkeys(("init_from", *LEFT_OPEN))
     return Asked(given, base, record)
-
-
-def _run_of(path: str | None) -> Path | None:
-    """The run's folder that a path is, or lies in as a checkpoint; None for other paths."""
-    if path is None:
-        return None
-    here = Path(path)
-    for folder in (here, *here.parents[:3]):
-        if has_record(folder) and _is_run(folder):
-            return folder
-    return None
-
-
-def _is_run(folder: Path) -> bool:
-    """Other programs have a config.json as well."""
-    try:
-        read_record(folder)
-    except UserError as error:
-        return "not the config of a run" not in str(error)
-    return True
 
 
 def _implied(asked: Asked) -> Asked:
@@ -198,14 +210,17 @@ class _Parser(argparse.ArgumentParser):
     """Names the nearest flag for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
+        end = "" if message.endswith(("?", ".")) else "."
+        self.exit(2, f"error: {message}{end} {self.prog} --help lists the flags.\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            name = unknown[0].partition("=")[0]
+            name = unknown[0].partition("=")[0].lstrip("-")
             known = [s for action in self._actions for s in action.option_strings]
-            self.error(f"unknown argument {unknown[0]!r}{nearest(name, known).rstrip()}")
+            ours = ELSEWHERE.get(name)
+            hint = f"; did you mean --{ours}?" if ours else nearest(f"--{name}", known)
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
         return found
 
 

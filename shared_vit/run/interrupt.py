@@ -1,5 +1,7 @@
 """SIGTERM and SIGINT as a request to save and leave; a second SIGINT ends the process at once."""
 
+from __future__ import annotations
+
 import os
 import signal
 import socket
@@ -8,27 +10,26 @@ import threading
 import time
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again (with --resume)
-SAME_SECONDS = (
-    0.3  # what comes within is the same request, told by the terminal and passed on by a parent
-)
+SAME_SECONDS = 0.3  # signals within it are one request: the terminal's, and a parent's copy of it
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """While this context is open, SIGTERM and SIGINT set `requested` and print one line instead of ending the process.
+    """While this context is open, SIGTERM and SIGINT set `requested` and print one line, and the
+    process goes on.
 
-    Python runs signal handlers in the main thread between two bytecodes, so not while that sits in a compiler or waits
-    for a device. Here the handler of C writes the signal's number to a socket (`signal.set_wakeup_fd`) that a thread
-    reads, so that the line is printed, and a second SIGINT obeyed, at any time. To be opened in the main thread, after
-    anything else that sets handlers (`jax.distributed.initialize` does). `quiet` prints nothing, for all processes of
-    a run but one.
+    Python runs signal handlers in the main thread between two bytecodes, so not while that thread
+    is in a compiler or waits for a device. Here the C handler writes the signal's number to a
+    socket (`signal.set_wakeup_fd`) that a thread reads: the line is printed, and a second SIGINT
+    obeyed, at any time. Open it in the main thread, after anything else that sets handlers
+    (`jax.distributed.initialize` does). `quiet` prints nothing: for all processes of a run but one.
     """
 
     def __init__(self, quiet: bool = False):
         self.requested = False
         self._quiet, self._when = quiet, 0.0
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> Interrupt:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -37,7 +38,7 @@ class Interrupt:
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
@@ -58,8 +59,9 @@ class Interrupt:
         self.requested, self._when = True, time.monotonic()
         if not self._quiet:
             print(
-                f"\n{number.name}: finishing the step, evaluation batch or compilation in hand, then saving and leaving "
-                f"with status {EXIT_INTERRUPTED}. Ctrl-C (again) ends at once and saves nothing.",
+                f"\n{number.name}: finishing the step, evaluation batch or compilation in hand, "
+                f"then saving and leaving with status {EXIT_INTERRUPTED}. Ctrl-C (again) ends at "
+                "once and saves nothing.",
                 file=sys.stderr,
                 flush=True,
             )

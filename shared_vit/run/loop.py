@@ -1,46 +1,51 @@
-"""The one training loop. What is arithmetic on a device is the Trainer's; all else that both twins do is here."""
+"""The one training loop. The arithmetic on a device is the Trainer's; all else is here."""
+
+from __future__ import annotations
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any
 
-import numpy as np
-
-from shared_vit.data.pipeline import Batches, batches
+from shared_vit.data.pipeline import Batches
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.directory import RunDir
+from shared_vit.run.evaluation import LAG, describe_evaluated, evaluate
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
-from shared_vit.run.state import StepMetrics, StepScalars, Trainer, TrainState
-from shared_vit.run.tracking import Tracker, describe
+from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
+from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
-
-LAG = 2  # results are read this many steps late, so that reading never makes the device wait
 
 
 def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer]) -> int:
-    """Train or evaluate by `plan`; returns the exit status. Every process calls it; only process 0 writes and speaks."""
+    """Train or evaluate by `plan`; returns the exit status. Every process calls it; process 0 alone
+    writes and prints."""
     if plan.mode == "eval":
         trainer = make_trainer(state_to_evaluate(plan))
         result = evaluate(plan, trainer, Interrupt())
         if process == 0 and result is not None:
-            print(describe(result), flush=True)
+            print(describe_evaluated(plan, result), flush=True)
         return 0
     with (
         Interrupt(quiet=process != 0) as interrupt,
         RunDir(plan.run_dir) if process == 0 else nullcontext() as run_dir,
     ):
         state, pending_evaluation = _begin(plan, run_dir)
+        if state.step >= plan.end and not pending_evaluation:
+            if run_dir is not None:
+                print(_nothing_to_do(plan, state.step), flush=True)
+            return 0
         trainer = make_trainer(state)
         return _Loop(plan, trainer, run_dir, interrupt).train(state.step, pending_evaluation)
 
 
 def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
-    """The state to start from, and whether the evaluation due at its step is still to be done; process 0 opens the run."""
+    """The state to start from, and whether the evaluation due at its step is still to be done;
+    process 0 opens the run."""
     speak = print if run_dir is not None else lambda *args, **kwargs: None
     if not plan.resume:
         state = first_or_given_state(plan)
@@ -48,33 +53,49 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
             run_dir.open_new(plan.record())
         _announce(plan, speak)
         return state, False
+    notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
+    found = checkpoint.newest(plan.run_dir, plan.record())
+    if found is not None and found.step > plan.total_steps:
+        raise UserError(
+            f"the run in {plan.run_dir} is at step {found.step} already, past the length of "
+            f"{plan.total_steps} steps that is asked for: give it more --steps, or leave --steps "
+            "and --epochs out"
+        )
     if run_dir is not None:
-        _, notices = run_dir.open_resume(plan.record())
-        for notice in notices:
-            speak(f"notice: {notice}", flush=True)
-    found = checkpoint.newest(plan.run_dir)
+        run_dir.write_record()
+    for notice in notices:
+        speak(f"notice: {notice}", flush=True)
     _announce(plan, speak)
     for line in found.skipped if found else ():
         speak(f"skipped: {line}", flush=True)
     if found is None:
         speak("no checkpoint yet: starting from the beginning", flush=True)
-        state, extra = first_or_given_state(plan), {}
+        state, pending = first_or_given_state(plan), False
     else:
         speak(f"resuming from {found.path} (step {found.step})", flush=True)
-        state, extra = checkpoint.load(found.path)
+        state, extra = checkpoint.load(found)
+        pending = extra.get("pending_evaluation", False)
     if run_dir is not None:
-        last = run_dir.cut_metrics(
-            state.step, keep_evaluation=not extra.get("pending_evaluation", False)
-        )
+        last = run_dir.cut_metrics(state.step, keep_evaluation=not pending)
         if last < state.step:
             speak(
-                f"notice: metrics.jsonl ends at step {last}: the lines up to step {state.step} are lost",
+                f"notice: metrics.jsonl ends at step {last}: the lines up to step {state.step} are "
+                "lost",
                 flush=True,
             )
-    return state, extra.get("pending_evaluation", False)
+    return state, pending
 
 
-def _announce(plan: Plan, speak: Callable[..., None]) -> None:
+def _nothing_to_do(plan: Plan, step: int) -> str:
+    if step >= plan.total_steps:
+        return f"done at step {step} already: {plan.run_dir}"
+    return (
+        f"stopped at step {step} already, and --stop_at={plan.machine.stop_at} asks for no more: "
+        f"{plan.run_dir}; --resume continues it"
+    )
+
+
+def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
     recipe, machine, model = plan.recipe, plan.machine, plan.model
     speak(
         f"run directory: {plan.run_dir}\n"
@@ -102,27 +123,29 @@ class _Loop:
         self.run_dir = run_dir
         self.tracker: Tracker | None = None
         self.writer: checkpoint.Writer | None = None
-        self.in_flight: deque = deque()
+        self.in_flight: deque[tuple[int, float, Lazy]] = deque()
         self.last_good: tuple[int, StepMetrics] | None = None
         self.stopping = False
 
     def train(self, start: int, pending_evaluation: bool) -> int:
         """Run to the end, `stop_at` or an interruption; returns the exit status."""
-        recipe, machine = self.plan.recipe, self.plan.machine
-        end = min(recipe.steps, machine.stop_at or recipe.steps)
+        recipe, machine, end = self.plan.recipe, self.plan.machine, self.plan.end
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
-            self.writer = checkpoint.Writer(self.plan.run_dir, machine.keep)
-        stream = None
+            self.writer = checkpoint.Writer(self.run_dir, machine.keep)
+        stream: Batches | None = None
         step = saved = start
         try:
-            if pending_evaluation:
-                self._evaluate(step)
+            if pending_evaluation and self._evaluate(step) and start >= end:
+                self._save(step, pending_evaluation=False)
             if start < end and not self.stopping:
-                stream = _batches(self.plan, self.trainer, "train", start)
+                trainer = self.trainer
+                stream = self.plan.batches("train", start, trainer.process, trainer.num_processes)
                 ahead = self.trainer.put(next(stream))
             while step < end and not self.stopping:
                 batch, lr = ahead, self.plan.lr(step)
+                if step == start and self.tracker is not None:
+                    self.tracker.compiling()
                 result = self.trainer.train_step(
                     batch, StepScalars(lr), stop=self.interrupt.requested
                 )
@@ -130,12 +153,12 @@ class _Loop:
                 self.in_flight.append((step, lr, result))
                 if step == start + 1 and self.tracker and self.trainer.compile_seconds:
                     self.tracker.compiled(self.trainer.compile_seconds)
-                if step < end:
+                if step < end and stream is not None:
                     ahead = self._next(stream)
                 self._read(LAG)
                 if self.writer is not None:
                     self.writer.poll()
-                # Nudged runs measure how far rounding moves the curve; nobody asks how good their weights are.
+                # Nudged runs measure how far rounding moves the curve, not how good weights are.
                 due_evaluation = recipe.nudge is None and self._due(step, machine.eval_every)
                 due_checkpoint = self._due(step, machine.checkpoint_every) or step == end
                 if due_evaluation or due_checkpoint or self.stopping:
@@ -154,14 +177,10 @@ class _Loop:
         return self._leave(step)
 
     def _leave(self, step: int) -> int:
-        if self.tracker is not None:
-            done = (
-                "interrupted"
-                if self.stopping
-                else "done"
-                if step == self.plan.total_steps
-                else "stopped"
-            )
+        if self.tracker is not None and self.run_dir is not None:
+            self.run_dir.check()
+            finished = step == self.plan.total_steps
+            done = "interrupted" if self.stopping else "done" if finished else "stopped"
             goes_on = "" if done == "done" else "; --resume continues it"
             self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
         bad = self.plan.dataset.bad_images
@@ -175,7 +194,7 @@ class _Loop:
     def _due(self, step: int, every: int) -> bool:
         return step == self.plan.total_steps or (every > 0 and step % every == 0)
 
-    def _next(self, stream):
+    def _next(self, stream: Batches) -> Any:
         begin = time.perf_counter()
         batch = next(stream)
         if self.tracker is not None:
@@ -206,18 +225,16 @@ class _Loop:
             if found
             else "There is no checkpoint yet"
         )
-        good = (
-            "none"
-            if self.last_good is None
-            else (
-                f"loss {self.last_good[1].loss:.6g}, grad norm {self.last_good[1].grad_norm:.6g} at step {self.last_good[0]}"
-            )
-        )
+        good = "none"
+        if self.last_good is not None:
+            at, last = self.last_good
+            good = f"loss {last.loss:.6g}, grad norm {last.grad_norm:.6g} at step {at}"
         if self.tracker is not None:
             self.tracker.close(step - 1)
         raise UserError(
-            f"step {step}: loss {metrics.loss}, grad norm {metrics.grad_norm}, not finite (last good: {good}). {where}; nothing "
-            f"was saved since. Try a lower --lr, a longer --warmup_steps or --precision=fp32 in a new --run_dir"
+            f"step {step}: loss {metrics.loss}, grad norm {metrics.grad_norm}, not finite (last "
+            f"good: {good}). {where}; nothing was saved since. Try a lower --lr, a longer "
+            "--warmup_steps or --precision=fp32 in a new --run_dir"
             + (f" with --init_from={found.path}" if found else "")
         )
 
@@ -235,7 +252,7 @@ class _Loop:
         return result is not None
 
     def _save(self, step: int, pending_evaluation: bool) -> None:
-        if self.run_dir is None:
+        if self.tracker is None or self.writer is None:
             return
         self.tracker.flush(step)
         extra = {
@@ -247,47 +264,3 @@ class _Loop:
             step, self.trainer.snapshot(), extra | {"pending_evaluation": pending_evaluation}
         )
         self.tracker.restart_clock(step)
-
-
-def _batches(plan: Plan, trainer: Trainer, split: Literal["train", "val"], start: int) -> Batches:
-    return batches(
-        plan.recipe,
-        split,
-        start,
-        trainer.process,
-        trainer.num_processes,
-        dataset=plan.dataset,
-        machine=plan.machine,
-    )
-
-
-def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
-    """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if asked to stop."""
-    sums, in_flight, stopping = np.zeros(4), deque(), False
-    stream = _batches(plan, trainer, "val", 0)
-
-    def read(lag):
-        nonlocal sums, stopping
-        while len(in_flight) > lag:
-            counts = in_flight.popleft().get()
-            sums += counts[:4]
-            stopping |= counts.stop
-
-    try:
-        for batch in stream:
-            in_flight.append(trainer.eval_step(trainer.put(batch), stop=interrupt.requested))
-            read(LAG)
-            if stopping:
-                return None
-        read(0)
-    finally:
-        stream.close()
-    if stopping:
-        return None
-    correct1, correct5, loss_sum, count = sums
-    return {
-        "val_loss": loss_sum / count,
-        "val_top1": correct1 / count,
-        "val_top5": correct5 / count,
-        "val_count": int(count),
-    }

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from dataclasses import dataclass
+import re
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
+from shared_vit.data.pipeline import Batches, batches
 from shared_vit.errors import UserError, some
-from shared_vit.run.asked import Asked
+from shared_vit.run import checkpoint
+from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.command_line import model_changes, named_model
-from shared_vit.run.record import Record
+from shared_vit.run.record import VERSION, Record, is_run, new_id, read_record
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
@@ -21,14 +26,38 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
-from shared_vit.weights.adapt import adapt
+from shared_vit.weights.adapt import adapt, in_memory
+
+
+class GivenWeights:
+    """The weights that an evaluation, or a run that starts from weights, reads; opened once in each
+    process. `hints` are arguments of `open_weights`."""
+
+    def __init__(self, path: Path, **hints: Any):
+        self.path, self.hints = path, hints
+
+    @functools.cached_property
+    def source(self) -> weights.Source:
+        """Found and checked, and not yet in memory. Raises UserError."""
+        return weights.open_weights(self.path, **self.hints)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "hints": self.hints}  # open files stay in their process
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that they are, None for other files."""
+        parts = (self.path.name, self.path.parent.name)
+        found = [m for part in parts if (m := re.fullmatch(r"step_(\d+)", part))]
+        return int(found[0][1]) if found else None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of which every setting is known.
+    """A run with every setting known.
 
-    weights: what an evaluation, or a run that starts from weights, reads; None otherwise.
+    weights: what an evaluation, or a run that starts from weights, reads; None otherwise. id,
+    first_version, left_open: as in the run's record.
     """
 
     recipe: Recipe
@@ -38,7 +67,10 @@ class Plan:
     resume: bool
     dataset: Dataset
     run_dir: Path
-    weights: weights.Source | None = None
+    weights: GivenWeights | None = None
+    id: str = field(default_factory=new_id)
+    first_version: int = VERSION
+    left_open: frozenset[str] = frozenset()
 
     @property
     def model(self) -> ModelConfig:
@@ -47,6 +79,11 @@ class Plan:
     @property
     def total_steps(self) -> int:
         return self.recipe.steps
+
+    @property
+    def end(self) -> int:
+        """The step at which this start of the run ends."""
+        return min(self.recipe.steps, self.machine.stop_at or self.recipe.steps)
 
     def epoch(self, step: int) -> float:
         """Passes over the training split after `step` updates."""
@@ -58,21 +95,44 @@ class Plan:
         return learning_rate(update, recipe.steps, recipe.lr, recipe.warmup_steps)
 
     def record(self) -> Record:
-        """What config.json holds, with an identity of its own."""
+        """What config.json holds."""
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
-        return Record(self.recipe, self.machine, self.preset, data)
+        identity = (self.id, self.first_version, self.left_open)
+        return Record(self.recipe, self.machine, self.preset, data, *identity)
+
+    def batches(
+        self, split: Literal["train", "val"], start: int, process: int = 0, num_processes: int = 1
+    ) -> Batches:
+        """The stream of batches of one process, from batch `start` on."""
+        return batches(
+            self.recipe,
+            split,
+            start,
+            process,
+            num_processes,
+            dataset=self.dataset,
+            machine=self.machine,
+        )
 
 
 def make_plan(asked: Asked, framework: str) -> Plan:
     """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes
     nothing."""
     run_dir = Path(asked.run_dir) if asked.run_dir else _free_run_dir(asked.preset, framework)
-    source = _source(asked, run_dir)
+    if asked.device == "cpu":
+        check_processes(asked.world_size)
+    given = _given_weights(asked, run_dir)
     dataset = open_dataset(asked.data, asked.data_dir)
-    model = _model(asked, source, dataset)
+    model = _model(asked, given.source.cfg if given else None, dataset)
     recipe = settle_recipe(asked, model, len(dataset.train))
     machine = _machine(asked, run_dir, recipe, len(dataset.train))
-    plan = Plan(recipe, machine, asked.preset, asked.mode, asked.resume, dataset, run_dir, source)
+    plan = Plan(
+        recipe, machine, asked.preset, asked.mode, asked.resume, dataset, run_dir, given,
+        left_open=asked.left_open,
+    )  # fmt: skip
+    if asked.resume and asked.record is not None:
+        known = asked.record
+        plan = dataclasses.replace(plan, id=known.id or plan.id, first_version=known.first_version)
     _check_classes(plan, asked)
     return plan
 
@@ -86,11 +146,13 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
 
 def first_or_given_state(plan: Plan) -> TrainState:
     """The state before the first update: drawn from the seed, or read from --init_from."""
-    recipe = plan.recipe
+    recipe, given = plan.recipe, plan.weights
     if recipe.init_from:
-        source = plan.weights or weights.open_weights(recipe.init_from)
+        given = given or GivenWeights(_newest(recipe.init_from))  # resumed before any checkpoint
         cfg = recipe.model
-        _, arrays = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
+        source = given.source
+        _, adapted = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
+        arrays = in_memory(adapted)
     else:
         arrays = init.draw(recipe.model, recipe.seed)
     return first_state(recipe.model, arrays, recipe.precision)
@@ -99,30 +161,41 @@ def first_or_given_state(plan: Plan) -> TrainState:
 def state_to_evaluate(plan: Plan) -> TrainState:
     """The weights to evaluate, with moments of zero."""
     assert plan.weights is not None
-    source, cfg = plan.weights, plan.recipe.model
+    source, cfg = plan.weights.source, plan.recipe.model
     _, arrays = adapt(source.cfg, source.arrays, cfg.image_size)
-    return first_state(cfg, arrays, plan.recipe.precision)
+    return first_state(cfg, in_memory(arrays), plan.recipe.precision)
 
 
-def _source(asked: Asked, run_dir: Path) -> weights.Source | None:
-    """The weights that an evaluation or a new run reads: found and checked, not yet loaded."""
-    known = dict(num_heads=asked.num_heads, num_classes=asked.given.get("num_classes"))
+def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
+    """The weights that an evaluation or a new run reads."""
+    path = asked.init_from or (run_dir if asked.mode == "eval" else None)
+    if path is None or asked.resume:
+        return None
+    hints = dict(num_heads=asked.num_heads, num_classes=asked.given.get("num_classes"))
+    return GivenWeights(_newest(path), **hints)
+
+
+def _newest(path: str | Path) -> Path:
+    """The newest intact checkpoint, where a path is a run; else the path."""
+    if not is_run(Path(path)):
+        return Path(path)
+    found = checkpoint.newest(Path(path), read_record(path))
+    if found is None:
+        raise UserError(f"the run in {path} has no checkpoint yet")
+    for line in found.skipped:
+        print(f"skipped: {line}", file=sys.stderr, flush=True)
+    return found.path / checkpoint.MODEL
+
+
+def _model(asked: Asked, of_file: ModelConfig | None, dataset: Dataset) -> ModelConfig:
     if asked.mode == "eval":
-        return weights.open_weights(asked.init_from or run_dir, **known)
-    if asked.init_from and not asked.resume:
-        return weights.open_weights(asked.init_from, **known)
-    return None
-
-
-def _model(asked: Asked, source: weights.Source | None, dataset: Dataset) -> ModelConfig:
-    if asked.mode == "eval":
-        assert source is not None
-        return _evaluated(asked, source.cfg)
+        assert of_file is not None
+        return _evaluated(asked, of_file)
     if asked.resume:
         assert asked.record is not None
         return _resumed(asked, asked.record.recipe.model)
     wanted = named_model(asked, asked.num_classes or dataset.num_classes)
-    return wanted if source is None else _adapted(asked, source.cfg, wanted)
+    return wanted if of_file is None else _adapted(asked, of_file, wanted)
 
 
 def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
@@ -154,7 +227,7 @@ def _machine(asked: Asked, run_dir: Path, recipe: Recipe, num_train: int) -> Mac
 
 
 def _check_classes(plan: Plan, asked: Asked) -> None:
-    """The head and the data must have the same classes; a larger head only where it is asked for."""
+    """The head and the data must have the same classes; more in the head only where asked for."""
     has, needs = plan.model.num_classes, plan.dataset.num_classes
     wanted = plan.mode == "train" or "num_classes" in asked.given or _same_data(plan, asked)
     if has == needs or (has > needs and wanted):

@@ -28,20 +28,30 @@ _MOST = 1 << 24
 _OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
 
 
+class NotARun(UserError):
+    """A folder has no config.json, or that of another program."""
+
+
+def new_id() -> str:
+    """A random identity."""
+    return secrets.token_hex(16)
+
+
 @dataclass(frozen=True)
 class Record:
     """A run's recipe, machine, data and identity.
 
-    id: random, the same in every checkpoint of the run. data: {"name", "fingerprint"}.
-    first_version: the version of config.json that the run began with; checkpoints of version 1
-    have no id. left_open: settings that a file of version 1 does not settle.
+    id: random, the same in every checkpoint of the run; empty as read from a file of version 1.
+    data: {"name", "fingerprint"}. first_version: the version of config.json that the run began
+    with; checkpoints of version 1 have no id. left_open: settings of the machine that nobody chose,
+    which each start of the run decides anew.
     """
 
     recipe: Recipe
     machine: Machine
     preset: str | None
     data: dict[str, str]
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    id: str = field(default_factory=new_id)
     first_version: int = VERSION
     left_open: frozenset[str] = frozenset()
 
@@ -61,6 +71,7 @@ def write_record(run_dir: str | Path, record: Record) -> None:
             "first_version": record.first_version,
             "preset": record.preset,
             "data": record.data,
+            "left_open": sorted(record.left_open),
             "recipe": dataclasses.asdict(record.recipe),
             "machine": dataclasses.asdict(record.machine) | fresh,
         },
@@ -70,17 +81,17 @@ def write_record(run_dir: str | Path, record: Record) -> None:
 def read_record(run_dir: str | Path) -> Record:
     """The record of the run in a folder, of this version or an older one.
 
-    Raises UserError where there is no run, or its config.json was altered or is of no known
-    version.
+    Raises NotARun where there is none, and UserError where its config.json cannot be read, was
+    altered, or is of a newer version.
     """
     path = path_of(run_dir)
     try:
         document = parse_object(path, read_limited(path, _MOST))
     except FileNotFoundError:
-        raise UserError(f"{run_dir} holds no run: {path} is not there") from None
+        raise NotARun(f"{run_dir} holds no run: {path} is not there") from None
     version = document.get(_KEY)
     if type(version) is not int or version < 1:
-        raise UserError(f"{path} is not the config of a run: it has no version ({_KEY})")
+        raise NotARun(f"{path} is not the config of a run: it has no version ({_KEY})")
     if version > VERSION:
         raise UserError(
             f"{path} is of version {version}, this program reads up to {VERSION}: update it "
@@ -103,14 +114,33 @@ def read_record(run_dir: str | Path) -> Record:
             data=_data(document["data"]),
             id=str(document["id"]),
             first_version=int(document["first_version"]),
+            left_open=frozenset(document["left_open"]) & set(settings_of(Machine)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error!r}") from error
 
 
 def has_record(run_dir: str | Path) -> bool:
-    """Whether a folder holds a run, readable or not."""
+    """Whether a folder has a config.json, readable or not."""
     return path_of(run_dir).exists()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, readable or not. Other programs have a config.json as well."""
+    try:
+        read_record(folder)
+    except NotARun:
+        return False
+    except UserError:
+        return (folder / "checkpoints").is_dir()
+    return True
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The folder of the run that a path is, or lies in as a checkpoint; None for other paths."""
+    here, full = Path(path), Path(path).absolute()
+    inner = [p.parent for p in (full, *full.parents) if p.name == "checkpoints"]
+    return next((folder for folder in (here, *inner[:1]) if is_run(folder)), None)
 
 
 def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
@@ -130,6 +160,7 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
         machine=Machine.from_dict(dataclasses.asdict(Machine()) | machine, where),
         preset=_text(flags.get("preset")),
         data=data,
+        id="",
         first_version=1,
         left_open=left_open,
     )

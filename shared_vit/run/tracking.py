@@ -1,13 +1,19 @@
-"""What a run tells: metrics.jsonl, timing.jsonl, a progress bar (or plain lines), wandb. Process 0 only."""
+"""What a run reports: metrics.jsonl, timing.jsonl, a progress bar or lines, wandb; in process 0."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
 import secrets
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
+from shared_vit.errors import UserError
+from shared_vit.files import read_limited, whole_file
 from shared_vit.run.directory import RunDir
+from shared_vit.run.evaluation import describe
+from shared_vit.run.plan import Plan
 from shared_vit.run.state import StepMetrics
 
 
@@ -16,13 +22,19 @@ class Tracker:
 
     LINES_PER_BLOCK = 50
 
-    def __init__(self, plan, run: RunDir, start: int, versions: dict[str, str]):
+    def __init__(self, plan: Plan, run: RunDir, start: int, versions: dict[str, str]):
         self.plan, self.run = plan, run
         self.lines: list[str] = []
         self.block_begin, self.block_step, self.waited = time.perf_counter(), start, 0.0
         self.bar = _Bar(start, plan.total_steps, plan.recipe.batch_size)
-        self.wandb = _start_wandb(plan, run.path)
+        self.wandb = _start_wandb(plan, run)
+        self.compiles = versions["framework"] == "jax" or plan.machine.compile == "on"
         self.run.append_timing([json.dumps({"step": start} | versions)])
+
+    def compiling(self) -> None:
+        """Say why the first step of this start takes long, where it is compiled."""
+        if self.compiles:
+            self.say("compiling the training step ...")
 
     def compiled(self, seconds: float) -> None:
         self.say(f"compiled in {seconds:.1f} s")
@@ -66,7 +78,7 @@ class Tracker:
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
-        """Leave out of the timing what is no training: evaluation, the copy of a checkpoint."""
+        """Leave evaluation and the copy of a checkpoint out of the timing of training."""
         self.block_begin, self.block_step, self.waited = time.perf_counter(), step, 0.0
 
     def say(self, text: str) -> None:
@@ -78,18 +90,10 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.finish()
 
-    def _add(self, line: dict) -> None:
+    def _add(self, line: dict[str, Any]) -> None:
         self.lines.append(json.dumps(line))
         if self.wandb is not None:
             self.wandb.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
-
-
-def describe(result: dict[str, float]) -> str:
-    """An evaluation in words."""
-    return (
-        f"top-1 {100 * result['val_top1']:.2f} %, top-5 {100 * result['val_top5']:.2f} %, "
-        f"loss {result['val_loss']:.4f} on {result['val_count']} examples"
-    )
 
 
 class _Bar:
@@ -99,11 +103,9 @@ class _Bar:
 
     def __init__(self, start: int, total: int, batch_size: int):
         self.start, self.total, self.batch_size = start, total, batch_size
-        self.begin: float | None = (
-            None  # set by the first update, so that the rate leaves out compilation
-        )
+        self.begin: float | None = None  # of the first update: the rate leaves out compilation
         self.last = time.perf_counter()
-        self.bar = None
+        self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -114,9 +116,8 @@ class _Bar:
         if self.begin is None:
             self.begin, self.start = now, step
         elapsed = now - self.begin
-        rate = (
-            (step - self.start) / elapsed if elapsed > 1 else None
-        )  # results come in blocks: too few tell nothing
+        # Results come in blocks, so the first second has no rate to speak of.
+        rate = (step - self.start) / elapsed if elapsed > 1 else None
         images = f"{rate * self.batch_size:.0f} images/s" if rate else ""
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}  {images}", refresh=False)
@@ -139,24 +140,35 @@ class _Bar:
             self.bar.close()
 
 
-def _start_wandb(plan, run_path: Path):
-    """wandb's run, one for a training however often it is resumed; None where it is off."""
+def _start_wandb(plan: Plan, run: RunDir) -> Any:
+    """wandb's run, one for a training however often it is resumed; None where it is off.
+
+    Raises UserError where it cannot be started.
+    """
     if plan.machine.wandb == "off":
         return None
     import wandb
 
-    id_file = run_path / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
-    return wandb.init(
-        project="twinvit",
-        name=run_path.name,
-        id=id_file.read_text(),
-        resume="allow",
-        mode=plan.machine.wandb,
-        dir=run_path,
-        config={
-            "recipe": dataclasses.asdict(plan.recipe),
-            "machine": dataclasses.asdict(plan.machine),
-        },
-    )
+    id_file = run.folder / "wandb_id"
+    with run.errors():
+        if not id_file.exists():
+            with whole_file(id_file) as file:
+                file.write(secrets.token_hex(4).encode())
+        name = read_limited(id_file, 100).decode(errors="replace")
+    try:
+        return wandb.init(
+            project="twinvit",
+            name=run.path.name,
+            id=name,
+            resume="allow",
+            mode=plan.machine.wandb,
+            dir=run.path,
+            config={
+                "recipe": dataclasses.asdict(plan.recipe),
+                "machine": dataclasses.asdict(plan.machine),
+            },
+        )
+    except (wandb.Error, OSError) as error:
+        raise UserError(
+            f"--wandb={plan.machine.wandb}: {error}; --wandb=off goes without"
+        ) from error

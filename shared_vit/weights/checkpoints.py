@@ -6,6 +6,7 @@ checkpoints/step_N/model.safetensors   canonical arrays with their ModelConfig
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,24 @@ MODEL, STATE = "model.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A checkpoint with every byte of every file verified; arrays are read when asked for."""
+
+    document: dict[str, Any]  # state.json
+    files: dict[str, OwnFile]
+
+
+@dataclass(frozen=True)
 class Found:
-    """The newest intact checkpoint; `skipped` has a line for each newer one that is damaged."""
+    """The newest intact checkpoint, opened; a line for each newer one that was skipped."""
 
     path: Path
     step: int
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str]
+    opened: Opened = field(compare=False, repr=False)
+
+
+Accept = Callable[[Path, Opened], None]
 
 
 def newest(run_dir: Path) -> Found | None:
@@ -34,16 +47,19 @@ def newest(run_dir: Path) -> Found | None:
     return newest_in(Path(run_dir) / "checkpoints")
 
 
-def newest_in(folder: Path) -> Found | None:
-    """`newest`, of a folder that holds `step_N`."""
+def newest_in(folder: Path, accept: Accept | None = None) -> Found | None:
+    """`newest`, of a folder that holds `step_N`; `accept` raises UserError for one to be skipped."""
     skipped: list[str] = []
     for step in steps(folder):
         path = folder / f"step_{step}"
         try:
-            found = opened(path).document.get("step")
+            checkpoint = opened(path)
+            found = checkpoint.document.get("step")
             if found != step:
                 raise UserError(f"{path} holds step {found}: it was renamed")
-            return Found(path, step, skipped)
+            if accept is not None:
+                accept(path, checkpoint)
+            return Found(path, step, skipped, checkpoint)
         except UserError as error:
             skipped.append(f"{path.name}: {error}")
     if skipped:
@@ -52,14 +68,6 @@ def newest_in(folder: Path) -> Found | None:
             "remove the folder to begin again at step 0"
         )
     return None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint with every byte of every file verified; arrays are read when asked for."""
-
-    document: dict[str, Any]  # state.json
-    files: dict[str, OwnFile]
 
 
 def opened(path: Path) -> Opened:

@@ -1,0 +1,81 @@
+"""Evaluation of a trainer's weights, and its result in words."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from shared_vit.run.interrupt import Interrupt
+from shared_vit.run.plan import Plan
+from shared_vit.run.state import Lazy, Trainer
+
+LAG = 2  # results are read this many steps late, so that reading never makes the device wait
+
+
+def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
+    """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if
+    asked to stop."""
+    sums, stopping = np.zeros(4), False
+    in_flight: deque[Lazy] = deque()
+    stream = plan.batches("val", 0, trainer.process, trainer.num_processes)
+
+    def read(lag: int) -> None:
+        nonlocal sums, stopping
+        while len(in_flight) > lag:
+            counts = in_flight.popleft().get()
+            sums += counts[:4]
+            stopping |= counts.stop
+
+    try:
+        for batch in stream:
+            in_flight.append(trainer.eval_step(trainer.put(batch), stop=interrupt.requested))
+            read(LAG)
+            if stopping:
+                return None
+        read(0)
+    finally:
+        stream.close()
+    if stopping:
+        return None
+    correct1, correct5, loss_sum, count = sums
+    return {
+        "val_loss": loss_sum / count,
+        "val_top1": correct1 / count,
+        "val_top5": correct5 / count,
+        "val_count": int(count),
+    }
+
+
+def describe(result: dict[str, float]) -> str:
+    """An evaluation in words."""
+    return (
+        f"top-1 {100 * result['val_top1']:.2f} %, top-5 {100 * result['val_top5']:.2f} %, "
+        f"loss {result['val_loss']:.4f} on {result['val_count']} examples"
+    )
+
+
+def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
+    """One line: which weights, on which data, prepared how, with which result."""
+    assert plan.weights is not None
+    step = "" if plan.weights.step is None else f" (step {plan.weights.step})"
+    return (
+        f"{plan.weights.path}{step} on {plan.dataset.name}, validation split, "
+        f"{describe_preprocessing(plan)}: {describe(result)}"
+    )
+
+
+def describe_preprocessing(plan: Plan) -> str:
+    """What turns a picture of the validation split into the model's input."""
+    model = plan.model
+    size, normalised = model.image_size, f"mean {_three(model.mean)}, std {_three(model.std)}"
+    if not plan.dataset.photographs:
+        return f"{size} px by the nearest pixel, {normalised}"
+    if model.eval_resize == 0:
+        return f"squashed to {size} px ({model.interpolation}), {normalised}"
+    shorter = round(size * model.eval_resize)
+    return f"shorter side to {shorter} px ({model.interpolation}), centre {size} px, {normalised}"
+
+
+def _three(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

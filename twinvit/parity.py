@@ -32,8 +32,8 @@ not.
   --lockstep[=EVERY]   one run instead, each step (or every EVERY-th) taken by both twins from the
                        same state; --framework={torch,jax} says which twin goes on
 
-All other flags are those of training (`twinvit train --help` lists them), without --nudge, --resume,
---stop_at and --mode, which the comparison sets itself. fp16 is PyTorch's alone.
+All other flags are those of training (`twinvit train --help` lists them), without --nudge,
+--resume, --stop_at and --mode, which the comparison sets itself. fp16 is PyTorch's alone.
 
 Runs on disk are compared by `twinvit curves RUN_A RUN_B --noise RUN RUN RUN`.
 """

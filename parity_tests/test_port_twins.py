@@ -18,13 +18,13 @@ from twinvit import port
 BLOCKS = dataclasses.replace(SMALL, depth=1)
 
 
-def explain(cfg, jax_cfg=None):
+def explain(cfg, jax_cfg=None, **arguments):
     """The report on a pair of twins with the same weights, none of them constant."""
     arrays = random_arrays(cfg)
     reference = torch_vit.from_arrays(cfg, arrays)
     twin = jax_vit.from_arrays(jax_cfg or cfg, arrays)
     images = helpers.random_images(cfg).transpose(0, 3, 1, 2)
-    return port.explain(reference, twin, (np.ascontiguousarray(images, np.float64),))
+    return port.explain(reference, twin, (np.ascontiguousarray(images, np.float64),), **arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,11 @@ def one_thread():
 def test_the_twins_are_the_same(variant):
     report = explain(dataclasses.replace(VARIANTS[variant], depth=1))
     assert report.same and not report.findings, str(report)
+
+
+def test_their_gradients_are_the_same():
+    report = explain(BLOCKS, what=("forward", "grad"))
+    assert report.same, str(report)
 
 
 CONFIGURED = {

@@ -121,7 +121,8 @@ class Index:
             and value.size >= SMALLEST
             and evidence(value)
         ):
-            self._by_size.setdefault(value.size, []).append(entry.id)
+            entry.slot = len(self._by_size.setdefault(value.size, []))
+            self._by_size[value.size].append(entry.id)
             self._prints.setdefault(value.size, []).append(fingerprint(value))
             self._table.pop(value.size, None)
             if self.bytes + value.nbytes <= self.budget:
@@ -134,6 +135,15 @@ class Index:
     def ids(self, size: int) -> list[int]:
         """Entries of this many numbers, in the order of `table`'s rows."""
         return self._by_size.get(size, [])
+
+    def key(self, entry_id: int) -> tuple[int, str, str]:
+        """What equal values have in common, to nine digits."""
+        entry = self.entries[entry_id]
+        size = int(np.prod(entry.shape)) if entry.shape else 1
+        if entry.slot < 0:
+            return size, "", str(entry_id)
+        print_ = self._prints[size][entry.slot]
+        return size, f"{print_[1]:.9e}", f"{print_[3]:.9e}"
 
     def table(self, size: int) -> np.ndarray:
         if size not in self._table:

@@ -292,10 +292,15 @@ def _scatter(
     return torch.as_strided_scatter(base.contiguous(), part, size, stride, offset)
 
 
+_DRAWN = frozenset(
+    "bernoulli_ normal_ uniform_ random_ exponential_ geometric_ cauchy_ log_normal_".split()
+)
+
+
 def _functional(func: Any) -> Any:
     """The functional form of an operation in place; None where there is none."""
     name = func._schema.name.split("::")[1]
-    if name.endswith("_"):
+    if name.endswith("_") and name not in _DRAWN:
         packet = getattr(aten, {"zero_": "zeros_like", "copy_": "copy"}.get(name, name[:-1]), None)
         if packet is not None:
             for overload in (func._overloadname, "default", "int"):

@@ -117,6 +117,8 @@ def residual_scale(call: Call) -> Iterator[Variant]:
 def residual_source(call: Call) -> Iterator[Variant]:
     """The port's residual comes from another place (after a norm for before it)."""
     graph = call.graph
+    if call.comes_from("sigmoid", steps=3):  # a recurrent cell's update is no residual
+        return
     for position in (0, 1):
         mine = call.ref(position)
         if (

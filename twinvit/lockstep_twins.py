@@ -10,9 +10,10 @@ import dataclasses
 import importlib
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from shared_vit.spec.recipe import Recipe
 from twinvit import lockstep
 from twinvit.lockstep import Measured
 
+T = TypeVar("T")
 Framework = Literal["torch", "jax"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "jax")
 OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
@@ -147,6 +149,7 @@ class Pair:
         self.by_reference = judged_by_reference(precision, plan.machine.device)
         self.relative_to = relative_to(self.cfg)
         self._state: TrainState | None = None
+        self._thread = ThreadPoolExecutor(1, "jax")
 
     def load(self, state: TrainState) -> None:
         """Go on from another state of the same model."""
@@ -164,9 +167,11 @@ class Pair:
         """A step by both from the leader's state, which moves on; with `noise`, that is measured."""
         before = self._state or self.leader.trainer.state()
         self.leader._holds = before.params
-        metrics, grads = self.leader.gradients(before.params, batch)
-        a = quantities(self.cfg, metrics, grads)
-        b = quantities(self.cfg, *self.follower.gradients(before.params, batch))
+        (metrics, grads), (b_metrics, b_grads) = self._by_both(
+            lambda: self.leader.gradients(before.params, batch),
+            lambda: self.follower.gradients(before.params, batch),
+        )
+        a, b = quantities(self.cfg, metrics, grads), quantities(self.cfg, b_metrics, b_grads)
         nudged = self._nudged(before.params, batch) if noise and not self.by_reference else None
         reference = None
         if self.by_reference:
@@ -205,13 +210,26 @@ class Pair:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The optimizer's results in float64 by leader and follower, on the leader's gradients."""
         if self.in_double:
-            states = [after, self.follower.updated(before, grads, scalars)]
+            states = after, self.follower.updated(before, grads, scalars)
         else:
             wide, wide_grads = widened(before), _wide(grads)
-            order = (self.leading, _other(self.leading))
-            states = [self._double[f].updated(wide, wide_grads, scalars) for f in order]
+            leader, follower = self._double[self.leading], self._double[_other(self.leading)]
+            states = self._by_both(
+                lambda: leader.updated(wide, wide_grads, scalars),
+                lambda: follower.updated(wide, wide_grads, scalars),
+            )
         a, b = map(optimizer_quantities, states)
         return a, b
+
+    def _by_both(self, leader: Callable[[], T], follower: Callable[[], T]) -> tuple[T, T]:
+        """Both results; JAX works in a thread of its own, beside torch in this one."""
+        if self.leading == "jax":
+            pending = self._thread.submit(leader)
+            of_follower = follower()
+            return pending.result(), of_follower
+        pending = self._thread.submit(follower)
+        of_leader = leader()
+        return of_leader, pending.result()
 
 
 def judged_by_reference(precision: str, device: str) -> bool:

@@ -4,17 +4,19 @@ import json
 import math
 import os
 import resource
+import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
+import trainers
 
 from shared_vit.data.batch import Batch
-from shared_vit.run.state import StepScalars, first_state
-from shared_vit.spec import init
+from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import model_config
 from shared_vit.spec.pixels import normalization
-from shared_vit.spec.recipe import TrainConfig
+from shared_vit.spec.precision import PRECISIONS
 
 CLASSES, LR, WEIGHT_DECAY, CLIP = 1000, 1e-3, 0.3, 1.0
 
@@ -25,7 +27,11 @@ def serve(args) -> None:
     kind, _, option = args.worker.partition(":")
     contender = CONTENDERS[kind](args, kind, option == "compile")
     for line in sys.stdin:
-        print(json.dumps(getattr(contender, line.strip())()), file=answers, flush=True)
+        try:
+            answer = getattr(contender, line.strip())()
+        except Exception as error:  # told and passed over by the process that asked
+            answer = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 class Contender:
@@ -38,7 +44,9 @@ class Contender:
         shape = (args.batch_size, args.image_size, args.image_size, 3)
         images = rng.integers(0, 256, shape, dtype=np.uint8)
         labels = rng.integers(0, CLASSES, args.batch_size, dtype=np.int32)
-        self.batch = Batch(images, labels, np.ones(args.batch_size, np.float32), np.arange(args.batch_size), 0)
+        self.batch = Batch(
+            images, labels, np.ones(args.batch_size, np.float32), np.arange(args.batch_size), 0
+        )
 
     def prepare(self) -> dict:
         """Build and warm up; the seconds that the first of each call takes beyond a later one."""
@@ -49,7 +57,7 @@ class Contender:
             first, _, later = (self._time(call, 1)["seconds"] for _ in range(3))
             extra += max(0, first - later)
             self.steps[what] = math.ceil(self.args.seconds / later)
-        return {"compile_seconds": extra}
+        return {"compile_seconds": extra, "attention": self.attention()}
 
     def forward(self) -> dict:
         return self._time(self.infer, self.steps["forward"])
@@ -58,25 +66,30 @@ class Contender:
         return self._time(self.step, self.steps["train"])
 
     def _time(self, call, steps: int) -> dict[str, float]:
-        """Of one call: seconds by the clock, and by the process's processors, which other programs disturb less."""
+        """Of one call: seconds by the clock, and by the process's processors, which other programs
+        disturb less. A call before brings the device's clock and allocator to where they stay."""
+        call()
         self.wait()
         begin, begin_cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             call()
         self.wait()
-        return {
+        spent = {
             "seconds": (time.perf_counter() - begin) / steps,
             "cpu_seconds": (time.process_time() - begin_cpu) / steps,
         }
+        self.rest()
+        return spent
 
-    def train_config(self, device: str) -> TrainConfig:
-        return TrainConfig(
-            batch_size=self.args.batch_size, precision=self.args.precision, device=device, world_size=1,
+    def rest(self) -> None:
+        """Give back the memory that the next contender may need."""
+
+    def flags(self) -> dict:
+        """Of the twins' trainers, by the names of the command line."""
+        return dict(
+            batch_size=self.args.batch_size, precision=self.args.precision, device=self.args.device,
             weight_decay=WEIGHT_DECAY, clip=CLIP,
         )  # fmt: skip
-
-    def first_state(self):
-        return first_state(self.cfg, init.draw(self.cfg, 0), self.args.precision)
 
 
 class Jax(Contender):
@@ -85,13 +98,10 @@ class Jax(Contender):
     def build(self) -> None:
         import jax
 
-        from jax_vit import devices as mesh
-        from jax_vit.trainer import Trainer
-
-        cfg = mesh.resolve(self.train_config(self.args.device))
         self.jax = jax
-        self.trainer = Trainer(self.first_state(), cfg, mesh.start(cfg))
+        self.trainer, _, _ = trainers.jax_trainer(self.cfg, **self.flags())
         self.on_device = self.trainer.put(self.batch)
+        self.images = self.on_device.images[0]
         self.logits = jax.jit(self.trainer.objective.logits)
         self.result = self.output = None
 
@@ -99,10 +109,20 @@ class Jax(Contender):
         self.result = self.trainer.train_step(self.on_device, StepScalars(LR))
 
     def infer(self) -> None:
-        self.output = self.logits(self.trainer.params, self.trainer.fixed, self.on_device.images[0])
+        self.output = self.logits(self.trainer.params, self.trainer.fixed, self.images)
 
     def wait(self) -> None:
         self.jax.block_until_ready((self.output, self.result and self.result.values))
+
+    def attention(self) -> str:
+        """What attention is computed by."""
+        from jax_vit import fused
+
+        cfg = self.cfg
+        tokens = cfg.num_tokens + cfg.num_tokens % 2
+        shape = (self.args.batch_size, tokens, cfg.num_heads, cfg.width // cfg.num_heads)
+        applies = fused.applies(shape, PRECISIONS[self.args.precision])
+        return "cuDNN" if applies else "products and softmax"
 
     def memory(self) -> dict:
         stats = self.jax.local_devices()[0].memory_stats() or {}
@@ -124,6 +144,21 @@ class Torch(Contender):
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
 
+    def rest(self) -> None:
+        if self.device.type == "cuda":
+            self.torch.cuda.empty_cache()
+
+    def attention(self) -> str:
+        """The kernel that scaled_dot_product_attention takes for the model's shape and types."""
+        torch, cfg = self.torch, self.cfg
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.args.precision)
+        shape = (2, cfg.num_heads, cfg.num_tokens, cfg.width // cfg.num_heads)
+        q = torch.zeros(shape, dtype=low or torch.float32, device=self.device, requires_grad=True)
+        try:
+            return torch.nn.attention.SDPBackend(torch._fused_sdp_choice(q, q, q)).name
+        except (AttributeError, ValueError, RuntimeError) as error:
+            return f"not known: {error}"
+
     def memory(self) -> dict:
         gpu = self.device.type == "cuda"
         return {"peak_bytes": self.torch.cuda.max_memory_allocated() if gpu else _peak_of_process()}
@@ -133,10 +168,8 @@ class TorchTwin(Torch):
     """The PyTorch twin, by its own trainer."""
 
     def build(self) -> None:
-        from torch_vit.trainer import Trainer
-
-        cfg = self.train_config("gpu" if self.device.type == "cuda" else "cpu")
-        self.trainer = Trainer(self.first_state(), cfg, self.device, compile=self.compile)
+        flags = self.flags() | {"compile": "on" if self.compile else "off"}
+        self.trainer, _, _ = trainers.torch_trainer(self.cfg, **flags)
         self.on_device = self.trainer.put(self.batch)
 
     def step(self) -> None:
@@ -158,16 +191,25 @@ class Peer(Torch):
         without_torchvision_operators()
         set_backend_precision(self.args.precision)
         torch.manual_seed(0)
-        self.model = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[self.kind](cfg)
-        self.model.to(self.device, getattr(torch, "float64" if self.args.precision == "fp64" else "float32")).train()
+        self.model = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}[
+            self.kind
+        ](cfg)
+        self.model.to(
+            self.device, getattr(torch, "float64" if self.args.precision == "fp64" else "float32")
+        ).train()
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": WEIGHT_DECAY},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=LR, fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.args.precision == "fp16")
         self.run = torch.compile(self._logits) if self.compile else self._logits
         dtype = next(self.model.parameters()).dtype
-        self.scale, self.shift = (torch.tensor(a, dtype=dtype, device=self.device) for a in normalization(cfg))
+        self.scale, self.shift = (
+            torch.tensor(a, dtype=dtype, device=self.device) for a in normalization(cfg)
+        )
         self.images = torch.from_numpy(self.batch.images).to(self.device)
         self.labels = torch.from_numpy(self.batch.labels.astype(np.int64)).to(self.device)
 
@@ -199,7 +241,10 @@ class Device(Torch):
     def about(self) -> dict:
         torch, gpu = self.torch, self.device.type == "cuda"
         name = torch.cuda.get_device_name(0) if gpu else _cpu_name()
-        return {"device": name, "gpu": gpu, "threads": torch.get_num_threads()}
+        about = {"device": name, "gpu": gpu, "threads": torch.get_num_threads()}
+        return about | (
+            {"free_bytes": torch.cuda.mem_get_info()[0]} | _versions(torch) if gpu else {}
+        )
 
     def rate(self) -> dict:
         """Floating-point operations per second of a large square product in the precision's compute type."""
@@ -240,7 +285,13 @@ def _torchvision(cfg):
     from torchvision.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
-        cfg.image_size, cfg.patch_size, cfg.depth, cfg.num_heads, cfg.width, cfg.mlp_dim, num_classes=cfg.num_classes
+        cfg.image_size,
+        cfg.patch_size,
+        cfg.depth,
+        cfg.num_heads,
+        cfg.width,
+        cfg.mlp_dim,
+        num_classes=cfg.num_classes,
     )
 
 
@@ -261,6 +312,25 @@ def _transformers(cfg):
     )
 
 
+def _versions(torch) -> dict:
+    """Of what computes on the GPU: CUDA, cuDNN, driver and Triton."""
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+    )
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = None
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": driver.stdout.strip() or None,
+        "triton": triton,
+    }
+
+
 def _peak_of_process() -> int:
     """Of the whole process, in bytes; Linux counts in KiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -270,7 +340,9 @@ def _peak_of_process() -> int:
 def _cpu_name() -> str:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
         if names:
             return f"{names[0]}, {len(names)} cores"
     return "cpu"

@@ -13,6 +13,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -47,11 +49,15 @@ def main() -> None:
 
         contenders.serve(args)
         return
-    report = measure(args)
+
+    def keep(report: dict) -> None:
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+
+    report = measure(args, keep)
+    keep(report)
     print(table(report))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,12 +68,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16")
     parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto")
     parser.add_argument("--peers", action="store_true", help="other libraries' models too")
-    parser.add_argument("--only", help="these contenders, separated by commas; `:compile` for torch.compile")
+    parser.add_argument(
+        "--only", help="these contenders, separated by commas; `:compile` for torch.compile"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="rounds; the median is reported")
-    parser.add_argument("--seconds", type=float, default=0.5, help="least length of one measurement")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="least length of one measurement"
+    )
     parser.add_argument("--json", help="write the results here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+class ContenderFailed(Exception):
+    """A contender's process ended, or answered with an error."""
 
 
 class Worker:
@@ -75,78 +89,135 @@ class Worker:
 
     def __init__(self, name: str, argv: list[str]):
         self.name = name
-        # JAX would otherwise take three quarters of a GPU that all contenders share.
-        env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.cache = tempfile.TemporaryDirectory(prefix="compiled-")
+        env = os.environ | {
+            # JAX would otherwise take three quarters of a GPU that all contenders share.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            # An empty one: a program that an earlier run compiled would be found and not compiled.
+            "JAX_COMPILATION_CACHE_DIR": self.cache.name,
+        }
         command = [sys.executable, __file__, *argv, f"--worker={name}"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
 
     def ask(self, what: str) -> dict:
+        """The answer to a question. Raises ContenderFailed."""
         try:
             print(what, file=self.process.stdin, flush=True)
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
-        return json.loads(answer)
+            raise ContenderFailed(f"the process ended with status {self.process.wait()}")
+        answer = json.loads(answer)
+        if "failed" in answer:
+            raise ContenderFailed(answer["failed"])
+        return answer
 
     def close(self) -> None:
-        self.process.stdin.close()
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
         self.process.wait()
+        self.cache.cleanup()
 
 
-def measure(args: argparse.Namespace) -> dict:
-    """Every contender's seconds per step, in alternating rounds."""
+def measure(args: argparse.Namespace, keep: Callable[[dict], None] = lambda report: None) -> dict:
+    """Every contender's seconds per step, in alternating rounds.
+
+    A contender that fails is reported and passed over. One that fails while it prepares, beside the
+    others, is measured once more when they have gone, alone on the device. `keep` is given the
+    report after each round.
+    """
     cfg = model_config(args.model, image_size=args.image_size)
-    argv = [
-        f"--{n}={getattr(args, n)}" for n in ("model", "image_size", "batch_size", "precision", "device", "seconds")
-    ]
+    names = ("model", "image_size", "batch_size", "precision", "device", "seconds")
+    argv = [f"--{n}={getattr(args, n)}" for n in names]
     load = os.getloadavg()[0]
     device = Worker("device", argv)
     about = device.ask("about")
-    names = args.only.split(",") if args.only else contenders_on(about["gpu"], args.peers)
+    contenders = args.only.split(",") if args.only else contenders_on(about["gpu"], args.peers)
     results: dict[str, dict] = {}
-    workers = []
-    for name in names:
-        print(f"preparing {name}", file=sys.stderr, flush=True)
-        worker = Worker(name, argv)
-        results[name] = worker.ask("prepare") | {"train": [], "forward": []}
-        workers.append(worker)
-    rates = []
-    for number in range(args.repeats):
-        print(f"round {number + 1} of {args.repeats}", file=sys.stderr, flush=True)
-        rates.append(device.ask("rate")["flops"])
+    failed: dict[str, str] = {}
+    rates: list[float] = []
+
+    def report() -> dict:
+        rate = statistics.median(rates)
+        return {
+            "command": " ".join(["python", *sys.argv]),
+            **{n: getattr(args, n) for n in ("model", "image_size", "batch_size", "precision")},
+            "repeats": args.repeats,
+            "formula": FORMULA,
+            "macs_per_image": macs_per_image(cfg),
+            "matmul_flops": rate,
+            "matmul_flops_rounds": rates,
+            "machine": about
+            | {"system": platform.platform(), "cores": os.cpu_count(), "load_at_start": load},
+            "versions": {n: metadata.version(n) for n in LIBRARIES if installed(n)},
+            "results": {
+                name: summarised(result, args.batch_size, macs_per_image(cfg), rate)
+                for name, result in results.items()
+                if result["train"] and "peak_bytes" in result
+            },
+            "failed": failed,
+        }
+
+    def compete(names: list[str], together: bool) -> None:
+        workers = [w for name in names if (w := _prepared(name, argv, results, failed, together))]
+        for number in range(args.repeats):
+            print(f"round {number + 1} of {args.repeats}", file=sys.stderr, flush=True)
+            rates.append(device.ask("rate")["flops"])
+            for worker in list(workers):
+                try:
+                    for what in ("forward", "train"):
+                        results[worker.name][what].append(worker.ask(what))
+                    results[worker.name] |= worker.ask("memory")
+                except ContenderFailed as error:
+                    failed[worker.name] = str(error)
+                    print(f"{worker.name} failed: {error}", file=sys.stderr, flush=True)
+                    workers.remove(worker)
+                    worker.close()
+            keep(report())
         for worker in workers:
-            for what in ("forward", "train"):
-                results[worker.name][what].append(worker.ask(what))
-    for worker in workers:
-        results[worker.name] |= worker.ask("memory")
-        worker.close()
+            worker.close()
+
+    compete(contenders, together=True)
+    for name in [n for n in contenders if n not in results and about["gpu"]]:
+        compete([name], together=False)
     device.close()
-    rate = statistics.median(rates)
-    for result in results.values():
-        for what, factor in (("forward", 2), ("train", 6)):
-            result[what] = summary(result[what], args.batch_size, factor * macs_per_image(cfg), rate)
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "model": args.model,
-        "image_size": args.image_size,
-        "batch_size": args.batch_size,
-        "precision": args.precision,
-        "repeats": args.repeats,
-        "formula": FORMULA,
-        "macs_per_image": macs_per_image(cfg),
-        "matmul_flops": rate,
-        "matmul_flops_rounds": rates,
-        "machine": about | {"system": platform.platform(), "cores": os.cpu_count(), "load_at_start": load},
-        "versions": {n: metadata.version(n) for n in LIBRARIES if installed(n)},
-        "results": results,
-    }
+    return report()
+
+
+def _prepared(
+    name: str, argv: list[str], results: dict, failed: dict[str, str], together: bool
+) -> Worker | None:
+    """A contender ready to be measured; None, and its reason in `failed`, if it cannot be."""
+    print(f"preparing {name}", file=sys.stderr, flush=True)
+    worker = Worker(name, argv)
+    try:
+        prepared = worker.ask("prepare")
+    except ContenderFailed as error:
+        failed[name] = str(error)
+        print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+        worker.close()
+        return None
+    failed.pop(name, None)
+    results[name] = prepared | {"beside_others": together, "train": [], "forward": []}
+    return worker
+
+
+def summarised(result: dict, batch_size: int, macs: int, rate: float) -> dict:
+    """A contender's result with its rounds summarised."""
+    rounds = {what: summary(result[what], batch_size, factor * macs, rate)
+              for what, factor in (("forward", 2), ("train", 6))}  # fmt: skip
+    return result | rounds
 
 
 def contenders_on(gpu: bool, peers: bool) -> list[str]:
+    """The twins and, if asked, the peers that are installed; those of PyTorch compiled too on GPUs."""
     names = [n for n in TWINS + (PEERS if peers else []) if installed(n)]
-    return names + [f"{n}:compile" for n in ("torch_vit", "timm") if gpu and n in names]
+    return names + [f"{n}:compile" for n in names if gpu and n != "jax_vit"]
 
 
 def installed(name: str) -> bool:
@@ -197,6 +268,8 @@ def table(report: dict) -> str:
     lines += ["", *ratios(results, "ms", "time")]
     if not m["gpu"]:
         lines += ratios(results, "cpu_ms", "processor time")
+    lines += [f"attention of {n}: {r['attention']}" for n, r in results.items()]
+    lines += [f"{n} failed: {reason}" for n, reason in report["failed"].items()]
     return "\n".join(lines)
 
 
@@ -207,9 +280,14 @@ def ratios(results: dict[str, dict], clock: str, what: str) -> list[str]:
     lines = []
     if peers:
         best = min(peers, key=spent.get)
-        lines = [f"{n} takes {spent[n] / spent[best]:.3f} of the {what} of {best}" for n in spent if n not in peers]
-    if set(TWINS) <= set(spent):
-        fastest = min(spent[n] for n in spent if n.startswith("torch_vit"))
+        lines = [
+            f"{n} takes {spent[n] / spent[best]:.3f} of the {what} of {best}"
+            for n in spent
+            if n not in peers
+        ]
+    of_torch = [s for n, s in spent.items() if n.startswith("torch_vit")]
+    if of_torch and "jax_vit" in spent:
+        fastest = min(of_torch)
         lines.append(f"jax_vit takes {spent['jax_vit'] / fastest:.3f} of the {what} of torch_vit")
     return lines
 

@@ -1,0 +1,57 @@
+"""The twins' trainers for a benchmark: on the device of this machine, from drawn weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from shared_vit.run.asked import Asked
+from shared_vit.run.state import first_state
+from shared_vit.spec import init
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
+
+if TYPE_CHECKING:
+    import jax_vit.trainer
+    import torch_vit.trainer
+
+
+def jax_trainer(
+    model: ModelConfig, device: str = "auto", **flags: Any
+) -> tuple[jax_vit.trainer.Trainer, Recipe, Machine]:
+    """The JAX twin's trainer and what it settled; `flags` are those of the command line.
+
+    To be called before JAX makes its first array. Raises UserError for devices that are absent.
+    """
+    from jax_vit import devices
+    from jax_vit.trainer import Trainer
+
+    asked = devices.resolve(Asked({"device": device, "world_size": 1, **flags}))
+    recipe, machine = _settle(asked, model)
+    return Trainer(_state(recipe), recipe, devices.start(machine)), recipe, machine
+
+
+def torch_trainer(
+    model: ModelConfig, device: str = "auto", **flags: Any
+) -> tuple[torch_vit.trainer.Trainer, Recipe, Machine]:
+    """The same of the PyTorch twin; `compile` is "on" or "off", by default "on" on GPUs."""
+    from torch_vit import devices
+    from torch_vit.trainer import Trainer
+
+    asked = devices.resolve(Asked({"device": device, "world_size": 1, **flags}))
+    recipe, machine = _settle(asked, model)
+    place = devices.device_of(machine, 0)
+    trainer = Trainer(_state(recipe), recipe, place, compile=machine.compile == "on")
+    return trainer, recipe, machine
+
+
+def _settle(asked: Asked, model: ModelConfig) -> tuple[Recipe, Machine]:
+    recipe = Recipe(**asked.values_of(Recipe) | {"model": model, "steps": asked.steps or 1})
+    fields = {f.name for f in dataclasses.fields(Machine)}
+    values = {n: v for n, v in asked.values_of(Machine).items() if n in fields}
+    return recipe, Machine(**values)
+
+
+def _state(recipe: Recipe):
+    return first_state(recipe.model, init.draw(recipe.model, recipe.seed), recipe.precision)

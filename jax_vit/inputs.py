@@ -26,7 +26,7 @@ def check_config(cfg: object) -> None:
 
 
 def check_inputs(model: VisionTransformer, images: jax.Array, dropout: Dropout) -> None:
-    """Raise UserError unless `images` are what `model` takes, and `dropout` is there in train mode."""
+    """Raise UserError unless `model` takes these `images`, with `dropout` in train mode."""
     if not isinstance(images, jax.Array | np.ndarray):
         raise UserError(
             f"images are a {type(images).__name__}, and jax_vit takes arrays of JAX or NumPy"

@@ -3,6 +3,7 @@
 They stand where Flax's and JAX's own would round otherwise. Twin of `torch_vit/ops.py`.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from jax import Array, lax
 
 from jax_vit import fused
+from jax_vit.dropout import Dropout
 from jax_vit.gpu import row_major
 from shared_vit.spec.precision import Policy
 
@@ -94,6 +96,15 @@ def _layer_norm_backward(eps: float, residuals: tuple, g: Array) -> tuple[Array,
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def remat(block: nnx.Module) -> Callable[..., Array]:
+    """`block`, of whose call only the input is kept: the backward pass computes it again."""
+
+    def call(x: Array, dropout: Dropout, site: int) -> Array:
+        return nnx.remat(lambda block, x, dropout: block(x, dropout, site))(block, x, dropout)
+
+    return call
 
 
 def product(x: Array, kernel: Array, bias: Array, policy: Policy) -> Array:

@@ -19,6 +19,7 @@ def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
     without the token that fused attention is padded with.
     """
     copy = nnx.merge(*nnx.split(model))
+    copy.remat = False  # which would call copies of the blocks
     names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(copy)}
     for _, module in nnx.iter_modules(copy):
         if callable(module):

@@ -13,5 +13,10 @@ def train(asked: Asked) -> int:
     """Run what the flags say; returns the exit status. Raises UserError before any device works."""
     plan = make_plan(devices.resolve(asked), "jax")
     mesh = devices.start(plan.machine)
+    memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
     with devices.together():
-        return loop.run(plan, jax.process_index(), lambda state: Trainer(state, plan.recipe, mesh))
+        return loop.run(
+            plan,
+            jax.process_index(),
+            lambda state: Trainer(state, plan.recipe, mesh, **memory),
+        )

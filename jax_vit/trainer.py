@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_vit.bridge import Path, abstract_model, canonical_name, state_arrays, to_jax
+from jax_vit.bridge import Path, abstract_model, canonical_name, state_arrays, to_canonical, to_jax
 from jax_vit.dropout import Dropout
 from jax_vit.optim import clip_by_global_norm, global_norm, make_optimizer, nudge
 from jax_vit.results import LazyResult
+from jax_vit.sharding import placement, whole
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
@@ -25,7 +26,6 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.pixels import normalization
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
-
 
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -71,8 +71,16 @@ class Objective:
 class Trainer:
     """One model and its optimizer, replicated over a mesh of devices that share each batch."""
 
-    def __init__(self, state: TrainState, train: Recipe, mesh: Mesh):
+    def __init__(
+        self,
+        state: TrainState,
+        train: Recipe,
+        mesh: Mesh,
+        remat: bool = False,
+        shard: bool = False,
+    ):
         self.cfg, self.train, self.mesh = state.config, train, mesh
+        self.sharded = shard and mesh.size > 1
         self.process, self.num_processes = jax.process_index(), jax.process_count()
         self.compile_seconds: float | None = None
         self.dtype = np.dtype(PRECISIONS[train.precision].param)
@@ -80,18 +88,23 @@ class Trainer:
         self.by_row = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.by_device = NamedSharding(mesh, PartitionSpec("data"))
         model = abstract_model(state.config, train.precision)
+        model.remat = remat
         graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
         self.objective = Objective(graphdef, state.config, self.dtype)
         self.paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(params)]
         names = nnx.from_flat_state((path, nnx.Param(name)) for path, name in self.paths)
         self.fixed_paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(fixed)]
         self.optimizer = make_optimizer(names, train.weight_decay)
-        self.compute_step = jax.jit(self._step, donate_argnums=(0, 1))
-        self.compute_gradients = jax.jit(self._gradients, out_shardings=self.replicated)
-        self.compute_update = jax.jit(self._update, donate_argnums=(0, 1))
-        self.compute_counts = jax.jit(self._counts)
         self.compiled_step: Callable | None = None
         self.load(state)
+        moved: dict[str, Any] = {"donate_argnums": (0, 1)}
+        if self.sharded:
+            places = jax.tree.map(lambda a: a.sharding, (self.params, self.slots))
+            moved["out_shardings"] = (*places, self.replicated)
+        self.compute_step = jax.jit(self._step, **moved)
+        self.compute_gradients = jax.jit(self._gradients, out_shardings=self.replicated)
+        self.compute_update = jax.jit(self._update, **moved)
+        self.compute_counts = jax.jit(self._counts)
 
     def load(self, state: TrainState) -> None:
         """Take over a state; raises UserError unless its arrays fit the model."""
@@ -114,8 +127,12 @@ class Trainer:
     def snapshot(self) -> Callable[[], TrainState]:
         """`state` in two steps: a copy on the device now, and its way to the host later.
 
-        The second is the call of the result, by any thread.
+        The second is the call of the result, by any thread. With sharded parameters every process
+        calls this, which gathers one array after another, and process 0's state has the arrays.
         """
+        if self.sharded:
+            state = self._gathered_state()
+            return lambda: state
         # One device's copies: a computation of this process alone may not touch those of others.
         own = jax.tree.map(
             lambda a: a.addressable_data(0), (self.params, self.fixed, self.slots)
@@ -134,6 +151,30 @@ class Trainer:
             )
 
         return fetch
+
+    def _gathered_state(self) -> TrainState:
+        """The state of sharded parameters: every process calls this, process 0 gets the arrays."""
+        order = {name: i for i, name in enumerate(canonical.shapes(self.cfg))}
+        keep = self.process == 0
+
+        def gathered(tree: nnx.State) -> dict[str, np.ndarray]:
+            leaves = {canonical_name(p): (p, v[...]) for p, v in nnx.to_flat_state(tree)}
+            found = {}
+            for name in sorted(leaves, key=order.__getitem__):
+                path, leaf = leaves[name]
+                array = whole(leaf, self.mesh, keep)
+                if array is not None:
+                    found[name] = to_canonical(path, array)
+            return found
+
+        params = gathered(self.params) | gathered(self.fixed)
+        return TrainState(
+            config=self.cfg,
+            step=self.step,
+            params={n: params[n] for n in order if n in params},
+            slots={slot: gathered(tree) for slot, tree in self.slots.items()},
+            scalars={"adam_count": self.adam_count},
+        )
 
     def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to its devices."""
@@ -284,14 +325,17 @@ class Trainer:
             for path, name in paths
         ]
         kind = nnx.Param if paths is self.paths else nnx.Variable
-        placed = zip(paths, self._put_all(leaves), strict=True)
+        shards = self.sharded and paths is self.paths
+        placed = zip(paths, self._put_all(leaves, shards), strict=True)
         return nnx.from_flat_state((path, kind(leaf)) for (path, _), leaf in placed)
 
-    def _put_all(self, arrays: list[np.ndarray]) -> list[Array]:
-        """The same arrays on every device of the mesh."""
+    def _put_all(self, arrays: list[np.ndarray], shards: bool) -> list[Array]:
+        """The same arrays on every device of the mesh, or shared out over the devices."""
+        places = [placement(self.mesh, a.shape, shards) for a in arrays]
         if not self.mesh.is_multi_process:
-            return jax.device_put(arrays, self.replicated)  # at once: ten times less overhead
-        return [jax.make_array_from_callback(a.shape, self.replicated, a.__getitem__) for a in arrays]
+            return jax.device_put(arrays, places)  # at once: ten times less overhead
+        made = zip(arrays, places, strict=True)
+        return [jax.make_array_from_callback(a.shape, p, a.__getitem__) for a, p in made]
 
     def _flag(self, stop: bool) -> Array:
         local = np.full(len(self.mesh.local_devices), stop, np.int32)

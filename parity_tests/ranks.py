@@ -26,6 +26,7 @@ class Job(NamedTuple):
     held_out: Batch
     out: Path  # the .npz that process 0 writes
     mutation: str = ""
+    memory: dict[str, bool] = {}  # the trainer's remat and shard
 
 
 def rows_of(batch: Batch, process: int, num_processes: int) -> Batch:
@@ -61,14 +62,20 @@ def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
 
 def torch_rank(job: Job, cfg: Recipe, device) -> None:
     """One rank's `train`; process 0 writes the result."""
-    trainer = _torch_trainer(job.state, cfg, device)
+    trainer = _torch_trainer(job.state, cfg, device, job.mutation, job.memory)
     if job.mutation == "mean of ranks":
         trainer.num_processes = 1  # then the gradients keep the division that DDP makes
         result = train(_Seen(trainer), cfg, job)
     else:
         result = train(trainer, cfg, job)
+    held = (trainer.slots | {"params": dict(trainer.model.named_parameters())}).values()
+    result["held"] = np.array(sum(_local(t).numel() for tensors in held for t in tensors.values()))
     if trainer.process == 0:
         np.savez(job.out, **result)
+
+
+def _local(tensor):
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class _Seen:
@@ -86,15 +93,29 @@ class _Seen:
 def torch_rank_resumes(job: Job, cfg: Recipe, device) -> None:
     """Writes the last parameters of a run, and of one taken up half-way by trainers made anew."""
     half = len(job.data) // 2
-    whole = _torch_trainer(job.state, cfg, device, job.mutation)
+    import torch.distributed as dist
+
+    whole = _torch_trainer(job.state, cfg, device, job.mutation, job.memory)
     _updates(whole, job.data[:half])
-    state = whole.state()
+    state = [whole.state()]
+    dist.broadcast_object_list(state)  # as each process would read it from disk
     _updates(whole, job.data[half:])
-    resumed = _torch_trainer(state, cfg, device, job.mutation)
+    resumed = _torch_trainer(state[0], cfg, device, job.mutation, job.memory)
     _updates(resumed, job.data[half:])
+    states = [whole.state(), resumed.state()]
     if whole.process == 0:
         with job.out.open("wb") as file:
-            pickle.dump([whole.state(), resumed.state()], file)
+            pickle.dump(states, file)
+
+
+def torch_rank_nudges(job: Job, cfg: Recipe, device) -> None:
+    """Writes the state after an update that moves nothing, but for the nudge."""
+    trainer = _torch_trainer(job.state, cfg, device, job.mutation, job.memory)
+    zeros = {n: np.zeros_like(a) for n, a in job.state.slots["exp_avg"].items()}
+    trainer.update(zeros, StepScalars(0.0))
+    state = trainer.state()
+    if trainer.process == 0:
+        job.out.write_bytes(pickle.dumps(state))
 
 
 def _updates(trainer, data: list[Batch]) -> None:
@@ -102,15 +123,20 @@ def _updates(trainer, data: list[Batch]) -> None:
         trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), StepScalars(1e-3)).get()
 
 
-def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = ""):
+def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = "", memory=None):
     import torch
 
+    from torch_vit import optim
     from torch_vit.trainer import Trainer
 
     torch.set_num_threads(1)
     if mutation == "unsettled buckets":
         Trainer._settle_buckets = lambda self: None
-    return Trainer(state, cfg, device)
+    if mutation == "the nudge of another part":
+        optim.part_of = lambda full, like: full[len(full) - len(_local(like)) :]
+    if mutation == "the norm of one part":
+        optim.global_norm = lambda grads: torch.nn.utils.get_total_norm([_local(g) for g in grads])
+    return Trainer(state, cfg, device, **(memory or {}))
 
 
 def _say_pid() -> None:
@@ -192,7 +218,7 @@ def jax_process(job: Job, cfg: Recipe, flags: Asked) -> None:
     from jax_vit.trainer import Trainer
 
     machine = settle(jax_devices.resolve, flags)
-    trainer = Trainer(job.state, cfg, jax_devices.start(machine))
+    trainer = Trainer(job.state, cfg, jax_devices.start(machine), **job.memory)
     result = train(trainer, cfg, job)
     if trainer.process == 0:
         np.savez(job.out, **result)

@@ -24,7 +24,7 @@ def check_config(cfg: object) -> None:
 
 
 def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropout) -> None:
-    """Raise UserError unless `images` are what `model` takes, and `dropout` is there in train mode."""
+    """Raise UserError unless `model` takes these `images`, with `dropout` in train mode."""
     if not isinstance(images, torch.Tensor):
         raise UserError(f"images are a {type(images).__name__}, and torch_vit takes torch.Tensor")
     shape, side = tuple(images.shape), model.cfg.image_size

@@ -22,6 +22,7 @@ from torch_vit.ops import (
     gelu,
     parameter,
     product,
+    remat,
 )
 from torch_vit.precision import policy_of
 from torch_vit.trace import trace
@@ -109,6 +110,8 @@ class VisionTransformer(nn.Module):
     The last norm is taken of the class token alone where the logits need no other, and of every
     token under `every_token`.
 
+    With `remat` set, the backward pass computes each block again from its input, all that is kept.
+
     Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
 
@@ -118,6 +121,7 @@ class VisionTransformer(nn.Module):
         policy = policy_of(precision)
         full = replace(policy, compute=policy.param)
         self.cfg, self.precision, self.policy = cfg, precision, policy
+        self.remat = False
         learned = cfg.pos_embed == "learned"
         self.cls_token = parameter((1, 1, cfg.width), policy) if cfg.class_token else None
         self.pos_embed = parameter((1, cfg.num_tokens, cfg.width), policy, trained=learned)
@@ -140,7 +144,8 @@ class VisionTransformer(nn.Module):
             x = torch.concatenate([cls_token, x], dim=1)
         x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):
-            x = block(x, dropout, 1 + 3 * i)
+            call = remat(block) if self.remat else block
+            x = call(x, dropout, 1 + 3 * i)
         if self.cfg.pool == "token" and not every_token:
             x = x[:, :1]
         if self.norm is not None:

@@ -4,9 +4,13 @@ Twin of `jax_vit/ops.py`. Sums of products and the bias are float32 or more insi
 TF32 is a switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from shared_vit.spec.precision import Policy
 
@@ -60,6 +64,14 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, eps: float, policy: Policy):
         super().__init__(width, eps, dtype=dtype_of(policy.param))
+
+
+def remat(block: nn.Module) -> Callable[..., Tensor]:
+    """`block`, of whose call only the input is kept: the backward pass computes it again.
+
+    The dropout masks are functions of keys, so no state of a random generator is kept.
+    """
+    return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, policy: Policy) -> Tensor:

@@ -5,9 +5,11 @@ Twin of `jax_vit/optim.py`.
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+from torch_vit.sharding import local, part_of
 
 # The slots of a TrainState that the optimizer uses: its state has them for each parameter.
 SLOTS = ADAM_SLOTS
@@ -30,14 +32,15 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 @torch.no_grad()
 def global_norm(grads: list[torch.Tensor]) -> torch.Tensor:
     """The L2 norm over all gradients together."""
-    return torch.nn.utils.get_total_norm(grads)
+    norm = torch.nn.utils.get_total_norm(grads)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @torch.no_grad()
 def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
     """Multiply the gradients in place by min(1, clip / norm), nothing added; the norm before."""
     norm = global_norm(grads)
-    torch._foreach_mul_(grads, (clip / norm).clamp(max=1))
+    torch._foreach_mul_([local(g) for g in grads], (clip / norm).clamp(max=1))
     return norm
 
 
@@ -52,4 +55,5 @@ def nudge(params: list[torch.Tensor], seed: int, step: int) -> None:
     generator = torch.Generator(params[0].device).manual_seed((seed * 0x9E3779B1 + step) % 2**32)
     for p in params:
         r = torch.rand(p.shape, generator=generator, dtype=p.dtype, device=p.device)
-        p.mul_(1 + torch.finfo(p.dtype).eps * (2 * r - 1))
+        r = part_of(r, p)
+        local(p).mul_(1 + torch.finfo(p.dtype).eps * (2 * r - 1))

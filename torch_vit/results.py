@@ -1,4 +1,7 @@
-"""Numbers on their way from the device, summed over processes, read without waiting for later work."""
+"""Numbers on their way from the device, summed over processes.
+
+They are read without waiting for later work.
+"""
 
 from collections.abc import Callable
 

@@ -25,6 +25,9 @@ def worker(plan: Plan, device: torch.device) -> int:
     """The share of one process in a run."""
     compiles = plan.machine.compile == "on"
     process = dist.get_rank() if dist.is_initialized() else 0
+    memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
     return loop.run(
-        plan, process, lambda state: Trainer(state, plan.recipe, device, compile=compiles)
+        plan,
+        process,
+        lambda state: Trainer(state, plan.recipe, device, compile=compiles, **memory),
     )

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared_vit.data.batch import Batch
+from shared_vit.errors import UserError
 from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.pixels import normalization
 from shared_vit.spec.recipe import Recipe
+from torch_vit import sharding
 from torch_vit.dropout import Dropout, to_keys
 from torch_vit.model import VisionTransformer
 from torch_vit.optim import SLOTS, clip_by_global_norm, global_norm, make_optimizer, nudge
 from torch_vit.precision import set_backend_precision
 from torch_vit.results import LazyResult
+from torch_vit.sharding import whole
 
 
 class DeviceBatch(NamedTuple):
@@ -59,20 +62,36 @@ class Trainer:
     """One model and its optimizer on one device, in step with those of the other processes."""
 
     def __init__(
-        self, state: TrainState, train: Recipe, device: torch.device, compile: bool = False
+        self,
+        state: TrainState,
+        train: Recipe,
+        device: torch.device,
+        compile: bool = False,
+        remat: bool = False,
+        shard: bool = False,
     ):
         set_backend_precision(train.precision)
         self.cfg, self.train, self.device = state.config, train, device
         self.process = dist.get_rank() if dist.is_initialized() else 0
         self.num_processes = dist.get_world_size() if dist.is_initialized() else 1
+        self.sharded = shard and self.num_processes > 1
+        if self.sharded and train.precision == "fp16":
+            raise UserError("--shard=params has no gradient scaler, which fp16 needs: use bf16")
         self.compile_seconds: float | None = None
-        with device:
+        with torch.device("meta") if self.sharded else device:
             self.model = VisionTransformer(state.config, train.precision)
+        self.model.remat = remat
+        if self.sharded:
+            if compile:  # the hooks that gather parameters stay outside the compiled blocks
+                for block in self.model.blocks:
+                    block.compile()
+            sharding.shard(self.model, device)
         self.objective = Objective(self.model)
         self.optimizer = make_optimizer(self.model, train.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
         self.compute_loss: Callable = self.objective
-        if self.num_processes > 1:
+        self.replicated = self.num_processes > 1 and not self.sharded
+        if self.replicated:
             self.compute_loss = DistributedDataParallel(
                 self.objective,
                 device_ids=[device] if device.type == "cuda" else None,
@@ -80,10 +99,10 @@ class Trainer:
                 gradient_as_bucket_view=True,
             )
         self.compute_logits: Callable = self.objective.logits
-        if compile:
+        if compile and not self.sharded:
             self.compute_loss = torch.compile(self.compute_loss)
             self.compute_logits = torch.compile(self.compute_logits)
-        if self.num_processes > 1:
+        if self.replicated:
             self._settle_buckets()
         self.load(state)
 
@@ -92,13 +111,11 @@ class Trainer:
         canonical.check(self.cfg, state.params)
         self.step, adam_count = state.step, int(state.scalars["adam_count"])
         self.load_params(state.params)
-        self.slots = {
-            slot: {
-                n: torch.tensor(arrays[n], device=self.device, dtype=p.dtype)
-                for n, p in self._named()
-            }
-            for slot, arrays in state.slots.items()
-        }
+        self.slots = {slot: {} for slot in state.slots}
+        for slot, arrays in state.slots.items():
+            for name, p in self._named():
+                self.slots[slot][name] = torch.empty_like(p, requires_grad=False)
+                self._fill(self.slots[slot][name], arrays[name])
         for name, p in self._named():
             count = torch.tensor(float(adam_count), device=self.device)
             moments = {slot: self.slots[slot][name] for slot in SLOTS}
@@ -112,7 +129,7 @@ class Trainer:
         """Take over parameters alone, {canonical name: array}: all that `gradients` depends on."""
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
-                tensor.copy_(torch.from_numpy(np.ascontiguousarray(params[name])))
+                self._fill(tensor, params[name])
 
     def state(self) -> TrainState:
         """A copy of everything a run continues from, in canonical arrays on the host."""
@@ -121,12 +138,15 @@ class Trainer:
     def snapshot(self) -> Callable[[], TrainState]:
         """`state` in two steps: a copy on the device now, and its way to the host later.
 
-        The second is the call of the result, by any thread.
+        The second is the call of the result, by any thread. With sharded parameters every process
+        calls this, which gathers one array after another, and process 0's state has the arrays.
         """
+        if self.sharded:
+            state = self._gathered_state()
+            return lambda: state
         params = {n: p.detach().clone() for n, p in self.model.state_dict().items()}
         slots = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in self.slots.items()}
-        counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}
-        cfg, step, scalars = self.cfg, self.step, {"adam_count": counts.pop()}
+        cfg, step, scalars = self.cfg, self.step, {"adam_count": self._adam_count()}
         if self.scaler is not None:
             values = self.scaler.state_dict()
             scalars |= {"scale": values["scale"], "growth_tracker": values["_growth_tracker"]}
@@ -141,6 +161,27 @@ class Trainer:
             )
 
         return fetch
+
+    def _gathered_state(self) -> TrainState:
+        """The state of sharded parameters: every process calls this, process 0 gets the arrays."""
+        keep = self.process == 0
+
+        def gathered(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+            found = {}
+            for name in canonical.shapes(self.cfg):
+                if name in tensors:
+                    array = whole(tensors[name], keep)
+                    if array is not None:
+                        found[name] = array
+            return found
+
+        return TrainState(
+            config=self.cfg,
+            step=self.step,
+            params=gathered(self.model.state_dict()),
+            slots={slot: gathered(tensors) for slot, tensors in self.slots.items()},
+            scalars={"adam_count": self._adam_count()},
+        )
 
     def put(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to the device."""
@@ -174,10 +215,11 @@ class Trainer:
     def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
         """Clip and step on given gradients of the global mean loss, as `gradients` returns them."""
         for name, p in self._named():
-            grad = torch.tensor(grads[name], device=self.device, dtype=p.dtype)
             if p.grad is None:
                 p.grad = torch.empty_like(p)
-            p.grad.copy_(self.scaler.scale(grad) if self.scaler else grad)
+            self._fill(p.grad, grads[name])
+            if self.scaler:
+                p.grad.copy_(self.scaler.scale(p.grad))
         self._update(scalars)
 
     def _backward(self, batch: DeviceBatch) -> Tensor:
@@ -193,10 +235,10 @@ class Trainer:
         total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
         for i, (images, labels, rows) in enumerate(zip(*parts)):
             drop = None if keys is None else (keys, rows)
-            with self._no_sync() if i + 1 < self.train.grad_accum else nullcontext():
+            with self._synced(i + 1 == self.train.grad_accum):
                 loss = self.compute_loss(images, labels, drop) / self.train.batch_size
                 total += loss.detach()
-                # DDP divides the sum over processes by their number, which the loss takes back.
+                # The mean over processes is taken, as DDP and FSDP do; the loss makes it the sum.
                 loss = loss * self.num_processes
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
         return total
@@ -255,22 +297,35 @@ class Trainer:
     def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Those of the trained parameters on the host, in canonical order."""
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        return {n: tensors[n].cpu().numpy() for n in names}
+        return {n: whole(tensors[n]) for n in names}
+
+    def _adam_count(self) -> int:
+        counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}
+        return counts.pop()
+
+    @torch.no_grad()
+    def _fill(self, tensor: Tensor, array: np.ndarray) -> None:
+        """Set a tensor, or this process's part of it, from its canonical array."""
+        full = torch.from_numpy(np.ascontiguousarray(array))
+        sharding.local(tensor).copy_(sharding.part_of(full, tensor))
 
     def _forget_gradients(self) -> None:
         # DDP's gradients are views of its buckets, which stay.
-        self.optimizer.zero_grad(set_to_none=self.num_processes == 1)
+        self.optimizer.zero_grad(set_to_none=not self.replicated)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """Without waiting for what the device is doing, which a copy from memory that is not pinned would."""
+        """A copy that does not wait for the device, as one from memory that is not pinned would."""
         return (
             tensor.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"
             else tensor
         )
 
-    def _no_sync(self) -> AbstractContextManager:
-        return self.compute_loss.no_sync() if self.num_processes > 1 else nullcontext()
+    def _synced(self, last: bool) -> AbstractContextManager:
+        """Add up the gradients of all processes in the backward pass of the last part alone."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)
+        return nullcontext() if last or not self.replicated else self.compute_loss.no_sync()
 
     def _settle_buckets(self) -> None:
         """One backward pass on zeros, after which DDP's buckets stay as they are.

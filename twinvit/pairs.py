@@ -94,15 +94,18 @@ def gradients(
     return {name: in_jax[name] for name in in_torch}, in_torch
 
 
-def jax_trainer(state: TrainState, recipe: Recipe, devices: int = 1) -> JaxTrainer:
+def jax_trainer(
+    state: TrainState, recipe: Recipe, devices: int = 1, **memory: bool
+) -> JaxTrainer:
     """A trainer over the first devices of this process."""
     kinds, some = (jax.sharding.AxisType.Auto,), jax.devices()[:devices]
-    return JaxTrainer(state, recipe, jax.make_mesh((devices,), ("data",), kinds, devices=some))
+    mesh = jax.make_mesh((devices,), ("data",), kinds, devices=some)
+    return JaxTrainer(state, recipe, mesh, **memory)
 
 
-def torch_trainer(state: TrainState, recipe: Recipe) -> TorchTrainer:
+def torch_trainer(state: TrainState, recipe: Recipe, **memory: bool) -> TorchTrainer:
     """A trainer on the CPU."""
-    return TorchTrainer(state, recipe, torch.device("cpu"))
+    return TorchTrainer(state, recipe, torch.device("cpu"), **memory)
 
 
 def without_key_bias(cfg: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Arrays:

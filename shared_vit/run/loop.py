@@ -253,6 +253,8 @@ class _Loop:
 
     def _save(self, step: int, pending_evaluation: bool) -> None:
         if self.tracker is None or self.writer is None:
+            if self.trainer.sharded:
+                self.trainer.snapshot()  # in which every process takes part
             return
         self.tracker.flush(step)
         extra = {

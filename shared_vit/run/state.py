@@ -68,6 +68,7 @@ class Trainer(Protocol):
 
     process: int
     num_processes: int
+    sharded: bool  # whether `state` and `snapshot` gather arrays, and every process must call them
     compile_seconds: float | None  # of the first training step, once it has run
 
     def load(self, state: TrainState) -> None: ...

@@ -60,6 +60,19 @@ class Machine:
         group="machine",
         open="on for GPUs",
     )
+    remat: Literal["none", "block"] = setting(
+        "none",
+        "block: keep only the input of each block, and compute the block again in the backward "
+        "pass, for about a third more time.",
+        group="machine",
+        historical="none",
+    )
+    shard: Literal["none", "params"] = setting(
+        "none",
+        "params: each device keeps its share of the parameters and of the optimizer's arrays.",
+        group="machine",
+        historical="none",
+    )
     run_dir: str | None = setting(
         None,
         "Where the run is written.",

@@ -1,0 +1,32 @@
+"""Parameters shared out over a mesh: where each array lies, and how it is put together again.
+
+Twin of `torch_vit/sharding.py`.
+"""
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+LEAST_SHARDED = 2**12  # elements; smaller arrays cost more to gather than to keep
+
+
+def placement(mesh: Mesh, shape: tuple[int, ...], sharded: bool) -> NamedSharding:
+    """Where an array of the parameters' shapes lies on a mesh with the axis "data".
+
+    If `sharded`, a large array is split along its largest axis that the devices divide; any other
+    is on every device.
+    """
+    axes = [i for i, size in enumerate(shape) if size % mesh.size == 0]
+    if not sharded or not axes or np.prod(shape) < LEAST_SHARDED:
+        return NamedSharding(mesh, PartitionSpec())
+    axis = max(axes, key=lambda i: shape[i])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def whole(array: Array, mesh: Mesh, keep: bool) -> np.ndarray | None:
+    """The array on the host, where `keep`. Every process of the mesh calls it, and waits."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    gathered = jax.jit(lambda a: a, out_shardings=replicated)(array)
+    gathered.block_until_ready()
+    return np.asarray(gathered.addressable_data(0)) if keep else None

@@ -1,4 +1,4 @@
-"""What each process of `train_step.py` measures: one model, its forward pass and its training step."""
+"""What each process of `train_step.py` measures: one model, its forward and training steps."""
 
 import json
 import math
@@ -22,7 +22,8 @@ CLASSES, LR, WEIGHT_DECAY, CLIP = 1000, 1e-3, 0.3, 1.0
 
 
 def serve(args) -> None:
-    """Answer each line of stdin with a line of JSON; everything else that is printed goes to stderr."""
+    """Answer each line of stdin with a line of JSON; everything else that is printed goes to
+    stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     kind, _, option = args.worker.partition(":")
     contender = CONTENDERS[kind](args, kind, option == "compile")
@@ -181,7 +182,8 @@ class TorchTwin(Torch):
 
 
 class Peer(Torch):
-    """Another library's model, trained as its users would: autocast, the same fused AdamW, clipping and loss."""
+    """Another library's model, trained as its users would: autocast, the same fused AdamW, clipping
+    and loss."""
 
     def build(self) -> None:
         torch, cfg = self.torch, self.cfg
@@ -247,7 +249,8 @@ class Device(Torch):
         )
 
     def rate(self) -> dict:
-        """Floating-point operations per second of a large square product in the precision's compute type."""
+        """Floating-point operations per second of a large square product in the precision's compute
+        type."""
         from shared_vit.spec.precision import PRECISIONS
         from torch_vit.precision import set_backend_precision
 
@@ -276,7 +279,8 @@ def _timm(cfg):
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
-        cfg.image_size, cfg.patch_size, num_classes=cfg.num_classes, embed_dim=cfg.width, depth=cfg.depth,
+        cfg.image_size, cfg.patch_size, num_classes=cfg.num_classes, embed_dim=cfg.width,
+        depth=cfg.depth,
         num_heads=cfg.num_heads, mlp_ratio=cfg.mlp_dim / cfg.width,
     )  # fmt: skip
 

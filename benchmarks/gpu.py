@@ -2,16 +2,18 @@
 
     python benchmarks/gpu.py --cifar DIR
 
-DIR is CIFAR-10, as `cifar-10-batches-py` or as class folders under `train` and `test` (or `val`). Four parts, which --only
-chooses from, each written to benchmarks/results/ (or --out) as JSON, and two of them drawn:
+DIR is CIFAR-10, as `cifar-10-batches-py` or as class folders under `train` and `test` (or `val`).
+Four parts, which --only chooses from, each written to benchmarks/results/ (or --out) as JSON, and
+two of them drawn:
 
     parity   logits and gradients of both twins in every precision, against float64
     cifar    a small ViT trained by both twins to a real accuracy
     seeds    three seeds of a shorter run by both twins: bands of loss and grad norm
     speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py)
 
---rehearse does all of it in miniature, on made-up images if there is no DIR. Needs numpy, jax, flax, optax, torch, ml_dtypes
-and safetensors; PIL for class folders, matplotlib for the figures; peers are left out where they are not installed.
+--rehearse does all of it in miniature, on made-up images if there is no DIR. Needs numpy, jax,
+flax, optax, torch, ml_dtypes and safetensors; PIL for class folders, matplotlib for the figures;
+peers are left out where they are not installed.
 """
 
 import argparse
@@ -35,7 +37,10 @@ from shared_vit.spec.config import model_config  # noqa: E402
 from shared_vit.spec.recipe import TrainConfig  # noqa: E402
 
 PARTS = ["parity", "cifar", "seeds", "speed"]
-PRECISIONS = {"jax": ["fp64", "fp32", "tf32", "bf16"], "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"]}
+PRECISIONS = {
+    "jax": ["fp64", "fp32", "tf32", "bf16"],
+    "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"],
+}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 
 
@@ -49,13 +54,18 @@ def main() -> None:
     for part in args.only.split(","):
         begin = time.perf_counter()
         report = {"parity": parity, "cifar": cifar, "seeds": seeds, "speed": speed}[part](args)
-        report |= {"command": " ".join(["python", *sys.argv]), "seconds": time.perf_counter() - begin}
+        report |= {
+            "command": " ".join(["python", *sys.argv]),
+            "seconds": time.perf_counter() - begin,
+        }
         (args.out / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
         print(f"{part}: {report['seconds']:.0f} s, {args.out / part}.json", flush=True)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cifar", type=Path, help="where CIFAR-10 is")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
@@ -67,7 +77,8 @@ def parse() -> argparse.Namespace:
 
 
 def start(args: argparse.Namespace, *job: str) -> None:
-    """Run a job in a process of its own, so that each framework has the GPU, and its settings, for itself."""
+    """Run a job in a process of its own, so that each framework has the GPU, and its settings, for
+    itself."""
     command = [sys.executable, __file__, f"--out={args.out}"]
     command += ["--rehearse"] * args.rehearse + ([f"--cifar={args.cifar}"] if args.cifar else [])
     subprocess.run([*command, "--job", *map(str, job)], check=True)
@@ -97,13 +108,18 @@ def parity(args) -> dict:
     report["bf16: jax's distance over torch's"] = {
         n: low["jax"][n] / low["torch"][n] for n in ("logits", "all gradients")
     }
-    ratios = {n: low["jax"]["tensors"][n] / low["torch"]["tensors"][n] for n in low["jax"]["tensors"]}
+    ratios = {
+        n: low["jax"]["tensors"][n] / low["torch"]["tensors"][n] for n in low["jax"]["tensors"]
+    }
     report["bf16: the same, extreme tensors"] = {
         n: ratios[n] for n in (min(ratios, key=ratios.get), max(ratios, key=ratios.get))
     }
     print(f"{'from float64':>14}{'logits':>12}{'gradient':>12}{'worst tensor':>14}")
     for name, d in report["distances"].items():
-        print(f"{name:>14}{d['logits']:>12.2e}{d['all gradients']:>12.2e}{max(d['tensors'].values()):>14.2e}")
+        print(
+            f"{name:>14}{d['logits']:>12.2e}{d['all gradients']:>12.2e}"
+            f"{max(d['tensors'].values()):>14.2e}"
+        )
     return report
 
 
@@ -129,13 +145,19 @@ def write_values(args, twin: str, precision: str) -> None:
     rng = np.random.default_rng(0)
     arrays = {}
     for name, shape in canonical.shapes(cfg).items():  # none zero or constant
-        scale = 1.0 / np.sqrt(np.prod(shape[1:])) if name.endswith("weight") and len(shape) > 1 else 0.2
-        values = (1.0 if name.endswith("weight") and len(shape) == 1 else 0.0) + scale * rng.standard_normal(shape)
+        scale = (
+            1.0 / np.sqrt(np.prod(shape[1:])) if name.endswith("weight") and len(shape) > 1 else 0.2
+        )
+        values = (
+            1.0 if name.endswith("weight") and len(shape) == 1 else 0.0
+        ) + scale * rng.standard_normal(shape)
         arrays[name] = values.astype(np.float32)
     batch = 4 if args.rehearse else 16
     images = rng.integers(0, 256, (batch, cfg.image_size, cfg.image_size, 3), dtype=np.uint8)
     labels = rng.integers(0, cfg.num_classes, batch)
-    values = {"jax": jax_values, "torch": torch_values}[twin](cfg, arrays, precision, images, labels)
+    values = {"jax": jax_values, "torch": torch_values}[twin](
+        cfg, arrays, precision, images, labels
+    )
     np.savez(args.out / "work" / f"{twin}-{precision}.npz", **values)
 
 
@@ -152,7 +174,9 @@ def torch_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray
     images, labels = (torch.from_numpy(a).to(device) for a in (images, labels))
     scale = 2.0**10 if precision == "fp16" else 1.0
     (objective(images, labels) * scale).backward()
-    values = {"logits": objective.logits(images)} | {n: p.grad / scale for n, p in objective.model.named_parameters()}
+    values = {"logits": objective.logits(images)} | {
+        n: p.grad / scale for n, p in objective.model.named_parameters()
+    }
     return {n: v.detach().double().cpu().numpy() for n, v in values.items()}
 
 
@@ -169,7 +193,9 @@ def jax_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray]:
     graphdef, params, fixed = nnx.split(jax_vit.from_arrays(cfg, arrays, precision), nnx.Param, ...)
     objective = Objective(graphdef, cfg, np.dtype("float64" if precision == "fp64" else "float32"))
     gradients = jax.jit(jax.grad(objective))(params, fixed, images, labels.astype(np.int32))
-    return {"logits": np.asarray(jax.jit(objective.logits)(params, fixed, images))} | state_arrays(gradients)
+    return {"logits": np.asarray(jax.jit(objective.logits)(params, fixed, images))} | state_arrays(
+        gradients
+    )
 
 
 # CIFAR-10.
@@ -186,15 +212,22 @@ def cifar(args) -> dict:
         "images_per_second": {t: r["images_per_second"] for t, r in runs.items()},
     }
     draw(args.out / "cifar.png", {t: [r] for t, r in runs.items()})
-    print("top-1 at the end: " + ", ".join(f"{t} {100 * v[-1]:.2f} %" for t, v in report["val_top1"].items()))
+    print(
+        "top-1 at the end: "
+        + ", ".join(f"{t} {100 * v[-1]:.2f} %" for t, v in report["val_top1"].items())
+    )
     return report
 
 
 def seeds(args) -> dict:
-    """Three seeds by both twins: at how many steps do the bands of smoothed loss and grad norm overlap?"""
+    """Three seeds by both twins: at how many steps do the bands of smoothed loss and grad norm
+    overlap?"""
     epochs = 2 if args.rehearse else args.short_epochs
     runs = {twin: [run(args, twin, seed, epochs) for seed in range(3)] for twin in PRECISIONS}
-    report = {"epochs": epochs, "val_top1": {t: [r["val_top1"][-1] for r in rs] for t, rs in runs.items()}}
+    report = {
+        "epochs": epochs,
+        "val_top1": {t: [r["val_top1"][-1] for r in rs] for t, rs in runs.items()},
+    }
     for quantity in ("loss", "grad_norm"):
         (low_a, high_a), (low_b, high_b) = (band(rs, quantity) for rs in runs.values())
         report[f"share of steps where the bands of {quantity} overlap"] = float(
@@ -214,14 +247,19 @@ def run(args, twin: str, seed: int, epochs: int) -> dict:
 
 
 def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
-    """Job: train one twin with its own Trainer, on batches that are pure functions of seed and step."""
+    """Job: train one twin with its own Trainer, on batches that are pure functions of seed and
+    step."""
     (images, labels), held_out = load_cifar(args)
     size = 32 if args.rehearse else 512
-    model = model_config("vit_nano2" if args.rehearse else "vit_ti4", num_classes=10, image_size=images.shape[1])
+    model = model_config(
+        "vit_nano2" if args.rehearse else "vit_ti4", num_classes=10, image_size=images.shape[1]
+    )
     model = dataclasses.replace(model, mean=MEAN, std=STD)
     steps_per_epoch = len(images) // size
     steps = steps_per_epoch * int(epochs)
-    cfg = TrainConfig(batch_size=size, seed=int(seed), weight_decay=0.1, warmup_steps=min(1000, steps // 5))
+    cfg = TrainConfig(
+        batch_size=size, seed=int(seed), weight_decay=0.1, warmup_steps=min(1000, steps // 5)
+    )
     trainer, cfg = {"jax": jax_trainer, "torch": torch_trainer}[twin](cfg, model)
     in_flight, loss, grad_norm, accuracy, training = [], [], [], [], 0.0
 
@@ -238,7 +276,11 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
             step = epoch * steps_per_epoch + i
             rows = order[i * size : (i + 1) * size]
             batch = Batch(
-                augment(images[rows], int(seed), step), labels[rows], np.ones(size, np.float32), np.arange(size), step
+                augment(images[rows], int(seed), step),
+                labels[rows],
+                np.ones(size, np.float32),
+                np.arange(size),
+                step,
             )
             lr = learning_rate(step, steps, cfg.lr, cfg.warmup_steps)
             in_flight.append(trainer.train_step(trainer.put(batch), StepScalars(lr)))
@@ -248,11 +290,13 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
         accuracy.append(evaluate(trainer, *held_out, size))
         if epoch % 10 == 9 or epoch + 1 == int(epochs):
             print(
-                f"{twin} seed {seed} epoch {epoch + 1}: loss {loss[-1]:.3f}, top-1 {100 * accuracy[-1]:.2f} %",
+                f"{twin} seed {seed} epoch {epoch + 1}: loss {loss[-1]:.3f}, top-1 "
+                f"{100 * accuracy[-1]:.2f} %",
                 flush=True,
             )
     report = {
-        "loss": loss, "grad_norm": grad_norm, "val_top1": accuracy, "images_per_second": steps * size / training,
+        "loss": loss, "grad_norm": grad_norm, "val_top1": accuracy,
+        "images_per_second": steps * size / training,
         "precision": cfg.precision, "versions": trainer.versions(),
     }  # fmt: skip
     Path(path).write_text(json.dumps(report))
@@ -291,7 +335,9 @@ def jax_trainer(cfg: TrainConfig, model):
     from shared_vit.spec import init
 
     cfg = mesh.resolve(dataclasses.replace(cfg, world_size=1))
-    return Trainer(first_state(model, init.draw(model, cfg.seed), cfg.precision), cfg, mesh.start(cfg)), cfg
+    return Trainer(
+        first_state(model, init.draw(model, cfg.seed), cfg.precision), cfg, mesh.start(cfg)
+    ), cfg
 
 
 def torch_trainer(cfg: TrainConfig, model):
@@ -309,7 +355,8 @@ def torch_trainer(cfg: TrainConfig, model):
 
 
 def load_cifar(args):
-    """((images uint8 [N, 32, 32, 3], labels int32 [N]) of training, the same of test); kept beside the results."""
+    """((images uint8 [N, 32, 32, 3], labels int32 [N]) of training, the same of test); kept beside
+    the results."""
     if args.rehearse and not args.cifar:
         rng = np.random.default_rng(0)
         prototypes = rng.integers(0, 256, (10, 8, 8, 3))
@@ -324,7 +371,12 @@ def load_cifar(args):
     kept = args.out / "work" / "cifar10.npz"
     if not kept.exists():
         binary = next(
-            (p for p in (args.cifar, args.cifar / "cifar-10-batches-py") if (p / "test_batch").exists()), None
+            (
+                p
+                for p in (args.cifar, args.cifar / "cifar-10-batches-py")
+                if (p / "test_batch").exists()
+            ),
+            None,
         )
         (a, b), (c, d) = from_batches(binary) if binary else from_folders(args.cifar)
         np.savez(kept, a=a, b=b, c=c, d=d)
@@ -354,7 +406,9 @@ def from_folders(folder: Path):
         images = np.stack([np.asarray(Image.open(p).convert("RGB")) for p, _ in paths])
         return images, np.array([i for _, i in paths], np.int32)
 
-    return read(folder / "train"), read(next(folder / n for n in ("test", "val") if (folder / n).is_dir()))
+    return read(folder / "train"), read(
+        next(folder / n for n in ("test", "val") if (folder / n).is_dir())
+    )
 
 
 def smooth(values, width: int = 20) -> np.ndarray:
@@ -381,7 +435,9 @@ def draw(path: Path, runs: dict[str, list[dict]]) -> None:
     for axis, quantity in zip(axes, ("loss", "grad_norm")):
         for (twin, rs), colour in zip(runs.items(), ("tab:blue", "tab:orange")):
             low, high = band(rs, quantity)
-            axis.plot(np.mean([smooth(r[quantity]) for r in rs], axis=0), color=colour, label=twin, lw=1)
+            axis.plot(
+                np.mean([smooth(r[quantity]) for r in rs], axis=0), color=colour, label=twin, lw=1
+            )
             axis.fill_between(np.arange(len(low)), low, high, color=colour, alpha=0.3, lw=0)
         axis.set(xlabel="step", ylabel=quantity.replace("_", " "))
         axis.legend()
@@ -399,7 +455,8 @@ def speed(args) -> dict:
     for model, size in (("vit_b16", 256), ("vit_s16", 512), ("vit_l16", 128)):
         argv = [f"--model={model}", f"--batch_size={size}", "--precision=bf16", "--peers"]
         if args.rehearse:
-            argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16", "--peers", "--repeats=1",
+            argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16",
+                    "--peers", "--repeats=1",
                     "--seconds=0.01"]  # fmt: skip
         report[model] = train_step.measure(train_step.parse(argv))
         print(train_step.table(report[model]) + "\n", flush=True)

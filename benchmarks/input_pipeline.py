@@ -124,9 +124,7 @@ def _run(measure, *args):
         return receiver.recv()
     except EOFError:
         process.join()
-        sys.exit(
-            f"{measure.__name__}{args} failed with status {process.exitcode}, see above"
-        )
+        sys.exit(f"{measure.__name__}{args} failed with status {process.exitcode}, see above")
     finally:
         process.join()
 

@@ -1,10 +1,12 @@
-"""The parity contract measured at published sizes, as the README's table: what the tests assert, with its numbers.
+"""The parity contract measured at published sizes, as the README's table: what the tests assert,
+with its numbers.
 
     python benchmarks/parity_table.py [--models vit_ti16,vit_s16,vit_b16] [--json FILE]
 
-For each model at 224 px, from weights in which no tensor is zero, JAX against PyTorch on the CPU in float64 and float32: the
-worst relative L2 distance of any module's output, the logits', the worst of any gradient, and (float64) the worst of any
-parameter or Adam moment after one AdamW step. The key part of qkv.bias, which has no true gradient, is left out of the last two.
+For each model at 224 px, from weights in which no tensor is zero, JAX against PyTorch on the CPU in
+float64 and float32: the worst relative L2 distance of any module's output, the logits', the worst
+of any gradient, and (float64) the worst of any parameter or Adam moment after one AdamW step. The
+key part of qkv.bias, which has no true gradient, is left out of the last two.
 """
 
 import argparse
@@ -24,7 +26,9 @@ from shared_vit.data.batch import Batch  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="vit_ti16,vit_s16,vit_b16")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
@@ -39,7 +43,9 @@ def main() -> None:
             command = [sys.executable, __file__, "--job", name, precision]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             row = rows[f"{name} {precision}"] = json.loads(done.stdout.splitlines()[-1])
-            print(f"{name} {precision:<10}" + "".join(f"{v:>12.1e}" for v in row.values()), flush=True)
+            print(
+                f"{name} {precision:<10}" + "".join(f"{v:>12.1e}" for v in row.values()), flush=True
+            )
     if args.json:
         args.json.write_text(json.dumps(about() | {"relative_l2": rows}, indent=1) + "\n")
 
@@ -86,12 +92,17 @@ def about() -> dict:
     import torch
 
     cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line),
+        platform.machine(),
     )
     return {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"CPU {cpu}",
-        "versions": {"torch": torch.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
         "date": datetime.date.today().isoformat(),
     }
 

@@ -1,9 +1,12 @@
-"""Speed of a forward pass and of a whole training step: both twins, and other libraries' ViTs, on the same data.
+"""Speed of a forward pass and of a whole training step: both twins, and other libraries' ViTs, on
+the same data.
 
-    python benchmarks/train_step.py --model vit_b16 --batch_size 256 --precision bf16 --peers --json out.json
+    python benchmarks/train_step.py --model vit_b16 --batch_size 256 --precision bf16 --peers --json
+    out.json
 
-Each contender is a process of its own; they are measured in turn, round after round, so that a slow moment of the machine
-falls on all. A training step is normalisation, forward, backward, clipping and AdamW; the images are on the device.
+Each contender is a process of its own; they are measured in turn, round after round, so that a slow
+moment of the machine falls on all. A training step is normalisation, forward, backward, clipping
+and AdamW; the images are on the device.
 """
 
 import argparse
@@ -29,14 +32,15 @@ LIBRARIES = ("torch", "jax", "jaxlib", "flax", "timm", "torchvision", "transform
 
 
 def macs_per_image(cfg: ModelConfig) -> int:
-    """Multiply-accumulates of one forward pass: L (4 N D^2 + 2 N D M + 2 N^2 D) + P D 3 p^2 + D C."""
+    """Multiply-accumulates of a forward pass: L (4 N D^2 + 2 N D M + 2 N^2 D) + P D 3 p^2 + D C."""
     n, d, m = cfg.num_tokens, cfg.width, cfg.mlp_dim
     blocks = cfg.depth * (4 * n * d * d + 2 * n * d * m + 2 * n * n * d)
     return blocks + cfg.num_patches * d * 3 * cfg.patch_size**2 + d * cfg.num_classes
 
 
 FORMULA = (
-    "MACs per image = L (4 N D^2 + 2 N D M + 2 N^2 D) + P D 3 p^2 + D C; a training step takes 6 x MACs operations per image, "
+    "MACs per image = L (4 N D^2 + 2 N D M + 2 N^2 D) + P D 3 p^2 + D C; a training step takes 6 "
+    "x MACs operations per image, "
     "a forward pass 2 x MACs"
 )
 
@@ -215,7 +219,7 @@ def summarised(result: dict, batch_size: int, macs: int, rate: float) -> dict:
 
 
 def contenders_on(gpu: bool, peers: bool) -> list[str]:
-    """The twins and, if asked, the peers that are installed; those of PyTorch compiled too on GPUs."""
+    """The twins and, if asked, the installed peers; those of PyTorch compiled too on GPUs."""
     names = [n for n in TWINS + (PEERS if peers else []) if installed(n)]
     return names + [f"{n}:compile" for n in names if gpu and n != "jax_vit"]
 
@@ -231,7 +235,8 @@ def installed(name: str) -> bool:
 
 
 def summary(rounds: list[dict], batch_size: int, flops_per_image: int, rate: float) -> dict:
-    """Median and spread over the rounds: milliseconds, images/s, share of the measured matrix-product rate."""
+    """Median and spread over the rounds: milliseconds, images/s, share of the measured matrix-
+    product rate."""
     seconds = [r["seconds"] for r in rounds]
     median = statistics.median(seconds)
     return {
@@ -250,20 +255,26 @@ def table(report: dict) -> str:
     m = report["machine"]
     results = report["results"]
     lines = [
-        f"{report['model']}, {report['image_size']} px, batch {report['batch_size']}, {report['precision']}, on {m['device']} "
-        f"({m['threads']} threads; load {m['load_at_start']:.1f} at the start), median of {report['repeats']}",
-        f"matrix products run at {report['matmul_flops'] / 1e12:.2f} TFLOP/s here. {report['formula']}. "
+        f"{report['model']}, {report['image_size']} px, batch {report['batch_size']}, "
+        f"{report['precision']}, on {m['device']} "
+        f"({m['threads']} threads; load {m['load_at_start']:.1f} at the start), median of "
+        f"{report['repeats']}",
+        f"matrix products run at {report['matmul_flops'] / 1e12:.2f} TFLOP/s here. "
+        f"{report['formula']}. "
         f"{report['macs_per_image'] / 1e9:.2f} GMACs per image.",
         "",
-        "| | forward, images/s | train, images/s | spread | train, ms | of matmul rate | peak memory | compile |",
+        "| | forward, images/s | train, images/s | spread | train, ms | of matmul rate | peak "
+        "memory | compile |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, r in sorted(results.items(), key=lambda item: item[1]["train"]["ms"]):
         t = r["train"]
         lines.append(
             f"| {name} | {r['forward']['images_per_second']:.1f} | {t['images_per_second']:.1f} "
-            f"| {t['images_per_second_least']:.1f} to {t['images_per_second_most']:.1f} | {t['ms']:.1f} "
-            f"| {100 * t['share_of_matmul_rate']:.0f} % | {r['peak_bytes'] / 2**30:.2f} GiB | {r['compile_seconds']:.1f} s |"
+            f"| {t['images_per_second_least']:.1f} to {t['images_per_second_most']:.1f} | "
+            f"{t['ms']:.1f} "
+            f"| {100 * t['share_of_matmul_rate']:.0f} % | {r['peak_bytes'] / 2**30:.2f} GiB | "
+            f"{r['compile_seconds']:.1f} s |"
         )
     lines += ["", *ratios(results, "ms", "time")]
     if not m["gpu"]:
@@ -274,7 +285,7 @@ def table(report: dict) -> str:
 
 
 def ratios(results: dict[str, dict], clock: str, what: str) -> list[str]:
-    """A training step of each twin against the fastest peer's, and of one twin against the other's."""
+    """A training step of each twin against the fastest peer, and of one twin against the other."""
     spent = {n: r["train"][clock] for n, r in results.items()}
     peers = [n for n in spent if n.split(":")[0] in PEERS]
     lines = []

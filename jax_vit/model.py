@@ -132,9 +132,7 @@ class VisionTransformer(nnx.Module):
         self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
         self.deterministic = True
 
-    def __call__(
-        self, images: Array, dropout: Dropout = None, every_token: bool = False
-    ) -> Array:
+    def __call__(self, images: Array, dropout: Dropout = None, every_token: bool = False) -> Array:
         check_inputs(self, images, dropout)
         x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:

@@ -134,9 +134,7 @@ class Trainer:
             state = self._gathered_state()
             return lambda: state
         # One device's copies: a computation of this process alone may not touch those of others.
-        own = jax.tree.map(
-            lambda a: a.addressable_data(0), (self.params, self.fixed, self.slots)
-        )
+        own = jax.tree.map(lambda a: a.addressable_data(0), (self.params, self.fixed, self.slots))
         params, fixed, slots = _copies(own)
         cfg, step, scalars = self.cfg, self.step, {"adam_count": self.adam_count}
 

@@ -1,4 +1,5 @@
-"""Set-up for every test: one torch thread, eight CPU devices for JAX, float64 only where a test asks for it."""
+"""Set-up for every test: one torch thread, eight CPU devices for JAX, float64 only where a test
+asks for it."""
 
 import jax
 import pytest
@@ -11,12 +12,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--imagenet", metavar="DIR", help="run the logits and curve claims on this ImageNet folder as well"
+        "--imagenet",
+        metavar="DIR",
+        help="run the logits and curve claims on this ImageNet folder as well",
     )
 
 
 def pytest_configure(config):
-    if config.pluginmanager.hasplugin("cacheprovider"):  # the same small step is compiled in many tests
+    # the same small step is compiled in many tests
+    if config.pluginmanager.hasplugin("cacheprovider"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -34,18 +34,30 @@ __all__ = [
 ]
 
 # Sizes that hide nothing: heads x head width is not square, MLP width no multiple of 4, grid of 3.
-SMALL = ModelConfig(image_size=24, patch_size=8, width=60, depth=3, num_heads=5, mlp_dim=100, num_classes=7)
+SMALL = ModelConfig(
+    image_size=24, patch_size=8, width=60, depth=3, num_heads=5, mlp_dim=100, num_classes=7
+)
 # The digits model with larger patches: 5 tokens, so that a step takes milliseconds.
-TINY = ModelConfig(image_size=8, patch_size=4, width=64, depth=4, num_heads=4, mlp_dim=256, num_classes=10)
-DIGITS = Recipe(model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10)
+TINY = ModelConfig(
+    image_size=8, patch_size=4, width=64, depth=4, num_heads=4, mlp_dim=256, num_classes=10
+)
+DIGITS = Recipe(
+    model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10
+)
 
 IN_THREADS = Machine(workers=0)
 
 VARIANTS = {
     "token": SMALL,
-    "gap, sincos, tanh": dataclasses.replace(SMALL, class_token=False, pool="mean", pos_embed="sincos2d", gelu="tanh"),
-    "mean without token, fc_norm": dataclasses.replace(SMALL, pool="mean", norm_after_pool=True, norm_eps=1e-5),
-    "mean with token, pre-logits": dataclasses.replace(SMALL, pool="mean", pool_class_token=True, pre_logits=28),
+    "gap, sincos, tanh": dataclasses.replace(
+        SMALL, class_token=False, pool="mean", pos_embed="sincos2d", gelu="tanh"
+    ),
+    "mean without token, fc_norm": dataclasses.replace(
+        SMALL, pool="mean", norm_after_pool=True, norm_eps=1e-5
+    ),
+    "mean with token, pre-logits": dataclasses.replace(
+        SMALL, pool="mean", pool_class_token=True, pre_logits=28
+    ),
 }
 
 
@@ -76,7 +88,9 @@ def run(
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
         results.append(trainer.train_step(trainer.put(next(stream)), StepScalars(rate)).get())
     stream.close()
-    loss, grad_norm = (np.array([getattr(r, name) for r in results]) for name in ("loss", "grad_norm"))
+    loss, grad_norm = (
+        np.array([getattr(r, name) for r in results]) for name in ("loss", "grad_norm")
+    )
     return Curve(np.arange(1, steps + 1), loss, grad_norm)
 
 

@@ -1,4 +1,7 @@
-"""What one process of a run of several does in the tests. Its own module, so that a rank imports no more than it needs."""
+"""What one process of a run of several does in the tests.
+
+Its own module, so that a rank imports no more than it needs.
+"""
 
 import dataclasses
 import os
@@ -19,7 +22,8 @@ from shared_vit.spec.recipe import Recipe
 
 
 class Job(NamedTuple):
-    """Updates on `data`, then an evaluation of `held_out`; global batches, of which a process takes its rows."""
+    """Updates on `data`, then an evaluation of `held_out`; global batches, of which a process takes
+    its rows."""
 
     state: TrainState
     data: list[Batch]
@@ -84,7 +88,11 @@ class _Seen:
     def __init__(self, trainer):
         import torch.distributed as dist
 
-        self.trainer, self.process, self.num_processes = trainer, trainer.process, dist.get_world_size()
+        self.trainer, self.process, self.num_processes = (
+            trainer,
+            trainer.process,
+            dist.get_world_size(),
+        )
 
     def __getattr__(self, name):
         return getattr(self.trainer, name)
@@ -120,7 +128,9 @@ def torch_rank_nudges(job: Job, cfg: Recipe, device) -> None:
 
 def _updates(trainer, data: list[Batch]) -> None:
     for batch in data:
-        trainer.train_step(trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), StepScalars(1e-3)).get()
+        trainer.train_step(
+            trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), StepScalars(1e-3)
+        ).get()
 
 
 def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = "", memory=None):
@@ -147,7 +157,8 @@ def _say_pid() -> None:
 
 
 def torch_rank_fails(how: str, device) -> int:
-    """Rank 1 fails in the way named while the others wait for it; they are asked to end, and do not listen."""
+    """Rank 1 fails in the way named while the others wait for it; they are asked to end, and do not
+    listen."""
     import signal
     import time
 
@@ -176,7 +187,8 @@ def torch_rank_fails(how: str, device) -> int:
 
 
 def torch_rank_waits(device) -> int:
-    """Waits for SIGINT or SIGTERM, counts them for a second, and leaves with 70 + their number, by agreement."""
+    """Waits for SIGINT or SIGTERM, counts them for a second, and leaves with 70 + their number, by
+    agreement."""
     import signal
     import time
 
@@ -252,7 +264,8 @@ def launch_torch(flags: Asked, worker: Callable) -> int:
 
 
 def write_script(path: Path, function: Callable, *args) -> list[str]:
-    """The command line of a process that calls `function(*args)`, prints a UserError and leaves with its status."""
+    """The command line of a process that calls `function(*args)`, prints a UserError and leaves
+    with its status."""
     path.write_bytes(pickle.dumps((function, args)))
     return [sys.executable, __file__, str(path)]
 

@@ -1,4 +1,5 @@
-"""Claim: a checkpoint is intact or absent; what is on disk is what was saved, or is refused by name."""
+"""Claim: a checkpoint is intact or absent; what is on disk is what was saved, or is refused by
+name."""
 
 import dataclasses
 import hashlib
@@ -91,11 +92,16 @@ def test_a_checkpoint_of_format_1(tmp_path, precision):
     token=st.booleans(),
     gelu=st.sampled_from(["erf", "tanh"]),
     step=st.integers(0, 2**53),
-    extra=st.dictionaries(st.text().map(lambda s: "x" + s), st.integers() | st.floats(allow_nan=False) | st.text()),
+    extra=st.dictionaries(
+        st.text().map(lambda s: "x" + s), st.integers() | st.floats(allow_nan=False) | st.text()
+    ),
 )
-def test_any_configuration_survives(tmp_path_factory, depth, heads, dropout, eps, mean, token, gelu, step, extra):
+def test_any_configuration_survives(
+    tmp_path_factory, depth, heads, dropout, eps, mean, token, gelu, step, extra
+):
     cfg = ModelConfig(
-        image_size=4, patch_size=2, width=4, depth=depth, num_heads=heads, mlp_dim=3, num_classes=2, class_token=token,
+        image_size=4, patch_size=2, width=4, depth=depth, num_heads=heads, mlp_dim=3, num_classes=2,
+        class_token=token,
         pool="token" if token else "mean", gelu=gelu, norm_eps=eps, dropout=dropout, mean=mean,
     )  # fmt: skip
     state = dataclasses.replace(first_state(cfg, random_arrays(cfg), "fp64"), step=step)
@@ -115,7 +121,10 @@ def test_equal_states_are_equal_files_and_other_tools_read_them(tmp_path):
     state = small_state(7)
     assert all(np.array_equal(v, state.params[k]) for k, v in load_file(a / files[0]).items())
     moments = load_file(a / files[1])
-    assert np.array_equal(moments["exp_avg_sq.blocks.2.mlp.fc1.bias"], state.slots["exp_avg_sq"]["blocks.2.mlp.fc1.bias"])
+    assert np.array_equal(
+        moments["exp_avg_sq.blocks.2.mlp.fc1.bias"],
+        state.slots["exp_avg_sq"]["blocks.2.mlp.fc1.bias"],
+    )
     assert len(moments) == 2 * len(state.params)
 
 
@@ -195,7 +204,9 @@ def test_weights_that_are_not_finite_push_nothing_out(tmp_path):
     state = small_state(5)
     state.params["head.bias"][1] = np.nan
     writer.save(5, lambda: state, EXTRA)
-    with pytest.raises(UserError, match=r"head\.bias is no longer finite at step 5.*newest is .*step_3"):
+    with pytest.raises(
+        UserError, match=r"head\.bias is no longer finite at step 5.*newest is .*step_3"
+    ):
         writer.close()
     assert os.listdir(tmp_path / "checkpoints") == ["step_3"]
 
@@ -214,14 +225,19 @@ def write_in_process(run_dir, *steps, **options) -> subprocess.CompletedProcess:
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
-    """A real process whose files may not grow beyond 100 kB: the file system refuses the rest, as a full one does."""
+    """A real process whose files may not grow beyond 100 kB: the file system refuses the rest, as a
+    full one does."""
     save(tmp_path, 3)
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     done = write_in_process(tmp_path, 5, preexec_fn=limit)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: cannot save {tmp_path}/checkpoints/step_5: File too large. The earlier ones")
+    assert done.stderr.startswith(
+        f"error: cannot save {tmp_path}/checkpoints/step_5: File too large. The earlier ones"
+    )
     assert done.stderr.count("\n") == 1
-    assert os.listdir(tmp_path / "checkpoints") == ["step_3"] and checkpoint.newest(tmp_path).step == 3
+    assert (
+        os.listdir(tmp_path / "checkpoints") == ["step_3"] and checkpoint.newest(tmp_path).step == 3
+    )
     assert write_in_process(tmp_path, 5).returncode == 0  # the test of the test
     assert checkpoint.newest(tmp_path).step == 5
 
@@ -230,7 +246,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
 def test_a_full_or_read_only_file_system(tmp_path, full):
     """A file system of its own for one process, where the system lets a user mount one."""
     mount = f"mount -t tmpfs -o size=2m none {tmp_path} && "
-    if subprocess.run(["unshare", "-Urm", "sh", "-c", mount + "true"], capture_output=True).returncode:
+    if subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", mount + "true"], capture_output=True
+    ).returncode:
         pytest.skip("no name spaces for users here")
     groups = (small_state().params, *small_state().slots.values())
     state_bytes = sum(a.nbytes for arrays in groups for a in arrays.values())
@@ -238,14 +256,17 @@ def test_a_full_or_read_only_file_system(tmp_path, full):
     write = f"{sys.executable} -c '{WRITE}' {tmp_path}"
     change = "" if full else f"mount -o remount,ro {tmp_path}; "
     script = f"{mount} {write} 3; {change} {write} 5; echo status $?; ls -A {tmp_path}/checkpoints"
-    done = subprocess.run(["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
     reason = "No space left on device" if full else "Read-only file system"
     assert f"cannot save {tmp_path}/checkpoints/step_5: {reason}. The earlier ones" in done.stderr
     assert done.stdout == "status 2\nstep_3\n"
 
 
 def test_lines_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
-    """metrics.jsonl is synced before the checkpoint's folder has its name, and the files of the checkpoint too."""
+    """metrics.jsonl is synced before the checkpoint's folder has its name, and the files of the
+    checkpoint too."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 3}\n')
     events, fsync, rename = [], os.fsync, os.rename
 
@@ -261,5 +282,7 @@ def test_lines_are_on_disk_before_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", note_rename)
     save(tmp_path, 3)
     assert events[0] == "metrics.jsonl" and events[-2:] == ["rename", "checkpoints"]
-    assert sum("safetensors" in e for e in events) == 2 and sum("state.json" in e for e in events) == 1
+    assert (
+        sum("safetensors" in e for e in events) == 2 and sum("state.json" in e for e in events) == 1
+    )
     assert events[-3].startswith(".step_3.")  # the folder itself

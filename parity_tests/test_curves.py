@@ -35,7 +35,9 @@ def test_float32():
 
 
 def test_adam_and_mean_pooling(x64):
-    cfg = dataclasses.replace(TINY, class_token=False, pool="mean", gelu="tanh", pos_embed="sincos2d")
+    cfg = dataclasses.replace(
+        TINY, class_token=False, pool="mean", gelu="tanh", pos_embed="sincos2d"
+    )
     verdict, *_ = judge("fp64", 60, cfg=cfg, optimizer="adam", weight_decay=0.0)
     assert verdict.matched, verdict.describe()
 
@@ -45,7 +47,12 @@ def test_dropout_50_steps(x64):
     cfg = dataclasses.replace(TINY, dropout=0.1)
     verdict, a, _ = judge("fp64", 50, cfg=cfg, state=random_state(cfg, "fp64"), dropout=0.1)
     assert verdict.matched, verdict.describe()
-    without = run(torch_trainer(random_state(TINY, "fp64"), train_config("fp64")), train_config("fp64"), 1, total=50)
+    without = run(
+        torch_trainer(random_state(TINY, "fp64"), train_config("fp64")),
+        train_config("fp64"),
+        1,
+        total=50,
+    )
     assert abs(without.loss[0] - a.loss[0]) > 1e-3  # dropout did something
 
 
@@ -91,6 +98,8 @@ def test_first_updates_gap_is_rounding(x64):
     """At the first step nothing has grown yet: the twins agree to a few units in the last place."""
     train = train_config("fp64")
     state = random_state(TINY, "fp64")
-    a, b = (run(t, train, 1, total=10) for t in (jax_trainer(state, train), torch_trainer(state, train)))
+    a, b = (
+        run(t, train, 1, total=10) for t in (jax_trainer(state, train), torch_trainer(state, train))
+    )
     np.testing.assert_allclose(a.loss, b.loss, rtol=1e-14)
     np.testing.assert_allclose(a.grad_norm, b.grad_norm, rtol=1e-13)

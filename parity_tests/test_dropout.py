@@ -1,4 +1,5 @@
-"""Claim: the dropout masks are one pure function of seed, step, site and global row, the same in both twins."""
+"""Claim: the dropout masks are one pure function of seed, step, site and global row, the same in
+both twins."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ SHAPE = (6, 5, 7)
 
 def masks(keys, site, rows, shape=SHAPE, keep=0.9):
     a = jax_vit.dropout.mask(jnp.asarray(keys)[site], jnp.asarray(rows, jnp.int32), shape, keep)
-    b = torch_vit.dropout.mask(torch_vit.dropout.to_keys(keys)[site], torch.as_tensor(rows), shape, keep)
+    b = torch_vit.dropout.mask(
+        torch_vit.dropout.to_keys(keys)[site], torch.as_tensor(rows), shape, keep
+    )
     return np.asarray(a), b.numpy()
 
 
@@ -54,7 +57,9 @@ def test_numbers_beyond_32_bits():
             n = int(number[i, j])
             x0, x1 = threefry2x32(tuple(int(k) for k in keys[0]), n >> 32, n & 0xFFFFFFFF)
             uniform = (((x0 ^ x1) >> 9) | 0x3F800000).to_bytes(4, "little")
-            assert a[i].ravel()[j] == (np.frombuffer(uniform, np.float32)[0] - np.float32(1) < np.float32(0.9))
+            assert a[i].ravel()[j] == (
+                np.frombuffer(uniform, np.float32)[0] - np.float32(1) < np.float32(0.9)
+            )
 
 
 def test_rate_and_independence():
@@ -72,8 +77,12 @@ def test_kept_values_are_scaled(precision):
     dtype = np.float64 if precision == "fp64" else np.float32
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(dtype)
     keys = site_keys(3, 4, depth=1)
-    a = np.asarray(jax_vit.dropout.drop(jnp.asarray(x), (jnp.asarray(keys), jnp.arange(6)), 2, 0.25))
-    b = torch_vit.dropout.drop(torch.from_numpy(x), (torch_vit.dropout.to_keys(keys), torch.arange(6)), 2, 0.25).numpy()
+    a = np.asarray(
+        jax_vit.dropout.drop(jnp.asarray(x), (jnp.asarray(keys), jnp.arange(6)), 2, 0.25)
+    )
+    b = torch_vit.dropout.drop(
+        torch.from_numpy(x), (torch_vit.dropout.to_keys(keys), torch.arange(6)), 2, 0.25
+    ).numpy()
     kept = a != 0
     np.testing.assert_allclose(a[kept], x[kept] / dtype(0.75), rtol=1e-6)
     np.testing.assert_allclose(a, b, rtol=3e-7)

@@ -16,4 +16,6 @@ def test_explain_a_port(tmp_path):
     found = [line.split()[1] for line in done.stdout.splitlines() if line[:2] in ("1.", "2.", "3.")]
     assert found == ["attention_scale", "gelu_tanh", "norm_eps"]
     text = page.read_text()
-    assert all(cause in text for cause in found) and "http" not in text.replace("http://www.w3.org", "")
+    assert all(cause in text for cause in found) and "http" not in text.replace(
+        "http://www.w3.org", ""
+    )

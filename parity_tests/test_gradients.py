@@ -20,7 +20,8 @@ LIMIT = {"fp32": 1e-5, "fp64": 1e-11}
 def check(cfg, precision, batch_size=3):
     a, b = gradients(cfg, random_arrays(cfg), precision, batch_size)
     for i in range(cfg.depth):
-        # The key bias has no true gradient (softmax does not see it): what is there is rounding, judged by its size.
+        # The key bias has no true gradient (softmax does not see it): what is there is rounding,
+        # judged by its size.
         name, d = f"blocks.{i}.attn.qkv.bias", cfg.width
         for side in (a, b):
             assert np.abs(side[name][d : 2 * d]).max() < LIMIT[precision] * np.abs(side[name]).max()

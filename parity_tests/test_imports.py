@@ -78,7 +78,9 @@ def test_no_room_imports_against_the_arrows():
 
 
 def test_the_check_sees_importlib():
-    tree = ast.parse("import importlib\nimportlib.import_module('torch_vit.pth')\nfrom jax import lax")
+    tree = ast.parse(
+        "import importlib\nimportlib.import_module('torch_vit.pth')\nfrom jax import lax"
+    )
     assert {"torch_vit.pth", "jax.lax"} <= set(imports(tree, "shared_vit.x"))
     with pytest.raises(AssertionError, match="importlib with name"):
         list(imports(ast.parse("import_module(name)"), "shared_vit.x"))
@@ -92,7 +94,10 @@ def test_benchmarks_import_no_tests():
 @pytest.mark.parametrize(
     "module, absent",
     [
-        ("jax_vit.model, jax_vit.trainer", "torch grain simplejpeg cv2 tyro wandb tensorflow_datasets"),
+        (
+            "jax_vit.model, jax_vit.trainer",
+            "torch grain simplejpeg cv2 tyro wandb tensorflow_datasets",
+        ),
         (
             "torch_vit.model, torch_vit.trainer",
             "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets",

@@ -1,4 +1,5 @@
-"""Claim: what a user hands over wrongly is an error of one sentence that says what to do, in both twins."""
+"""Claim: what a user hands over wrongly is an error of one sentence that says what to do, in both
+twins."""
 
 import dataclasses
 import threading

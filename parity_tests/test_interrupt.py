@@ -1,4 +1,5 @@
-"""Claim: SIGTERM and SIGINT save and leave with their own status, soon; and what goes wrong leaves the last checkpoint."""
+"""Claim: SIGTERM and SIGINT save and leave with their own status, soon; and what goes wrong leaves
+the last checkpoint."""
 
 import os
 import shutil
@@ -32,9 +33,9 @@ import hashlib, sys
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 with Interrupt() as interrupt:
     print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[1]))  # one call into C, without Python's lock
-    print(interrupt.requested, flush=True)
-    sys.exit(EXIT_INTERRUPTED if interrupt.requested else 0)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[1]))  # one call into C, without Python's
+    lock print(interrupt.requested, flush=True) sys.exit(EXIT_INTERRUPTED if interrupt.requested
+    else 0)
 """
 
 
@@ -49,7 +50,9 @@ def test_a_signal_is_answered_while_the_main_thread_is_in_a_long_call():
     process = busy(10**8)
     process.send_signal(signal.SIGTERM)
     assert process.stderr.readline() == "\n"
-    assert process.stderr.readline().startswith("SIGTERM: finishing the step, evaluation batch or compilation in hand")
+    assert process.stderr.readline().startswith(
+        "SIGTERM: finishing the step, evaluation batch or compilation in hand"
+    )
     process.send_signal(signal.SIGTERM)  # a scheduler repeats it: patience
     process.send_signal(signal.SIGINT)  # told twice at once, by a terminal and by a parent
     time.sleep(0.5)
@@ -91,7 +94,9 @@ def test_during_jax_compilation(tmp_path):
     assert "compiled in" not in said()
     assert process.wait(120) == EXIT_INTERRUPTED
     step = checkpoint.newest(run_dir).step
-    assert 1 <= step <= 3 and f"interrupted at step {step}: {run_dir}; --resume continues it" in said()
+    assert (
+        1 <= step <= 3 and f"interrupted at step {step}: {run_dir}; --resume continues it" in said()
+    )
     assert metrics(run_dir) == metrics(reference("jax"))[:step]
 
 
@@ -115,7 +120,8 @@ class Requested:
 
 @pytest.mark.parametrize("at", [1, 7, 13, 20])
 def test_within_three_steps_or_evaluation_batches(tmp_path, monkeypatch, at):
-    """The loop asks once a step and once an evaluation batch (12 of them): 10 steps, then the 13th is in an evaluation."""
+    """The loop asks once a step and once an evaluation batch (12 of them): 10 steps, then the 13th
+    is in an evaluation."""
     run_dir = tmp_path / "run"
     asked = Requested(at)
     monkeypatch.setattr(loop, "Interrupt", lambda quiet: asked)
@@ -125,10 +131,14 @@ def test_within_three_steps_or_evaluation_batches(tmp_path, monkeypatch, at):
     assert min(at, 10) <= step <= min(at + 2, 10) and lines == metrics(reference("torch"))[:step]
     monkeypatch.setattr(loop, "Interrupt", Interrupt)
     assert train_here("torch", run_dir, "--resume") == 0
-    assert (run_dir / "metrics.jsonl").read_bytes() == (reference("torch") / "metrics.jsonl").read_bytes()
+    assert (run_dir / "metrics.jsonl").read_bytes() == (
+        reference("torch") / "metrics.jsonl"
+    ).read_bytes()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
     from torch_vit.trainer import Trainer
 
     finish, calls = Trainer._to_metrics, []
@@ -144,16 +154,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     text = str(error.value)
     good = metrics(reference("torch"))[6]
     assert text.startswith(
-        f"step 8: loss nan, grad norm {calls[7][-1]}, not finite (last good: loss {good['loss']:.6g}"
+        f"step 8: loss nan, grad norm {calls[7][-1]}, not finite (last good: loss "
+        f"{good['loss']:.6g}"
     )
-    assert f"at step 7). The newest checkpoint, from before, is {run_dir}/checkpoints/step_6" in text
+    assert (
+        f"at step 7). The newest checkpoint, from before, is {run_dir}/checkpoints/step_6" in text
+    )
     assert "--lr" in text and f"--init_from={run_dir}/checkpoints/step_6" in text
     assert [line["step"] for line in metrics(run_dir)] == [*range(1, 8)]
     assert sorted(os.listdir(run_dir / "checkpoints")) == ["step_3", "step_6"]
 
 
 def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
-    """A scale that is too large for float16: the gradient overflows, the step is skipped and says so, the run goes on."""
+    """A scale that is too large for float16: the gradient overflows, the step is skipped and says
+    so, the run goes on."""
     state_path = tmp_path / "run/checkpoints/step_2"
     flags = (*SMALL_RUN[:4], "--precision=fp16")
     train_here("torch", tmp_path / "run", *flags, "--stop_at=2")
@@ -178,8 +192,17 @@ def test_a_data_file_that_vanishes_is_named_and_the_checkpoint_stays(tmp_path, m
             folder = tmp_path / "data" / split / label
             folder.mkdir(parents=True)
             for i in range(count):
-                cv2.imwrite(str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8))
-    flags = ("--preset=digits", "--data=folder", f"--data_dir={tmp_path / 'data'}", "--batch_size=8", "--workers=0")
+                cv2.imwrite(
+                    str(folder / f"{i}.png"),
+                    np.random.default_rng(i).integers(0, 255, (12, 12, 3), np.uint8),
+                )
+    flags = (
+        "--preset=digits",
+        "--data=folder",
+        f"--data_dir={tmp_path / 'data'}",
+        "--batch_size=8",
+        "--workers=0",
+    )
     run_dir = tmp_path / "run"
     file, save = tmp_path / "data/train/a/3.png", checkpoint.Writer.save
 

@@ -1,4 +1,5 @@
-"""Claim: a run starts on the devices asked for or says why not, and ends whole: no rank is left behind, no error twice."""
+"""Claim: a run starts on the devices asked for or says why not, and ends whole: no rank is left
+behind, no error twice."""
 
 import functools
 import os
@@ -27,7 +28,12 @@ CFG = Asked(dict(batch_size=64, device="cpu"))
 def no_cluster(monkeypatch):
     """Nothing of a surrounding torchrun, SLURM or thread setting."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMP_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        if name.startswith(("SLURM_", "OMP_")) or name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+        ):
             monkeypatch.delenv(name)
 
 
@@ -52,9 +58,16 @@ def free_port() -> int:
 
 
 def start(tmp_path, function, *args, **env) -> subprocess.Popen:
-    command = ranks.write_script(tmp_path / f"script{len(list(tmp_path.iterdir()))}", function, *args)
+    command = ranks.write_script(
+        tmp_path / f"script{len(list(tmp_path.iterdir()))}", function, *args
+    )
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | env, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | env,
+        start_new_session=True,
     )
 
 
@@ -81,7 +94,9 @@ def assert_gone(pids: list[int]) -> None:
 # What is asked for against what is there.
 
 
-@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize(
+    "resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"]
+)
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -99,7 +114,9 @@ def test_impossible_devices_are_refused(resolve, change, words, gpus):
     assert all(w in str(error.value) for w in words), error.value
 
 
-@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize(
+    "resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"]
+)
 def test_defaults_are_every_gpu_and_the_precision_it_has(resolve, gpus):
     cfg = resolve(CFG.replace(device=None))
     assert (cfg.device, cfg.world_size, cfg.precision) == ("gpu", 2, "fp32")
@@ -115,10 +132,13 @@ def test_new_gpus_get_bf16_and_torch_compile(gpus, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize("resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"])
+@pytest.mark.parametrize(
+    "resolve", [torch_devices.resolve, jax_devices.resolve], ids=["torch", "jax"]
+)
 def test_no_gpu(resolve):
     with pytest.raises(UserError, match="--device=cpu"):
-        # As many CPU devices as JAX has in these tests: their number is fixed once its back end runs.
+        # As many CPU devices as JAX has in these tests: their number is fixed once its back end
+        # runs.
         resolve(CFG.replace(device="gpu", world_size=8))
 
 
@@ -162,7 +182,9 @@ def test_a_signal_before_the_run_asks_for_another_start():
 )
 def test_a_failing_rank_ends_the_run(how, status, cause, tmp_path):
     cfg = CFG.replace(world_size=3, batch_size=3)
-    process = start(tmp_path, ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, how))
+    process = start(
+        tmp_path, ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, how)
+    )
     pids = rank_pids(process, 3)
     begin = time.monotonic()
     out, err = process.communicate(timeout=60)
@@ -175,7 +197,10 @@ def test_a_failing_rank_ends_the_run(how, status, cause, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_rank_once(number, tmp_path):
-    """And their agreed status is the run's. To the whole session, as a terminal's Ctrl-C goes to all of its processes."""
+    """And their agreed status is the run's.
+
+    To the whole session, as a terminal's Ctrl-C goes to all of its processes.
+    """
     process = start(tmp_path, ranks.launch_torch, CFG.replace(world_size=2), ranks.torch_rank_waits)
     pids = rank_pids(process, 2)
     os.killpg(process.pid, number)
@@ -219,11 +244,14 @@ def test_torchrun(tmp_path):
     def torchrun(function, *args):
         command = ranks.write_script(tmp_path / "script", function, *args)
         return subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", *command[1:]],
+            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+             f"--master_port={port}", *command[1:]],
             capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    done = torchrun(ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, "not at all"))
+    done = torchrun(
+        ranks.launch_torch, cfg, functools.partial(ranks.torch_rank_fails, "not at all")
+    )
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"rank \d is", done.stdout)) == 2
     done = torchrun(ranks.launch_torch, cfg.replace(batch_size=3), ranks.torch_rank_waits)
@@ -255,7 +283,9 @@ def test_processes_that_disagree(changes, words, tmp_path):
     port = free_port()
     base = CFG.replace(coordinator=f"127.0.0.1:{port}", num_processes=2)
     own = [base.replace(**({"process_id": i} | change)) for i, change in enumerate(changes)]
-    running = [start(tmp_path, ranks.jax_process, None, None, cfg, TWINVIT_TIMEOUT="5") for cfg in own]
+    running = [
+        start(tmp_path, ranks.jax_process, None, None, cfg, TWINVIT_TIMEOUT="5") for cfg in own
+    ]
     errors = [p.communicate(timeout=60)[1] for p in running]
     assert [p.returncode for p in running] == [2, 2]
     assert any(re.search(words, e) for e in errors), errors
@@ -266,7 +296,9 @@ def test_a_failing_process_ends_the_others(how, status, tmp_path):
     """At once, not when the coordination service misses its heartbeats, and with one message."""
     port = free_port()
     flags = CFG.replace(coordinator=f"127.0.0.1:{port}", num_processes=2)
-    running = [start(tmp_path, ranks.jax_process_fails, how, flags.replace(process_id=i)) for i in (0, 1)]
+    running = [
+        start(tmp_path, ranks.jax_process_fails, how, flags.replace(process_id=i)) for i in (0, 1)
+    ]
     errors = [p.communicate(timeout=50)[1] for p in running]
     failed = {"killed": -signal.SIGKILL, "mistake": 2, "not at all": 0}[how]
     assert [p.returncode for p in running] == [status, failed], errors
@@ -290,10 +322,13 @@ def test_incomplete_flags_of_processes(change, words):
 
 
 @pytest.mark.parametrize(
-    "nodes, host", [("n7", "n7"), ("n7,n9", "n7"), ("gpu[03-05,9],n1", "gpu03"), ("a-b[1,7-9]", "a-b1")]
+    "nodes, host",
+    [("n7", "n7"), ("n7,n9", "n7"), ("gpu[03-05,9],n1", "gpu03"), ("a-b[1,7-9]", "a-b1")],
 )
 def test_slurm(nodes, host, monkeypatch):
-    for name, value in dict(JOB_ID="4097", STEP_ID="2", STEP_NODELIST=nodes, STEP_NUM_TASKS="4", PROCID="3").items():
+    for name, value in dict(
+        JOB_ID="4097", STEP_ID="2", STEP_NODELIST=nodes, STEP_NUM_TASKS="4", PROCID="3"
+    ).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert rendezvous.find_place(CFG) == rendezvous.Place(f"{host}:61443", 4, 3)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
@@ -304,10 +339,13 @@ def test_processes_of_one_host_share_its_gpus():
     def facts(host, gpus, world_size=None):
         return {"host": host, "gpus": gpus, "world_size": world_size}
 
-    assert jax_devices._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
+    assert (
+        jax_devices._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
+    )
     assert jax_devices._share_of_gpus([facts("a", list("wxyz"))] * 2, 1) == [2, 3]
     assert jax_devices._share_of_gpus([facts("a", list("wxyz"), 1)] * 3, 2) == [2]
-    assert jax_devices._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None  # given out by SLURM
+    # given out by SLURM
+    assert jax_devices._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None
     assert jax_devices._share_of_gpus([facts("a", [])] * 2, 1) is None
     for impossible in ([facts("a", ["w"])] * 8, [facts("a", ["w", "x"]), facts("a", ["w"])]):
         with pytest.raises(UserError, match="--device=cpu"):

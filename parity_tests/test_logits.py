@@ -22,7 +22,17 @@ def test_every_output(variant, precision):
     assert np.ptp(a[""], axis=0).min() > 0.1  # there is something to compare
     distance, layer = worst(a, b)
     assert distance <= LIMIT[precision], layer
-    in_block = ("", ".norm1", ".attn", ".attn.qkv", ".attn.proj", ".norm2", ".mlp", ".mlp.fc1", ".mlp.fc2")
+    in_block = (
+        "",
+        ".norm1",
+        ".attn",
+        ".attn.qkv",
+        ".attn.proj",
+        ".norm2",
+        ".mlp",
+        ".mlp.fc1",
+        ".mlp.fc2",
+    )
     expected = {f"blocks.{i}{name}" for i in range(cfg.depth) for name in in_block}
     assert set(a) - {"pre_logits"} == expected | {"patch_embed", cfg.norm_name, "head", ""}
 
@@ -39,7 +49,14 @@ def test_published_sizes_at_224(name, precision):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(norm_eps=1e-5), dict(gelu="tanh"), dict(pool="mean"), "swap q and k", "no last norm", "heads"],
+    [
+        dict(norm_eps=1e-5),
+        dict(gelu="tanh"),
+        dict(pool="mean"),
+        "swap q and k",
+        "no last norm",
+        "heads",
+    ],
     ids=str,
 )
 def test_mutations_are_caught(change, x64):

@@ -1,4 +1,5 @@
-"""Claim: one optimizer step gives the same parameters and moments, with Adam and AdamW, clipping and weight decay."""
+"""Claim: one optimizer step gives the same parameters and moments, with Adam and AdamW, clipping
+and weight decay."""
 
 import dataclasses
 
@@ -135,7 +136,8 @@ def test_gradients_and_update_are_the_step(grad_accum, precision):
 
 
 def test_gradients_and_update_under_a_gradient_scaler():
-    """fp16: the gradients come out unscaled, and go in so; one that is not finite is a skipped step."""
+    """fp16: the gradients come out unscaled, and go in so; one that is not finite is a skipped
+    step."""
     train, scalars = dataclasses.replace(DIGITS, precision="fp16"), StepScalars(1e-3)
     state, batch = random_state(TINY, "fp16"), first_batch(train)
     whole, parts = torch_trainer(state, train), torch_trainer(state, train)
@@ -153,7 +155,7 @@ def test_gradients_and_update_under_a_gradient_scaler():
 
 
 def test_float32_next_step():
-    """In float32 a near-zero gradient's sign is rounding, so a step is judged by what it leads to."""
+    """In float32 the sign of a tiny gradient is rounding: a step is judged by what it leads to."""
     train = dataclasses.replace(DIGITS, precision="fp32")
     state = random_state(TINY, "fp32")
     a, b = (
@@ -175,7 +177,8 @@ def test_published_sizes_at_224(name, x64):
 
 
 def test_decayed_elements():
-    """Products only: not biases, norms, the class token or positions (counted, as an ndim rule would differ)."""
+    """Products only: not biases, norms, the class token or positions (counted, as an ndim rule
+    would differ)."""
     cfg = model_config("vit_b16")
     table = canonical.shapes(cfg)
     decayed = {n for n in table if canonical.is_decayed(n)}

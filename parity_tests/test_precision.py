@@ -1,4 +1,5 @@
-"""Claim: both twins obey the precision policy of `shared_vit/spec/precision.py`, and in bf16 are equally far from float64."""
+"""Claim: both twins obey the precision policy of `shared_vit/spec/precision.py`, and in bf16 are
+equally far from float64."""
 
 import dataclasses
 import re
@@ -39,7 +40,8 @@ from torch_vit.trainer import Objective as TorchObjective
 
 RATE = StepScalars(1e-3)
 B, N, CLASSES = 2, SMALL.num_tokens, SMALL.num_classes
-# Forward products of SMALL but attention's and the head: patch embedding, and qkv, proj, fc1, fc2 of each block.
+# Forward products of SMALL but attention's and the head: patch embedding, and qkv, proj, fc1, fc2
+# of each block.
 LINEAR = 1 + 4 * SMALL.depth
 
 
@@ -83,13 +85,21 @@ def jax_operations(precision: str) -> list[Operation]:
 
     def walk(jaxpr):
         for eqn in jaxpr.eqns:
-            found.append(Operation(eqn.primitive.name, describe(eqn.invars), describe(eqn.outvars), eqn.params))
+            found.append(
+                Operation(
+                    eqn.primitive.name, describe(eqn.invars), describe(eqn.outvars), eqn.params
+                )
+            )
             for inner in eqn.params.values():
                 if hasattr(inner, "jaxpr"):
                     walk(inner.jaxpr)
 
     images, labels = images_and_labels(SMALL)
-    walk(jax.make_jaxpr(jax.value_and_grad(objective))(params, fixed, images, labels.astype(np.int32)).jaxpr)
+    walk(
+        jax.make_jaxpr(jax.value_and_grad(objective))(
+            params, fixed, images, labels.astype(np.int32)
+        ).jaxpr
+    )
     return found
 
 
@@ -102,10 +112,16 @@ class Recorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
 
         def describe(values):
-            tensors = [t for t in jax.tree.leaves(values) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+            tensors = [
+                t
+                for t in jax.tree.leaves(values)
+                if isinstance(t, torch.Tensor) and t.is_floating_point()
+            ]
             return [(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors]
 
-        self.found.append(Operation(func.overloadpacket.__name__, describe([args, kwargs]), describe(out)))
+        self.found.append(
+            Operation(func.overloadpacket.__name__, describe([args, kwargs]), describe(out))
+        )
         return out
 
 
@@ -132,13 +148,23 @@ def check_jax(operations: list[Operation], compute: str) -> None:
     for o in others:
         assert [d for d, _ in o.inputs] == [compute] * 2, o
         assert o in rounded or o.outputs[0][0] == "float32", o
-    softmax = [o for o in named(operations, "exp|reduce_max") if o.inputs[0][1] == (B, SMALL.num_heads, N, N)]
+    softmax = [
+        o
+        for o in named(operations, "exp|reduce_max")
+        if o.inputs[0][1] == (B, SMALL.num_heads, N, N)
+    ]
     assert len(softmax) == 2 * SMALL.depth
     norms = named(operations, "rsqrt")
     assert len(norms) == 2 * SMALL.depth + 1
-    residual = [o for o in named(operations, "add") if [s for _, s in o.inputs] == [(B, N, SMALL.width)] * 2]
+    residual = [
+        o for o in named(operations, "add") if [s for _, s in o.inputs] == [(B, N, SMALL.width)] * 2
+    ]
     assert len(residual) == 2 * SMALL.depth
-    loss = [o for o in named(operations, "exp|log|reduce_max") if o.inputs[0][1][0] == B and len(o.inputs[0][1]) < 3]
+    loss = [
+        o
+        for o in named(operations, "exp|log|reduce_max")
+        if o.inputs[0][1][0] == B and len(o.inputs[0][1]) < 3
+    ]
     assert loss
     wide = ((1, SMALL.mlp_dim), (1, 3 * SMALL.width))
     bias = [o for o in named(operations, "add") if o.inputs and o.inputs[-1][1] in wide]
@@ -165,7 +191,9 @@ def check_torch(operations: list[Operation], compute: str) -> None:
     softmax = named(operations, ".*softmax.*")
     norms = named(operations, "native_layer_norm|native_layer_norm_backward")
     assert len(norms) == 2 * (2 * SMALL.depth + 1)
-    residual = [o for o in named(operations, "add") if [s for _, s in o.inputs] == [(B, N, SMALL.width)] * 2]
+    residual = [
+        o for o in named(operations, "add") if [s for _, s in o.inputs] == [(B, N, SMALL.width)] * 2
+    ]
     assert len(residual) >= 2 * SMALL.depth
     for o in (*softmax, *norms, *residual, *named(operations, "nll_loss.*")):
         assert o.dtypes == {"float32"}, o
@@ -231,7 +259,9 @@ def test_a_wrong_type_in_jax_is_caught(monkeypatch):
             check_jax(jax_operations("bf16"), "bfloat16")
     softmax = jax.nn.softmax
     with monkeypatch.context() as patch:
-        patch.setattr(ops.jax.nn, "softmax", lambda x, axis: softmax(x.astype(jnp.bfloat16), axis=axis))
+        patch.setattr(
+            ops.jax.nn, "softmax", lambda x, axis: softmax(x.astype(jnp.bfloat16), axis=axis)
+        )
         with pytest.raises(AssertionError):
             check_jax(jax_operations("bf16"), "bfloat16")
 
@@ -239,9 +269,15 @@ def test_a_wrong_type_in_jax_is_caught(monkeypatch):
 def test_a_wrong_type_in_torch_is_caught(monkeypatch):
     real = F.scaled_dot_product_attention
     for name, mutant in {
-        "scaled_dot_product_attention": lambda q, k, v: real(q.float(), k.float(), v.float()).to(q.dtype),
-        "layer_norm": lambda x, shape, w, b, eps: torch.layer_norm(x.bfloat16(), shape, w.bfloat16(), b.bfloat16(), eps).float(),
-        "gelu": lambda x, approximate: torch._C._nn.gelu(x.float(), approximate=approximate).to(x.dtype),
+        "scaled_dot_product_attention": lambda q, k, v: real(
+            q.float(), k.float(), v.float()
+        ).to(q.dtype),
+        "layer_norm": lambda x, shape, w, b, eps: torch.layer_norm(
+            x.bfloat16(), shape, w.bfloat16(), b.bfloat16(), eps
+        ).float(),
+        "gelu": lambda x, approximate: torch._C._nn.gelu(
+            x.float(), approximate=approximate
+        ).to(x.dtype),
     }.items():  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(F, name, mutant)
@@ -255,15 +291,19 @@ DRAWS, BATCH = 4, 16
 
 
 def bf16_errors(cfg: ModelConfig) -> tuple[dict[str, float], dict[str, float]]:
-    """{tensor: relative L2 distance of bf16 from float64} of the logits ("") and each gradient, in JAX and in torch.
+    """{tensor: relative L2 distance of bf16 from float64} of the logits ("") and each gradient, in
+    JAX and in torch.
 
-    The root of the mean square over several draws, because the error of a small tensor in one draw is luck.
+    The root of the mean square over several draws, because the error of a small tensor in one draw
+    is luck.
     """
     squares: list[dict[str, float]] = [{}, {}]
     for seed, of_jax in enumerate(jax_values(cfg)):
         exact = torch_values(cfg, "fp64", seed)
         for total, values in zip(squares, (of_jax, torch_values(cfg, "bf16", seed))):
-            errors = {n: (np.linalg.norm(values[n] - exact[n]), np.linalg.norm(exact[n])) for n in exact}
+            errors = {
+                n: (np.linalg.norm(values[n] - exact[n]), np.linalg.norm(exact[n])) for n in exact
+            }
             whole = np.linalg.norm([e for n, e in errors.items() if n], axis=0)
             for name, (error, size) in (errors | {"all gradients": whole}).items():
                 total[name] = total.get(name, 0) + (error / size) ** 2 / DRAWS
@@ -293,11 +333,19 @@ def jax_values(cfg):
 
 def beyond_the_contract(jax_errors, torch_errors) -> list[str]:
     """1.25 for the logits and the whole gradient, 2 for a single tensor, in either direction."""
-    ratios = {n: max(jax_errors[n] / torch_errors[n], torch_errors[n] / jax_errors[n]) for n in jax_errors}
-    return [f"{n!r}: {r:.2f}" for n, r in ratios.items() if not r <= (1.25 if n in ("", "all gradients") else 2)]
+    ratios = {
+        n: max(jax_errors[n] / torch_errors[n], torch_errors[n] / jax_errors[n]) for n in jax_errors
+    }
+    return [
+        f"{n!r}: {r:.2f}"
+        for n, r in ratios.items()
+        if not r <= (1.25 if n in ("", "all gradients") else 2)
+    ]
 
 
-WIDER = dataclasses.replace(SMALL, image_size=32, width=96, num_heads=4, mlp_dim=384, num_classes=20)
+WIDER = dataclasses.replace(
+    SMALL, image_size=32, width=96, num_heads=4, mlp_dim=384, num_classes=20
+)
 
 
 def test_bf16_errors_are_alike():
@@ -316,7 +364,9 @@ def test_a_bias_added_in_bf16_is_caught(monkeypatch):
 
 def fp16_trainer(scale: float):
     state = random_state(TINY, "fp16")
-    return torch_trainer(dataclasses.replace(state, scalars=state.scalars | {"scale": scale}), config("fp16"))
+    return torch_trainer(
+        dataclasses.replace(state, scalars=state.scalars | {"scale": scale}), config("fp16")
+    )
 
 
 def test_a_skipped_step_is_a_step():
@@ -352,7 +402,8 @@ def test_fp16_resumes_bit_for_bit_with_its_scaler():
     for batch in data[:5]:
         first.train_step(first.put(batch), RATE)
     state = first.state()
-    assert state.scalars["adam_count"] < state.step  # the skipped steps are among those before the stop
+    # the skipped steps are among those before the stop
+    assert state.scalars["adam_count"] < state.step
     second = torch_trainer(state, train)
     for batch in data[5:]:
         second.train_step(second.put(batch), RATE)

@@ -1,4 +1,5 @@
-"""Claim: a run that was stopped, killed or moved to the other framework, and resumed, is the run that was not."""
+"""Claim: a run that was stopped, killed or moved to the other framework, and resumed, is the run
+that was not."""
 
 import fcntl
 import json
@@ -39,7 +40,9 @@ def test_a_signal_and_a_kill_leave_no_trace(twin, tmp_path):
     assert 4 <= stopped_at < 20 and (run_dir / f"checkpoints/step_{stopped_at}").exists()
 
     process = start(twin, run_dir, "--resume")
-    assert wait_for((run_dir / f"checkpoints/step_{min(stopped_at + 4, 18) // 2 * 2}").exists, process)
+    assert wait_for(
+        (run_dir / f"checkpoints/step_{min(stopped_at + 4, 18) // 2 * 2}").exists, process
+    )
     process.kill()
     assert process.wait() == -signal.SIGKILL
 
@@ -66,7 +69,8 @@ def test_state_says_where_the_run_is():
 
 
 def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
-    """Stopped within the evaluation at step 10: no line of it, then one; also when killed right after it."""
+    """Stopped within the evaluation at step 10: no line of it, then one; also when killed right
+    after it."""
     from shared_vit.run import loop
 
     twin, run_dir, whole = "torch", tmp_path / "run", loop.evaluate
@@ -80,12 +84,15 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
     assert checkpoint.newest(run_dir).step == 10
     assert train_here(twin, run_dir, "--resume") == 0
     assert [line["step"] for line in metrics(run_dir) if "val_loss" in line] == [10, 20]
-    assert (run_dir / "metrics.jsonl").read_bytes() == (reference(twin) / "metrics.jsonl").read_bytes()
+    assert (run_dir / "metrics.jsonl").read_bytes() == (
+        reference(twin) / "metrics.jsonl"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(twin, tmp_path, monkeypatch):
-    """The writer fetches the state when training has gone on, and, in JAX, has given the buffers of then away."""
+    """The writer fetches the state when training has gone on, and, in JAX, has given the buffers of
+    then away."""
     flags = (*SMALL_RUN[:4], "--steps=6", "--dropout=0.1")
     write = checkpoint.Writer._write
     train_here(twin, tmp_path / "soon", *flags, "--checkpoint_every=3")
@@ -112,7 +119,9 @@ def test_lines_that_are_lost_are_told(tmp_path, capsys):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(lines[:7]) + "not a line\n" + "".join(lines[8:]))
     assert train_here("torch", run_dir, "--resume") == 0
-    assert "metrics.jsonl ends at step 7: the lines up to step 20 are lost" in capsys.readouterr().out
+    assert (
+        "metrics.jsonl ends at step 7: the lines up to step 20 are lost" in capsys.readouterr().out
+    )
     assert [line["step"] for line in metrics(run_dir)] == [*range(1, 8)]
 
 
@@ -137,7 +146,13 @@ def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, caps
     run_dir = tmp_path / "run"
     shutil.copytree(reference("torch"), run_dir)
     before = digests(run_dir)
-    for flag, value in (("lr", 1.0), ("dropout", 0.2), ("batch_size", 64), ("seed", 3), ("num_classes", 11)):
+    for flag, value in (
+        ("lr", 1.0),
+        ("dropout", 0.2),
+        ("batch_size", 64),
+        ("seed", 3),
+        ("num_classes", 11),
+    ):
         with pytest.raises(UserError, match=f"--{flag} is .* there, {value} here"):
             train_here("torch", run_dir, "--resume", f"--{flag}={value}")
     with pytest.raises(UserError, match="holds this run already: --resume"):
@@ -175,8 +190,15 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_switching_frameworks_in_float64(tmp_path, x64):
-    """jax -> torch -> jax -> torch, a switch each 5 steps, against torch alone; the rule proper is in the slow test."""
-    flags = (*SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5")
+    """jax -> torch -> jax -> torch, a switch each 5 steps, against torch alone; the rule proper is
+    in the slow test."""
+    flags = (
+        *SMALL_RUN[:6],
+        "--precision=fp64",
+        "--grad_accum=2",
+        "--eval_every=5",
+        "--checkpoint_every=5",
+    )
     train_here("torch", tmp_path / "whole", *flags)
     for i, twin in enumerate(TWINS * 2):
         more = ("--resume",) if i else flags
@@ -185,8 +207,15 @@ def test_switching_frameworks_in_float64(tmp_path, x64):
 
 
 def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
-    """The test of the test above: a switch that forgets Adam's second moment by one part in 1e6 does not pass."""
-    flags = (*SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5")
+    """The test of the test above: a switch that forgets Adam's second moment by one part in 1e6
+    does not pass."""
+    flags = (
+        *SMALL_RUN[:6],
+        "--precision=fp64",
+        "--grad_accum=2",
+        "--eval_every=5",
+        "--checkpoint_every=5",
+    )
     train_here("torch", tmp_path / "whole", *flags)
     train_here("jax", tmp_path / "run", *flags, "--stop_at=5")
     whole = checkpoint.load
@@ -204,13 +233,21 @@ def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
 
 def _largest_gap(a, b) -> float:
     a, b = metrics(a), metrics(b)
-    assert [line["step"] for line in a] == [line["step"] for line in b] and a[0]["loss"] - a[-2]["loss"] > 0.01
-    return max(abs(x[k] - y[k]) / max(1, abs(x[k])) for x, y in zip(a, b) for k in ("loss", "grad_norm") if k in x)
+    assert [line["step"] for line in a] == [line["step"] for line in b] and a[0]["loss"] - a[-2][
+        "loss"
+    ] > 0.01
+    return max(
+        abs(x[k] - y[k]) / max(1, abs(x[k]))
+        for x, y in zip(a, b)
+        for k in ("loss", "grad_norm")
+        if k in x
+    )
 
 
 @pytest.mark.slow
 def test_four_processes_of_torch(tmp_path):
-    """Ranks of one run: asked to stop, then their parent killed, then resumed; against the same four undisturbed."""
+    """Ranks of one run: asked to stop, then their parent killed, then resumed; against the same
+    four undisturbed."""
     flags, run_dir = (*SMALL_RUN, "--world_size=4"), tmp_path / "run"
     process = start("torch", run_dir, *flags)
     assert wait_for((run_dir / "checkpoints/step_4").exists, process)
@@ -230,7 +267,8 @@ def test_four_processes_of_torch(tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_of_jax(tmp_path):
-    """As hosts would: one of four processes is asked to stop, all stop at the same step; one is killed, all end."""
+    """As hosts would: one of four processes is asked to stop, all stop at the same step; one is
+    killed, all end."""
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     assert _end(_start_four(whole, *SMALL_RUN)) == [0] * 4
     processes = _start_four(run_dir, *SMALL_RUN)
@@ -273,7 +311,12 @@ def _lock_is_free(run_dir) -> bool:
 
 @pytest.mark.slow
 def test_switching_frameworks_by_the_noise_rule(tmp_path):
-    """160 steps in float64 with AdamW, dropout and accumulation, a switch each 40: `benchmarks/switch_frameworks.py`."""
+    """160 steps in float64 with AdamW, dropout and accumulation, a switch each 40:
+    `benchmarks/switch_frameworks.py`."""
     script = ROOT / "benchmarks/switch_frameworks.py"
-    done = subprocess.run([sys.executable, str(script), f"--out={tmp_path}"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.count("MATCH: up to step 160 of 160") == 2, done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, str(script), f"--out={tmp_path}"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("MATCH: up to step 160 of 160") == 2, (
+        done.stdout + done.stderr
+    )

@@ -15,7 +15,9 @@ def test_every_step():
             assert rate == pytest.approx(peak * (t + 1) / warmup, rel=1e-15)
         else:
             assert rate == pytest.approx(
-                peak * math.cos(math.pi / 2 * (t - warmup) / (total - warmup)) ** 2, rel=1e-9, abs=1e-18
+                peak * math.cos(math.pi / 2 * (t - warmup) / (total - warmup)) ** 2,
+                rel=1e-9,
+                abs=1e-18,
             )
     assert rates[0] == peak / warmup and rates[warmup - 1] == rates[warmup] == peak == max(rates)
     assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
@@ -29,4 +31,6 @@ def test_no_warmup():
 
 @pytest.mark.parametrize("warmup", [10, 40])
 def test_warmup_as_long_as_the_run(warmup):
-    assert [learning_rate(t, 10, 1.0, warmup) for t in range(10)] == [(t + 1) / warmup for t in range(10)]
+    assert [learning_rate(t, 10, 1.0, warmup) for t in range(10)] == [
+        (t + 1) / warmup for t in range(10)
+    ]

@@ -1,4 +1,5 @@
-"""Claim: the number of devices, processes and accumulated parts changes no curve, and no evaluation."""
+"""Claim: the number of devices, processes and accumulated parts changes no curve, and no
+evaluation."""
 
 import dataclasses
 import functools
@@ -88,7 +89,9 @@ def run_jax_processes(job: ranks.Job, cfg, flags, folder, processes: int = 2):
         place = dict(coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=i)
         own = flags.replace(**place)
         command = ranks.write_script(folder / f"process{i}", ranks.jax_process, job, cfg, own)
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        running.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     outputs = [p.communicate(timeout=300)[0] for p in running]
     assert [p.returncode for p in running] == [0] * processes, outputs
     return np.load(job.out)
@@ -149,12 +152,15 @@ def test_the_held_out_batch_tells_a_mean_of_means_apart(state, held_out, base):
     halves = [trainer.eval_step(trainer.put(ranks.rows_of(held_out, i, 2))).get() for i in range(2)]
     whole = trainer.eval_step(trainer.put(held_out)).get()
     assert sum(h.count for h in halves) == whole.count == count
-    assert abs(np.mean([h.loss_sum / h.count for h in halves]) - whole.loss_sum / whole.count) > 1e-3
+    assert (
+        abs(np.mean([h.loss_sum / h.count for h in halves]) - whole.loss_sum / whole.count) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("mutation", ["local rows", "mean of ranks"])
 def test_mutations_are_caught(mutation, job, judge):
-    """Masks of a rank's own rows instead of the batch's; gradients divided once too often, which Adam and clipping hide."""
+    """Masks of a rank's own rows instead of the batch's; gradients divided once too often, which
+    Adam and clipping hide."""
     result = run_torch(job._replace(mutation=mutation), world_size=2)
     verdict = judge(result)
     assert not verdict.matched
@@ -162,7 +168,8 @@ def test_mutations_are_caught(mutation, job, judge):
 
 
 def test_a_rank_drawing_the_same_masks_is_caught_in_jax(job, judge, x64):
-    """`rows` counted from 0 in each half of the batch, as a device that did not know its place would."""
+    """`rows` counted from 0 in each half of the batch, as a device that did not know its place
+    would."""
     halved = [dataclasses.replace(b, rows=b.rows % (TRAIN.batch_size // 2)) for b in job.data]
     verdict = judge(ranks.train(jax_trainer(job.state, TRAIN, 2), TRAIN, job._replace(data=halved)))
     assert not verdict.matched
@@ -170,7 +177,8 @@ def test_a_rank_drawing_the_same_masks_is_caught_in_jax(job, judge, x64):
 
 @pytest.mark.parametrize("mutation", ["", "unsettled buckets"])
 def test_four_torch_processes_resume_bit_for_bit(mutation, job, state):
-    """DDP sums in the order of its buckets, which it forms anew after the first backward pass of a process."""
+    """DDP sums in the order of its buckets, which it forms anew after the first backward pass of a
+    process."""
     cfg = train_config("fp32", dropout=0.1)
     flags = ranks.asked(cfg, world_size=4, device="cpu")
     job = job._replace(state=random_state(MODEL, "fp32"), data=job.data[:8], mutation=mutation)

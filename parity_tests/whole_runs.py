@@ -1,4 +1,4 @@
-"""Whole runs, in real processes or in this one, what of them must be equal, and small states to save."""
+"""Whole runs, in processes or in this one, what of them must be equal, and small states."""
 
 import dataclasses
 import functools
@@ -19,7 +19,8 @@ from shared_vit.run.state import TrainState, first_state
 ROOT = Path(__file__).resolve().parents[1]
 TWINS = ("jax", "torch")
 SMALL_RUN = (
-    "--preset=digits", "--device=cpu", "--steps=20", "--batch_size=32", "--dropout=0.1", "--warmup_steps=5",
+    "--preset=digits", "--device=cpu", "--steps=20", "--batch_size=32",
+    "--dropout=0.1", "--warmup_steps=5",
     "--eval_every=10", "--checkpoint_every=2", "--keep=20",
 )  # fmt: skip
 
@@ -36,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def start(twin: str, run_dir: Path, *flags: str, **options) -> subprocess.Popen:
-    """A trainer in a process (and process group) of its own; stdout and stderr go to `run_dir`.log."""
+    """A trainer in a process group of its own; stdout and stderr go to `run_dir`.log."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(run_dir), "ab") as log:
         command = [sys.executable, str(ROOT / f"train_{twin}.py"), f"--run_dir={run_dir}", *flags]
@@ -44,8 +45,10 @@ def start(twin: str, run_dir: Path, *flags: str, **options) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
 
 
-def train(twin: str, run_dir: Path, *flags: str, status: int = 0, timeout: float = 300, **options) -> str:
-    """Run a trainer to its end, which must be this exit status; returns all that it and earlier ones there said."""
+def train(
+    twin: str, run_dir: Path, *flags: str, status: int = 0, timeout: float = 300, **options
+) -> str:
+    """Run a trainer to its end, which must be this exit status; returns the whole log so far."""
     process = start(twin, run_dir, *flags, **options)
     try:
         found = process.wait(timeout)
@@ -102,7 +105,10 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def digests(run_dir: Path) -> dict[str, str]:
     """SHA-256 of metrics.jsonl and of the weights and moments of every checkpoint."""
-    files = [*run_dir.glob("metrics.jsonl"), *sorted(run_dir.glob("checkpoints/step_*/*.safetensors"))]
+    files = [
+        *run_dir.glob("metrics.jsonl"),
+        *sorted(run_dir.glob("checkpoints/step_*/*.safetensors")),
+    ]
     return {str(f.relative_to(run_dir)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -124,7 +130,9 @@ def small_state(step: int = 7, precision: str = "fp32") -> TrainState:
     state = first_state(SMALL, random_arrays(SMALL, seed=step), precision)
     for seed, arrays in enumerate(state.slots.values(), start=1):
         values = random_arrays(SMALL, seed=1000 * seed + step)
-        arrays.update({name: np.square(values[name]).astype(array.dtype) for name, array in arrays.items()})
+        arrays.update(
+            {name: np.square(values[name]).astype(array.dtype) for name, array in arrays.items()}
+        )
     return dataclasses.replace(state, step=step, scalars=state.scalars | {"adam_count": step - 1})
 
 

@@ -4,6 +4,7 @@ It imports neither JAX nor PyTorch.
 """
 
 import importlib
+from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig, model_config
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Imported on first use: `--help` and the models need neither.
     if name in ("data", "weights"):
         return importlib.import_module(f"shared_vit.{name}")

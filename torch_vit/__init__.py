@@ -1,6 +1,7 @@
 """The Vision Transformer in PyTorch, twin of `jax_vit`."""
 
 import importlib
+from typing import Any
 
 from shared_vit.weights import containers
 
@@ -11,7 +12,7 @@ _HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "b
 __all__ = [*_HOME]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Late, so that `--help` does not wait for the framework.
     if name in _HOME:
         return getattr(importlib.import_module(f"torch_vit.{_HOME[name]}"), name)

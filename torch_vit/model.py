@@ -134,9 +134,7 @@ class VisionTransformer(nn.Module):
         self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
         self.eval()
 
-    def forward(
-        self, images: Tensor, dropout: Dropout = None, every_token: bool = False
-    ) -> Tensor:
+    def forward(self, images: Tensor, dropout: Dropout = None, every_token: bool = False) -> Tensor:
         check_inputs(self, images, dropout)
         x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:

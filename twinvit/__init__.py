@@ -1,4 +1,5 @@
-"""What knows both frameworks: proofs that the twins are the same, conversion, the `twinvit` command."""
+"""What knows both frameworks: proofs that the twins are the same, conversion, the `twinvit`
+command."""
 
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.version import __version__

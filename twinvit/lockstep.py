@@ -136,10 +136,11 @@ def run(
     """Take a step on both sides from each of `states` on the batch beside it, and judge the gaps.
 
     States and batches are read one pair at a time, so a generator may train between them. Give one
-    of three yardsticks. `noise`: results of `step_a` at nudged states, see `nudges`; the sides agree
-    if gap <= 10 noise + 16 eps, with eps that of the arrays' dtype; undecided where the noise exceeds
-    1e-3. `reference`: the step in float64, for sides that round differently on purpose (bfloat16);
-    each side's distance from it must be within 1.25 times the other's, 2 times for one array.
+    of three yardsticks. `noise`: results of `step_a` at nudged states, see `nudges`; the sides
+    agree if gap <= 10 noise + 16 eps, with eps that of the arrays' dtype; undecided where the noise
+    exceeds 1e-3. `reference`: the step in float64, for sides that round differently on purpose
+    (bfloat16); each side's distance from it must be within 1.25 times the other's, 2 times for one
+    array.
     `limit`: the largest gap, for a map that does not amplify rounding, such as an optimizer's in
     float64. `relative_to` names, for an array without a true value (a gradient that is zero but for
     rounding), the array on whose norm its gap is measured.
@@ -265,7 +266,7 @@ def judge_by_noise(measured: Sequence[Measured], eps: float) -> Verdict:
 
 
 def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndarray:
-    """float64 [steps, names]: the noise by which each step is judged. Raises UserError without any."""
+    """float64 [steps, names]: the noise that judges each step. Raises UserError without any."""
     at = np.array([i for i, m in enumerate(measured) if m.noise is not None])
     if not len(at):
         raise UserError("lockstep: the noise was measured at no step")

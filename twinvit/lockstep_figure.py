@@ -61,7 +61,9 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
     axes_list[0].legend(frameon=False, fontsize=8)
     for axes in axes_list[2:]:
         axes.set_xlabel("step")
-    figure.suptitle(f"{about['model']}, {about['data']['name']}, {about['precision']}: {about['line']}")
+    figure.suptitle(
+        f"{about['model']}, {about['data']['name']}, {about['precision']}: {about['line']}"
+    )
     figure.savefig(path)
 
 

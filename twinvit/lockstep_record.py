@@ -90,9 +90,7 @@ def from_json(found: Mapping[str, Any]) -> Line:
         tuple(found.get("zero", ())),
     )
     optimizer = Measured(step, dict(found["optimizer"]))
-    return Line(
-        step, found["lr"], found["loss"], found["grad_norm"], measured, optimizer
-    )
+    return Line(step, found["lr"], found["loss"], found["grad_norm"], measured, optimizer)
 
 
 def _short(gaps: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Both twins as functions of a state, and a Trainer that takes each step by both.
 
-The state is handed over as the leader's own arrays, through memory. The float64 map of the optimizer
-and, in bf16 and tf32, the float64 step widen it, which is exact; nothing is rounded.
+The state is handed over as the leader's own arrays, through memory. The float64 map of the
+optimizer and, in bf16 and tf32, the float64 step widen it, which is exact; nothing is rounded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Twin:
     def gradients(
         self, params: Mapping[str, np.ndarray], batch: Batch
     ) -> tuple[StepMetrics, dict[str, np.ndarray]]:
-        """The metrics and unclipped gradients at `params`, which are loaded unless they are held."""
+        """The metrics and unclipped gradients at `params`, loaded unless they are held."""
         with self.context():
             if self._holds is not params:
                 self.trainer.load_params(params)
@@ -122,7 +122,7 @@ def _wide(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step by both twins: the leader's metrics, the gradients compared, the optimizer's maps."""
+    """One step by both twins: metrics of the leader, gradients and optimizer maps compared."""
 
     metrics: StepMetrics
     gradients: Measured
@@ -164,7 +164,7 @@ class Pair:
         return self.leader.trainer.train_step(batch, scalars, stop)
 
     def step(self, batch: Batch, scalars: StepScalars, noise: bool) -> Step:
-        """A step by both from the leader's state, which moves on; with `noise`, that is measured."""
+        """A step by both from the leader's state, which moves on; `noise` measures that as well."""
         before = self._state or self.leader.trainer.state()
         self.leader._holds = before.params
         (metrics, grads), (b_metrics, b_grads) = self._by_both(
@@ -245,7 +245,7 @@ def _other(framework: Framework) -> Framework:
 def _twin(
     framework: Framework, plan: Plan, recipe: Recipe, state: TrainState, one: bool = False
 ) -> Twin:
-    """A twin on the plan's devices: JAX on all of them, torch and float64's (`one`) on the first."""
+    """A twin on the plan's devices: JAX on all, torch and float64's (`one`) on the first."""
     devices = importlib.import_module(f"{framework}_vit.devices")
     trainer = importlib.import_module(f"{framework}_vit.trainer").Trainer
     if framework == "torch":

@@ -31,7 +31,7 @@ def random_arrays(cfg: ModelConfig, seed: int = 0, dtype: type = np.float32) -> 
     Their scale is that of a trained model, so that no error hides behind a zero head.
     """
     rng = np.random.default_rng(seed)
-    arrays = {}
+    arrays: Arrays = {}
     for name, shape in canonical.shapes(cfg).items():
         values = rng.standard_normal(shape)
         if name.endswith("weight") and len(shape) > 1:
@@ -94,9 +94,7 @@ def gradients(
     return {name: in_jax[name] for name in in_torch}, in_torch
 
 
-def jax_trainer(
-    state: TrainState, recipe: Recipe, devices: int = 1, **memory: bool
-) -> JaxTrainer:
+def jax_trainer(state: TrainState, recipe: Recipe, devices: int = 1, **memory: bool) -> JaxTrainer:
     """A trainer over the first devices of this process."""
     kinds, some = (jax.sharding.AxisType.Auto,), jax.devices()[:devices]
     mesh = jax.make_mesh((devices,), ("data",), kinds, devices=some)

@@ -59,12 +59,16 @@ class Lazy(Protocol):
     """A result still on its way from the device."""
 
     def get(self) -> Any:
-        """Wait for this result (not for what was queued after it) and return its StepMetrics or Counts."""
+        """Wait for this result (not for what was queued after it) and return its StepMetrics or
+        Counts."""
         ...
 
 
 class Trainer(Protocol):
-    """The arithmetic of one framework. Arrays go in and out as canonical NumPy arrays; steps are not waited for."""
+    """The arithmetic of one framework.
+
+    Arrays go in and out as canonical NumPy arrays; steps are not waited for.
+    """
 
     process: int
     num_processes: int

@@ -182,7 +182,7 @@ def model_config(
         patch_size=int(match[2]), width=width, depth=depth, num_heads=heads, mlp_dim=mlp_dim
     )
     sizes = dict(num_classes=num_classes, image_size=image_size)
-    return ModelConfig(**(values | sizes | overrides))  # type: ignore[arg-type]
+    return ModelConfig(**(values | sizes | overrides))
 
 
 def name_of(cfg: ModelConfig) -> str:

@@ -1,7 +1,9 @@
-"""Keys of the dropout masks: one function of seed, step and site, evaluated on the host for both twins.
+"""Keys of the dropout masks: one function of seed, step and site, evaluated on the host for both
+twins.
 
-A mask's bits are threefry2x32 (Salmon et al. 2011, 20 rounds) of the element's number in the global [batch, ...] tensor, so a
-device or a microbatch draws just its rows; with the same key `jax.random.bits` gives the same bits.
+A mask's bits are threefry2x32 (Salmon et al. 2011, 20 rounds) of the element's number in the global
+[batch, ...] tensor, so a device or a microbatch draws just its rows; with the same key
+`jax.random.bits` gives the same bits.
 """
 
 import numpy as np
@@ -11,12 +13,14 @@ PARITY = 0x1BD11BDA  # the key schedule's constant (Skein)
 
 
 def num_sites(depth: int) -> int:
-    """Site 0 is the embedding; 1 + 3 block + {0, 1, 2} are attention output, GELU and second MLP product."""
+    """Site 0 is the embedding; 1 + 3 block + {0, 1, 2} are attention output, GELU and second MLP
+    product."""
     return 1 + 3 * depth
 
 
 def site_keys(seed: int, step: int, depth: int) -> np.ndarray:
-    """Keys uint32 [sites, 2] of update `step`: `jax.random.fold_in` of the seed's key with the step, then the site."""
+    """Keys uint32 [sites, 2] of update `step`: `jax.random.fold_in` of the seed's key with the
+    step, then the site."""
     key = (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF)
     key = threefry2x32(key, 0, step)
     return np.array([threefry2x32(key, 0, site) for site in range(num_sites(depth))], np.uint32)

@@ -10,10 +10,11 @@ from typing import Literal
 class Policy:
     """Which numbers are held in which type. Stated here, obeyed by both twins.
 
-    Parameters, optimizer state, LayerNorm, softmax, loss, head, logits and the residual stream are `param` (float32, or
-    float64 throughout under fp64). The other products take inputs and weights in `compute`, accumulate and add the bias
-    in float32, and round once to `compute`; GELU takes and gives `compute`. `tf32` lets the hardware round the inputs
-    of float32 products to TensorFloat-32; everywhere else float32 products are full float32.
+    Parameters, optimizer state, LayerNorm, softmax, loss, head, logits and the residual stream are
+    `param` (float32, or float64 throughout under fp64). The other products take inputs and weights
+    in `compute`, accumulate and add the bias in float32, and round once to `compute`; GELU takes
+    and gives `compute`. `tf32` lets the hardware round the inputs of float32 products to
+    TensorFloat-32; everywhere else float32 products are full float32.
     """
 
     param: str

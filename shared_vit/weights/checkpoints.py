@@ -48,7 +48,7 @@ def newest(run_dir: Path) -> Found | None:
 
 
 def newest_in(folder: Path, accept: Accept | None = None) -> Found | None:
-    """`newest`, of a folder that holds `step_N`; `accept` raises UserError for one to be skipped."""
+    """`newest`, of a folder that holds `step_N`; `accept` raises UserError for one to skip."""
     skipped: list[str] = []
     for step in steps(folder):
         path = folder / f"step_{step}"

@@ -125,7 +125,7 @@ def _product(x: Array, kernel: Array, bias: Array, tf32: bool) -> Array:
     return (_dot(x, kernel, 1, 0, tf32) + bias).astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array, bias: Array, tf32: bool):
+def _product_forward(x: Array, kernel: Array, bias: Array, tf32: bool) -> tuple[Array, tuple]:
     return _product(x, kernel, bias, tf32), (x, kernel, bias)
 
 

@@ -68,9 +68,10 @@ def _slurm_place() -> Place | None:
     if not all(n in os.environ for n in names) or int(os.environ["SLURM_STEP_NUM_TASKS"]) == 1:
         return None
     job, nodes, tasks, task = (os.environ[n] for n in names)
-    prefix, number = re.match(
-        r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes
-    ).groups()  # node[03-05,07],other -> node03
+    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)  # node[03-05,07],other -> node03
+    if first is None:
+        raise UserError(f"cannot read SLURM_STEP_NODELIST={nodes}: give --coordinator")
+    prefix, number = first.groups()
     port = 61440 + (int(job) + int(os.environ.get("SLURM_STEP_ID", 0))) % 4096
     return Place(f"{prefix}{number or ''}:{port}", int(tasks), int(task))
 

@@ -23,7 +23,8 @@ def trace(model: nnx.Module, images: Array) -> dict[str, Array]:
     names = {id(m): ".".join(map(str, path)) for path, m in nnx.iter_modules(copy)}
     for _, module in nnx.iter_modules(copy):
         if callable(module):
-            object.__setattr__(module, "__class__", _recorder(type(module)))
+            kind: Any = type(module)
+            object.__setattr__(module, "__class__", _recorder(kind))
     outputs: dict[str, Array] = {}
     token = _recording.set((names, outputs, model.cfg.num_tokens))
     try:

@@ -182,7 +182,8 @@ class Trainer:
             a.reshape(parts, -1, *a.shape[1:]) for a in (batch.images, batch.labels, weight, rows)
         )
         arrays = (jax.make_array_from_process_local_data(self.by_row, a) for a in split)
-        return DeviceBatch(*arrays, batch.step)
+        images, labels, weight, rows = arrays
+        return DeviceBatch(images, labels, weight, rows, batch.step)
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
@@ -275,9 +276,11 @@ class Trainer:
     def eval_step(self, batch: DeviceBatch, stop: bool = False) -> LazyResult:
         """Counts over the global batch; examples of weight 0 do not count."""
         values = self.compute_counts(self.params, self.fixed, batch[:4], self._flag(stop))
-        return LazyResult(values, lambda v: Counts(*v[:4], stop=v[4] > 0))
+        return LazyResult(values, lambda v: Counts(v[0], v[1], v[2], v[3], stop=v[4] > 0))
 
-    def _counts(self, params, fixed, batch, stop) -> Array:
+    def _counts(
+        self, params: nnx.State, fixed: nnx.State, batch: tuple[Array, ...], stop: Array
+    ) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""
         images, labels, weight, _ = (a.reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ def _status(worker: Worker, device: torch.device) -> int:
         return leave.code or 0
 
 
-def _join_group(device: torch.device, **place) -> None:
+def _join_group(device: torch.device, **place: Any) -> None:
     if device.type == "cuda":
         dist.init_process_group("nccl", device_id=device, **place)
     else:
@@ -95,7 +95,8 @@ class _Ranks:
 
     def __init__(self, machine: Machine, worker: Worker):
         self.machine, self.worker = machine, worker
-        self.processes, self.readers = [], []
+        self.processes: list[Any] = []
+        self.readers: list[Any] = []
         self.signals: list[int] = []
 
     def run(self) -> int:
@@ -211,14 +212,14 @@ class _Ranks:
             _quietly(os.killpg, process.pid, signal.SIGKILL)
 
 
-def _quietly(call: Callable, *args) -> None:
+def _quietly(call: Callable[..., object], *args: object) -> None:
     try:
         call(*args)
     except ProcessLookupError:
         pass
 
 
-def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer) -> None:
+def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer: Any) -> None:
     """A rank's whole life; its last word goes to the parent."""
     os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -252,5 +253,7 @@ def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer) -
 
 
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
     os.killpg(0, signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class Trainer:
         self.objective = Objective(self.model)
         self.optimizer = make_optimizer(self.model, train.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
-        self.compute_loss: Callable = self.objective
+        self.compute_loss: Any = self.objective
         self.replicated = self.num_processes > 1 and not self.sharded
         if self.replicated:
             self.compute_loss = DistributedDataParallel(
@@ -111,7 +111,7 @@ class Trainer:
         canonical.check(self.cfg, state.params)
         self.step, adam_count = state.step, int(state.scalars["adam_count"])
         self.load_params(state.params)
-        self.slots = {slot: {} for slot in state.slots}
+        self.slots: dict[str, dict[str, Tensor]] = {slot: {} for slot in state.slots}
         for slot, arrays in state.slots.items():
             for name, p in self._named():
                 self.slots[slot][name] = torch.empty_like(p, requires_grad=False)
@@ -187,7 +187,8 @@ class Trainer:
         """Start copying this process's rows to the device."""
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
         tensors = (self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays)
-        return DeviceBatch(*tensors, batch.step)
+        images, labels, weight, rows = tensors
+        return DeviceBatch(images, labels, weight, rows, batch.step)
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
@@ -283,7 +284,9 @@ class Trainer:
             weight.sum(),
         ]
         asked = torch.full_like(sums[0], float(stop))
-        return LazyResult([*sums, asked], [], lambda v: Counts(*v[:4], stop=v[4] > 0))
+        return LazyResult(
+            [*sums, asked], [], lambda v: Counts(v[0], v[1], v[2], v[3], stop=v[4] > 0)
+        )
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of processes."""
@@ -297,7 +300,8 @@ class Trainer:
     def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Those of the trained parameters on the host, in canonical order."""
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        return {n: whole(tensors[n]) for n in names}
+        found = {n: whole(tensors[n]) for n in names}
+        return {n: array for n, array in found.items() if array is not None}
 
     def _adam_count(self) -> int:
         counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}

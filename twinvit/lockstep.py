@@ -231,8 +231,9 @@ def gaps(b: Arrays, a: Arrays, relative_to: Mapping[str, str] | None = None) -> 
         if x.shape != y.shape:
             raise UserError(f"{name} has shape {x.shape} on one side, {y.shape} on the other")
         if x.ndim == 0:
-            scale = max(1.0, abs(x)) if name == "loss" else abs(x)
-            scalars[name] = _ratio(abs(float(x - y)), float(scale))
+            size = abs(float(x))
+            scale = max(1.0, size) if name == "loss" else size
+            scalars[name] = _ratio(abs(float(x - y)), scale)
         else:
             x, difference = x.ravel(), (x - y).ravel()
             norms[name], squares[name] = float(x @ x), float(difference @ difference)
@@ -270,7 +271,7 @@ def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndar
     at = np.array([i for i, m in enumerate(measured) if m.noise is not None])
     if not len(at):
         raise UserError("lockstep: the noise was measured at no step")
-    rows = np.array([[measured[i].noise[n] for n in names] for i in at])  # type: ignore[index]
+    rows = np.array([[measured[i].noise[n] for n in names] for i in at])
     result = np.empty((len(measured), len(names)))
     for i in range(len(measured)):
         before, after = np.searchsorted(at, i, "left") - 1, np.searchsorted(at, i, "right")
@@ -325,13 +326,13 @@ def _verdict(
     if outside.any():
         i = int(np.argmax(outside.any(axis=1)))
         differences = [
-            Difference(measured[i].step, names[j], float(values[i, j]), float(bound[i, j]))
+            Difference(measured[i].step, names[int(j)], float(values[i, j]), float(bound[i, j]))
             for j in np.flatnonzero(outside[i])
         ]
         differences.sort(key=lambda d: (_is_sum(names, d.name), -d.gap / max(d.bound, 1e-300)))
     return Verdict(
         [m.step for m in measured],
-        judged.all(axis=1).tolist(),
+        [bool(row.all()) for row in judged],
         differences,
         _nothing_to_compare(measured),
         {n: int((~judged[:, j]).sum()) for j, n in enumerate(names) if not judged[:, j].all()},

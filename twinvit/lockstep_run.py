@@ -142,4 +142,4 @@ def _own_flags(argv: list[str]) -> tuple[int, Framework, list[str]]:
         raise UserError(f"{FLAG}={every}: name a number of steps of at least 1")
     if leader not in FRAMEWORKS:
         raise UserError(f"--framework={leader}: the twins are {' and '.join(FRAMEWORKS)}")
-    return int(every), leader, rest  # type: ignore[return-value]
+    return int(every), leader, rest

@@ -84,7 +84,10 @@ def quantities(
     cfg: ModelConfig, metrics: StepMetrics, grads: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Loss, grad norm and each gradient; the key part of a qkv.bias is a quantity by itself."""
-    result = {"loss": np.float64(metrics.loss), "grad_norm": np.float64(metrics.grad_norm)}
+    result: dict[str, np.ndarray] = {
+        "loss": np.asarray(metrics.loss, np.float64),
+        "grad_norm": np.asarray(metrics.grad_norm, np.float64),
+    }
     keys = slice(cfg.width, 2 * cfg.width)
     for name, grad in grads.items():
         if name.endswith(_QKV):
@@ -92,7 +95,7 @@ def quantities(
             result[name + _KEYS] = grad[keys]
         else:
             result[name] = grad
-    return result  # type: ignore[return-value]
+    return result
 
 
 def relative_to(cfg: ModelConfig) -> dict[str, str]:
@@ -292,6 +295,7 @@ class LockstepTrainer:
         self.pair, self.every, self.record = pair, every, record
         self.leader = pair.leader.trainer
         self.process, self.num_processes = self.leader.process, self.leader.num_processes
+        self.sharded = False
 
     @property
     def compile_seconds(self) -> float | None:

@@ -200,7 +200,7 @@ def _state(path: Path, opened: Opened) -> tuple[TrainState, dict[str, Any]]:
         slot: {n: moments.pop(f"{slot}.{n}", None) for n in names}
         for slot in document.get("slots", ADAM_SLOTS)
     }
-    wrong = [
+    wrong: list[str] = [
         f"{slot}.{n}"
         for slot, arrays in slots.items()
         for n, a in arrays.items()
@@ -212,7 +212,8 @@ def _state(path: Path, opened: Opened) -> tuple[TrainState, dict[str, Any]]:
         )
     if document["format"] == 1:
         document["scalars"] = {"adam_count": document["adam_count"]} | (document["scaler"] or {})
-    state = TrainState(cfg, document["step"], params, slots, document["scalars"])
+    lazily: Any = {"params": params, "slots": slots}  # arrays to `load`, which reads them
+    state = TrainState(cfg, document["step"], **lazily, scalars=document["scalars"])
     return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
 
 

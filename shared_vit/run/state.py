@@ -27,7 +27,7 @@ class TrainState:
     step: int
     params: dict[str, np.ndarray]
     slots: dict[str, dict[str, np.ndarray]]
-    scalars: dict[str, float]
+    scalars: dict[str, Any]
 
 
 class StepScalars(NamedTuple):
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
     correct1: float
     correct5: float
     loss_sum: float
-    count: float
+    examples: float
     stop: bool
 
 
@@ -73,7 +73,11 @@ class Trainer(Protocol):
     process: int
     num_processes: int
     sharded: bool  # whether `state` and `snapshot` gather arrays, and every process must call them
-    compile_seconds: float | None  # of the first training step, once it has run
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """Of the first training step, once it has run."""
+        ...
 
     def load(self, state: TrainState) -> None: ...
 

@@ -273,7 +273,7 @@ class Call:
                 inputs = [r for r in node.refs if self.graph.values[r].numel() > 1]
                 if node.name not in ELEMENTWISE or not all(r in region for r in inputs):
                     continue
-                # type: ignore[index]
+
                 if self.graph.values[node.outs[0] or 0].shape != self.out.shape:
                     continue
                 region.add(node.outs[0])  # type: ignore[arg-type]

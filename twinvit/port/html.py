@@ -163,7 +163,7 @@ def _groups(shown: list[Operation]) -> list[tuple[float, float, str]]:
         number = next((i for i, p in enumerate(parts) if p.isdigit()), None)
         return ".".join(parts[: number + 1]) if number is not None else parts[0]
 
-    groups = []
+    groups: list[tuple[float, float, str]] = []
     for name, ops in groupby(shown, key=outer):
         indices = [op.index for op in ops]
         groups.append((indices[0], indices[-1], name))

@@ -90,9 +90,9 @@ def explain_optimizer(
         raise PortError(f"explain_optimizer: steps={steps} shows too little; give at least 3")
     if shapes is None:
         shapes, jax_names = SHAPES, jax_names or JAX_NAMES
-    shapes = {name: tuple(shape) for name, shape in shapes.items()}
+    sizes = {name: tuple(shape) for name, shape in shapes.items()}
     names = {name: (jax_names or {}).get(name, name.replace(".", "/")) for name in shapes}
-    problem = _draw(shapes, steps, seed)
+    problem = _draw(sizes, steps, seed)
     reference = _run_torch(torch_optimizer_factory, problem)
     port = _run_optax(optax_transform, problem, names)
     noise = np.zeros(steps)

@@ -456,7 +456,7 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
             yield _edit(
                 "decay_value",
                 "weight_decay",
-                lambda a, b, kind=kind: (
+                lambda a, b, kind=kind: (  # type: ignore[misc]
                     f"the port {names[kind]} ({b.decay:g}); the reference has none"
                 ),
                 numbers=(value,),
@@ -468,7 +468,7 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
             yield _edit(
                 "decay_mask",
                 "weight_decay",
-                lambda a, b, kind=kind: (
+                lambda a, b, kind=kind: (  # type: ignore[misc]
                     f"the port {names[kind]} ({b.decay:g}) on some tensors; the reference has none"
                 ),
                 numbers=(value,),

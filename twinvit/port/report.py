@@ -78,7 +78,7 @@ class Operation(NamedTuple):
             arrays).
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here calls
     scope: str
     name: str
     distance: float
@@ -192,9 +192,9 @@ class Report:
         if self.narrowings:
             yield ""
             yield "Narrowings (ignored above: both sides ran in float64):"
-            for n in self.narrowings[:12]:
-                cost = "" if n.cost is None else f", costs {n.cost:.1e}"
-                yield f"   {n.side}: {n.where} to {n.dtype}{cost}"
+            for narrow in self.narrowings[:12]:
+                cost = "" if narrow.cost is None else f", costs {narrow.cost:.1e}"
+                yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{cost}"
             if len(self.narrowings) > 12:
                 yield f"   and {len(self.narrowings) - 12} more"
         for title, texts in (("Not seen with these inputs:", self.unseen), ("Notes:", self.notes)):

@@ -160,7 +160,7 @@ class Session:
             if hit is False:
                 self.match.pop(i, None)
             else:
-                self.match[i] = hit  # type: ignore[assignment]
+                self.match[i] = hit
         self._outputs_agree()
         self._passed()
 
@@ -444,7 +444,7 @@ class Session:
                 else None
             )
         hit = self.lookup(out, value)
-        return None if hit is False else hit  # type: ignore[return-value]
+        return None if hit is False else hit
 
     def search(self, front: Node) -> list[Trial]:
         """Candidates that regain something at `front` or after it, the best first."""

@@ -330,9 +330,8 @@ def _orders(ndim: int) -> list[tuple[int, ...]]:
         3: [(2, 1, 0)],
         4: [(2, 3, 1, 0), (2, 3, 0, 1)],
     }.get(ndim, [])
-    return list(
-        dict.fromkeys([*usual, *(itertools.permutations(range(ndim)) if ndim <= 5 else [])])
-    )
+    every = list(itertools.permutations(range(ndim))) if ndim <= 5 else []
+    return list(dict.fromkeys([*usual, *every]))  # type: ignore[misc]
 
 
 def _words(name: str) -> tuple[list[str], list[int]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 LOWEST = 1e-17  # where zeros are drawn
 
@@ -95,11 +96,13 @@ class Chart:
         return "\n".join(parts)
 
     def _x_range(self) -> tuple[float, float]:
-        xs = [x for s in (*self.series, *self.bands) for x in s.x]
+        drawn: list[Any] = [*self.series, *self.bands]
+        xs = [x for s in drawn for x in s.x]
         return (min(xs), max(xs)) if xs else (0.0, 1.0)
 
     def _y_range(self) -> tuple[int, int]:
-        ys = [y for s in (*self.series, *self.bands) for y in s.y if math.isfinite(y) and y > 0]
+        drawn: list[Any] = [*self.series, *self.bands]
+        ys = [y for s in drawn for y in s.y if math.isfinite(y) and y > 0]
         low = math.floor(math.log10(max(min(ys, default=1e-16), LOWEST)))
         high = math.ceil(math.log10(max(ys, default=1.0)) + 1e-9)
         return low, max(high, low + 3)

@@ -250,13 +250,15 @@ def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
             if call.index.entries[e].name == "parameter" and e not in call.claimed
         ]
         print_ = value.double().pow(2).mean().sqrt()
-        near.sort(
-            key=lambda e: (
-                abs(float(np.sqrt(np.mean(np.square(call.index.entries[e].value)))) - float(print_))
-                if call.index.entries[e].value is not None
-                else 9e9
-            )
-        )
+        entries = call.index.entries
+
+        def apart(e: int, entries: Any = entries, size: float = float(print_)) -> float:
+            held = entries[e].value
+            if held is None:
+                return 9e9
+            return abs(float(np.sqrt(np.mean(np.square(held)))) - size)
+
+        near.sort(key=apart)
         for entry in near[:4]:
             theirs = call.index.entries[entry]
             if theirs.value is None:

@@ -148,7 +148,7 @@ def pool_kind(call: Call) -> Iterator[Variant]:
             if [d] != dims and len(dims) == 1:
                 yield Variant(
                     f"the port takes the mean over axis {d}; the reference over {dims[0]}",
-                    axes(lambda x, d=d: x.mean(d, keepdim=keep)),
+                    axes(lambda x, d=d: x.mean(d, keepdim=keep)),  # type: ignore[misc]
                 )
 
 

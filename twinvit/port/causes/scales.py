@@ -37,7 +37,7 @@ def scale(call: Call) -> Iterator[Variant]:
 def embedding_scale(call: Call) -> Iterator[Variant]:
     """The port multiplies embeddings by a constant (sqrt(d)) where the reference does not, or the
     other way."""
-    yield from scale_added(call)
+    yield from scale_added(call) or ()
 
 
 @cause("scale", on=("addmm", "mm", "convolution", "cat", "native_layer_norm", "bmm"))

@@ -212,7 +212,7 @@ def equimo_case(name: str) -> dict:
 
     sizes = {"img_size": 24, "patch_size": 8, "depths": [2], "num_heads": 5, "dim": 60}
     ours = VisionTransformer(
-        in_channels=3, num_classes=7, key=jax.random.key(0), use_mask_token=False, **sizes
+        in_channels=3, num_classes=7, key=jax.random.key(0), reg_tokens=0, **sizes
     )
     torch_model = draw(
         timm.models.VisionTransformer(
@@ -221,8 +221,14 @@ def equimo_case(name: str) -> dict:
     )
     converted = convert_torch_to_equinox(
         ours,
-        replace_cfg={"blocks.0.blocks": "blocks"},
+        replace_cfg={
+            "blocks.0.blocks": "blocks",
+            "global_pos_embed.weight": "pos_embed",
+            ".prenorm.": ".norm1.",
+            ".norm.": ".norm2.",
+        },
         expand_cfg={"patch_embed.proj.bias": ["after", 2]},
+        squeeze_cfg={"cls_token": 0, "pos_embed": 0},
         source="custom",
         torch_model=torch_model,
         strict=False,

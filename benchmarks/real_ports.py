@@ -1,7 +1,7 @@
 """Published JAX models against their PyTorch originals: random weights, their own converters.
 
     python -m venv .real && .real/bin/pip install -r benchmarks/real_ports_requirements.txt
-    .real/bin/python benchmarks/real_ports.py [--only vit,bert] [--json FILE]
+    .real/bin/python benchmarks/real_ports.py [--only "vit;bert"] [--json FILE]
 
 Transformers' Flax classes (the last version that has them) run with dtype=float64, so that what
 is left are formulas; equimo's ViT runs against timm's. Every finding is printed with its file and
@@ -132,6 +132,13 @@ TRANSFORMERS = {
         "ids",
         "logits",
     ),
+    "llama, rope_theta": (
+        "Llama",
+        SMALL | TEXT | {"num_attention_heads": 6, "rope_theta": 500000.0},
+        "LlamaForCausalLM",
+        "ids",
+        "logits",
+    ),
     "mistral": (
         "Mistral",
         SMALL | TEXT | {"num_attention_heads": 6, "num_key_value_heads": 2, "sliding_window": 5},
@@ -212,7 +219,13 @@ def equimo_case(name: str) -> dict:
 
     sizes = {"img_size": 24, "patch_size": 8, "depths": [2], "num_heads": 5, "dim": 60}
     ours = VisionTransformer(
-        in_channels=3, num_classes=7, key=jax.random.key(0), reg_tokens=0, **sizes
+        in_channels=3,
+        num_classes=7,
+        key=jax.random.key(0),
+        reg_tokens=0,
+        global_pool="token",
+        eps=1e-6,
+        **sizes,
     )
     torch_model = draw(
         timm.models.VisionTransformer(
@@ -246,6 +259,26 @@ def equimo_case(name: str) -> dict:
     return {"torch_model": torch_model, "jax_model": port.Function(call, params), "inputs": (x,)}
 
 
+# What the sources say where a finding points; a finding that is not here was not looked up.
+CHECKED = {
+    ("electra", "position_offset"): "modeling_flax_electra.py:796: token types default to ones; "
+    "PyTorch's and all other Flax classes' to zeros",
+    ("mistral", "mask_offset"): "modeling_flax_mistral.py:243: triu(k=-sliding_window) keeps "
+    "sliding_window + 1 positions; masking_utils.py:88 keeps kv > q - sliding_window",
+    (
+        "gptj",
+        "attention_scale",
+    ): "modeling_gptj.py: scale_attn is sqrt(head_dim) rounded to float32",
+    ("equimo vit", "gelu_tanh"): "equimo/layers/activation.py:60: 'gelu' is jax.nn.gelu, tanh",
+    ("llama, rope_theta", "rope_base"): "modeling_flax_llama.py:132: 10000 whatever the config's "
+    "rope_theta",
+    ("llama, rope_theta", "precision"): "rotary tables in float32",
+    ("llama", "precision"): "rotary tables in float32",
+    ("gemma", "precision"): "rotary tables in float32",
+    ("mistral", "precision"): "rotary tables in float32",
+    ("gptj", "precision"): "rotary tables in float32",
+    ("roformer", "precision"): "sin-cos table in float32",
+}
 CASES: dict[str, Callable[[str], dict]] = dict.fromkeys(TRANSFORMERS, transformers_case)
 CASES["equimo vit"] = equimo_case
 
@@ -269,6 +302,7 @@ def row(name: str) -> dict:
                 "places": len(f.places),
                 "before": f.before,
                 "after": f.after,
+                "checked": CHECKED.get((name, f.cause or f.kind), ""),
             }
             for f in report.findings
         ],
@@ -281,12 +315,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="names, separated by commas")
+    parser.add_argument("--only", default="", help="names, separated by semicolons")
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(args.json.read_text())["models"] if args.json.exists() else {}
-    for name in args.only.split(",") if args.only else CASES:
+    for name in args.only.split(";") if args.only else CASES:
         try:
             rows[name] = row(name)
         except Exception as error:  # what does not load is a result
@@ -302,6 +336,7 @@ def main() -> None:
             for f in r["findings"]:
                 what = f"{f['cause'] or f['kind']} x{f['places']}"
                 print(f"    {what} {f['torch']} | {f['jax']} | {f['text']}")
+                print(f"        by hand: {f['checked'] or 'not looked up'}")
             sys.stdout.flush()
         packages = ("torch", "jax", "flax", "transformers", "equinox", "equimo", "timm")
         about = {p: version(p) for p in packages} | {"python": platform.python_version()}

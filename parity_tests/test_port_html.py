@@ -120,3 +120,12 @@ def test_the_same_is_said_in_one_sentence():
     text = parsed(page(Report(True, True, 1e-15, 1e-15, operations=operations([1e-16] * 3))))
     assert "The port computes what the reference computes." in text
     assert "Findings" not in text
+
+
+def test_a_finding_is_marked_where_it_is():
+    text = page(explained())
+    marks = re.findall(r'<g class="mark">.*?</g>', text, flags=re.S)
+    assert len(marks) == 2  # once for wide, once for narrow screens; "head" is not an operation
+    x = {re.search(r'<line x1="([\d.]+)"', m)[1] for m in marks}
+    lost = re.findall(r'<rect class="bad point" x="([\d.]+)"', text)
+    assert all(any(abs(float(a) - float(b) - 3) < 0.2 for b in lost) for a in x)

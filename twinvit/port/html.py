@@ -147,8 +147,9 @@ def _marks(report: Report, shown: list[Operation]) -> list[Mark]:
     marks, taken = [], set()
     for i, finding in enumerate(report.findings, 1):
         scope, _, name = finding.torch.partition(": ")
-        at = [op for op in shown if op.scope == scope and name.split(" ")[0].startswith(op.name)]
-        at = at or [op for op in shown if op.scope == scope] or []
+        here = [op for op in shown if op.scope == scope]
+        named = [op for op in here if name.split(" ")[0] == op.name]
+        at = sorted(named or here, key=lambda op: op.status != "lost")
         if at and at[0].index not in taken:
             taken.add(at[0].index)
             marks.append(Mark(at[0].index, at[0].distance, str(i), finding.text))

@@ -224,10 +224,12 @@ def _point(series: Series, x: float, y: float, title: str) -> str:
 
 
 def _mark(mark: Mark, x: float, y: float, top: int) -> str:
-    label_y = max(y - 16, top + 4)
+    above = y - 16 >= top + 4
+    label_y = y - 16 if above else y + 18
+    end = label_y + 8 if above else label_y - 8
     return (
         f'<g class="mark"><title>{escape(mark.title or mark.text)}</title>'
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{label_y + 8:.1f}" y2="{y:.1f}"/>'
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{end:.1f}" y2="{y:.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{label_y:.1f}" r="9"/>'
         f'<text x="{x:.1f}" y="{label_y + 4:.1f}" text-anchor="middle">{escape(mark.text)}'
         "</text></g>"

@@ -17,10 +17,12 @@ from shared_vit.data.augment import (
 from shared_vit.data.dataset import Dataset, Split
 from shared_vit.data.decode import DecodeError, decode
 from shared_vit.data.preprocess import evaluation_input
+from shared_vit.data.randaugment import RandAugment
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.recipe import Recipe, parse_randaug
 
 MOST_NEIGHBOURS = 100
+NO_RANDAUG = RandAugment(layers=0, magnitude=0)
 
 
 class Example(NamedTuple):
@@ -39,12 +41,13 @@ def make_loader(
 ) -> PhotoLoader | ArrayLoader:
     """The loader of a split, with the augmentation of `recipe` in training. Raises UserError."""
     examples, cfg, random = getattr(dataset, split), recipe.model, split == "train"
+    last = RandAugment(*parse_randaug(recipe.randaug))
     if not dataset.photographs:
         if recipe.pad_crop:
             raise UserError(
                 f"--pad_crop={recipe.pad_crop}: the images of {dataset.name} are not cropped"
             )
-        return ArrayLoader(examples, cfg.image_size, random)
+        return ArrayLoader(examples, cfg.image_size, random, last)
     prepare: Callable[..., np.ndarray]
     if not random:
         prepare = functools.partial(evaluation_input, cfg=cfg)
@@ -57,25 +60,33 @@ def make_loader(
         )
     else:
         prepare = functools.partial(random_crop_flip, size=cfg.image_size)
-    return PhotoLoader(examples, prepare, random, skip_bad)
+    return PhotoLoader(examples, prepare, random, skip_bad, last)
 
 
 class PhotoLoader:
     """Loads photographs.
 
     prepare: from pixels uint8 [H, W, 3] to uint8 [S, S, 3], with the keyword `uniforms` where
-    `random`. An image that cannot be decoded or prepared raises UserError; with `skip_bad` the next
-    one in the split's order replaces it, with the class of that one. A file that cannot be read
-    always raises: it may be readable the next time, and the curve would then be another.
+    `random`; `last` comes after it, with uniforms drawn after those. An image that cannot be
+    decoded or prepared raises UserError; with `skip_bad` the next one in the split's order replaces
+    it, with the class of that one. A file that cannot be read always raises: it may be readable the
+    next time, and the curve would then be another.
     """
 
     def __init__(
-        self, split: Split, prepare: Callable[..., np.ndarray], random: bool, skip_bad: bool
+        self,
+        split: Split,
+        prepare: Callable[..., np.ndarray],
+        random: bool,
+        skip_bad: bool,
+        last: RandAugment = NO_RANDAUG,
     ):
         self.split, self.prepare, self.random, self.skip_bad = split, prepare, random, skip_bad
+        self.last = last
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         drawn = {"uniforms": rng.random(NUM_UNIFORMS)} if self.random and rng is not None else {}
+        later = rng.random(self.last.num_uniforms) if drawn and rng is not None else None
         replaced: list[tuple[str, str]] = []
         for shift in range(min(len(self.split), MOST_NEIGHBOURS)):
             neighbour = (index + shift) % len(self.split)
@@ -83,6 +94,8 @@ class PhotoLoader:
             try:
                 pixels = decode(data) if isinstance(data, bytes) else data
                 image = self.prepare(pixels, **drawn)
+                if later is not None:
+                    image = self.last(image, later)
                 return Example(image, label, tuple(replaced))
             except DecodeError as error:
                 where = self.split.where(neighbour)
@@ -105,11 +118,11 @@ class PhotoLoader:
 class ArrayLoader:
     """Loads decoded images, resized to `size` by the nearest pixel.
 
-    Where `random`, they are first turned, scaled and shifted a little.
+    Where `random`, they are first turned, scaled and shifted a little, and `last` comes last.
     """
 
-    def __init__(self, split: Split, size: int, random: bool):
-        self.split, self.size, self.random = split, size, random
+    def __init__(self, split: Split, size: int, random: bool, last: RandAugment = NO_RANDAUG):
+        self.split, self.size, self.random, self.last = split, size, random, last
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         image, label = self.split.read(index)
@@ -121,4 +134,6 @@ class ArrayLoader:
             rows = np.arange(self.size) * height // self.size
             columns = np.arange(self.size) * width // self.size
             image = image[rows[:, None], columns]
+        if self.random and rng is not None:
+            image = self.last(image, rng.random(self.last.num_uniforms))
         return Example(image, label)

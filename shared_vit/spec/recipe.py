@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +35,14 @@ class Recipe:
         least=0,
         most=1024,
         historical=0,
+    )
+    randaug: str = setting(
+        "off",
+        "RandAugment after crop and flip: N operations of strength M, as N,M (2,10), M from 1 to "
+        "15; off: none.",
+        group="data",
+        metavar="N,M",
+        historical="off",
     )
     steps: int = setting(
         1,
@@ -97,6 +106,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        parse_randaug(self.randaug)
         if self.optimizer == "adam" and self.weight_decay:
             raise UserError(
                 "--optimizer=adam has no weight decay: use --optimizer=adamw, or --weight_decay=0"
@@ -109,6 +119,19 @@ class Recipe:
         Raises UserError for an unknown field, or a missing one without a historical value.
         """
         return restore(cls, values, where)
+
+
+def parse_randaug(text: str) -> tuple[int, int]:
+    """(operations, strength) of `N,M`; (0, 0) for `off`. Raises UserError."""
+    if text == "off":
+        return 0, 0
+    found = re.fullmatch(r"([0-9]{1,2}),([0-9]{1,2})", text)
+    if not found or not 1 <= int(found[1]) <= 16 or not 1 <= int(found[2]) <= 15:
+        raise UserError(
+            f"--randaug={text}: N,M is expected, N operations (1 to 16) of strength M (1 to 15), "
+            "as in --randaug=2,10, or off"
+        )
+    return int(found[1]), int(found[2])
 
 
 # What a resumed run may change: its length (with a notice), and where its first weights came from.

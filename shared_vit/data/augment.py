@@ -9,9 +9,9 @@ from types import ModuleType
 import numpy as np
 
 from shared_vit.data.preprocess import resize_shorter
+from shared_vit.spec.recipe import MIN_AREA
 
 TRIES = 10
-AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 NUM_UNIFORMS = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
@@ -24,16 +24,18 @@ def _cv2() -> ModuleType:
     return cv2
 
 
-def crop_box(uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+def crop_box(
+    uniforms: np.ndarray, height: int, width: int, min_area: float = MIN_AREA
+) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random-resized crop (Szegedy et al. 2015).
 
-    As `torchvision.transforms.RandomResizedCrop.get_params`: ten tries of an area of 8 to 100 % and
-    a log-uniform ratio of 3/4 to 4/3; if none fits, the largest centred crop of a ratio within
-    those bounds. uniforms: [23], in [0, 1).
+    As `torchvision.transforms.RandomResizedCrop.get_params`: ten tries of a share of the area from
+    `min_area` to 1 and a log-uniform ratio of 3/4 to 4/3; if none fits, the largest centred crop of
+    a ratio within those bounds. uniforms: [23], in [0, 1).
     """
     u = uniforms.tolist()
     for i in range(TRIES):
-        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * u[2 * i])
+        area = height * width * (min_area + (1.0 - min_area) * u[2 * i])
         ratio = math.exp(LOG_RATIO[0] + (LOG_RATIO[1] - LOG_RATIO[0]) * u[2 * i + 1])
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -47,14 +49,17 @@ def crop_box(uniforms: np.ndarray, height: int, width: int) -> tuple[int, int, i
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def random_crop_flip(image: np.ndarray, size: int, uniforms: np.ndarray) -> np.ndarray:
+def random_crop_flip(
+    image: np.ndarray, size: int, uniforms: np.ndarray, min_area: float = MIN_AREA
+) -> np.ndarray:
     """A random-resized crop to uint8 [size, size, 3], mirrored half of the time.
 
     Bilinear without antialias (as big_vision trains), by OpenCV's bit-exact variant: integer
-    arithmetic, equal on every processor. image: uint8 [H, W, 3]; uniforms: those of `crop_box`.
+    arithmetic, equal on every processor. image: uint8 [H, W, 3]; uniforms, min_area: those of
+    `crop_box`.
     """
     cv2 = _cv2()
-    top, left, h, w = crop_box(uniforms, *image.shape[:2])
+    top, left, h, w = crop_box(uniforms, *image.shape[:2], min_area=min_area)
     crop = cv2.resize(
         image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT
     )

@@ -56,6 +56,7 @@ class Dataset:
     the data and not with their place. photographs: True for encoded images, which are cropped at
     random and flipped in training and preprocessed by `evaluation_input` in evaluation; False for
     decoded ones, which are slightly turned and shifted in training and unchanged in evaluation.
+    minival: whether `val` is a part held out of the training split.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     class_names: list[str]
     fingerprint: str
     photographs: bool = True
+    minival: bool = False
     bad_images: BadImages = field(default_factory=BadImages)
 
     @property

@@ -19,7 +19,7 @@ from shared_vit.data.decode import DecodeError, decode
 from shared_vit.data.preprocess import evaluation_input
 from shared_vit.data.randaugment import RandAugment
 from shared_vit.errors import UserError
-from shared_vit.spec.recipe import Recipe, parse_randaug
+from shared_vit.spec.recipe import MIN_AREA, Recipe, parse_randaug
 
 MOST_NEIGHBOURS = 100
 NO_RANDAUG = RandAugment(layers=0, magnitude=0)
@@ -43,10 +43,10 @@ def make_loader(
     examples, cfg, random = getattr(dataset, split), recipe.model, split == "train"
     last = RandAugment(*parse_randaug(recipe.randaug))
     if not dataset.photographs:
-        if recipe.pad_crop:
-            raise UserError(
-                f"--pad_crop={recipe.pad_crop}: the images of {dataset.name} are not cropped"
-            )
+        for name, off in (("pad_crop", 0), ("min_area", MIN_AREA)):
+            value = getattr(recipe, name)
+            if value != off:
+                raise UserError(f"--{name}={value}: the images of {dataset.name} are not cropped")
         return ArrayLoader(examples, cfg.image_size, random, last)
     prepare: Callable[..., np.ndarray]
     if not random:
@@ -59,7 +59,7 @@ def make_loader(
             interpolation=cfg.interpolation,
         )
     else:
-        prepare = functools.partial(random_crop_flip, size=cfg.image_size)
+        prepare = functools.partial(random_crop_flip, size=cfg.image_size, min_area=recipe.min_area)
     return PhotoLoader(examples, prepare, random, skip_bad, last)
 
 

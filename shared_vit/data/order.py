@@ -41,13 +41,21 @@ class Share:
         return self.start + batch, range(self.first + begin, self.first + end)
 
 
+def permutation(number: int, seed: int, epoch: int) -> np.ndarray:
+    """A uniformly random order of `number` examples, int64 [number].
+
+    It is drawn from raw Philox words, which numpy promises not to change.
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    return np.argsort(bits.random_raw(number), kind="stable")
+
+
 class ShuffleMapDataset(grain.MapDataset):
     """The parent in a new, uniformly random order each epoch, a function of (seed, epoch) alone.
 
     Grain's own shuffle is slow for small data (measured: 5 us an example among a million, 280 us
     among a hundred) and gives epoch e of seed s the order of epoch e+1 of seed s-1. A permutation
-    of a million examples costs 0.2 s and 10 MB once an epoch. It is drawn from raw Philox words,
-    which numpy promises not to change.
+    of a million examples costs 0.2 s and 10 MB once an epoch.
     """
 
     def __init__(self, parent: grain.MapDataset, seed: int):
@@ -68,8 +76,7 @@ class ShuffleMapDataset(grain.MapDataset):
     def _draw(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._orders:
-                bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
-                order = np.argsort(bits.random_raw(len(self)), kind="stable")
+                order = permutation(len(self), self._seed, epoch)
                 # Other threads may still read the last examples of the epoch before.
                 before = {e: o for e, o in self._orders.items() if e == epoch - 1}
                 self._orders = before | {epoch: order}
@@ -80,6 +87,26 @@ class ShuffleMapDataset(grain.MapDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+
+class RepeatMapDataset(grain.MapDataset):
+    """Each of the parent's elements `times` times, two positions apart (Hoffer et al. 2020).
+
+    Position p is the parent's element 2 floor(p / (2 times)) + p mod 2: neighbours p and p XOR 1
+    are two examples, which may be mixed. The parent is endless, or its last elements are left out.
+    """
+
+    def __init__(self, parent: grain.MapDataset, times: int):
+        super().__init__(parent)
+        self._times = times
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, position: int | slice) -> Any:
+        if isinstance(position, slice):
+            return self.slice(position)
+        return self._parent[2 * (position // (2 * self._times)) + position % 2]
 
 
 class ChunkMapDataset(grain.MapDataset):
@@ -123,11 +150,16 @@ Loader = Callable[[int, np.random.Generator], Example]
 
 
 def train_chunks(
-    load: Loader, num_examples: int, seed: int, share: Share, size: int
+    load: Loader, num_examples: int, seed: int, share: Share, size: int, repeat: int = 1
 ) -> grain.MapDataset:
-    """The endless training stream: every example once an epoch, in a new order each epoch."""
+    """The endless training stream: every example once an epoch, in a new order each epoch.
+
+    With `repeat` above 1 each example comes that many times in a row, each time augmented anew.
+    """
     shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     stream = ShuffleMapDataset(grain.MapDataset.range(num_examples), shuffle_seed).repeat()
+    if repeat > 1:
+        stream = RepeatMapDataset(stream, repeat)
     stream = stream.random_map(load, seed=augment_seed)
     return ChunkMapDataset(stream, share, num_batches=len(stream) // share.batch_size, size=size)
 

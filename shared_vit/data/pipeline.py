@@ -11,6 +11,7 @@ import numpy as np
 from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
 from shared_vit.data.examples import make_loader
+from shared_vit.data.minival import with_minival
 from shared_vit.data.sources import open_dataset
 from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
@@ -54,13 +55,15 @@ def batches(
 
     machine = machine or Machine()
     dataset = dataset or open_dataset(recipe.data, machine.data_dir)
+    if recipe.minival == "on":
+        dataset = with_minival(dataset)
     size = recipe.model.image_size
     rows = recipe.batch_size // num_processes
     share = order.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
     num_examples = len(getattr(dataset, split))
     load = make_loader(dataset, split, recipe, skip_bad=machine.on_bad_image == "skip")
     if split == "train":
-        chunks = order.train_chunks(load, num_examples, recipe.seed, share, size)
+        chunks = order.train_chunks(load, num_examples, recipe.seed, share, size, recipe.repeat_aug)
     else:
         chunks = order.val_chunks(load, num_examples, share, size)
     workers, threads = plan(machine.workers, dataset.photographs)

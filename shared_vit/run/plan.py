@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
+from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint
@@ -123,6 +124,8 @@ def make_plan(asked: Asked, framework: str) -> Plan:
         check_processes(asked.world_size)
     given = _given_weights(asked, run_dir)
     dataset = open_dataset(asked.data, asked.data_dir)
+    if asked.minival == "on":
+        dataset = with_minival(dataset)
     model = _model(asked, given.source.cfg if given else None, dataset)
     recipe = settle_recipe(asked, model, len(dataset.train))
     machine = _machine(asked, run_dir, recipe, len(dataset.train))

@@ -13,6 +13,8 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.settings import restore, setting
 
+MIN_AREA = 0.08  # as torchvision's RandomResizedCrop
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,12 +38,36 @@ class Recipe:
         most=1024,
         historical=0,
     )
+    min_area: float = setting(
+        MIN_AREA,
+        "Training crops of random area: the smallest share of the image.",
+        group="data",
+        above=0,
+        most=1,
+        historical=MIN_AREA,
+    )
     randaug: str = setting(
         "off",
         "RandAugment after crop and flip: N operations of strength M, as N,M (2,10), M from 1 to "
         "15; off: none.",
         group="data",
         metavar="N,M",
+        historical="off",
+    )
+    repeat_aug: int = setting(
+        1,
+        "Repeated augmentation: show each example this many times, two rows apart, in as many "
+        "different crops; an epoch keeps its number of rows.",
+        group="data",
+        least=1,
+        most=1024,
+        historical=1,
+    )
+    minival: Literal["off", "on"] = setting(
+        "off",
+        "on: hold a random 1 % of the training split out and evaluate on it, not on the validation "
+        "split.",
+        group="data",
         historical="off",
     )
     steps: int = setting(
@@ -107,6 +133,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         parse_randaug(self.randaug)
+        if self.pad_crop and self.min_area != MIN_AREA:
+            raise UserError(
+                f"--min_area={self.min_area} belongs to crops of random area: add --pad_crop=0, or "
+                "leave it out"
+            )
+        if self.repeat_aug > 1 and self.batch_size % 2:
+            raise UserError(
+                f"--repeat_aug={self.repeat_aug} needs an even --batch_size, not {self.batch_size}"
+            )
         if self.optimizer == "adam" and self.weight_decay:
             raise UserError(
                 "--optimizer=adam has no weight decay: use --optimizer=adamw, or --weight_decay=0"

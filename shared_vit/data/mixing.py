@@ -1,0 +1,99 @@
+"""Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019): the draw of a batch, on the host.
+
+Row r is mixed with row r XOR 1 of the global batch. A pair never crosses a device, a process or a
+part of a batch, so that mixing needs no communication and does not depend on their numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from shared_vit.errors import UserError
+
+LARGEST_ALPHA = 4.0  # rejection accepts one draw of 70 there, and ever fewer above
+_GRID = 1 << 20
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What one batch does, the same for all its rows.
+
+    The pixels of a row become `pixels` of its own + (1 - `pixels`) of its partner's outside the
+    box, and its partner's inside; the loss is `lam` of that for its own label + (1 - `lam`) of that
+    for its partner's. box: top, left, bottom and right, the last two exclusive; empty in mixup.
+    """
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    lam: float = 1.0
+    pixels: float = 1.0
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+def mix_seed(seed: int) -> int:
+    """The seed of mixing in a run: the word after those of the order and of augmentation."""
+    return int(np.random.SeedSequence(seed).generate_state(3)[2])
+
+
+def draw_mix(seed: int, step: int, size: int, mixup: float, cutmix: float) -> Mix:
+    """The Mix of batch `step`, a pure function of its arguments.
+
+    seed: `mix_seed`. size: side of the images in pixels. mixup, cutmix: the parameter alpha of
+    Beta(alpha, alpha), 0 for off; where both are on each batch takes one of them, as often as the
+    other. The numbers come from raw Philox words, which numpy promises not to change, and are
+    multiples of 2^-20, so that the last bit of a logarithm cannot matter.
+    """
+    if not mixup and not cutmix:
+        return Mix()
+    uniform = _uniforms(np.random.Philox(np.random.SeedSequence([seed, step])))
+    kind, row, column = (next(uniform) for _ in range(3))  # whatever is mixed
+    if mixup and (not cutmix or kind < 0.5):
+        lam = symmetric_beta(mixup, uniform) / _GRID
+        return Mix("mixup", lam, pixels=lam)
+    # Half sides int(size sqrt(1 - lam) / 2), in whole numbers.
+    half = math.isqrt(size * size * (_GRID - symmetric_beta(cutmix, uniform)) // (4 * _GRID))
+    centre = (int(row * size), int(column * size))
+    top, left = (max(0, c - half) for c in centre)
+    bottom, right = (min(size, c + half) for c in centre)
+    share = (bottom - top) * (right - left) / (size * size)
+    return Mix("cutmix", 1 - share, box=(top, left, bottom, right))
+
+
+def symmetric_beta(alpha: float, uniform: Iterator[float]) -> int:
+    """A draw from Beta(alpha, alpha), times 2^20 and rounded, by the method of Johnk (1964).
+
+    x = u^(1/alpha) and y = v^(1/alpha) are accepted where x + y <= 1; the draw is x / (x + y). In
+    logarithms, because both vanish for small alpha.
+    """
+    while True:
+        x, y = (math.log(next(uniform)) / alpha for _ in range(2))
+        low, high = min(x, y), max(x, y)
+        ratio = math.exp(low - high)
+        if high + math.log1p(ratio) <= 0:
+            return round(_GRID * ((1 if x > y else ratio) / (1 + ratio)))
+
+
+def check_mixing(batch_size: int, parts: int, mixup: float, cutmix: float) -> None:
+    """Raise UserError unless every device and part of a batch has whole pairs of rows.
+
+    parts: devices of all processes times `grad_accum`.
+    """
+    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+        if not 0 <= alpha <= LARGEST_ALPHA:
+            raise UserError(f"--{name} must be from 0 (off) to {LARGEST_ALPHA:g}, not {alpha}")
+    if (mixup or cutmix) and batch_size // parts % 2:
+        raise UserError(
+            f"--mixup and --cutmix mix pairs of rows: --batch_size={batch_size} over {parts} parts "
+            f"(devices x --grad_accum) leaves {batch_size // parts} rows to each, an odd number; a "
+            f"multiple of {2 * parts} is needed"
+        )
+
+
+def _uniforms(bits: np.random.Philox) -> Iterator[float]:
+    """Uniform in (0, 1), 53 bits each."""
+    while True:
+        yield ((int(bits.random_raw()) >> 11) + 0.5) * 2.0**-53

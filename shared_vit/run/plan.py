@@ -93,7 +93,14 @@ class Plan:
     def lr(self, update: int) -> float:
         """Learning rate of update number `update`, from 0."""
         recipe = self.recipe
-        return learning_rate(update, recipe.steps, recipe.lr, recipe.warmup_steps)
+        return learning_rate(
+            update,
+            recipe.steps,
+            recipe.lr,
+            recipe.warmup_steps,
+            recipe.schedule,
+            recipe.cooldown_steps,
+        )
 
     def record(self) -> Record:
         """What config.json holds."""

@@ -13,6 +13,7 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.settings import restore, setting
 
+Schedule = Literal["cosine", "linear", "constant", "rsqrt"]
 MIN_AREA = 0.08  # as torchvision's RandomResizedCrop
 
 
@@ -83,7 +84,21 @@ class Recipe:
     )
     lr: float = setting(1e-3, "Peak learning rate.", group="optimizer", above=0)
     warmup_steps: int = setting(
-        100_000, "Updates of linear warm-up, before the cosine to zero.", group="optimizer", least=0
+        100_000, "Updates of linear warm-up, before --schedule.", group="optimizer", least=0
+    )
+    schedule: Schedule = setting(
+        "cosine",
+        "Learning rate after the warm-up: cosine or linear to zero, constant, or with the inverse "
+        "square root of the update (rsqrt).",
+        group="optimizer",
+        historical="cosine",
+    )
+    cooldown_steps: int = setting(
+        0,
+        "Last updates of a constant or rsqrt schedule, in which the rate falls linearly to zero.",
+        group="optimizer",
+        least=0,
+        historical=0,
     )
     optimizer: Literal["adam", "adamw"] = setting("adamw", "Optimizer.", group="optimizer")
     weight_decay: float = setting(
@@ -141,6 +156,13 @@ class Recipe:
         if self.repeat_aug > 1 and self.batch_size % 2:
             raise UserError(
                 f"--repeat_aug={self.repeat_aug} needs an even --batch_size, not {self.batch_size}"
+            )
+        if self.schedule == "rsqrt" and not self.warmup_steps:
+            raise UserError("--schedule=rsqrt counts from the warm-up: set --warmup_steps above 0")
+        if self.cooldown_steps and self.schedule in ("cosine", "linear"):
+            raise UserError(
+                f"--schedule={self.schedule} ends at zero by itself: --cooldown_steps belongs to "
+                "constant and rsqrt"
             )
         if self.optimizer == "adam" and self.weight_decay:
             raise UserError(

@@ -25,6 +25,13 @@ class Start:
         group="run",
         open="imagenet where it is found, else digits",
     )
+    config: str | None = setting(
+        None,
+        "TOML file of flags by name, a line each (lr = 1e-3). Flags given here go before it, it "
+        "goes before the preset.",
+        group="run",
+        metavar="FILE",
+    )
     mode: Literal["train", "eval"] = setting(
         "train",
         "eval evaluates --init_from, or the newest checkpoint of --run_dir, on the validation "

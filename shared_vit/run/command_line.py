@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
+from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import MODEL_FLAGS, read_record, run_of
 from shared_vit.spec.config import model_config
@@ -57,11 +58,17 @@ SOURCES = ("digits", "imagenet", "folder", "tfds:<name>")
 def parse(argv: list[str], prog: str) -> Asked:
     """What a command line asks for. Hyphens in names of flags equal underscores.
 
+    Flags go before those of --config, and these before the preset's.
     A run that is resumed or evaluated takes from its own config.json what the flags leave open.
     Raises UserError for impossible values; exits with status 2, naming near flags, for unknown
     ones.
     """
     given = vars(_parser(prog).parse_args([_underscored(arg) for arg in argv]))
+    if given.get("config"):
+        of_file = _of_file(given.pop("config"))
+        if "epochs" in given:
+            of_file.pop("steps", None)  # which would override them
+        given = of_file | given
     given = {name: value for name, value in given.items() if value != "auto"}
     asked, notice = _with_base(given)
     asked = _implied(asked)
@@ -123,6 +130,13 @@ def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
 def named_model(asked: Asked, num_classes: int) -> Any:
     changes = {"num_classes": num_classes} | model_changes(asked)
     return model_config(asked.model or "vit_b16", **changes)
+
+
+def _of_file(path: str) -> dict[str, Any]:
+    """The flags of --config=`path`."""
+    switches = [name for name, (_, kind, _) in flags().items() if kind.type is bool]
+    parser = _parser(f"--config={path}", raises=True)
+    return vars(parser.parse_args(read_config(path, flags(), switches)))
 
 
 def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
@@ -207,9 +221,13 @@ def _underscored(arg: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest flag for an unknown one."""
+    """Names the nearest flag for an unknown one. raises: errors are UserErrors, of a file."""
+
+    raises = False
 
     def error(self, message: str) -> NoReturn:
+        if self.raises:
+            raise UserError(f"{self.prog}: {message}")
         end = "" if message.endswith(("?", ".")) else "."
         self.exit(2, f"error: {message}{end} {self.prog} --help lists the flags.\n")
 
@@ -224,7 +242,7 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str, raises: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [--flag=value ...]",
@@ -233,6 +251,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=_Formatter,
         description="Train or evaluate a Vision Transformer. Both twins take the same flags.",
     )
+    parser.raises = raises
     groups = {key: parser.add_argument_group(title) for key, title in GROUPS.items()}
     for name, (about, kind, default) in flags().items():
         groups[about.group].add_argument(f"--{name}", **_argument(about, kind, default))

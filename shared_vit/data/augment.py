@@ -59,7 +59,8 @@ def random_crop_flip(
     `crop_box`.
     """
     cv2 = _cv2()
-    top, left, h, w = crop_box(uniforms, *image.shape[:2], min_area=min_area)
+    height, width = image.shape[:2]
+    top, left, h, w = crop_box(uniforms, height, width, min_area)
     crop = cv2.resize(
         image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT
     )

@@ -1,4 +1,5 @@
-"""The limits of docs/parity.md measured at published sizes, as the README's table: what the tests assert,
+"""The limits of docs/parity.md measured at published sizes, as the README's table: what the tests
+assert,
 with its numbers.
 
     python benchmarks/parity_table.py [--models vit_ti16,vit_s16,vit_b16] [--json FILE]

@@ -1,4 +1,4 @@
-"""Claim: the learning rate of every step is the written formula, and it is the one that is logged."""
+"""Claim: the learning rate of every step is the written formula, and the one that is logged."""
 
 import math
 

@@ -107,7 +107,7 @@ def state_arrays(state: nnx.State) -> dict[str, np.ndarray]:
 
 def canonical_name(path: Path) -> str:
     """`('blocks', 0, 'norm1', 'scale')` -> `blocks.0.norm1.weight`."""
-    leaf = {"kernel": "weight", "scale": "weight"}.get(str(path[-1]), path[-1])
+    leaf = "weight" if path[-1] in ("kernel", "scale") else path[-1]
     return ".".join(map(str, (*path[:-1], leaf)))
 
 

@@ -3,6 +3,9 @@
 Twin of `torch_vit/sharding.py`.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import jax
 import numpy as np
 from jax import Array
@@ -24,9 +27,11 @@ def placement(mesh: Mesh, shape: tuple[int, ...], sharded: bool) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def whole(array: Array, mesh: Mesh, keep: bool) -> np.ndarray | None:
-    """The array on the host, where `keep`. Every process of the mesh calls it, and waits."""
-    replicated = NamedSharding(mesh, PartitionSpec())
-    gathered = jax.jit(lambda a: a, out_shardings=replicated)(array)
-    gathered.block_until_ready()
-    return np.asarray(gathered.addressable_data(0)) if keep else None
+def whole(array: Array, mesh: Mesh) -> Array:
+    """The array put together on every device. Every process of the mesh calls it, and waits."""
+    return _gather(mesh)(array).block_until_ready().addressable_data(0)
+
+
+@cache
+def _gather(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))

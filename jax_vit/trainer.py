@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
 
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+Arrays: TypeAlias = tuple[Array, Array, Array, Array]  # of a DeviceBatch
+Keys: TypeAlias = Array | np.ndarray | None
 
 
 class DeviceBatch(NamedTuple):
@@ -160,9 +162,9 @@ class Trainer:
             found = {}
             for name in sorted(leaves, key=order.__getitem__):
                 path, leaf = leaves[name]
-                array = whole(leaf, self.mesh, keep)
-                if array is not None:
-                    found[name] = to_canonical(path, array)
+                array = whole(leaf, self.mesh)
+                if keep:
+                    found[name] = to_canonical(path, np.asarray(array))
             return found
 
         params = gathered(self.params) | gathered(self.fixed)
@@ -224,18 +226,32 @@ class Trainer:
         self.params, self.slots, _ = self.compute_update(*args)
         self.step, self.adam_count = self.step + 1, self.adam_count + 1
 
-    def _step(self, params, slots, fixed, batch, keys, scalars, step, stop):
+    def _step(
+        self,
+        params: nnx.State,
+        slots: dict[str, nnx.State],
+        fixed: nnx.State,
+        batch: Arrays,
+        keys: Keys,
+        scalars: Array,
+        step: Array,
+        stop: Array,
+    ) -> tuple[nnx.State, dict[str, nnx.State], Array]:
         """The compiled part of `train_step`: (params, slots, [loss, stop, norm])."""
         loss, grads = self._backward(params, fixed, batch, keys)
         params, slots, norm = self._update(params, slots, grads, scalars, step)
         return params, slots, jnp.stack([loss, stop.sum().astype(self.dtype), norm])
 
-    def _gradients(self, params, fixed, batch, keys):
+    def _gradients(
+        self, params: nnx.State, fixed: nnx.State, batch: Arrays, keys: Keys
+    ) -> tuple[nnx.State, Array]:
         """The compiled part of `gradients`: (gradients, [loss, 0, norm])."""
         loss, grads = self._backward(params, fixed, batch, keys)
         return grads, jnp.stack([loss, jnp.zeros_like(loss), global_norm(grads)])
 
-    def _backward(self, params, fixed, batch, keys):
+    def _backward(
+        self, params: nnx.State, fixed: nnx.State, batch: Arrays, keys: Keys
+    ) -> tuple[Array, nnx.State]:
         """The loss and its gradients, summed over the parts of the batch."""
         images, labels, _, rows = batch
 
@@ -249,7 +265,9 @@ class Trainer:
         zero = (jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add_part, zero, (images, labels, rows))[0]
 
-    def _backward_part(self, params, fixed, keys, part):
+    def _backward_part(
+        self, params: nnx.State, fixed: nnx.State, keys: Keys, part: tuple[Array, Array, Array]
+    ) -> tuple[Array, nnx.State]:
         """The loss and its gradients of a part, as its share of the global mean."""
         images, labels, rows = part
         drop = None if keys is None else (keys, rows)
@@ -259,7 +277,14 @@ class Trainer:
 
         return jax.value_and_grad(loss)(params)
 
-    def _update(self, params, slots, grads, scalars, step):
+    def _update(
+        self,
+        params: nnx.State,
+        slots: dict[str, nnx.State],
+        grads: nnx.State,
+        scalars: Array,
+        step: Array,
+    ) -> tuple[nnx.State, dict[str, nnx.State], Array]:
         """The compiled part of `update`: (params, slots, norm before clipping)."""
         lr, c1, c2 = scalars
         grads, norm = clip_by_global_norm(grads, self.train.clip)
@@ -276,11 +301,9 @@ class Trainer:
     def eval_step(self, batch: DeviceBatch, stop: bool = False) -> LazyResult:
         """Counts over the global batch; examples of weight 0 do not count."""
         values = self.compute_counts(self.params, self.fixed, batch[:4], self._flag(stop))
-        return LazyResult(values, lambda v: Counts(v[0], v[1], v[2], v[3], stop=v[4] > 0))
+        return LazyResult(values, self._to_counts)
 
-    def _counts(
-        self, params: nnx.State, fixed: nnx.State, batch: tuple[Array, ...], stop: Array
-    ) -> Array:
+    def _counts(self, params: nnx.State, fixed: nnx.State, batch: Arrays, stop: Array) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""
         images, labels, weight, _ = (a.reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)
@@ -294,6 +317,10 @@ class Trainer:
             weight.sum(),
         ]
         return jnp.stack([*sums, stop.sum().astype(self.dtype)])
+
+    def _to_counts(self, values: list[float]) -> Counts:
+        correct1, correct5, loss_sum, count, asked = values
+        return Counts(correct1, correct5, loss_sum, count, asked > 0)
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of devices."""

@@ -72,7 +72,7 @@ def test_every_parameter_and_moment(changes, x64):
 
 
 def test_formula(x64):
-    """AdamW as Loshchilov and Hutter (2019) write it, in NumPy, from each twin's own first moments."""
+    """AdamW (Loshchilov and Hutter 2019) in NumPy, from the first moments of each twin."""
     train = train_config(weight_decay=0.3, clip=0.5)
     (a, b), (curve, _), before = states_after(train)
     lr = train.lr / train.warmup_steps

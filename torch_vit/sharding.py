@@ -4,7 +4,6 @@ FSDP2 (torch.distributed.fsdp.fully_shard) splits each parameter along its first
 `jax_vit/sharding.py`.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -40,9 +39,6 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
     return parts[rank] if rank < len(parts) else full[:0]
 
 
-def whole(tensor: Tensor, keep: bool = True) -> np.ndarray | None:
-    """The tensor on the host, where `keep`. Every process that has a part calls it, and waits."""
-    full = tensor.detach()
-    if isinstance(full, DTensor):
-        full = full.full_tensor()
-    return full.cpu().numpy() if keep else None
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together. Every process that has a part calls it, and waits."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

@@ -146,7 +146,8 @@ class Trainer:
             return lambda: state
         params = {n: p.detach().clone() for n, p in self.model.state_dict().items()}
         slots = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in self.slots.items()}
-        cfg, step, scalars = self.cfg, self.step, {"adam_count": self._adam_count()}
+        cfg, step = self.cfg, self.step
+        scalars: dict[str, float] = {"adam_count": self._adam_count()}
         if self.scaler is not None:
             values = self.scaler.state_dict()
             scalars |= {"scale": values["scale"], "growth_tracker": values["_growth_tracker"]}
@@ -170,9 +171,9 @@ class Trainer:
             found = {}
             for name in canonical.shapes(self.cfg):
                 if name in tensors:
-                    array = whole(tensors[name], keep)
-                    if array is not None:
-                        found[name] = array
+                    tensor = whole(tensors[name])
+                    if keep:
+                        found[name] = tensor.cpu().numpy()
             return found
 
         return TrainState(
@@ -284,9 +285,11 @@ class Trainer:
             weight.sum(),
         ]
         asked = torch.full_like(sums[0], float(stop))
-        return LazyResult(
-            [*sums, asked], [], lambda v: Counts(v[0], v[1], v[2], v[3], stop=v[4] > 0)
-        )
+        return LazyResult([*sums, asked], [], self._to_counts)
+
+    def _to_counts(self, values: list[float]) -> Counts:
+        correct1, correct5, loss_sum, count, asked = values
+        return Counts(correct1, correct5, loss_sum, count, asked > 0)
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device and number of processes."""

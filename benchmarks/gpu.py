@@ -3,13 +3,15 @@
     python benchmarks/gpu.py --cifar DIR
 
 DIR is CIFAR-10, as `cifar-10-batches-py` or as class folders under `train` and `test` (or `val`).
-Four parts, which --only chooses from, each written to benchmarks/results/ (or --out) as JSON, and
-two of them drawn:
+The parts, which --only chooses from, are each written to benchmarks/results/ (or --out) as JSON as
+soon as they are done; one that fails is reported and passed over.
 
+    smoke    fused attention against plain operations in float32, forward and gradient
     parity   logits and gradients of both twins in every precision, against float64
     cifar    a small ViT trained by both twins to a real accuracy
     seeds    three seeds of a shorter run by both twins: bands of loss and grad norm
-    speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py)
+    speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py); one
+             model alone is speed:vit_b16, speed:vit_s16 or speed:vit_l16
 
 --rehearse does all of it in miniature, on made-up images if there is no DIR. Needs numpy, jax,
 flax, optax, torch, ml_dtypes and safetensors; PIL for class folders, matplotlib for the figures;
@@ -23,24 +25,28 @@ import pickle
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import trainers  # noqa: E402
 
 from shared_vit.data.batch import Batch  # noqa: E402
 from shared_vit.run.schedule import learning_rate  # noqa: E402
 from shared_vit.run.state import StepScalars  # noqa: E402
 from shared_vit.spec import canonical  # noqa: E402
 from shared_vit.spec.config import model_config  # noqa: E402
-from shared_vit.spec.recipe import TrainConfig  # noqa: E402
 
-PARTS = ["parity", "cifar", "seeds", "speed"]
+SPEEDS = {"vit_b16": 256, "vit_s16": 512, "vit_l16": 128}  # batch by model
+PARTS = ["smoke", "parity", "cifar", "seeds", *(f"speed:{model}" for model in SPEEDS)]
 PRECISIONS = {
     "jax": ["fp64", "fp32", "tf32", "bf16"],
     "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"],
 }
+LR = 1e-3
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 
 
@@ -51,15 +57,43 @@ def main() -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "work").mkdir(exist_ok=True)
-    for part in args.only.split(","):
-        begin = time.perf_counter()
-        report = {"parity": parity, "cifar": cifar, "seeds": seeds, "speed": speed}[part](args)
-        report |= {
+    failed = [part for part in chosen(args.only) if not do(args, part)]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def chosen(only: str) -> list[str]:
+    """The parts named, `speed` as one part for each model."""
+    parts = [p for name in only.split(",") for p in PARTS if p == name or p.startswith(name + ":")]
+    unknown = [n for n in only.split(",") if not any(p.split(":")[0] == n or p == n for p in PARTS)]
+    if unknown:
+        raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return parts
+
+
+def do(args: argparse.Namespace, part: str) -> bool:
+    """One part, to its JSON; False, and why on stderr, if it failed."""
+    begin = time.perf_counter()
+    name, _, model = part.partition(":")
+    path = args.out / f"{part.replace(':', '-')}.json"
+
+    def keep(report: dict) -> None:
+        about = {
             "command": " ".join(["python", *sys.argv]),
             "seconds": time.perf_counter() - begin,
         }
-        (args.out / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{part}: {report['seconds']:.0f} s, {args.out / part}.json", flush=True)
+        path.write_text(json.dumps(report | about, indent=1) + "\n")
+
+    try:
+        if name == "speed":
+            keep(speed(args, model, keep))
+        else:
+            keep({"smoke": smoke, "parity": parity, "cifar": cifar, "seeds": seeds}[name](args))
+    except Exception:
+        print(f"{part} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return False
+    print(f"{part}: {time.perf_counter() - begin:.0f} s, {path}", flush=True)
+    return True
 
 
 def parse() -> argparse.Namespace:
@@ -84,6 +118,66 @@ def start(args: argparse.Namespace, *job: str) -> None:
     subprocess.run([*command, "--job", *map(str, job)], check=True)
 
 
+# Fused attention.
+
+
+def smoke(args) -> dict:
+    """Relative L2 distances of the JAX twin's attention in bf16 from float32, by number of tokens.
+
+    Products and softmax in bf16 are beside it: fused attention may be no further than twice as far.
+    """
+    path = args.out / "work" / "smoke.json"
+    start(args, "attention", path)
+    report = json.loads(path.read_text())
+    bad = [n for n, r in report["tokens"].items() if not r["fused"] <= 2 * r["plain"]]
+    print(json.dumps(report))
+    if bad:
+        raise RuntimeError(f"fused attention is wrong at {', '.join(bad)} tokens: {report}")
+    return report
+
+
+def write_attention(args, path: str) -> None:
+    """Job: attention of 17, 50, 65 and 197 tokens, output and gradient, three ways."""
+    import jax
+    import jax.numpy as jnp
+
+    from jax_vit import fused, ops
+    from shared_vit.spec.precision import PRECISIONS
+
+    low, full = PRECISIONS["bf16"], PRECISIONS["fp32"]
+    report = {"device": jax.devices()[0].device_kind, "tokens": {}}
+    for n in (17, 50, 65, 197):
+        rng = np.random.default_rng(n)
+        qkv, g = rng.standard_normal((4, n, 3, 6, 64)), rng.standard_normal((4, n, 6, 64))
+        qkv, g = jnp.asarray(qkv, jnp.bfloat16), jnp.asarray(g, jnp.bfloat16)
+
+        def values(attention, x, g):
+            def both(x, g):
+                out, pull_back = jax.vjp(attention, x)
+                return out, pull_back(g)[0]
+
+            return [np.asarray(a).astype(np.float64).ravel() for a in jax.jit(both)(x, g)]
+
+        applies = fused.applies((4, n + n % 2, 6, 64), low)
+        padding = n % 2 if applies else 0
+
+        def padded(x, n=n, padding=padding):
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0), (0, 0)))
+            return ops.attention(x, low, n)[:, :n]
+
+        exact = values(lambda x: ops.attention(x, full), qkv.astype("float32"), g.astype("float32"))
+        found = {"fused": padded, "plain": lambda x: ops._attention(x, low.tf32)}
+        distances = {
+            name: max(
+                float(np.linalg.norm(a - b) / np.linalg.norm(b))
+                for a, b in zip(values(attention, qkv, g), exact)
+            )
+            for name, attention in found.items()
+        }
+        report["tokens"][str(n)] = distances | {"is_fused": applies}
+    Path(path).write_text(json.dumps(report))
+
+
 # Logits and gradients.
 
 
@@ -93,8 +187,14 @@ def parity(args) -> dict:
         for precision in precisions:
             start(args, "values", twin, precision)
 
+    paths = {
+        (twin, precision): args.out / "work" / f"{twin}-{precision}.npz"
+        for twin, precisions in PRECISIONS.items()
+        for precision in precisions
+    }
+
     def values(twin, precision):
-        with np.load(args.out / "work" / f"{twin}-{precision}.npz") as file:
+        with np.load(paths[twin, precision]) as file:
             return {n: file[n].astype(np.float64) for n in file.files}
 
     exact = values("torch", "fp64")
@@ -104,6 +204,8 @@ def parity(args) -> dict:
             report["distances"][f"{twin} {precision}"] = distances(values(twin, precision), exact)
     between = distances(values("jax", "fp32"), values("torch", "fp32"))
     report["jax fp32 from torch fp32"] = between
+    for path in paths.values():  # up to 0.7 GB each
+        path.unlink()
     low = {t: report["distances"][f"{t} bf16"] for t in PRECISIONS}
     report["bf16: jax's distance over torch's"] = {
         n: low["jax"][n] / low["torch"][n] for n in ("logits", "all gradients")
@@ -209,7 +311,9 @@ def cifar(args) -> dict:
         "epochs": epochs,
         "precision": {t: r["precision"] for t, r in runs.items()},
         "val_top1": {t: r["val_top1"] for t, r in runs.items()},
-        "images_per_second": {t: r["images_per_second"] for t, r in runs.items()},
+        "images_per_second_with_augmentation": {
+            t: r["images_per_second_with_augmentation"] for t, r in runs.items()
+        },
     }
     draw(args.out / "cifar.png", {t: [r] for t, r in runs.items()})
     print(
@@ -257,10 +361,12 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
     model = dataclasses.replace(model, mean=MEAN, std=STD)
     steps_per_epoch = len(images) // size
     steps = steps_per_epoch * int(epochs)
-    cfg = TrainConfig(
-        batch_size=size, seed=int(seed), weight_decay=0.1, warmup_steps=min(1000, steps // 5)
-    )
-    trainer, cfg = {"jax": jax_trainer, "torch": torch_trainer}[twin](cfg, model)
+    flags = dict(
+        batch_size=size, seed=int(seed), lr=LR, weight_decay=0.1,
+        warmup_steps=min(1000, steps // 5), steps=steps,
+    )  # fmt: skip
+    make = {"jax": trainers.jax_trainer, "torch": trainers.torch_trainer}[twin]
+    trainer, cfg, _ = make(model, **flags)
     in_flight, loss, grad_norm, accuracy, training = [], [], [], [], 0.0
 
     def read(lag):
@@ -286,7 +392,7 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
             in_flight.append(trainer.train_step(trainer.put(batch), StepScalars(lr)))
             read(2)
         read(0)
-        training += time.perf_counter() - begin
+        training += time.perf_counter() - begin if epoch else 0.0  # the first compiles
         accuracy.append(evaluate(trainer, *held_out, size))
         if epoch % 10 == 9 or epoch + 1 == int(epochs):
             print(
@@ -296,7 +402,9 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
             )
     report = {
         "loss": loss, "grad_norm": grad_norm, "val_top1": accuracy,
-        "images_per_second": steps * size / training,
+        "images_per_second_with_augmentation": (
+            (steps - steps_per_epoch) * size / training if training else None
+        ),
         "precision": cfg.precision, "versions": trainer.versions(),
     }  # fmt: skip
     Path(path).write_text(json.dumps(report))
@@ -326,32 +434,6 @@ def augment(images: np.ndarray, seed: int, step: int) -> np.ndarray:
     rows = y + np.arange(side)
     columns = np.where(rng.random((n, 1)) < 0.5, x + np.arange(side), x + np.arange(side)[::-1])
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def jax_trainer(cfg: TrainConfig, model):
-    from jax_vit import devices as mesh
-    from jax_vit.trainer import Trainer
-    from shared_vit.run.state import first_state
-    from shared_vit.spec import init
-
-    cfg = mesh.resolve(dataclasses.replace(cfg, world_size=1))
-    return Trainer(
-        first_state(model, init.draw(model, cfg.seed), cfg.precision), cfg, mesh.start(cfg)
-    ), cfg
-
-
-def torch_trainer(cfg: TrainConfig, model):
-    import torch
-
-    from shared_vit.run.state import first_state
-    from shared_vit.spec import init
-    from torch_vit import devices as launch
-    from torch_vit.trainer import Trainer
-
-    cfg = launch.resolve(dataclasses.replace(cfg, world_size=1))
-    device = torch.device("cuda", 0) if cfg.device == "gpu" else torch.device("cpu")
-    state = first_state(model, init.draw(model, cfg.seed), cfg.precision)
-    return Trainer(state, cfg, device, compile=cfg.compile == "on"), cfg
 
 
 def load_cifar(args):
@@ -447,25 +529,21 @@ def draw(path: Path, runs: dict[str, list[dict]]) -> None:
 # Speed.
 
 
-def speed(args) -> dict:
-    """`train_step.py` for the three sizes, printed as Markdown tables."""
+def speed(args, model: str, keep) -> dict:
+    """`train_step.py` for a model, printed as a Markdown table; `keep` is given parts of it."""
     import train_step
 
-    report = {}
-    for model, size in (("vit_b16", 256), ("vit_s16", 512), ("vit_l16", 128)):
-        argv = [f"--model={model}", f"--batch_size={size}", "--precision=bf16", "--peers"]
-        if args.rehearse:
-            argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16",
-                    "--peers", "--repeats=1",
-                    "--seconds=0.01"]  # fmt: skip
-        report[model] = train_step.measure(train_step.parse(argv))
-        print(train_step.table(report[model]) + "\n", flush=True)
-        if args.rehearse:
-            break
+    argv = [f"--model={model}", f"--batch_size={SPEEDS[model]}", "--precision=bf16", "--peers"]
+    argv += ["--seconds=2", "--repeats=5"]  # a card throttles under a load that lasts
+    if args.rehearse:
+        argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16"]
+        argv += ["--peers", "--repeats=1", "--seconds=0.01"]
+    report = train_step.measure(train_step.parse(argv), keep)
+    print(train_step.table(report) + "\n", flush=True)
     return report
 
 
-JOBS = {"values": write_values, "train": train}
+JOBS = {"attention": write_attention, "values": write_values, "train": train}
 
 if __name__ == "__main__":
     main()

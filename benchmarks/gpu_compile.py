@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -43,18 +44,26 @@ def main() -> None:
         lacking = device.missing()
         if lacking:
             raise SystemExit(lacking)
-        result = {"device": description.name, "steps": compile_all(args, description)}
+        result = {"device": description.name, "steps": []}
+        for step_report in compile_all(args, description):
+            result["steps"].append(step_report)
+            write(args, result)
         print(report.table(result["steps"]))
-    result |= {
+    write(args, result)
+    if args.lower_only and any("refused" in c for m in models.values() for c in m.values()):
+        raise SystemExit("JAX refuses to lower a program that a run would need")
+
+
+def write(args: argparse.Namespace, result: dict) -> None:
+    """The results so far, to --json."""
+    about = {
         "command": " ".join(["python", *sys.argv]),
         "jax": jax.__version__,
         "precision": PRECISION,
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if args.lower_only and any("refused" in c for m in models.values() for c in m.values()):
-        raise SystemExit("JAX refuses to lower a program that a run would need")
+        args.json.write_text(json.dumps(result | about, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:
@@ -104,12 +113,11 @@ def lower_all(args: argparse.Namespace, description: device.Description) -> dict
     return found
 
 
-def compile_all(args: argparse.Namespace, description: device.Description) -> list[dict]:
+def compile_all(args: argparse.Namespace, description: device.Description) -> Iterator[dict]:
     """A report for each model and batch."""
     triton = args.products == "triton"
     options = {} if triton else {"xla_gpu_enable_triton_gemm": False}
     rates = report.assumed_rates(description, triton)
-    reports = []
     for item in (args.models or "vit_b16:256").split(","):
         name, _, batch = item.partition(":")
         batch = int(batch or 256)
@@ -128,9 +136,10 @@ def compile_all(args: argparse.Namespace, description: device.Description) -> li
             "devices": args.devices, "kernels_of_products": args.products,
             "seconds_to_compile": seconds,
         }  # fmt: skip
-        reports.append(about | report.analyse(compiled, cfg, batch // args.devices, rates))
-        print(f"{item}: compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
-    return reports
+        found = about | report.analyse(compiled, cfg, batch // args.devices, rates)
+        peak = found["peak_bytes"] / 1e9
+        print(f"{item}: {seconds:.0f} s, peak {peak:.1f} GB", file=sys.stderr, flush=True)
+        yield found
 
 
 if __name__ == "__main__":

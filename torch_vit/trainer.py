@@ -97,6 +97,8 @@ class Trainer:
                 device_ids=[device] if device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                # torch.compile cuts the model at each bucket's end: 4 parts of B/16, 14 by default.
+                bucket_cap_mb=100,
             )
         self.compute_logits: Callable = self.objective.logits
         if compile and not self.sharded:

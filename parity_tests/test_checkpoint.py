@@ -2,7 +2,6 @@
 name."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import resource
@@ -21,6 +20,7 @@ from whole_runs import EXTRA, ROOT, save, small_state
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.state import TrainState, first_state
+from shared_vit.sealed import write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import checkpoints
 
@@ -76,8 +76,7 @@ def test_a_checkpoint_of_format_1(tmp_path, precision):
     scaler = {k: v for k, v in document.pop("scalars").items() if k != "adam_count"}
     del document["slots"], document["checksum"]
     old = {"format": 1, "adam_count": state.scalars["adam_count"], "scaler": scaler or None}
-    text = json.dumps(document | old | {"checksum": "0" * 64}, indent=1).encode()
-    path.write_bytes(checkpoint._with_checksum(text, hashlib.sha256(text).hexdigest()))
+    write_sealed(path, document | old)
     read, extra = checkpoint.load(tmp_path)
     assert same(read, state) and extra == EXTRA
 

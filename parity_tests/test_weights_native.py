@@ -21,6 +21,7 @@ from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.state import first_state
+from shared_vit.sealed import write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.containers import safetensors
 from shared_vit.weights.formats import twinvit
@@ -232,13 +233,13 @@ def test_config_of_another_version_is_named(tmp_path):
         weights.read(tmp_path / "a.safetensors")
 
 
-def write_run(folder, *steps: int):
+def write_run(folder, *steps: int, run: str = ""):
     """Checkpoints of a run, each with weights of its own."""
     for step in steps:
         path = folder / "checkpoints" / f"step_{step}"
         path.mkdir(parents=True)
         state = first_state(SMALL, random_arrays(SMALL, seed=step), "fp32")
-        checkpoint.write(path, dataclasses.replace(state, step=step), {})
+        checkpoint.write(path, dataclasses.replace(state, step=step), {"run": run} if run else {})
 
 
 @pytest.mark.parametrize("where", ["run", "checkpoints", "checkpoint"])
@@ -266,9 +267,21 @@ def test_a_damaged_newest_checkpoint_is_skipped_as_a_resume_skips_it(file, how, 
     assert checkpoint.newest(tmp_path / "run").step == 5
     source = weights.open_weights(tmp_path / "run")
     assert source.step == 5 and len(source.notices) == 1
-    assert "skipped a damaged checkpoint, step_7" in source.notices[0]
+    assert "skipped a checkpoint, step_7" in source.notices[0]
     with pytest.raises(UserError, match="step_7"):
         weights.open_weights(path.parent if path.parent.exists() and how == "altered" else path)
+
+
+def test_a_checkpoint_of_another_run_is_skipped_as_a_resume_skips_it(tmp_path):
+    """A copied checkpoint is intact and newer, and still not the run's."""
+    for run in ("a", "b"):
+        write_run(tmp_path / run, *((5, 7) if run == "a" else (5, 9)), run=run)
+        write_sealed(tmp_path / run / "config.json", {"id": run, "first_version": 2})
+    (tmp_path / "b/checkpoints/step_9").rename(tmp_path / "a/checkpoints/step_9")
+    for place in ("a", "a/checkpoints"):
+        source = weights.open_weights(tmp_path / place)
+        assert source.step == 7
+        assert "step_9" in source.notices[0] and "another run" in source.notices[0]
 
 
 def test_versions_of_our_file(tmp_path):

@@ -133,21 +133,8 @@ def newest(run_dir: Path, run: Record | None = None) -> Found | None:
     With `run`, one of another run is skipped like a damaged one. Raises UserError if there are
     checkpoints and none of them is intact.
     """
-
-    def accept(path: Path, opened: Opened) -> None:
-        if run is not None:
-            _check_run(path, opened.document.get("run"), run)
-
+    accept = None if run is None else checkpoints.of_run(run.id, run.first_version)
     return checkpoints.newest_in(Path(run_dir) / "checkpoints", accept)
-
-
-def _check_run(path: Path, run_id: str | None, run: Record) -> None:
-    """Raise UserError for a checkpoint of another run. Those of version 1 do not say."""
-    if run_id is None and run.first_version == 1 or run_id == run.id:
-        return
-    raise UserError(
-        f"{path} was written by another run (--init_from={path} starts a new run from its weights)"
-    )
 
 
 def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:

@@ -39,16 +39,29 @@ class Found:
 Accept = Callable[[Path, Opened], None]
 
 
-def newest(run_dir: Path) -> Found | None:
-    """The newest checkpoint of a run with all its files there and unaltered; None without any.
+def of_run(run_id: object, first_version: object) -> Accept:
+    """Accepts the checkpoints of the run with this identity, and none that was copied in.
 
-    Raises UserError if there are checkpoints and none of them is intact.
+    Those of version 1 do not say which run they are of; a run that began with it has such.
     """
-    return newest_in(Path(run_dir) / "checkpoints")
+
+    def accept(path: Path, checkpoint: Opened) -> None:
+        found = checkpoint.document.get("run")
+        if found != run_id and not (found is None and first_version == 1):
+            raise UserError(
+                f"{path} was written by another run (--init_from={path} starts a new run from its "
+                "weights)"
+            )
+
+    return accept
 
 
 def newest_in(folder: Path, accept: Accept | None = None) -> Found | None:
-    """`newest`, of a folder that holds `step_N`; `accept` raises UserError for one to skip."""
+    """The newest checkpoint in a folder of `step_N` that is intact; None without any checkpoint.
+
+    All its files are there and unaltered. `accept` raises UserError for one to be skipped. Raises
+    UserError if there are checkpoints and none of them is intact.
+    """
     skipped: list[str] = []
     for step in steps(folder):
         path = folder / f"step_{step}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.files import open_regular, read_limited
-from shared_vit.sealed import parse_object
+from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
@@ -34,8 +34,8 @@ class Located:
 def locate(path: Path) -> Located:
     """What belongs to a weight file, a run or checkpoint directory, or a model folder.
 
-    Of a run it is the newest intact checkpoint, as when the run is resumed; a notice names newer
-    ones that are damaged. Raises UserError where there is nothing.
+    Of a run it is its newest intact checkpoint, as when it is resumed; a notice names those that
+    were skipped. Raises UserError where there is nothing.
     """
     if not path.exists():
         raise UserError(
@@ -47,9 +47,10 @@ def locate(path: Path) -> Located:
     if (path / checkpoints.STATE).exists():
         return Located(path, [path / checkpoints.MODEL], step=_step(path))
     inner = path / "checkpoints"
-    found = checkpoints.newest_in(inner if inner.is_dir() else path)
+    run_dir = path if inner.is_dir() else path.parent
+    found = checkpoints.newest_in(inner if inner.is_dir() else path, _of_run(run_dir))
     if found is not None:
-        notices = [f"skipped a damaged checkpoint, {line}" for line in found.skipped]
+        notices = [f"skipped a checkpoint, {line}" for line in found.skipped]
         return Located(path, [found.path / checkpoints.MODEL], step=found.step, notices=notices)
     for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
         file = path / name
@@ -78,6 +79,15 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_object(path, read_limited(path, _LONGEST_JSON))
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _of_run(run_dir: Path) -> checkpoints.Accept | None:
+    """The checkpoints of the run in a folder; None where its config.json has no identity."""
+    try:
+        document = read_sealed(run_dir / "config.json")
+    except (FileNotFoundError, UserError):  # of version 1, or no run's
+        return None
+    return checkpoints.of_run(document.get("id"), document.get("first_version"))
 
 
 def _step(checkpoint: Path) -> int | None:

@@ -31,6 +31,11 @@ COMMANDS = {
         "curves",
         "plot runs on disk, and judge two of them by the noise rule",
     ),
+    "audit": (
+        "twinvit.audit",
+        "audit",
+        "the next step from every checkpoint of a run, taken by both twins",
+    ),
     "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
     "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
     "port": ("twinvit.port.cli", "main", "explain a port of any model: what is wrong, and where"),

@@ -18,7 +18,7 @@ from shared_vit.files import whole_file
 from shared_vit.run.state import StepScalars
 from twinvit import lockstep
 from twinvit.lockstep import WHOLE, Measured, Verdict
-from twinvit.lockstep_twins import OPTIMIZER_LIMIT, Step
+from twinvit.lockstep_twins import KEYS, OPTIMIZER_LIMIT, Step
 
 LINES, RESULT, FIGURE, PAGE = "lockstep.jsonl", "lockstep.json", "lockstep.png", "lockstep.html"
 _SHOWN = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -138,10 +138,11 @@ def cut_lines(run_dir: Path, step: int) -> None:
 def judge(lines: Sequence[Line], eps: float) -> tuple[Verdict, Verdict]:
     """Verdicts on the gradients and on the optimizer's map of the same steps."""
     gradients = [line.gradients for line in lines]
-    by_reference = bool(lines) and gradients[0].distances is not None
-    rule = lockstep.judge_by_reference if by_reference else lockstep.judge_by_noise
     maps = lockstep.judge_by_limit([line.optimizer for line in lines], OPTIMIZER_LIMIT)
-    return rule(gradients, eps), maps
+    if lines and gradients[0].distances is not None:
+        keys = {n: n.removesuffix(KEYS) for n in gradients[0].gaps if n.endswith(KEYS)}
+        return lockstep.judge_by_reference(gradients, eps, keys), maps
+    return lockstep.judge_by_noise(gradients, eps), maps
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:

@@ -39,7 +39,11 @@ def run(argv: list[str]) -> int:
     """Train by the flags; returns 0 where every decided step matches, 1 where one differs, 2 where
     nothing can be judged. Raises UserError before any device works."""
     every, leader, rest = _own_flags(argv)
-    plan = resolve(parse(rest, prog="twinvit parity --lockstep"))
+    asked = parse(rest, prog="twinvit parity --lockstep")
+    own = [f"--{n}" for n in ("nudge", "mode") if n in asked.given]
+    if own:
+        raise UserError(f"a lockstep sets {', '.join(own)} itself: leave that out")
+    plan = resolve(asked)
     begin = time.perf_counter()
     made: dict[str, Any] = {}
 
@@ -89,9 +93,6 @@ def resolve(asked: Asked) -> Plan:
 
     Raises UserError.
     """
-    own = [f"--{n}" for n in ("nudge", "mode") if n in asked.given]
-    if own or asked.nudge is not None:
-        raise UserError(f"a lockstep measures rounding itself: leave {', '.join(own)} out")
     if asked.precision == "fp16":
         raise UserError(
             "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"

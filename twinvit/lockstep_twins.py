@@ -30,7 +30,7 @@ T = TypeVar("T")
 Framework = Literal["torch", "jax"]
 FRAMEWORKS: tuple[Framework, ...] = ("torch", "jax")
 OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
-_KEYS = "[keys]"
+KEYS = "[keys]"
 _QKV = "attn.qkv.bias"
 
 
@@ -92,7 +92,7 @@ def quantities(
     for name, grad in grads.items():
         if name.endswith(_QKV):
             result[name] = np.delete(grad, keys)
-            result[name + _KEYS] = grad[keys]
+            result[name + KEYS] = grad[keys]
         else:
             result[name] = grad
     return result
@@ -101,7 +101,7 @@ def quantities(
 def relative_to(cfg: ModelConfig) -> dict[str, str]:
     """The key part has no true gradient: its size is measured against that of the other rows."""
     names = (f"blocks.{i}.{_QKV}" for i in range(cfg.depth))
-    return {name + _KEYS: name for name in names}
+    return {name + KEYS: name for name in names}
 
 
 def optimizer_quantities(state: TrainState) -> dict[str, np.ndarray]:

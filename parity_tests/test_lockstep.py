@@ -1,0 +1,431 @@
+"""Claim: from the same state both twins take the same step, and a wrong step is caught and named."""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+
+import helpers
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, random_state
+from whole_runs import train_here
+
+import torch_vit.trainer
+from shared_vit.data import batches
+from shared_vit.data.sources import open_dataset
+from shared_vit.errors import UserError
+from shared_vit.run.plan import Plan, make_plan
+from shared_vit.run.state import StepScalars
+from shared_vit.spec.machine import Machine
+from twinvit import audit, lockstep, lockstep_run
+from twinvit import lockstep_record as record
+from twinvit.lockstep import Measured
+from twinvit.lockstep_twins import Pair
+from twinvit.noise_rule import machine_epsilon
+
+OLD = Path(__file__).parent / "fixtures" / "v0.1"
+EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
+
+
+def steps_in_lockstep(leader="torch", steps=4, precision="fp32", dropout=0.0, **changes):
+    """Lines of a short lockstep on digits, from weights that hide nothing."""
+    recipe = helpers.train_config(precision, dropout=dropout, **changes)
+    machine = Machine(workers=0, world_size=2)
+    plan = Plan(recipe, machine, None, "train", False, open_dataset("digits"), Path("none"))
+    pair = Pair(plan, random_state(dataclasses.replace(TINY, dropout=dropout), precision), leader)
+    stream = batches(recipe, "train", dataset=plan.dataset, machine=machine)
+    lines = []
+    for i in range(steps):
+        scalars = StepScalars(plan.lr(i))
+        step = pair.step(next(stream), scalars, noise=i % 2 == 0)
+        lines.append(record.from_json(record.to_json(record.line_of(step, scalars))))
+    stream.close()
+    return lines
+
+
+def verdict_of(lines, precision="fp32"):
+    gradients, maps = record.judge(lines, machine_epsilon(precision))
+    return gradients.joined(maps)
+
+
+@pytest.mark.parametrize("leader", ["torch", "jax"])
+def test_twins_take_the_same_steps(leader, precision):
+    """With dropout and accumulation, JAX on two devices."""
+    lines = steps_in_lockstep(leader, precision=precision, dropout=0.1, grad_accum=2)
+    verdict = verdict_of(lines, precision)
+    assert verdict.line() == "lockstep: decided 4 of 4 steps, match" and verdict.exit_status == 0
+    limit = {"fp32": 1e-5, "fp64": 1e-12}[precision]
+    assert all(line.gradients.gaps["whole"] <= limit for line in lines)
+    assert len({line.loss for line in lines}) == 4
+    # Another computation, not the same one twice:
+    assert all(line.gradients.gaps["whole"] > 0 for line in lines)
+
+
+def test_twins_take_the_same_steps_in_bf16():
+    lines = steps_in_lockstep(precision="bf16")
+    assert verdict_of(lines).line() == "lockstep: decided 4 of 4 steps, match"
+    assert all(1e-3 < max(line.gradients.distances["whole"]) < 0.1 for line in lines)
+
+
+def test_the_leader_draws_its_own_curve():
+    """Being watched changes no bit of a torch run."""
+    recipe = helpers.train_config("fp32", dropout=0.1)
+    state = random_state(recipe.model, "fp32")
+    alone = helpers.run(helpers.torch_trainer(state, recipe), recipe, 4, total=1)
+    lines = steps_in_lockstep(dropout=0.1)
+    assert [line.loss for line in lines] == alone.loss.tolist()
+    assert [line.grad_norm for line in lines] == alone.grad_norm.tolist()
+
+
+# Faults planted in the PyTorch twin.
+
+
+def late_rate(monkeypatch):
+    """The schedule off by one: each update uses the rate of the one before."""
+    sound = torch_vit.trainer.Trainer._update
+
+    def update(self, scalars):
+        late, self.late = getattr(self, "late", scalars), scalars
+        return sound(self, late)
+
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "_update", update)
+
+
+def decay_on_norms(monkeypatch):
+    def make_optimizer(model, weight_decay):
+        named = list(model.named_parameters())
+        groups = [
+            {"params": [p for n, p in named if n.endswith(".weight") == decayed],
+             "weight_decay": weight_decay * decayed}
+            for decayed in (True, False)
+        ]  # fmt: skip
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+    monkeypatch.setattr(torch_vit.trainer, "make_optimizer", make_optimizer)
+
+
+def clip_with_eps(monkeypatch):
+    """As `torch.nn.utils.clip_grad_norm_` does it."""
+
+    def clip_by_global_norm(grads, clip):
+        norm = torch.nn.utils.get_total_norm(grads)
+        torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1))
+        return norm
+
+    monkeypatch.setattr(torch_vit.trainer, "clip_by_global_norm", clip_by_global_norm)
+
+
+def other_dropout_site(monkeypatch):
+    """The last block's second MLP product takes the mask of its attention output."""
+    sound = torch_vit.trainer.to_keys
+
+    def to_keys(keys, *args):
+        keys = keys.copy()
+        keys[-1] = keys[-3]
+        return sound(keys, *args)
+
+    monkeypatch.setattr(torch_vit.trainer, "to_keys", to_keys)
+
+
+def mean_of_means(monkeypatch):
+    """Accumulation as a running mean, (so far + part) / 2, which weighs the last part most."""
+
+    def _backward(self, batch):
+        parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels)]
+        params = list(self.model.parameters())
+        total, mean = 0.0, None
+        for images, labels in zip(*parts):
+            loss = self.compute_loss(images, labels) / len(labels)
+            grads = torch.autograd.grad(loss, params)
+            mean = grads if mean is None else [(m + g) / 2 for m, g in zip(mean, grads)]
+            total = total + loss.detach() / self.train.grad_accum
+        for p, g in zip(params, mean):
+            p.grad = g.clone()
+        return total
+
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "_backward", _backward)
+
+
+def stale_batch(monkeypatch):
+    sound = torch_vit.trainer.Trainer.put
+
+    def put(self, batch):
+        last, self.last = getattr(self, "last", batch), batch
+        return sound(self, last)
+
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "put", put)
+
+
+FAULTS = {  # fault: settings, the first step it shows in, what names its place
+    late_rate: (dict(), 2, "params."),
+    decay_on_norms: (dict(weight_decay=0.3), 1, "params.blocks.*.norm*.weight"),
+    clip_with_eps: (dict(clip=0.1), 1, "exp_avg_sq."),
+    other_dropout_site: (dict(dropout=0.1), 1, ""),
+    mean_of_means: (dict(grad_accum=4), 1, ""),
+    stale_batch: (dict(), 2, ""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
+def test_faults_are_caught_in_float32(fault, monkeypatch):
+    settings, step, place = FAULTS[fault]
+    fault(monkeypatch)
+    leader = "jax" if fault is stale_batch else "torch"  # nudged steps draw no batch of their own
+    verdict = verdict_of(steps_in_lockstep(leader, steps=3, **settings))
+    assert verdict.exit_status == 1
+    first = verdict.differences[0]
+    assert f"differ (first at step {step}, {first.name})" in verdict.line()
+    from fnmatch import fnmatchcase
+
+    assert first.step == step and fnmatchcase(first.name, place + "*"), str(first)
+    assert first.name not in ("loss", "grad_norm", "whole")
+    assert first.gap > 100 * first.bound
+
+
+# The rules, on numbers.
+
+
+def measured(step, gap, noise=None, **distances):
+    gaps = {"loss": gap, "whole": gap, "w": gap}
+    noise = None if noise is None else dict.fromkeys(gaps, noise)
+    return Measured(step, gaps, noise, {n: distances.get(n, (gap, gap)) for n in gaps})
+
+
+def test_noise_is_that_of_the_nearest_measured_steps():
+    rows = [measured(i, 1e-6, n) for i, n in enumerate([1e-7, None, 3e-6, None, None, 2e-7], 1)]
+    near = lockstep.nearest_noise(rows, ["w"])[:, 0]
+    assert near.tolist() == [3e-6, 3e-6, 3e-6, 3e-6, 3e-6, 3e-6]
+    rows[2] = measured(3, 1e-6, 1e-8)
+    assert lockstep.nearest_noise(rows, ["w"])[:, 0].tolist() == [1e-7, 1e-7, 2e-7, 2e-7, 2e-7, 2e-7]
+
+
+def test_noise_rule_bounds_and_decides():
+    eps = EPS["fp32"]
+    for noise, gap, line in [
+        (1e-6, 1.1e-5, "decided 1 of 1 steps, match"),
+        (1e-6, 1.3e-5, "decided 1 of 1 steps, differ (first at step 1, w)"),
+        (0.0, 1.8e-6, "decided 1 of 1 steps, match"),
+        (0.0, 2.0e-6, "decided 1 of 1 steps, differ (first at step 1, w)"),
+        (2e-3, 1.0, "decided 0 of 1 steps, cannot be judged"),
+    ]:
+        verdict = lockstep.judge_by_noise([measured(1, gap, noise)], eps)
+        assert verdict.line().startswith(f"lockstep: {line}"), (noise, gap)
+    assert verdict.exit_status == 2 and not verdict.matched
+
+
+@pytest.mark.parametrize(
+    "steps, whole, w, status",
+    [
+        (1, (0.01, 0.024), (0.01, 0.039), 0),
+        (1, (0.01, 0.026), (0.01, 0.01), 1),
+        (1, (0.026, 0.01), (0.01, 0.01), 1),
+        (1, (0.01, 0.01), (0.01, 0.041), 1),
+        (16, (0.01, 0.012), (0.01, 0.019), 0),
+        (16, (0.01, 0.013), (0.01, 0.01), 1),
+        (16, (0.01, 0.01), (0.021, 0.01), 1),
+        (15, (0.01, 0.013), (0.01, 0.021), 0),
+        (1, (0.31, 0.31), (0.01, 0.01), 2),
+    ],
+)
+def test_reference_rule_compares_distances(steps, whole, w, status):
+    rows = [measured(i, 0.001, whole=whole, w=w) for i in range(1, steps + 1)]
+    verdict = lockstep.judge_by_reference(rows, EPS["fp32"])
+    assert verdict.exit_status == status
+    assert status != 1 or verdict.differences[0].step == steps
+
+
+def test_arrays_without_a_true_value():
+    """In bf16 their size is bounded by the rounding of the array they are measured against."""
+    for size, status in (0.019, 0), (0.021, 1):
+        row = measured(1, 0.001, whole=(0.01, 0.01), w=(0.001, size), loss=(0, 0))
+        row = dataclasses.replace(
+            row, gaps=row.gaps | {"v": 0.01}, distances=row.distances | {"v": (0.01, 0.01)}
+        )
+        assert lockstep.judge_by_reference([row], EPS["fp32"], {"w": "v"}).exit_status == status
+
+
+def test_nothing_to_compare_is_no_match():
+    zero = {"w": np.zeros(3, np.float32), "v": np.ones(3, np.float32)}
+    row = lockstep.measure(1, zero, zero, [zero])
+    verdict = lockstep.judge_by_noise([row], EPS["fp32"])
+    assert verdict.exit_status == 2 and "w zero at every step" in verdict.line()
+
+
+def test_gaps_of_hostile_arrays():
+    ones, other = {"w": np.ones(3)}, {"w": np.array([1, np.nan, 1])}
+    assert lockstep.gaps(other, ones)["w"] > 1e300 and math.isfinite(lockstep.gaps(other, ones)["w"])
+    with pytest.raises(UserError, match="other arrays: v"):
+        lockstep.gaps({"v": np.ones(3), "w": np.ones(3)}, ones)
+    with pytest.raises(UserError, match="shape"):
+        lockstep.gaps({"w": np.ones(4)}, ones)
+    key = lockstep.gaps(
+        {"b": np.ones(2), "b[keys]": np.full(2, 2e-9)},
+        {"b": np.ones(2), "b[keys]": np.full(2, 1e-9)},
+        {"b[keys]": "b"},
+    )
+    assert key["b[keys]"] == pytest.approx(1e-9)
+
+
+# The commands, in this process.
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Plans for this process, of which JAX has its devices already."""
+
+    def resolve(asked):
+        settled = dict(device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off")
+        return make_plan(asked.replace(**settled), "lockstep")
+
+    monkeypatch.setattr(lockstep_run, "resolve", resolve)
+
+
+RUN = (
+    "--preset=digits", "--steps=6", "--batch_size=32", "--warmup_steps=3", "--checkpoint_every=2",
+    "--keep=all", "--eval_every=0", "--workers=0", "--model=vit_nano2",
+)  # fmt: skip
+
+
+def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert lockstep_run.run([*RUN, "--lockstep", f"--run_dir={whole}"]) == 0
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("lockstep: decided 6 of 6 steps, match")
+    assert lockstep_run.run([*RUN, "--lockstep=1", "--stop_at=4", f"--run_dir={halves}"]) == 0
+    with open(halves / record.LINES, "a") as file:
+        file.write('{"step": 5, "torn')  # of a process that was killed
+    assert lockstep_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
+    assert (whole / record.LINES).read_text() == (halves / record.LINES).read_text()
+    found = json.loads((halves / record.RESULT).read_text())
+    assert found["decided"] == 6 and found["exit_status"] == 0 and found["versions"]["jax"]
+    assert (halves / record.FIGURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_step_and_leader(here, tmp_path):
+    run_dir = tmp_path / "run"
+    flags = [*RUN, "--lockstep=3", "--framework=jax", f"--run_dir={run_dir}"]
+    assert lockstep_run.run(flags) == 0
+    assert [line.step for line in record.read_lines(run_dir)] == [1, 4]
+    assert json.loads((run_dir / record.RESULT).read_text())["leader"] == "jax"
+    with pytest.raises(UserError, match="number of steps"):
+        lockstep_run.run(["--lockstep=0"])
+    with pytest.raises(UserError, match="--framework=flax"):
+        lockstep_run.run(["--lockstep", "--framework=flax"])
+
+
+@pytest.mark.parametrize("twin", ["torch", "jax"])
+def test_audit_of_a_run_by_either_twin(twin, here, tmp_path, capsys):
+    run_dir = tmp_path / twin
+    train_here(twin, run_dir, *RUN)
+    capsys.readouterr()
+    assert audit.audit(run_dir, steps=2) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("step_")] == [
+        f"step_{n}: lockstep: decided 2 of 2 steps, match" for n in (2, 4, 6)
+    ]
+    found = json.loads((run_dir / audit.RESULT).read_text())
+    assert {c["written_by"]["framework"] for c in found["checkpoints"]} == {twin}
+    model = run_dir / "checkpoints" / "step_4" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    assert audit.audit(run_dir) == 2
+    assert "step_4: lockstep: cannot be judged" in capsys.readouterr().out
+
+
+def test_audit_of_an_old_run_says_what_is_new(here, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(OLD / "run_jax_fp32", run_dir)
+    assert audit.audit(run_dir) == 0
+    assert "step_6: lockstep: decided 1 of 1 steps, match" in capsys.readouterr().out
+    state = run_dir / "checkpoints" / "step_6" / "state.json"
+    from shared_vit.sealed import read_sealed, write_sealed
+
+    document = read_sealed(state)
+    document["versions"] = document["versions"] | {"version": "0.4.0", "device": "TPU v4"}
+    write_sealed(state, {k: v for k, v in document.items() if k != "checksum"})
+    assert audit.audit(run_dir) == 0
+    said = capsys.readouterr().out
+    assert "note: step_6 was written with version 0.4.0" in said and "TPU v4" in said
+
+
+# The library form, on a model that is not a ViT: the example of docs/lockstep.md.
+
+
+def mlp_numpy(state, batch):
+    """Loss and gradients of a two-layer perceptron, written out."""
+    x, y = batch
+    hidden = x @ state["w1"] + state["b1"]
+    active = np.maximum(hidden, 0)
+    error = active @ state["w2"] - y
+    back = (2 / error.size * error) @ state["w2"].T * (hidden > 0)
+    return {
+        "loss": np.mean(error**2),
+        "w1": x.T @ back,
+        "b1": back.sum(0),
+        "w2": active.T @ (2 / error.size * error),
+    }
+
+
+def mlp_torch(state, batch):
+    """The same by autograd."""
+    w = {n: torch.from_numpy(a).requires_grad_() for n, a in state.items()}
+    x, y = map(torch.from_numpy, batch)
+    loss = ((torch.relu(x @ w["w1"] + w["b1"]) @ w["w2"] - y) ** 2).mean()
+    loss.backward()
+    return {"loss": loss.detach().numpy()} | {n: t.grad.numpy() for n, t in w.items()}
+
+
+def mlp_jax(state, batch):
+    """The same by jax.grad."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(w):
+        x, y = batch
+        return ((jax.nn.relu(x @ w["w1"] + w["b1"]) @ w["w2"] - y) ** 2).mean()
+
+    with jax.default_matmul_precision("highest"):
+        value, grads = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, state))
+    return {"loss": np.asarray(value)} | {n: np.asarray(g) for n, g in grads.items()}
+
+
+def training(steps=12, seed=0):
+    """The states that plain gradient descent visits, and its batches."""
+    rng = np.random.default_rng(seed)
+    shapes = {"w1": (5, 16), "b1": (16,), "w2": (16, 3)}
+    state = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    for _ in range(steps):
+        x, y = (rng.standard_normal((32, d)).astype(np.float32) for d in (5, 3))
+        yield state, (x, y)
+        grads = mlp_numpy(state, (x, y))
+        state = {n: a - np.float32(0.05) * grads[n] for n, a in state.items()}
+
+
+@pytest.mark.parametrize("step", [mlp_torch, mlp_jax])
+def test_library_on_another_model(step):
+    states, data = zip(*training())
+    verdict = lockstep.run(mlp_numpy, step, states, data, lockstep.nudges(mlp_numpy))
+    assert verdict.line() == "lockstep: decided 12 of 12 steps, match"
+
+    def wrong(state, batch):
+        result = step(state, batch)
+        return result | {"b1": result["b1"] * np.float32(1 + 1e-4)}
+
+    verdict = lockstep.run(mlp_numpy, wrong, states, data, lockstep.nudges(mlp_numpy))
+    assert verdict.line() == "lockstep: decided 12 of 12 steps, differ (first at step 1, b1)"
+
+
+def test_library_yardsticks():
+    states, data = zip(*training(3))
+    with pytest.raises(UserError, match="one yardstick"):
+        lockstep.run(mlp_numpy, mlp_torch, states, data)
+
+    def double(state, batch):
+        wide = {n: a.astype(np.float64) for n, a in state.items()}
+        return mlp_numpy(wide, [a.astype(np.float64) for a in batch])
+
+    assert lockstep.run(mlp_numpy, mlp_torch, states, data, limit=1e-5).matched
+    assert not lockstep.run(mlp_numpy, mlp_torch, states, data, limit=0.0).matched
+    assert lockstep.run(double, double, states, data, reference=double).matched

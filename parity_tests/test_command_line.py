@@ -6,9 +6,10 @@ from shared_vit.data.sources import imagenet
 from shared_vit.errors import UserError
 from shared_vit.run.asked import Asked, check_processes, flags
 from shared_vit.run.command_line import parse
-from shared_vit.run.plan import make_plan
-from shared_vit.run.presets import PRESETS
+from shared_vit.run.plan import make_plan, settle_recipe
+from shared_vit.run.presets import ABOUT, PRESETS
 from shared_vit.spec.config import model_config
+from twinvit.presets import presets
 
 
 @pytest.fixture(autouse=True)
@@ -178,3 +179,36 @@ def test_every_flag_is_in_the_help(capsys):
     assert all(f"--{name} " in text for name in flags())
     assert "None" not in text and "|STR" not in text and "SUPPRESS" not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_folder_without_a_preset_gets_a_sensible_length_and_says_so(capsys):
+    asked = parse(["--data=folder", "--data_dir=x", "--lr=0.25"], "x")
+    assert (asked.preset, asked.model, asked.warmup_steps, asked.lr) == (
+        "folder", "vit_ti16", None, 0.25
+    )  # fmt: skip
+    notice = capsys.readouterr().err
+    assert notice.count("\n") == 1 and "no preset was named" in notice
+    assert "epochs 100.0" in notice and "lr 0.25" in notice and "0.0005" not in notice
+    cfg = model_config("vit_ti16", num_classes=2)
+    for num_train, steps, warmup in ((200, 312, 15), (10, 16, 0), (10**6, 1562500, 10_000)):
+        recipe = settle_recipe(asked, cfg, num_train)
+        assert (recipe.steps, recipe.warmup_steps) == (steps, warmup)
+    assert settle_recipe(asked.replace(warmup_steps=7), cfg, 200).warmup_steps == 7
+    tuned = parse(["--data=folder", "--data_dir=x", "--init_from=w"], "x")
+    assert (tuned.epochs, tuned.lr, tuned.model, tuned.image_size) == (30, 1e-4, None, None)
+    assert "epochs 30.0" in capsys.readouterr().err
+    for argv in (["--preset=folder", "--data_dir=x"], ["--preset=cifar10", "--data=folder"]):
+        parse(argv, "x")
+        assert not capsys.readouterr().err
+    assert parse(["--data_dir=x"], "x").preset == "imagenet"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_what_is_known_of_it(name, capsys):
+    presets()
+    said = " ".join(capsys.readouterr().out.split())
+    assert ABOUT[name] in said and ABOUT[name].endswith(".")
+    assert "; here: " in ABOUT[name]
+    for flag, value in PRESETS[name].items():
+        assert value is None or f"--{flag}={value}" in said
+    assert parse([f"--preset={name}", "--data=digits", "--warmup_steps=3"], "x").preset == name

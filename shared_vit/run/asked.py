@@ -21,9 +21,10 @@ class Start:
 
     preset: str | None = setting(
         None,
-        "digits, cifar10 or imagenet: settings, which the other flags then change.",
+        "digits, cifar10, imagenet or folder: settings, which the other flags then change; "
+        "`twinvit presets` tells more.",
         group="run",
-        open="imagenet where it is found, else digits",
+        open="that of --data, else imagenet where it is found, else digits",
     )
     config: str | None = setting(
         None,

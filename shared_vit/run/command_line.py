@@ -16,7 +16,7 @@ from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
-from shared_vit.run.presets import PRESETS
+from shared_vit.run.presets import FOLDER_FROM_WEIGHTS, PRESETS
 from shared_vit.run.record import MODEL_FLAGS, read_record, run_of
 from shared_vit.spec.config import model_config
 from shared_vit.spec.machine import Machine
@@ -160,7 +160,10 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
             f"--init_from={given['init_from']} does not say what data to evaluate on: add --data "
             "and --data_dir, or --preset=digits"
         )
-    return Asked(given, PRESETS[preset] | {"preset": preset}), notice
+    base = PRESETS[preset]
+    if preset == "folder" and given.get("init_from"):
+        base = FOLDER_FROM_WEIGHTS
+    return Asked(given, base | {"preset": preset}), notice
 
 
 def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
@@ -172,6 +175,8 @@ def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
             )
         return preset, None
     data = given.get("data")
+    if data == "folder":
+        return "folder", None if given.get("mode") == "eval" else _folder_notice(given)
     if data or given.get("data_dir"):
         return "digits" if data == "digits" else "imagenet", None
     if find_imagenet():
@@ -181,6 +186,16 @@ def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
         "notice: no data set was named and no ImageNet found (looked for a train folder in "
         f"{looked}), so this run trains the digits preset: a small ViT on 1,797 handwritten "
         "digits. For ImageNet: --preset=imagenet --data_dir=DIR"
+    )
+
+
+def _folder_notice(given: dict[str, Any]) -> str:
+    base = FOLDER_FROM_WEIGHTS if given.get("init_from") else PRESETS["folder"]
+    shown = {n: v for n, v in (base | given).items() if n in base and n != "data" and v is not None}
+    settings = ", ".join(f"{n} {v}" for n, v in shown.items())
+    return (
+        f"notice: no preset was named, so this run has the folder preset's settings ({settings}); "
+        "flags change them, `twinvit presets` lists others"
     )
 
 

@@ -29,6 +29,8 @@ from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.weights.adapt import adapt, in_memory
 
+LONGEST_WARMUP = 10_000  # updates, where nobody chose it: as in most recipes for ImageNet
+
 
 class GivenWeights:
     """The weights that an evaluation, or a run that starts from weights, reads; opened once in each
@@ -151,7 +153,10 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
     """The recipe of flags, a model and `num_train` training examples. Raises UserError."""
     steps = asked.steps or max(1, round(asked.epochs * num_train / asked.batch_size))
     check_range("steps", steps, settings_of(Recipe)["steps"], "the length in --{}")
-    return Recipe(**asked.values_of(Recipe) | {"model": model, "steps": steps})
+    values = asked.values_of(Recipe) | {"model": model, "steps": steps}
+    if asked.warmup_steps is None:
+        values["warmup_steps"] = min(LONGEST_WARMUP, steps // 20)
+    return Recipe(**values)
 
 
 def first_or_given_state(plan: Plan) -> TrainState:

@@ -199,7 +199,14 @@ def test_noise_is_that_of_the_nearest_measured_steps():
     near = lockstep.nearest_noise(rows, ["w"])[:, 0]
     assert near.tolist() == [3e-6, 3e-6, 3e-6, 3e-6, 3e-6, 3e-6]
     rows[2] = measured(3, 1e-6, 1e-8)
-    assert lockstep.nearest_noise(rows, ["w"])[:, 0].tolist() == [1e-7, 1e-7, 2e-7, 2e-7, 2e-7, 2e-7]
+    assert lockstep.nearest_noise(rows, ["w"])[:, 0].tolist() == [
+        1e-7,
+        1e-7,
+        2e-7,
+        2e-7,
+        2e-7,
+        2e-7,
+    ]
 
 
 def test_noise_rule_bounds_and_decides():
@@ -256,7 +263,9 @@ def test_nothing_to_compare_is_no_match():
 
 def test_gaps_of_hostile_arrays():
     ones, other = {"w": np.ones(3)}, {"w": np.array([1, np.nan, 1])}
-    assert lockstep.gaps(other, ones)["w"] > 1e300 and math.isfinite(lockstep.gaps(other, ones)["w"])
+    assert lockstep.gaps(other, ones)["w"] > 1e300 and math.isfinite(
+        lockstep.gaps(other, ones)["w"]
+    )
     with pytest.raises(UserError, match="other arrays: v"):
         lockstep.gaps({"v": np.ones(3), "w": np.ones(3)}, ones)
     with pytest.raises(UserError, match="shape"):
@@ -277,7 +286,9 @@ def here(monkeypatch):
     """Plans for this process, of which JAX has its devices already."""
 
     def resolve(asked):
-        settled = dict(device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off")
+        settled = dict(
+            device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off"
+        )
         return make_plan(asked.replace(**settled), "lockstep")
 
     monkeypatch.setattr(lockstep_run, "resolve", resolve)

@@ -87,9 +87,7 @@ def audit(
 def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str, Any]:
     """The verdict on the steps from one checkpoint."""
     lines: list[record.Line] = []
-    stream = batches(
-        plan.recipe, "train", state.step, dataset=plan.dataset, machine=plan.machine
-    )
+    stream = batches(plan.recipe, "train", state.step, dataset=plan.dataset, machine=plan.machine)
     try:
         for i in range(steps):
             # The last checkpoint is at the schedule's end: the last rate stands in for one of zero.
@@ -102,9 +100,7 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
     return {"step": state.step} | record.summary(lines, *verdicts)
 
 
-def _plan(
-    run: Path, known: Record, device: str, world_size: int, data_dir: str | None
-) -> Plan:
+def _plan(run: Path, known: Record, device: str, world_size: int, data_dir: str | None) -> Plan:
     """The run as it would go on here. Raises UserError where its data are not those here."""
     asked = parse(["--resume", f"--run_dir={run}"], prog="twinvit audit")
     changes: dict[str, Any] = {"device": None if device == "auto" else device, "compile": None}

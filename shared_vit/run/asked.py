@@ -54,7 +54,7 @@ class Start:
         "vit_ti16, vit_s16, vit_s32, vit_b16 (also: vit), vit_b32, vit_l16, vit_l32, vit_h14, "
         "vit_g14, vit_gg14, vit_ti4, vit_mini4, vit_nano2.",
         group="model",
-        open="vit_b16",
+        open="that of the preset or of the weights, else vit_b16",
     )
     image_size: int = setting(
         224,
@@ -81,12 +81,37 @@ class Start:
     gelu: Literal["erf", "tanh"] = setting(
         "erf", "Form of GELU.", group="model", open="erf, or that of the weights"
     )
-    num_heads: int = setting(
-        1,
-        "Heads of a model read by --init_from from a file that does not say.",
+    patch_size: int = setting(
+        16,
+        "Side of a patch in pixels, where it is not that of --model.",
         group="model",
         least=1,
-        open="what the file says",
+        open="that of --model",
+    )
+    width: int = setting(
+        768,
+        "Width of a model without a name; heads and MLP follow from it where they are not given.",
+        group="model",
+        least=1,
+        open="that of --model",
+    )
+    depth: int = setting(
+        12, "Blocks of a model without a name.", group="model", least=1, open="those of --model"
+    )
+    num_heads: int = setting(
+        12,
+        "Heads of a model without a name, or of one read by --init_from from a file that does not "
+        "say.",
+        group="model",
+        least=1,
+        open="those of --model or of the file; with --width, width / 64",
+    )
+    mlp_dim: int = setting(
+        3072,
+        "Width of the MLPs of a model without a name.",
+        group="model",
+        least=1,
+        open="that of --model; with --width, 4 x width",
     )
     dropout: float = setting(
         0.0,

@@ -17,8 +17,8 @@ from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FOLDER_FROM_WEIGHTS, PRESETS
-from shared_vit.run.record import MODEL_FLAGS, read_record, run_of
-from shared_vit.spec.config import model_config
+from shared_vit.run.record import MODEL_FLAGS, SIZE_FLAGS, read_record, run_of
+from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import Kind, Setting, check_range, settings_of
@@ -39,6 +39,7 @@ LEFT_OPEN = ("device", "world_size", "compile")
 ELSEWHERE = {
     "learning_rate": "lr",
     "wd": "weight_decay",
+    "heads": "num_heads",
     "bs": "batch_size",
     "warmup": "warmup_steps",
     "output": "run_dir",
@@ -52,6 +53,7 @@ ELSEWHERE = {
     "checkpoint": "init_from",
     "evaluate": "mode=eval",
 }
+HEAD_WIDTH = 64  # of all published ViTs but the largest
 SOURCES = ("digits", "imagenet", "folder", "tfds:<name>")
 
 
@@ -99,11 +101,6 @@ def check(asked: Asked) -> None:
             "--data_dir is given, and the digits are part of the package: use --data=folder "
             "--data_dir=DIR, or leave --data_dir out"
         )
-    if "num_heads" in asked.given and not asked.init_from:
-        raise UserError(
-            "--num_heads belongs to --init_from, for a file that does not say how many heads its "
-            "model has"
-        )
     if asked.resume and "init_from" in asked.given:
         raise UserError(
             "--resume and --init_from exclude each other: a resumed run has its weights"
@@ -119,16 +116,29 @@ def check(asked: Asked) -> None:
 
 
 def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
-    """Fields of ModelConfig that flags set: all flags, or only those on the command line."""
-    names = [n for n in sorted(MODEL_FLAGS) if not only_given or n in asked.given]
+    """Fields of ModelConfig that flags set: all flags, or only those on the command line.
+
+    Sizes of a continued run do not change a model that is named on the command line.
+    """
+    named = SIZE_FLAGS if "model" in asked.given else ()
+    names = [n for n in sorted(MODEL_FLAGS) if n in asked.given or not (only_given or n in named)]
     changes = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
     if changes.get("pool") == "mean":
         changes["class_token"] = False
     return changes
 
 
-def named_model(asked: Asked, num_classes: int) -> Any:
+def named_model(asked: Asked, num_classes: int) -> ModelConfig:
+    """The ModelConfig of --model with the sizes that flags change. Raises UserError."""
     changes = {"num_classes": num_classes} | model_changes(asked)
+    if "width" in changes:
+        changes = {"mlp_dim": 4 * changes["width"]} | changes
+        if "num_heads" not in changes:
+            if changes["width"] > HEAD_WIDTH and changes["width"] % HEAD_WIDTH:
+                raise UserError(
+                    f"--width={changes['width']} is not a multiple of {HEAD_WIDTH}: set --num_heads"
+                )
+            changes["num_heads"] = max(1, changes["width"] // HEAD_WIDTH)
     return model_config(asked.model or "vit_b16", **changes)
 
 
@@ -219,7 +229,7 @@ def _implied(asked: Asked) -> Asked:
         base["data"] = "folder"
     if asked.data == "digits" and "model" in asked.given and asked.record is None:
         if "image_size" not in asked.given:
-            patch = model_config(asked.model).patch_size
+            patch = asked.patch_size or model_config(asked.model).patch_size
             base["image_size"] = 8 if 8 % patch == 0 else 2 * patch
     if asked.optimizer == "adam" and "weight_decay" not in asked.given:
         base["weight_decay"] = 0.0

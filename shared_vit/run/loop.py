@@ -16,6 +16,7 @@ from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import LAG, describe_evaluated, evaluate
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
+from shared_vit.run.start_from import describe_start
 from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
 from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
@@ -52,6 +53,8 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
         if run_dir is not None:
             run_dir.open_new(plan.record())
         _announce(plan, speak)
+        if plan.weights is not None and run_dir is not None:
+            speak("\n".join(describe_start(plan.weights.source, plan.model)), flush=True)
         return state, False
     notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
     found = checkpoint.newest(plan.run_dir, plan.record())

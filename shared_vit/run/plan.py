@@ -19,7 +19,7 @@ from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint
 from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.command_line import model_changes, named_model
-from shared_vit.run.record import VERSION, Record, is_run, new_id, read_record
+from shared_vit.run.record import SIZE_FLAGS, VERSION, Record, is_run, new_id, read_record
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
@@ -186,7 +186,7 @@ def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
     path = asked.init_from or (run_dir if asked.mode == "eval" else None)
     if path is None or asked.resume:
         return None
-    hints = dict(num_heads=asked.num_heads, num_classes=asked.given.get("num_classes"))
+    hints = dict(num_heads=asked.given.get("num_heads"), num_classes=asked.given.get("num_classes"))
     return GivenWeights(_newest(path), **hints)
 
 
@@ -209,8 +209,10 @@ def _model(asked: Asked, of_file: ModelConfig | None, dataset: Dataset) -> Model
     if asked.resume:
         assert asked.record is not None
         return _resumed(asked, asked.record.recipe.model)
-    wanted = named_model(asked, asked.num_classes or dataset.num_classes)
-    return wanted if of_file is None else _adapted(asked, of_file, wanted)
+    num_classes = asked.num_classes or dataset.num_classes
+    if of_file is None:
+        return named_model(asked, num_classes)
+    return _adapted(asked, of_file, num_classes)
 
 
 def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
@@ -263,10 +265,31 @@ def _same_data(plan: Plan, asked: Asked) -> bool:
     return asked.record is not None and asked.record.data == plan.record().data
 
 
-def _adapted(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> ModelConfig:
-    """The file's function at the size and with the classes and dropout that the flags want."""
-    sizes = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
-    different = [f"{n}: {getattr(of_file, n)}, not {getattr(wanted, n)}" for n in sizes
+def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfig:
+    """The file's function at the size and with the classes and dropout that the flags want.
+
+    Its sizes are the file's: a preset's model is for runs from scratch. One that is named must fit.
+    """
+    if "model" in asked.given:
+        _check_model(asked, of_file, named_model(asked, num_classes))
+    for name in ("gelu", "pool", "pos_embed", *SIZE_FLAGS):
+        wants = asked.given.get(name)
+        if wants is not None and wants != getattr(of_file, name):
+            raise UserError(
+                f"--{name}={wants}, but the weights of {asked.init_from} have "
+                f"{getattr(of_file, name)}"
+            )
+    changes: dict[str, Any] = {"num_classes": num_classes, "dropout": asked.dropout}
+    for name in ("image_size", "eval_resize"):
+        if getattr(asked, name) is not None:
+            changes[name] = getattr(asked, name)
+    if of_file.num_classes != num_classes:
+        changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
+    return dataclasses.replace(of_file, **changes)
+
+
+def _check_model(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> None:
+    different = [f"{n}: {getattr(of_file, n)}, not {getattr(wanted, n)}" for n in SIZE_FLAGS
                  if getattr(of_file, n) != getattr(wanted, n)]  # fmt: skip
     if different:
         expected, found = canonical.shapes(wanted), canonical.shapes(of_file)
@@ -274,23 +297,8 @@ def _adapted(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> ModelCo
                    if found.get(n) != s]  # fmt: skip
         raise UserError(
             f"--init_from={asked.init_from} holds another model than --model={asked.model} "
-            f"({'; '.join(different)}); its tensor {some(tensors, 3)}"
+            f"({'; '.join(different)}), which may be left out; its tensor {some(tensors, 3)}"
         )
-    for name in ("gelu", "pool", "pos_embed"):
-        wants = asked.given.get(name)
-        if wants is not None and wants != getattr(of_file, name):
-            raise UserError(
-                f"--{name}={wants}, but the weights of {asked.init_from} were trained with "
-                f"{getattr(of_file, name)}"
-            )
-    changes: dict[str, Any] = {
-        n: getattr(wanted, n) for n in ("image_size", "num_classes", "dropout")
-    }
-    if asked.eval_resize is not None:
-        changes["eval_resize"] = asked.eval_resize
-    if of_file.num_classes != wanted.num_classes:
-        changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
-    return dataclasses.replace(of_file, **changes)
 
 
 def _free_run_dir(preset: str | None, framework: str) -> Path:

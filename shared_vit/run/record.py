@@ -202,6 +202,16 @@ def differences(known: Record, record: Record) -> list[str]:
     return found
 
 
+SIZE_FLAGS = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
 MODEL_FLAGS = frozenset(
-    ("image_size", "num_classes", "pool", "pos_embed", "gelu", "dropout", "eval_resize")
+    (
+        "image_size",
+        "num_classes",
+        "pool",
+        "pos_embed",
+        "gelu",
+        "dropout",
+        "eval_resize",
+        *SIZE_FLAGS,
+    )
 )

@@ -1,4 +1,4 @@
-"""Claim: from the same state both twins take the same step, and a wrong step is caught and named."""
+"""Claim: from one state both twins take the same step, and a wrong step is caught and named."""
 
 import dataclasses
 import json

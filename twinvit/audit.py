@@ -1,4 +1,4 @@
-"""`twinvit audit`: from each checkpoint of a run that exists, the next steps taken by both twins."""
+"""`twinvit audit`: from each checkpoint of an existing run, the next steps by both twins."""
 
 from __future__ import annotations
 

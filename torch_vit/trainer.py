@@ -305,8 +305,7 @@ class Trainer:
     def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Those of the trained parameters on the host, in canonical order."""
         names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        found = {n: whole(tensors[n]) for n in names}
-        return {n: array for n, array in found.items() if array is not None}
+        return {n: whole(tensors[n]).cpu().numpy() for n in names}
 
     def _adam_count(self) -> int:
         counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}

@@ -168,7 +168,7 @@ def test_a_missing_cut_or_altered_file_is_named_and_the_earlier_checkpoint_taken
         changed[place] ^= 0x10
         path.write_bytes(changed)
         refused()
-    path.write_bytes(data + b"\n}")
+    path.write_bytes(data + b"\n")
     refused()
     path.write_bytes((tmp_path / "checkpoints/step_3" / name).read_bytes())
     assert checkpoint.newest(tmp_path).step == 3  # an intact file of another checkpoint

@@ -73,11 +73,11 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
     after it."""
     from shared_vit.run import loop
 
-    twin, run_dir, whole = "torch", tmp_path / "run", loop.evaluate
+    twin, run_dir, evaluate = "torch", tmp_path / "run", loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda plan, trainer, interrupt: None)
     assert train_here(twin, run_dir, *SMALL_RUN) == EXIT_INTERRUPTED
     assert metrics(run_dir)[-1] == metrics(reference(twin))[9]
-    monkeypatch.setattr(loop, "evaluate", whole)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     assert train_here(twin, run_dir, "--resume", "--stop_at=11") == 0
     for path in run_dir.glob("checkpoints/step_11"):  # as if killed before it was saved
         shutil.rmtree(path)
@@ -125,7 +125,7 @@ def test_lines_that_are_lost_are_told(tmp_path, capsys):
     assert [line["step"] for line in metrics(run_dir)] == [*range(1, 8)]
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path, capsys):
+def test_the_newest_intact_checkpoint_is_taken_and_the_others_are_named(tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(reference("torch"), run_dir)
     (run_dir / "checkpoints/step_20/optimizer.safetensors").unlink()
@@ -168,11 +168,11 @@ def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, caps
 def test_a_run_begun_from_weights_resumes_without_them(tmp_path):
     run_dir, weights, flags = tmp_path / "run", tmp_path / "weights", SMALL_RUN[:4]
     shutil.copytree(reference("torch") / "checkpoints/step_20", weights)
-    train_here("torch", tmp_path / "whole", *flags, f"--init_from={weights}")
+    train_here("torch", tmp_path / "alone", *flags, f"--init_from={weights}")
     train_here("torch", run_dir, *flags, f"--init_from={weights}", "--stop_at=4")
     shutil.rmtree(weights)
     assert train_here("torch", run_dir, "--resume") == 0
-    assert digests(run_dir)["metrics.jsonl"] == digests(tmp_path / "whole")["metrics.jsonl"]
+    assert digests(run_dir)["metrics.jsonl"] == digests(tmp_path / "alone")["metrics.jsonl"]
     assert abs(metrics(run_dir)[0]["loss"] - metrics(reference("torch"))[0]["loss"]) > 0.01
     with pytest.raises(UserError, match="--resume and --init_from exclude each other"):
         train_here("torch", run_dir, "--resume", f"--init_from={weights}")
@@ -199,11 +199,11 @@ def test_switching_frameworks_in_float64(tmp_path, x64):
         "--eval_every=5",
         "--checkpoint_every=5",
     )
-    train_here("torch", tmp_path / "whole", *flags)
+    train_here("torch", tmp_path / "alone", *flags)
     for i, twin in enumerate(TWINS * 2):
         more = ("--resume",) if i else flags
         assert train_here(twin, tmp_path / "run", *more, f"--stop_at={5 * i + 5}") == 0
-    assert _largest_gap(tmp_path / "whole", tmp_path / "run") < 1e-13
+    assert _largest_gap(tmp_path / "alone", tmp_path / "run") < 1e-13
 
 
 def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
@@ -216,19 +216,19 @@ def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
         "--eval_every=5",
         "--checkpoint_every=5",
     )
-    train_here("torch", tmp_path / "whole", *flags)
+    train_here("torch", tmp_path / "alone", *flags)
     train_here("jax", tmp_path / "run", *flags, "--stop_at=5")
-    whole = checkpoint.load
+    load = checkpoint.load
 
     def forgetful(path):
-        state, extra = whole(path)
+        state, extra = load(path)
         second = state.slots["exp_avg_sq"]
         second.update({name: array * (1 - 1e-6) for name, array in second.items()})
         return state, extra
 
     monkeypatch.setattr(checkpoint, "load", forgetful)
     train_here("torch", tmp_path / "run", "--resume")
-    assert _largest_gap(tmp_path / "whole", tmp_path / "run") > 1e-11
+    assert _largest_gap(tmp_path / "alone", tmp_path / "run") > 1e-11
 
 
 def _largest_gap(a, b) -> float:
@@ -269,8 +269,8 @@ def test_four_processes_of_torch(tmp_path):
 def test_four_processes_of_jax(tmp_path):
     """As hosts would: one of four processes is asked to stop, all stop at the same step; one is
     killed, all end."""
-    whole, run_dir = tmp_path / "whole", tmp_path / "run"
-    assert _end(_start_four(whole, *SMALL_RUN)) == [0] * 4
+    alone, run_dir = tmp_path / "alone", tmp_path / "run"
+    assert _end(_start_four(alone, *SMALL_RUN)) == [0] * 4
     processes = _start_four(run_dir, *SMALL_RUN)
     assert wait_for((run_dir / "checkpoints/step_4").exists, processes[0])
     processes[2].send_signal(signal.SIGTERM)
@@ -280,7 +280,7 @@ def test_four_processes_of_jax(tmp_path):
     processes[3].kill()
     assert 0 not in _end(processes)
     assert _end(_start_four(run_dir, "--resume")) == [0] * 4
-    assert digests(run_dir) | digests(whole) == digests(run_dir)
+    assert digests(run_dir) | digests(alone) == digests(run_dir)
 
 
 def _start_four(run_dir, *flags):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shared_vit.cores import cores
 from shared_vit.errors import UserError
 from shared_vit.run.record import Record
 from shared_vit.spec.machine import Machine
@@ -192,11 +193,12 @@ class Asked:
 
 def check_processes(world_size: int) -> None:
     """Raise UserError for many more devices on the CPU than it has cores."""
-    most = CPU_DEVICES_PER_CORE * (os.cpu_count() or 1)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)  # torchrun spreads them over hosts
-    if here > most:
+    if os.environ.get("LOCAL_WORLD_SIZE"):
+        return  # torchrun has started them, on however many hosts
+    most = CPU_DEVICES_PER_CORE * cores()
+    if world_size > most:
         raise UserError(
-            f"--world_size={world_size} with --device=cpu: this machine has {os.cpu_count()} "
+            f"--world_size={world_size} with --device=cpu: this machine has {cores()} "
             f"cores, and at most {most} devices make sense on it: use --world_size={most} or less"
         )
 

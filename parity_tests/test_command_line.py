@@ -191,7 +191,12 @@ def test_a_folder_without_a_preset_gets_a_sensible_length_and_says_so(capsys):
     )  # fmt: skip
     notice = capsys.readouterr().err
     assert notice.count("\n") == 1 and "no preset was named" in notice
-    assert "epochs 100.0" in notice and "lr 0.25" in notice and "0.0005" not in notice
+    assert (
+        "warm-up a twentieth" in notice
+        and "epochs 100.0" in notice
+        and "lr 0.25" in notice
+        and "0.0005" not in notice
+    )
     cfg = model_config("vit_ti16", num_classes=2)
     for num_train, steps, warmup in ((200, 312, 15), (10, 16, 0), (10**6, 1562500, 10_000)):
         recipe = settle_recipe(asked, cfg, num_train)

@@ -203,6 +203,8 @@ def _folder_notice(given: dict[str, Any]) -> str:
     base = FOLDER_FROM_WEIGHTS if given.get("init_from") else PRESETS["folder"]
     shown = {n: v for n, v in (base | given).items() if n in base and n != "data" and v is not None}
     settings = ", ".join(f"{n} {v}" for n, v in shown.items())
+    if "warmup_steps" not in given:
+        settings += ", warm-up a twentieth of the steps"
     return (
         f"notice: no preset was named, so this run has the folder preset's settings ({settings}); "
         "flags change them, `twinvit presets` lists others"

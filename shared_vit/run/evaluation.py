@@ -59,8 +59,9 @@ def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
     """One line: which weights, on which data, prepared how, with which result."""
     assert plan.weights is not None
     step = "" if plan.weights.step is None else f" (step {plan.weights.step})"
+    split = "the part held out of training" if plan.dataset.minival else "validation split"
     return (
-        f"{plan.weights.path}{step} on {plan.dataset.name}, validation split, "
+        f"{plan.weights.path}{step} on {plan.dataset.name}, {split}, "
         f"{describe_preprocessing(plan)}: {describe(result)}"
     )
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+import torch_vit  # noqa: F401 - registers the reader of .pth files
 from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint

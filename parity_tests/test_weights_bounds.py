@@ -125,7 +125,7 @@ def test_what_training_scripts_save_is_still_read(form, tmp_path):
         (dict(width=5 * 2**40), "width must be at most"),
         (dict(image_size=8 * 10**9), "image_size must be at most"),
         (dict(num_classes=10**12), "num_classes must be at most"),
-        (dict(mean=[float("nan"), 0.5, 0.5]), "mean must be three numbers"),
+        (dict(mean=[float("nan"), 0.5, 0.5]), r"mean\[0\]: it is not a number"),
         (dict(std=[float("inf"), 0.5, 0.5]), "std must be three numbers"),
         (dict(norm_eps=float("inf")), "norm_eps must be between 0 and 1"),
         (dict(eval_resize=float("nan")), "eval_resize"),

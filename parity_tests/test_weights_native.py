@@ -107,7 +107,8 @@ def test_any_arrays_and_metadata(tmp_path):
     safetensors.write_safetensors(
         tmp_path / "a.safetensors", arrays, {"step": "7", "text": 'quoted " and \u00e9'}
     )
-    back, metadata = safetensors.read_safetensors(tmp_path / "a.safetensors", own=True)
+    opened, metadata, _ = safetensors.open_own(tmp_path / "a.safetensors")
+    back = in_memory(opened)
     assert metadata == {"step": "7", "text": 'quoted " and \u00e9'}
     assert same(dict(sorted(back.items())), dict(sorted(arrays.items())))
 

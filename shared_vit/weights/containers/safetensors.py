@@ -91,16 +91,15 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 def open_safetensors(
-    path: str | os.PathLike, own: bool = False
+    path: str | os.PathLike,
 ) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """`(arrays, metadata)` of any safetensors file, without reading the arrays.
 
-    The structure is checked now. A file of this project is read through once for its checksum;
-    `own=True` refuses any other file. The open file stays the one that was checked, even when
-    another is renamed into its place. Raises UserError for a file that is not there, damaged,
-    altered, or of an unknown dtype.
+    The structure is checked now, and the checksum of a file of this project. The open file stays
+    the one that was checked, even when another is renamed into its place. Raises UserError for a
+    file that is not there, damaged, altered, or of an unknown dtype.
     """
-    opened = _opened(Path(path), own)
+    opened = _opened(Path(path), own=False)
     return opened.arrays, opened.metadata
 
 
@@ -115,14 +114,6 @@ class OwnFile(NamedTuple):
 def open_own(path: str | os.PathLike) -> OwnFile:
     """Open a file of this project. Raises UserError for any other, and for an altered one."""
     return _opened(Path(path), own=True)
-
-
-def read_safetensors(
-    path: str | os.PathLike, own: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """`open_safetensors` with all arrays in memory (writable, dtypes as in the file)."""
-    arrays, metadata = open_safetensors(path, own)
-    return {name: np.asarray(array) for name, array in arrays.items()}, metadata
 
 
 def _opened(path: Path, own: bool) -> OwnFile:

@@ -1,9 +1,10 @@
-"""Claim: from one state both twins take the same step, and a wrong step is caught and named."""
+"""Claim: from the same state both twins take the same step; a wrong one is caught and named."""
 
 import dataclasses
 import json
 import math
 import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import helpers
@@ -18,9 +19,11 @@ from shared_vit.data import batches
 from shared_vit.data.sources import open_dataset
 from shared_vit.errors import UserError
 from shared_vit.run.plan import Plan, make_plan
+from shared_vit.run.record import Record, write_record
 from shared_vit.run.state import StepScalars
+from shared_vit.sealed import read_sealed, write_sealed
 from shared_vit.spec.machine import Machine
-from twinvit import audit, lockstep, lockstep_run
+from twinvit import audit, lockstep, lockstep_run, proof_pages
 from twinvit import lockstep_record as record
 from twinvit.lockstep import Measured
 from twinvit.lockstep_twins import Pair
@@ -32,7 +35,7 @@ EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
 
 def steps_in_lockstep(leader="torch", steps=4, precision="fp32", dropout=0.0, **changes):
     """Lines of a short lockstep on digits, from weights that hide nothing."""
-    recipe = helpers.train_config(precision, dropout=dropout, **changes)
+    recipe = helpers.train_config(precision, dropout=dropout, steps=100, **changes)
     machine = Machine(workers=0, world_size=2)
     plan = Plan(recipe, machine, None, "train", False, open_dataset("digits"), Path("none"))
     pair = Pair(plan, random_state(dataclasses.replace(TINY, dropout=dropout), precision), leader)
@@ -74,7 +77,7 @@ def test_the_leader_draws_its_own_curve():
     """Being watched changes no bit of a torch run."""
     recipe = helpers.train_config("fp32", dropout=0.1)
     state = random_state(recipe.model, "fp32")
-    alone = helpers.run(helpers.torch_trainer(state, recipe), recipe, 4, total=1)
+    alone = helpers.run(helpers.torch_trainer(state, recipe), recipe, 4, total=100)
     lines = steps_in_lockstep(dropout=0.1)
     assert [line.loss for line in lines] == alone.loss.tolist()
     assert [line.grad_norm for line in lines] == alone.grad_norm.tolist()
@@ -178,8 +181,6 @@ def test_faults_are_caught_in_float32(fault, monkeypatch):
     assert verdict.exit_status == 1
     first = verdict.differences[0]
     assert f"differ (first at step {step}, {first.name})" in verdict.line()
-    from fnmatch import fnmatchcase
-
     assert first.step == step and fnmatchcase(first.name, place + "*"), str(first)
     assert first.name not in ("loss", "grad_norm", "whole")
     assert first.gap > 100 * first.bound
@@ -351,8 +352,6 @@ def test_audit_of_an_old_run_says_what_is_new(here, tmp_path, capsys):
     assert audit.audit(run_dir) == 0
     assert "step_6: lockstep: decided 1 of 1 steps, match" in capsys.readouterr().out
     state = run_dir / "checkpoints" / "step_6" / "state.json"
-    from shared_vit.sealed import read_sealed, write_sealed
-
     document = read_sealed(state)
     document["versions"] = document["versions"] | {"version": "0.4.0", "device": "TPU v4"}
     write_sealed(state, {k: v for k, v in document.items() if k != "checksum"})
@@ -440,3 +439,43 @@ def test_library_yardsticks():
     assert lockstep.run(mlp_numpy, mlp_torch, states, data, limit=1e-5).matched
     assert not lockstep.run(mlp_numpy, mlp_torch, states, data, limit=0.0).matched
     assert lockstep.run(double, double, states, data, reference=double).matched
+
+
+# The pages, from what is on disk.
+
+
+def test_report_pages(here, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert lockstep_run.run([*RUN, "--lockstep", "--steps=2", f"--run_dir={run_dir}"]) == 0
+    assert audit.audit(run_dir) == 0
+    assert proof_pages.report((run_dir,)) == 0
+    page, audited = ((run_dir / n).read_text() for n in ("lockstep.html", "audit.html"))
+    assert "decided 2 of 2 steps, match" in page and "warm-up" in page
+    assert page.count("<svg") >= 8 and "16 eps" in page and "fingerprint" not in page
+    assert "audit of 1 checkpoints: decided 1 of 1 steps" in audited and "written by" in audited
+    for text in (page, audited):
+        assert torch.__version__ in text and "http" not in text.replace("http://www.w3.org", "")
+    found = json.loads((run_dir / record.RESULT).read_text())
+    found |= {"exit_status": 1, "differences": ["head.bias: 1 at step 1, bound <0.1>"]}
+    record.write_json(run_dir / record.RESULT, found)
+    assert proof_pages.report((run_dir,)) == 0
+    page = (run_dir / "lockstep.html").read_text()
+    assert "DIFFER" in page and "bound &lt;0.1&gt;" in page
+    with pytest.raises(UserError, match="holds no proof"):
+        proof_pages.report((tmp_path,))
+
+
+def test_page_of_two_curves(tmp_path):
+    """The page of `twinvit parity`, on runs made by hand."""
+    recipe = helpers.train_config("fp32", steps=60)
+    data = {"name": "digits", "fingerprint": "0123"}
+    for name, gap in {"jax": 1e-7, "torch": 0, **{f"torch-nudge-{i}": 1e-7 for i in "123"}}.items():
+        run = tmp_path / name
+        run.mkdir()
+        own = dataclasses.replace(recipe, nudge=int(name[-1]) if name[-1].isdigit() else None)
+        write_record(run, Record(own, Machine(), "digits", data))
+        rows = [{"step": t, "loss": 3 - t / 60 + gap, "grad_norm": 1 + gap} for t in range(1, 61)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert proof_pages.report((tmp_path,)) == 0
+    page = (tmp_path / "parity.html").read_text()
+    assert "MATCH" in page and "up to step 60 of 60" in page and page.count("<svg") >= 8

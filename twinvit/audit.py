@@ -1,4 +1,4 @@
-"""`twinvit audit`: from each checkpoint of an existing run, the next steps by both twins."""
+"""`twinvit audit`: from each checkpoint of a run on disk, the next steps taken by both twins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import tyro
 
-from shared_vit.data.pipeline import batches
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint
 from shared_vit.run.command_line import parse
@@ -87,7 +86,7 @@ def audit(
 def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str, Any]:
     """The verdict on the steps from one checkpoint."""
     lines: list[record.Line] = []
-    stream = batches(plan.recipe, "train", state.step, dataset=plan.dataset, machine=plan.machine)
+    stream = plan.batches("train", state.step)
     try:
         for i in range(steps):
             # The last checkpoint is at the schedule's end: the last rate stands in for one of zero.

@@ -37,6 +37,7 @@ COMMANDS = {
         "audit",
         "the next step from every checkpoint of a run, taken by both twins",
     ),
+    "report": ("twinvit.proof_pages", "report", "an HTML page of each proof on disk"),
     "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
     "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
     "port": ("twinvit.port.cli", "main", "explain a port of any model: what is wrong, and where"),

@@ -26,7 +26,7 @@ def series(lines: Sequence[Line]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     if measured[0].distances is None:
         beside, label = lockstep.nearest_noise(measured, names), "rounding alone (nudged weights)"
     else:
-        beside = np.array([[max(m.distances[n]) for n in names] for m in measured])  # type: ignore[index]
+        beside = np.array([[max((m.distances or {})[n]) for n in names] for m in measured])
         label = "distance from float64, the larger"
     arrays = [i for i, n in enumerate(names) if n not in PANELS]
     worst = np.array(arrays)[gaps[:, arrays].argmax(axis=1)]
@@ -39,6 +39,15 @@ def series(lines: Sequence[Line]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     )
 
 
+def phases(about: Mapping[str, Any]) -> list[tuple[int, int, str]]:
+    """(first step, last step, name) of the learning rate's phases."""
+    total = about["steps_of_run"]
+    warmup = min(about["warmup_steps"], total)
+    end = total - about.get("cooldown_steps", 0)
+    found = [(0, warmup, "warm-up"), (warmup, end, about["schedule"]), (end, total, "cool-down")]
+    return [(a, b, name) for a, b, name in found if b > a]
+
+
 def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, Any]) -> None:
     """Write a PNG (or what the suffix says) of the compared steps and their verdict."""
     from matplotlib.figure import Figure
@@ -49,14 +58,16 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
     panels = PANELS | {"array": "array that differs most"}
     for axes, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items()):
         axes.plot(steps, _positive(beside[name]), color="#4c9be8", lw=1.2, label=label)
-        axes.plot(steps, _positive(gaps[name]), color="#111111", lw=0.8, label="between the twins")
+        axes.plot(steps, _positive(gaps[name]), color="#111111", lw=0.8, label="gap of the twins")
         axes.set(yscale="log", ylabel=f"{title}: gap")
-        warmup = about["warmup_steps"]
-        if steps[0] < warmup < steps[-1]:
-            axes.axvline(warmup, color="0.6", lw=0.8)
-            for text, align in (("warm-up ", "right"), (" cosine", "left")):
-                axes.annotate(text, (warmup, 0.02), xycoords=("data", "axes fraction"), ha=align,
-                              fontsize=8, color="0.4")  # fmt: skip
+        for start, *_ in phases(about)[1:]:
+            if steps[0] < start < steps[-1]:
+                axes.axvline(start, color="0.6", lw=0.8)
+        for start, end, phase in phases(about):
+            middle = (max(start, steps[0]) + min(end, steps[-1])) / 2
+            if start < steps[-1]:
+                axes.annotate(phase, (middle, 0.02), xycoords=("data", "axes fraction"),
+                              ha="center", fontsize=8, color="0.4")  # fmt: skip
     axes_list = figure.axes
     axes_list[0].legend(frameon=False, fontsize=8)
     for axes in axes_list[2:]:

@@ -120,6 +120,8 @@ def about(plan: Plan) -> dict[str, Any]:
         "rule": "distance from float64" if by_reference else "noise",
         "steps_of_run": recipe.steps,
         "warmup_steps": recipe.warmup_steps,
+        "schedule": recipe.schedule,
+        "cooldown_steps": recipe.cooldown_steps,
         "batch_size": recipe.batch_size,
         "grad_accum": recipe.grad_accum,
         "dropout": recipe.model.dropout,

@@ -251,10 +251,11 @@ def _twin(
     """A twin on the plan's devices: JAX on all, torch and float64's (`one`) on the first."""
     devices = importlib.import_module(f"{framework}_vit.devices")
     trainer = importlib.import_module(f"{framework}_vit.trainer").Trainer
+    remat = plan.machine.remat == "block"
     if framework == "torch":
         compiles = plan.machine.compile == "on" and not one
         device = devices.device_of(plan.machine, 0)
-        return Twin(lambda: trainer(state, recipe, device, compile=compiles))
+        return Twin(lambda: trainer(state, recipe, device, compile=compiles, remat=remat))
     import jax
 
     mesh = devices.start(plan.machine)
@@ -262,8 +263,9 @@ def _twin(
         mesh = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("data",))
     # float64 exists in JAX where x64 is on; a float32 run has it off, as users have.
     double = recipe.precision == "fp64" and not jax.config.jax_enable_x64
+    shard = plan.machine.shard == "params" and not one
     return Twin(
-        lambda: trainer(state, recipe, mesh),
+        lambda: trainer(state, recipe, mesh, remat=remat, shard=shard),
         (lambda: jax.enable_x64(True)) if double else nullcontext,
     )
 
@@ -295,6 +297,7 @@ class LockstepTrainer:
         self.pair, self.every, self.record = pair, every, record
         self.leader = pair.leader.trainer
         self.process, self.num_processes = self.leader.process, self.leader.num_processes
+        self.sharded = self.leader.sharded
         self.sharded = False
 
     @property

@@ -1,0 +1,183 @@
+"""The HTML page of a lockstep or an audit: the verdict, what it rests on, and what made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared_vit.errors import UserError
+from shared_vit.files import whole_file
+from twinvit import lockstep_figure, lockstep_record
+from twinvit.lockstep import ALONE, ARRAY_RATIO, DECIDABLE_DISTANCE, WHOLE, WHOLE_RATIO, WINDOW
+from twinvit.lockstep_twins import OPTIMIZER_LIMIT
+from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
+from twinvit.report import html
+from twinvit.report.svg import Band, Chart, Series
+
+AUDIT, AUDIT_PAGE = "audit.json", "audit.html"
+BADGES = {0: ("MATCH", "good"), 1: ("DIFFER", "bad"), 2: ("CANNOT BE JUDGED", "warn")}
+_TITLES = lockstep_figure.PANELS | {"array": "array that differs most"}
+_ROWS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient", "array": "one array"}
+
+
+def lockstep_page(run_dir: Path) -> Path:
+    """Write the page of a lockstep run from its files; returns its path. Raises UserError."""
+    found = read_result(run_dir / lockstep_record.RESULT)
+    lines = lockstep_record.read_lines(run_dir)
+    if not lines:
+        raise UserError(f"{run_dir / lockstep_record.LINES} holds no step")
+    body = [
+        _header(found["line"], found["exit_status"], _what(found)),
+        _differences(found),
+        _largest(found),
+        *_charts(lines, found),
+        _rules(found["rule"]),
+        _made_by(found),
+    ]
+    return _write(run_dir / lockstep_record.PAGE, "Lockstep", body)
+
+
+def audit_page(run_dir: Path) -> Path:
+    """Write the page of an audit from its file; returns its path. Raises UserError."""
+    found = read_result(run_dir / AUDIT)
+    rows, checkpoints = [], found["checkpoints"]
+    for entry in checkpoints:
+        largest = entry.get("largest", {})
+        gaps = [_gap(largest[n]["gap"]) if n in largest else "" for n in (*_ROWS, "optimizer")]
+        by = entry.get("written_by", {})
+        rows.append([entry["step"], entry["line"].removeprefix("lockstep: "),
+                     f"{by.get('framework', '?')} {by.get('version', '')}", *gaps])  # fmt: skip
+    statuses = [entry["exit_status"] for entry in checkpoints]
+    status = 1 if 1 in statuses else max(statuses)
+    decided = sum(entry.get("decided", 0) for entry in checkpoints)
+    total = sum(entry.get("steps", 0) for entry in checkpoints)
+    sentence = f"audit of {len(checkpoints)} checkpoints: decided {decided} of {total} steps"
+    columns = ["step", "verdict", "written by", *_ROWS.values(), "optimizer"]
+    body = [
+        _header(sentence, status, _what(found)),
+        html.section("Checkpoints", html.table(columns, rows, range(3, len(columns)))),
+        _rules(found["rule"]),
+        _made_by(found),
+    ]
+    return _write(run_dir / AUDIT_PAGE, "Audit", body)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result's JSON. Raises UserError."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not the result of a comparison: {error}") from None
+
+
+def _header(line: str, status: int, lead: Sequence[str]) -> str:
+    badge, tone = BADGES[status]
+    return html.header(badge, line, lead, tone)
+
+
+def _what(found: Mapping[str, Any]) -> list[str]:
+    leads = ""
+    if "leader" in found:
+        every = "each step" if found["every"] == 1 else f"one step in {found['every']}"
+        leads = f"The {found['leader']} twin trains; {every} is taken by the other twin as well."
+    what = (
+        f"{found['model']} on {found['data']['name']}, {found['precision']}, batches of "
+        f"{found['batch_size']} in {found['grad_accum']} part(s), dropout {found['dropout']:g}, "
+        f"{found['steps_of_run']} steps."
+    )
+    return [what, leads] if leads else [what]
+
+
+def _differences(found: Mapping[str, Any]) -> str:
+    open_ = [f"{n}: undecided at {c} steps" for n, c in found["undecided"].items()]
+    lines = [*found["differences"], *open_]
+    return html.section("Outside the bound, or undecided", html.bullets(lines)) if lines else ""
+
+
+def _largest(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, title in (_ROWS | {"optimizer": "optimizer's map, one array, float64"}).items():
+        entry = found["largest"][name]
+        rows.append([title, _gap(entry["gap"]), entry["step"], entry.get("name", "")])
+    columns = ["quantity", "largest gap", "at step", "array"]
+    return html.section("Largest gaps", html.table(columns, rows, (1, 2)))
+
+
+def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> list[str]:
+    gaps, beside, label = lockstep_figure.series(lines)
+    keep = _thinned(len(lines))
+    steps = [lines[i].step for i in keep]
+    phases = [(a, b, n) for a, b, n in lockstep_figure.phases(found) if a < steps[-1]]
+    phases = [(max(a, steps[0]), min(b, steps[-1]), n) for a, b, n in phases]
+    sections = []
+    for name, title in _TITLES.items():
+        band = Band(label, steps, [float(beside[name][i]) for i in keep])
+        gap = Series("gap of the twins", steps, [float(gaps[name][i]) for i in keep], "mine")
+        chart = Chart([gap], "gap", "step", [band], groups=phases, description=f"{title} by step")
+        sections.append(
+            html.section(title.capitalize(), html.figure(chart, "Relative; by step of the run."))
+        )
+    return sections
+
+
+def _thinned(count: int, most: int = 1500) -> list[int]:
+    """Evenly spread indices: a page with a point for each of a million steps would not open."""
+    return sorted(
+        {round(i * (count - 1) / (min(count, most) - 1 or 1)) for i in range(min(count, most))}
+    )
+
+
+def _rules(rule: str) -> str:
+    if rule == "noise":
+        judged = (
+            f"Loss, grad norm, whole gradient and each array agree where gap <= {FACTOR} noise + "
+            f"{FLOOR_EPS} eps. The noise is the leader's own step from weights nudged by one eps: "
+            "the largest of three nudges at the nearest measured steps. Where it exceeds "
+            f"{DECIDABLE:g} nothing is decided."
+        )
+    else:
+        judged = (
+            "The twins may round differently here, so each one's distance from the float64 step of "
+            f"the same state is compared: within {WHOLE_RATIO} times the other's for the whole "
+            f"gradient and {ARRAY_RATIO:g} times for an array in the mean of {WINDOW} steps, and "
+            f"within {ALONE:g} times these limits at each step. Where a distance exceeds "
+            f"{DECIDABLE_DISTANCE} nothing is decided. The float64 step is the PyTorch twin's; "
+            "that the twins agree in float64 is a claim of its own."
+        )
+    return html.section(
+        "How it is judged",
+        html.bullets(
+            [
+                "Both twins take the step from the same state, the leader's own arrays, on the "
+                "same batch.",
+                judged,
+                f"The optimizer's map is compared by itself, on the same gradients in float64: "
+                f"{OPTIMIZER_LIMIT:g} for each parameter and moment.",
+                "The key part of a qkv bias has no true gradient. It is measured against the other "
+                "rows of that bias.",
+            ]
+        ),
+    )
+
+
+def _made_by(found: Mapping[str, Any]) -> str:
+    pairs = [("machine", found["machine"]), ("device", found["device"])]
+    pairs += [(n, str(v)) for n, v in found["versions"].items()]
+    pairs += [("data", found["data"]["fingerprint"])]
+    if "weights" in found:
+        pairs.append(("first weights", found["weights"]))
+    if "run" in found:
+        pairs.append(("run", str(found["run"])))
+    return html.section("Made by", html.definitions((n, html.code(v)) for n, v in pairs))
+
+
+def _gap(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def _write(path: Path, title: str, body: Sequence[str]) -> Path:
+    with whole_file(path) as file:
+        file.write(html.document(title, body).encode())
+    return path

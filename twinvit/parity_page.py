@@ -1,0 +1,85 @@
+"""The HTML page of `twinvit parity`: two curves, their gap, and what rounding explains of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from shared_vit.errors import UserError
+from shared_vit.files import whole_file
+from shared_vit.run.record import has_record, read_record
+from shared_vit.spec.config import name_of
+from twinvit import curves, noise_rule
+from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS, QUANTITIES
+from twinvit.report import html
+from twinvit.report.svg import Band, Chart, Series
+
+PAGE = "parity.html"
+TWINS = ("jax", "torch")
+
+
+def is_parity(folder: Path) -> bool:
+    """Whether a folder holds what `twinvit parity` writes: a run of each twin."""
+    return all(has_record(folder / twin) for twin in TWINS)
+
+
+def parity_page(folder: Path) -> Path:
+    """Write the page from the five runs; returns its path. Raises UserError where one is absent."""
+    nudged = sorted(p for p in folder.glob("torch-nudge-*") if has_record(p))
+    if not nudged:
+        raise UserError(f"{folder} has no nudged runs: the curves cannot be judged")
+    jax, torch = (folder / twin for twin in TWINS)
+    verdict = curves.judge(jax, torch, nudged)
+    record = read_record(torch)
+    recipe = record.recipe
+    lead = (
+        f"{name_of(recipe.model)} on {record.data['name']}, {recipe.precision}, batches of "
+        f"{recipe.batch_size}, {recipe.steps} steps. Each twin trains by itself."
+    )
+    if verdict.matched:
+        sentence = f"up to step {verdict.decided_until} of {verdict.total} the curves differ by " \
+                   "no more than rounding does"  # fmt: skip
+    else:
+        sentence = "; ".join(verdict.reasons)
+    badge, tone = ("MATCH", "good") if verdict.matched else ("NO MATCH", "bad")
+    body = [html.header(badge, sentence, [lead], tone)]
+    for quantity in QUANTITIES:
+        body.append(_chart(verdict, quantity))
+    body.append(html.section("Curves", *_curves(jax, torch)))
+    rule = (
+        f"The curves match where gap <= {FACTOR} noise + {FLOOR_EPS} eps at every step. The noise "
+        f"is that of {len(nudged)} runs of the PyTorch twin with rounding-sized nudges after each "
+        f"update; where it exceeds {DECIDABLE:g} nothing more is decided."
+    )
+    body.append(html.section("How it is judged", html.bullets([rule])))
+    made = [("data", record.data["fingerprint"]), ("run of jax", read_record(jax).id or "")]
+    made += [("run of torch", record.id or ""), ("page made with", ", ".join(html.versions()))]
+    body.append(html.section("Made by", html.definitions((n, html.code(v)) for n, v in made)))
+    with whole_file(folder / PAGE) as file:
+        file.write(html.document("Parity", body).encode())
+    return folder / PAGE
+
+
+def _chart(verdict: noise_rule.Verdict, quantity: str) -> str:
+    steps = verdict.steps.tolist()
+    gap = Series("jax against torch", steps, verdict.gaps[quantity].tolist(), "mine")
+    band = Band("rounding alone", steps, verdict.noise[quantity].tolist())
+    title = quantity.replace("_", " ")
+    chart = Chart([gap], "largest gap so far", "step", [band], description=f"{title}: gap by step")
+    caption = f"Largest gap of the {title} up to each step."
+    return html.section(title.capitalize(), html.figure(chart, caption))
+
+
+def _curves(jax: Path, torch: Path) -> list[str]:
+    found = []
+    for quantity in QUANTITIES:
+        series = []
+        for run, style in ((jax, "mine"), (torch, "warn")):
+            curve = noise_rule.read_curve(run)
+            keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 1500)).astype(int))
+            values = getattr(curve, quantity)[keep].tolist()
+            series.append(Series(run.name, curve.steps[keep].tolist(), values, style))
+        title = quantity.replace("_", " ")
+        found.append(html.figure(Chart(series, title, "step", description=title), title))
+    return found

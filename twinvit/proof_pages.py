@@ -1,0 +1,37 @@
+"""`twinvit report`: one HTML page a proof, from what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from shared_vit.errors import UserError
+
+
+def report(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> int:
+    """Write the pages of proofs on disk: parity.html, lockstep.html, audit.html beside their files.
+
+    Args:
+        runs: folders that `twinvit parity`, `twinvit parity --lockstep` or `twinvit audit` wrote.
+    """
+    if not runs:
+        raise UserError("twinvit report needs a folder that a proof was written to")
+    from twinvit import lockstep_page, lockstep_record, parity_page
+
+    for run in runs:
+        pages = []
+        if (run / lockstep_record.RESULT).exists():
+            pages.append(lockstep_page.lockstep_page(run))
+        if (run / lockstep_page.AUDIT).exists():
+            pages.append(lockstep_page.audit_page(run))
+        if parity_page.is_parity(run):
+            pages.append(parity_page.parity_page(run))
+        if not pages:
+            raise UserError(
+                f"{run} holds no proof: `twinvit parity --run_dir={run}`, with or without "
+                f"--lockstep, makes one, and `twinvit audit {run}` one of a run"
+            )
+        for page in pages:
+            print(f"page: {page}", flush=True)
+    return 0

@@ -27,13 +27,11 @@ def placement(mesh: Mesh, shape: tuple[int, ...], sharded: bool) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def whole(array: Array, mesh: Mesh, keep: bool) -> np.ndarray | None:
-    """The array on the host, where `keep`. Every process of the mesh calls it, and waits."""
-    gathered = _gather(mesh)(array).block_until_ready()
-    return np.asarray(gathered.addressable_data(0)) if keep else None
+def whole(array: Array, mesh: Mesh) -> Array:
+    """The array put together on every device. Every process of the mesh calls it, and waits."""
+    return _gather(mesh)(array).block_until_ready().addressable_data(0)
 
 
 @cache
 def _gather(mesh: Mesh) -> Callable[[Array], Array]:
-    """Compiled once for each shape, not at each checkpoint."""
     return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, PartitionSpec()))

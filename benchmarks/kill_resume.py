@@ -21,10 +21,9 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from whole_runs import TWINS, digests, start, train, wait_for  # noqa: E402
-
+from benchmarks.runs import TWINS, digests, start, train, wait_for  # noqa: E402
 from shared_vit.run import checkpoint  # noqa: E402
 
 STEPS = 60

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity_tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from whole_runs import TWINS, train  # noqa: E402
-
+from benchmarks.runs import TWINS, train  # noqa: E402
 from twinvit import noise_rule  # noqa: E402
 
 FLAGS = (

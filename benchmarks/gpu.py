@@ -421,7 +421,7 @@ def evaluate(trainer, images, labels, size: int) -> float:
         batch = Batch(part, own, weight, np.arange(size), begin // size)
         results.append(trainer.eval_step(trainer.put(batch)))
     counts = [r.get() for r in results]
-    return sum(c.correct1 for c in counts) / sum(c.count for c in counts)
+    return sum(c.correct1 for c in counts) / sum(c.examples for c in counts)
 
 
 def augment(images: np.ndarray, seed: int, step: int) -> np.ndarray:

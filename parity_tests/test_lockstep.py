@@ -360,31 +360,12 @@ def test_audit_of_an_old_run_says_what_is_new(here, tmp_path, capsys):
     assert "note: step_6 was written with version 0.4.0" in said and "TPU v4" in said
 
 
-# The library form, on a model that is not a ViT: the example of docs/lockstep.md.
+# The library form, on a model that is not a ViT: the example of docs/lockstep.md, and JAX's.
 
-
-def mlp_numpy(state, batch):
-    """Loss and gradients of a two-layer perceptron, written out."""
-    x, y = batch
-    hidden = x @ state["w1"] + state["b1"]
-    active = np.maximum(hidden, 0)
-    error = active @ state["w2"] - y
-    back = (2 / error.size * error) @ state["w2"].T * (hidden > 0)
-    return {
-        "loss": np.mean(error**2),
-        "w1": x.T @ back,
-        "b1": back.sum(0),
-        "w2": active.T @ (2 / error.size * error),
-    }
-
-
-def mlp_torch(state, batch):
-    """The same by autograd."""
-    w = {n: torch.from_numpy(a).requires_grad_() for n, a in state.items()}
-    x, y = map(torch.from_numpy, batch)
-    loss = ((torch.relu(x @ w["w1"] + w["b1"]) @ w["w2"] - y) ** 2).mean()
-    loss.backward()
-    return {"loss": loss.detach().numpy()} | {n: t.grad.numpy() for n, t in w.items()}
+TEXT = (Path(__file__).parents[1] / "docs" / "lockstep.md").read_text()
+EXAMPLE: dict = {}
+exec(TEXT.split("```python\n")[1].split("```")[0].rsplit("\nstates, batches", 1)[0], EXAMPLE)
+mlp_numpy, mlp_torch, training = (EXAMPLE[n] for n in ("by_numpy", "by_torch", "training"))
 
 
 def mlp_jax(state, batch):
@@ -399,18 +380,6 @@ def mlp_jax(state, batch):
     with jax.default_matmul_precision("highest"):
         value, grads = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, state))
     return {"loss": np.asarray(value)} | {n: np.asarray(g) for n, g in grads.items()}
-
-
-def training(steps=12, seed=0):
-    """The states that plain gradient descent visits, and its batches."""
-    rng = np.random.default_rng(seed)
-    shapes = {"w1": (5, 16), "b1": (16,), "w2": (16, 3)}
-    state = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
-    for _ in range(steps):
-        x, y = (rng.standard_normal((32, d)).astype(np.float32) for d in (5, 3))
-        yield state, (x, y)
-        grads = mlp_numpy(state, (x, y))
-        state = {n: a - np.float32(0.05) * grads[n] for n, a in state.items()}
 
 
 @pytest.mark.parametrize("step", [mlp_torch, mlp_jax])

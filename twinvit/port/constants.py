@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from twinvit.port.index import Index, distance, layouts
-from twinvit.port.session import Accepted, Session, numbers
+from twinvit.port.session import NARROW, Accepted, Session, numbers
 
-NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 REPEATS = 16
 SMALLEST = 8  # fewer numbers than these are equal by chance
 

@@ -638,7 +638,10 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             (
                 f
                 for f in findings
-                if f.cause == a.cause and f.kind == a.kind == "cause" and f.text == a.text
+                if f.cause == a.cause
+                and f.kind == a.kind
+                and a.kind in ("cause", "precision")
+                and f.text == a.text
             ),
             None,
         )

@@ -406,6 +406,8 @@ class Recorder(TorchDispatchMode):
             out = args[0].clone()
         else:
             out = func(*args, **kwargs)
+        if _makes_from_nothing(func, args, kwargs) and isinstance(out, torch.Tensor):
+            kwargs["dtype"] = out.dtype  # the default type is another one when it is run again
         if packet in (aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes):
             out = [t.clone() for t in out]  # its results are promised not to be written through
         if packet in (aten._local_scalar_dense, aten.is_pinned, aten.equal, aten.sym_size):
@@ -596,6 +598,15 @@ class Recorder(TorchDispatchMode):
 
 def _copy_into(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return value.expand(shape).clone()
+
+
+def _makes_from_nothing(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """True for a factory call that leaves the type to PyTorch's default."""
+    return (
+        kwargs.get("dtype") is None
+        and any(a.name == "dtype" for a in func._schema.arguments)
+        and not any(isinstance(x, torch.Tensor) for x in tree_flatten((args, kwargs))[0])
+    )
 
 
 def _copies_only(args: Any, kwargs: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from twinvit.port.index import EQUAL, Index, distance, evidence, layouts
 from twinvit.port.record_torch import Edit, Graph, Node
 from twinvit.port.report import Operation
 
+NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
 REORDER = frozenset(
     "view reshape permute transpose t unbind split split_with_sizes "
@@ -648,10 +649,19 @@ class Session:
         after = self._distance(trial, None)
         entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
         name = trial.cause.name if trial.cause else ""
+        kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
+        if trial.variant.solved is not None:
+            theirs, mine = trial.variant.solved
+            if abs(theirs - mine) < NARROW * abs(mine):
+                kind = "precision"
+                text = (
+                    "a constant that one side rounds to a narrower type: "
+                    f"the port's {theirs!r}, the reference's {mine!r}"
+                )
         return Accepted(
-            "weights" if name == "weights" else "cause",
-            "" if name == "weights" else name,
-            trial.variant.text,
+            kind,
+            name if kind == "cause" else "",
+            text,
             trial.site,
             chosen,
             {},

@@ -62,6 +62,8 @@ class Variant:
     key: str = ""
     reshapes: bool = False
     """True if the result may have another shape."""
+    solved: tuple[float, float] | None = None
+    """The port's constant and the reference's, where one was solved for."""
 
 
 Generator = Callable[["Call"], Iterable[Variant] | None]

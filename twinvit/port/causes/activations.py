@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -45,6 +46,20 @@ def _erf_form(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x)
 
 
+ROUNDED = "; its constant is rounded to float32"
+ROOT_HALF, ROOT_2_PI = (float(np.float32(x)) for x in (0.5**0.5, (2 / np.pi) ** 0.5))
+
+
+def _narrow_erf_form(x: torch.Tensor) -> torch.Tensor:
+    """GELU as `jax.nn.gelu` computes it of float32: the root of a half is rounded."""
+    return 0.5 * x * torch.special.erfc(-x * ROOT_HALF)
+
+
+def _narrow_tanh_form(x: torch.Tensor) -> torch.Tensor:
+    """GELU's tanh form as `jax.nn.gelu` computes it of float32: the root of 2 / pi is rounded."""
+    return 0.5 * x * (1 + torch.tanh(ROOT_2_PI * (x + 0.044715 * x**3)))
+
+
 def _quick(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(1.702 * x)
 
@@ -73,7 +88,19 @@ OTHERS: dict[str, Unary] = {
 }
 
 
-def _at(call: Call, text: str, fn: Unary) -> Iterator[Variant]:
+def _form(call: Call) -> str:
+    """The reference's form of GELU, "erf" or "tanh"; "" for another activation."""
+    if call.node.name == "gelu":
+        return "tanh" if call.kwargs.get("approximate") == "tanh" else "erf"
+    for name in ("erf", "tanh"):
+        if call.node.name == name or call.leads_to(name, steps=6, before=("mm", "addmm")):
+            return name
+    return ""
+
+
+def _at(
+    call: Call, text: str, fn: Unary, solved: tuple[float, float] | None = None
+) -> Iterator[Variant]:
     """The variant at the operation and, where the reference writes the activation out, at the end
     of the expression."""
     if call.node.name in (
@@ -93,9 +120,9 @@ def _at(call: Call, text: str, fn: Unary) -> Iterator[Variant]:
         "clamp_min",
         "clamp",
     ):
-        yield Variant(text, lambda x, *_, **__: fn(x))
+        yield Variant(text, lambda x, *_, **__: fn(x), solved=solved)
     for end, source in call.elementwise_regions():
-        yield Variant(text, fn, refs=(source,), node=end)
+        yield Variant(text, fn, refs=(source,), node=end, solved=solved)
 
 
 ANY = (*ACTIVATIONS, "mul", "div", "exp", "neg")
@@ -104,20 +131,20 @@ ANY = (*ACTIVATIONS, "mul", "div", "exp", "neg")
 @cause("gelu_tanh", on=ANY)
 def gelu_tanh(call: Call) -> Iterator[Variant]:
     """The port computes GELU's tanh form (`jax.nn.gelu`'s default); the reference does not."""
-    yield from _at(
-        call,
-        "the port computes GELU's tanh form (jax.nn.gelu's "
-        "default); pass approximate=False for erf",
-        _tanh_form,
-    )
+    text = "the port computes GELU's tanh form (jax.nn.gelu's default)"
+    advice = "; pass approximate=False for erf"
+    constants = (ROOT_2_PI, (2 / np.pi) ** 0.5) if _form(call) == "tanh" else None
+    yield from _at(call, text + advice, _tanh_form)
+    yield from _at(call, f"{text}{ROUNDED}{advice}", _narrow_tanh_form, constants)
 
 
 @cause("gelu_erf", on=ANY)
 def gelu_erf(call: Call) -> Iterator[Variant]:
     """The port computes GELU with erf; the reference does not."""
-    yield from _at(
-        call, "the port computes GELU with erf; the reference computes another form", _erf_form
-    )
+    text = "the port computes GELU with erf; the reference computes another form"
+    constants = (ROOT_HALF, 0.5**0.5) if _form(call) == "erf" else None
+    yield from _at(call, text, _erf_form)
+    yield from _at(call, text + ROUNDED, _narrow_erf_form, constants)
 
 
 @cause("gelu_quick", on=ANY)
@@ -140,12 +167,14 @@ def activation(call: Call) -> Iterator[Variant]:
                 f"the port's leaky ReLU has slope {t:g}; "
                 f"the reference's {call.argument(1, 0.01):g}",
                 _leaky(t),
+                solved=(t, call.argument(1, 0.01)),
             )
     if name in ("elu", "celu"):
         for t in call.solve(lambda t: F.elu(call.args[0], t), 1e-3, 10.0):
             yield Variant(
                 f"the port's ELU has alpha {t:g}; the reference's {call.argument(1, 1.0):g}",
                 _elu(t),
+                solved=(t, call.argument(1, 1.0)),
             )
     if name == "softplus":
         for t in call.solve(lambda t: F.softplus(call.args[0], t), 1e-2, 20.0):

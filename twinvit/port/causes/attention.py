@@ -46,6 +46,7 @@ def attention_scale(call: Call) -> Iterator[Variant]:
         yield Variant(
             f"the port scales attention by {_nice(t)}; the reference by {_nice(present)}",
             lambda x, *_, t=t, **__: x * t,
+            solved=(t, present),
         )
 
 
@@ -57,6 +58,7 @@ def attention_scale_elsewhere(call: Call) -> Iterator[Variant]:
             yield Variant(
                 f"the port scales the attention's logits by {_nice(t)} more than the reference",
                 call.with_args(a0=lambda x, t=t: x * t),
+                solved=(t, 1.0),
             )
 
 

@@ -76,7 +76,9 @@ def norm_eps(call: Call) -> Iterator[Variant]:
     for eps in call.solve(value, 1e-14, 10.0, grid=[e for e in EPS if e != present]):
         if eps != present:
             yield Variant(
-                f"the port's {title(call)} has eps {eps:g}; the reference's is {present:g}", at(eps)
+                f"the port's {title(call)} has eps {eps:g}; the reference's is {present:g}",
+                at(eps),
+                solved=None if present is None else (eps, present),
             )
     x, w, b, eps = parts(call, call.args)
     if call.node.name in ("native_layer_norm", "_fused_rms_norm"):
@@ -117,6 +119,7 @@ def norm_eps_written_out(call: Call) -> Iterator[Variant]:
                 f"the port's norm has eps {eps:g}; the reference's is {scalar:g}",
                 call.with_args(a1=eps),
                 key=f"{name}{eps:g}",
+                solved=(eps, scalar),
             )
 
 

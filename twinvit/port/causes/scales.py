@@ -30,6 +30,7 @@ def scale(call: Call) -> Iterator[Variant]:
         yield Variant(
             f"the port multiplies by {_nice(t)}; the reference by {_nice(present)}",
             lambda x, *_, t=t, **__: x * t,
+            solved=(t, present),
         )
 
 
@@ -60,7 +61,8 @@ def scale_added(call: Call) -> Iterator[Variant]:
                 out = call.run(*args, **kw)
                 return out * t if isinstance(out, torch.Tensor) else (out[0] * t, *out[1:])
 
-            yield Variant(f"the port multiplies this by {_nice(t)}; the reference does not", fn)
+            text = f"the port multiplies this by {_nice(t)}; the reference does not"
+            yield Variant(text, fn, solved=(t, 1.0))
 
 
 @cause("residual_missing", on=("add",))
@@ -104,6 +106,7 @@ def residual_scale(call: Call) -> Iterator[Variant]:
                 yield Variant(
                     f"the port adds this term {t:g} times",
                     lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p],
+                    solved=(t, 1.0),
                 )
     for t in (0.5, math.sqrt(0.5), 2.0):
         yield Variant(
@@ -247,6 +250,7 @@ def constant(call: Call) -> Iterator[Variant]:
             yield Variant(
                 f"the port has the constant {t:g} here; the reference {scalar:g}",
                 call.with_args(a1=t),
+                solved=(t, scalar),
             )
     elif call.node.name == "pow":
         for t in (1, 2, 3, 4, 0.5, -0.5, -1):

@@ -69,3 +69,14 @@ def test_the_width_of_a_window(wider, told):
     if told:
         assert [f.cause for f in report.findings] == ["mask_offset"], report
         assert report.explained and told in report.findings[0].text
+
+
+@pytest.mark.parametrize("style", ["nnx", "linen"])
+def test_a_wrong_base_is_seen_under_a_rounded_table(style):
+    case = port_zoo.build("decoder", style, mutations=["rope_base"], rope_table=True)
+    report = port.explain(case.torch_model, case.explainable(), case.inputs)
+    kinds = {(f.kind, f.cause) for f in report.findings}
+    assert kinds == {("cause", "rope_base"), ("precision", "")}, report
+    assert report.explained and report.remaining < 1e-13
+    base = next(f for f in report.findings if f.cause)
+    assert len(base.places) == 2 and base.before > 1e-3 and base.after < 1e-6

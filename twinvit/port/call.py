@@ -29,6 +29,9 @@ ELEMENTWISE = frozenset(
 )
 
 
+FITS = 1e-11
+
+
 class Call:
     """An operation with its present arguments, as a cause sees it.
 
@@ -37,6 +40,7 @@ class Call:
         args, kwargs: its arguments, tensors resolved.
         outs: its present results (None where there is no tensor).
         out: the first of them.
+        fits: the relative distance up to which a solved value counts as one of the port's.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Call:
         self.target: np.ndarray | None = (
             None  # the port's output that the operation's first result is
         )
+        self.fits = FITS
         self.args, self.kwargs = graph.arguments(node)
         self.outs = [None if i is None else graph.values[i] for i in node.outs]
         self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))
@@ -204,7 +209,7 @@ class Call:
 
     def _fits(self, array: np.ndarray) -> bool:
         assert self.index is not None
-        return self.index.find(np.ascontiguousarray(array, np.float64), 1e-11) is not None
+        return self.index.find(np.ascontiguousarray(array, np.float64), self.fits) is not None
 
     def leads_to(self, *names: str, steps: int = 10, before: tuple[str, ...] = ()) -> bool:
         """True if an operation of one of these names follows within so many steps, none of `before`

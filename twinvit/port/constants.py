@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from twinvit.port.index import Index, distance, layouts
+from twinvit.port.record_torch import Node
 from twinvit.port.session import NARROW, Accepted, Session, numbers
 
 REPEATS = 16
@@ -62,6 +63,87 @@ def narrow_constants(session: Session) -> Accepted | None:
     return Accepted(
         "precision", "", text, nodes[0], {}, values, where, worst, 0.0, "", places, judged.regained
     )
+
+
+def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted] | None:
+    """A wrong base or offset of rotary positions under a table that one side rounds.
+
+    With the right edit the tables are still a narrow type's rounding apart, so that nothing is
+    found again before the port's are put in place.
+    """
+    graph = session.graph
+    dependent = graph.input_dependent()
+    if any(o in dependent for o in front.outs):
+        return None
+    boundary = _boundary(session)
+    last = max((graph.producer[v] or 0 for v in boundary), default=0)
+    for site in session.sites(front):
+        if any(o in dependent for o in site.outs):
+            continue
+        for cause, variant in session.variants(site, "rope", NARROW):
+            try:
+                edits = session.edits_of(site, variant)
+                changed = graph.run(edits, first=min(edits), until=last)
+            except Exception:  # a variant that does not fit here
+                continue
+            values, before, after, entry = _rounded(
+                session, [v for v in boundary if v in changed], changed
+            )
+            if not values:
+                continue
+            judged = session.judge(edits, front, values, window=400, patience=40)
+            if judged is None or judged.regained <= judged.broken:
+                continue
+            session.apply(edits)
+            session.pin(values)
+            where = session.index.entries[entry].where
+            named = Accepted(
+                "cause",
+                cause.name,
+                variant.text,
+                site,
+                edits,
+                {},
+                where,
+                before,
+                after,
+                variant.key or variant.text,
+                [site.place],
+                judged.regained,
+            )
+            places = list(dict.fromkeys(graph.nodes[graph.producer[v] or 0].place for v in values))
+            text = f"constants that one side makes in a narrower type, up to {after:.1e} apart"
+            rounding = Accepted(
+                "precision", "", text, site, {}, values, where, after, 0.0, "", places
+            )
+            return named, rounding
+    return None
+
+
+def _rounded(
+    session: Session, ids: list[int], changed: dict[int, torch.Tensor]
+) -> tuple[dict[int, torch.Tensor], float, float, int]:
+    """The port's tables that the changed ones are within a narrow type's rounding of, the largest
+    distances from them without and with the change, and the entry of the last."""
+    values: dict[int, torch.Tensor] = {}
+    before = after = 0.0
+    entry = -1
+    wanted = list(ids)
+    for out in wanted:
+        mine = numbers(changed[out])
+        best = None
+        if mine.dtype == np.float64 and mine.size >= SMALLEST:
+            best = min(_candidates(session.index, mine), key=lambda c: c[0], default=None)
+        if best is not None and best[0] < NARROW:
+            if best[0] > session.tolerance(out):
+                values[out] = torch.from_numpy(np.array(best[1]))
+                before = max(before, distance(numbers(session.graph.values[out]), best[1]))
+                after, entry = max(after, best[0]), best[2]
+            continue
+        producer = session.graph.producer[out]  # the port may hold what this was computed from
+        refs = session.graph.nodes[producer].refs if producer is not None else ()
+        wanted += [r for r in refs if r in changed and r not in wanted]
+    return values, before, after, entry
 
 
 def _boundary(session: Session) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from twinvit.port import record_jax, record_torch
-from twinvit.port.constants import narrow_constants
+from twinvit.port.constants import narrow_constants, rounded_positions
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, evidence
 from twinvit.port.report import Finding, Narrowing, Operation, Report
@@ -620,6 +620,11 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             break
         front = fronts[0]
         say(f"the two part at {front.place} ({front.where})")
+        both = rounded_positions(session, front)
+        if both is not None:
+            accepted += both
+            session.accepted += both
+            continue
         done = None
         for trial in session.search(front)[:6]:
             done = session.accept(trial, front)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from twinvit.port.call import LAYOUT, Call, flat_tensors, results
+from twinvit.port.call import FITS, LAYOUT, Call, flat_tensors, results
 from twinvit.port.causes import Cause, Variant, causes_on
 from twinvit.port.index import EQUAL, Index, distance, evidence, layouts
 from twinvit.port.record_torch import Edit, Graph, Node
@@ -346,10 +346,16 @@ class Session:
         order = sorted(near, key=lambda i: (near[i], -i))
         return [self.graph.nodes[i] for i in order[:48]]
 
-    def variants(self, site: Node) -> Iterator[tuple[Cause, Variant]]:
+    def variants(
+        self, site: Node, family: str = "", fits: float = FITS
+    ) -> Iterator[tuple[Cause, Variant]]:
+        """Wrong versions of an operation, of one family of causes or of all."""
         claimed = self.claimed()
         for cause in causes_on(site.name, self.what):
+            if family and cause.family != family:
+                continue
             call = Call(self.graph, site, self.index, claimed)
+            call.fits = fits
             for out, theirs in zip(self.graph.outputs, self.port_outputs):
                 if out in site.outs:
                     call.target = theirs

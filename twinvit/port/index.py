@@ -227,23 +227,36 @@ class Index:
         return float(self.bounds(fingerprint(x), x.size).min())
 
 
-def layouts(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+def merges(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """True if a reshape from one shape to the other only merges neighbouring axes, or splits
+    them."""
+    short, long = sorted(([n for n in s if n != 1] for s in (shape, target)), key=len)
+    rest = list(long)
+    for n in short:
+        size = 1
+        while rest and size < n:
+            size *= rest.pop(0)
+        if size != n:
+            return False
+    return not rest
+
+
+def layouts(array: np.ndarray, shape: tuple[int, ...], *, clean: bool = False) -> list[np.ndarray]:
     """`array` in every order of its axes that has this shape (axes of one left out), else
-    reshaped."""
+    reshaped; `clean`: only by merging or splitting axes, where that is possible."""
     target = tuple(s for s in shape if s != 1)
     small = array.reshape([s for s in array.shape if s != 1])
     result = []
     if small.ndim == len(target) and small.ndim <= 5:
-        orders = itertools.permutations(range(small.ndim))
         result = [
             small.transpose(o).reshape(shape)
-            for o in orders
+            for o in itertools.permutations(range(small.ndim))
             if tuple(small.shape[i] for i in o) == target
         ]
     else:
-        result = (
-            [small.transpose(o).reshape(shape) for o in itertools.permutations(range(small.ndim))]
-            if small.ndim <= 4
-            else []
-        )
+        orders = list(itertools.permutations(range(small.ndim))) if small.ndim <= 4 else []
+        moved = [small.transpose(o) for o in orders]
+        if clean:
+            moved = [x for x in moved if merges(x.shape, target)] or moved
+        result = [x.reshape(shape) for x in moved]
     return result

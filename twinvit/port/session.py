@@ -17,6 +17,16 @@ from twinvit.port.record_torch import Edit, Graph, Node
 from twinvit.port.report import Operation
 
 NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
+PRODUCTS = frozenset("mm addmm bmm baddbmm convolution native_layer_norm embedding".split())
+"""Operations that no wrong input gives a value of the port by chance."""
+PARTS = frozenset("select slice split unsafe_split split_with_sizes unbind chunk narrow".split())
+"""Operations that take a part of their input, a step of a sequence."""
+FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))
+"""Causes that a step's few numbers seem to prove behind a mistake in a recurrent cell."""
+CELLS = ("LSTM", "GRU", "RNN")
+SEARCH = 800  # candidates that are tried for one operation
+TRIES = 800  # values of the port that are put in place for one unknown
+LATER = 8  # operations after an unknown at which the search can begin again
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
 REORDER = frozenset(
     "view reshape permute transpose t unbind split split_with_sizes "
@@ -33,6 +43,10 @@ MOVES = LAYOUT | REORDER
 
 def numbers(t: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(t.detach().numpy())
+
+
+_Put = tuple[int, float, int, np.ndarray, int]
+"""What is regained, the distance, the port's entry and its value, and the place it is put at."""
 
 
 @dataclass
@@ -104,6 +118,7 @@ class Session:
         self.trials = 0
         self.what: tuple[str, ...] = ("forward",)
         self.watched: set[int] = set()
+        self.spoiled: set[int] = set()
         self.live = self._live()
         self.root: dict[int, int] = {}
         self._roots()
@@ -177,24 +192,44 @@ class Session:
     def _passed(self) -> None:
         """Which values lead to a found one."""
         self.leads: set[int] = set()
+        spoiled = self.spoiled = set()  # a part that is found does not vouch for those that are not
         for node in reversed(self.graph.nodes):
             if node.index not in self.live:
                 continue
-            good = False
+            good = wrong = False
             for out in node.outs:
                 if out is None:
                     continue
-                if out in self.leads or (self.root[out] == out and self.match.get(out) is not None):
+                if (
+                    out in self.leads
+                    and out not in spoiled
+                    or (self.root[out] == out and self.match.get(out) is not None)
+                ):
                     good = True
-            if good:
+                elif self.root[out] in self.match and self._consumed(out):
+                    wrong = True
+            if wrong and self._step_of(node):
+                spoiled.update(node.refs)
+            elif good:
                 self.leads.update(node.refs)
+
+    def _step_of(self, node: Node) -> bool:
+        """True for an operation that takes one of many parts, a step of a sequence."""
+        if node.name not in PARTS or not node.refs:
+            return False
+        size = self.graph.values[node.refs[0]].numel()
+        return all(o is None or 4 * self.graph.values[o].numel() < size for o in node.outs)
+
+    def recurrent(self, node: Node) -> bool:
+        """True for an operation of a recurrent layer."""
+        return self.graph.modules.get(node.scope, "").removesuffix("Cell") in CELLS
 
     def status(self, value_id: int) -> str:
         """found, passed, lost, or "" (proves nothing)."""
         root = self.root[value_id]
         if self.match.get(root) is not None:
             return "found"
-        if value_id in self.leads or root in self.leads:
+        if (value_id in self.leads or root in self.leads) and root not in self.spoiled:
             return "passed"
         return "lost" if root in self.match else ""
 
@@ -456,8 +491,15 @@ class Session:
     def search(self, front: Node) -> list[Trial]:
         """Candidates that regain something at `front` or after it, the best first."""
         found: list[Trial] = []
+        barred = any(self.recurrent(a.node) for a in self.accepted)
+        tries = 0
         for rank, site in enumerate(self.sites(front)):
             for cause, variant in self.variants(site):
+                if barred and cause.name in FALSE_IN_CELLS:
+                    continue
+                tries += 1
+                if tries > SEARCH:
+                    break
                 try:
                     edits = self.edits_of(site, variant)
                     judged = self.judge(edits, front)
@@ -585,6 +627,27 @@ class Session:
                 continue
         return places
 
+    def steps(
+        self, site: Node, places: Sequence[tuple[Node, dict[int, Edit]]]
+    ) -> list[tuple[Node, dict[int, Edit]]]:
+        """Of similar places those that are the same operation of the next steps of a recurrent
+        layer."""
+        names = [(n.name, n.scope) for n in self.graph.nodes]
+        i, width = site.index, 6
+        period = next(
+            (
+                n.index - i
+                for n, _ in places
+                if n.scope == site.scope
+                and names[i : i + width] == names[n.index : n.index + width]
+                and names[i - width : i] == names[n.index - width : n.index]
+            ),
+            0,
+        )
+        if not period:
+            return []
+        return [(n, e) for n, e in places if n.scope == site.scope and (n.index - i) % period == 0]
+
     def _signature(self, node: Node) -> tuple[object, ...]:
         plain = tuple(repr(a) for a in node.args if not _has_ref(a))
         shapes = tuple(
@@ -626,6 +689,9 @@ class Session:
         else:
             if earlier:
                 self.undo(snapshot)
+            if own and not self._all_confirmed(chosen, own):
+                self.undo(snapshot)
+                own = self.steps(trial.site, own) or own
             if own and self._all_confirmed(chosen, own):
                 places += [n for n, _ in own]
                 for _, more in own:
@@ -777,51 +843,11 @@ class Session:
         difference."""
         out = next((o for o in front.outs if o is not None and self.status(o) == "lost"), None)
         value = numbers(self.graph.values[out]) if out is not None else np.zeros(0)
-        best: tuple[int, float, int, np.ndarray, int] | None = None
+        best: _Put | None = None
         if out is not None and value.dtype == np.float64:
-            claims = self.claimed()
-            latest = max(
-                [
-                    self.match[self.root[r]] or 0
-                    for r in front.refs
-                    if self.match.get(self.root[r]) is not None
-                ]
-                or [0]
-            )
-            for place in self._places(front, out):
-                present = numbers(self.graph.values[place])
-                if present.dtype != np.float64 or present.size < 8:
-                    continue
-                near = [e for _, e in self.index.nearest(present, 4, 4, claims)]
-                near += [
-                    e
-                    for e in self.index.ids(present.size)
-                    if latest < e and e not in claims and e not in near
-                ][:10]
-                for entry in near:
-                    theirs = self.index.entries[entry].value
-                    if theirs is None:
-                        continue
-                    ranked = sorted(
-                        (
-                            (distance(present, m), k, m)
-                            for k, m in enumerate(layouts(theirs, present.shape)[:24])
-                        ),
-                        key=lambda c: c[:2],
-                    )
-                    for far, _, moved in ranked[:2]:
-                        judged = self.judge(
-                            {},
-                            front,
-                            {place: torch.from_numpy(np.array(moved))},
-                            patience=3,
-                            enough=0,
-                        )
-                        if judged is None:
-                            continue
-                        gain = judged.regained - judged.broken
-                        if best is None or (gain, -far) > (best[0], -best[1]):
-                            best = (gain, far, entry, np.array(moved), place)
+            best = self._put(front, self._places(front, out))
+            if best is None or best[0] <= 1:
+                best = self._put(front, self._later(front), best, 96)
         if best is None or out is None:
             near_ = self.index.nearest(value) if value.dtype == np.float64 else []
             d = near_[0][0] if near_ else float("inf")
@@ -872,6 +898,68 @@ class Session:
             [front.place],
             gain,
         )
+
+    def _put(
+        self, front: Node, places: Sequence[int], best: _Put | None = None, breadth: int = 10
+    ) -> _Put | None:
+        """The place and the port's value that regain the most there."""
+        claims = self.claimed()
+        latest = max(
+            [
+                self.match[self.root[r]] or 0
+                for r in front.refs
+                if self.match.get(self.root[r]) is not None
+            ]
+            or [0]
+        )
+        tries = 0
+        for place in places:
+            present = numbers(self.graph.values[place])
+            if present.dtype != np.float64 or present.size < 8:
+                continue
+            near = [e for _, e in self.index.nearest(present, 4, 4, claims)]
+            near += [
+                e
+                for e in self.index.ids(present.size)
+                if latest < e and e not in claims and e not in near
+            ][:breadth]
+            for entry in near:
+                theirs = self.index.entries[entry].value
+                if theirs is None:
+                    continue
+                moved = layouts(theirs, present.shape, clean=True)[:24]
+                ranked = sorted((distance(present, m), k) for k, m in enumerate(moved))
+                for far, k in ranked[:4]:
+                    tries += 1
+                    if tries > TRIES:
+                        return best
+                    value = torch.from_numpy(np.array(moved[k]))
+                    judged = self.judge({}, front, {place: value}, patience=3, enough=0)
+                    if judged is None:
+                        continue
+                    gain = judged.regained - judged.broken
+                    if gain == 1 and judged.proof is not None:
+                        proof = self.graph.producer[judged.proof[0]]
+                        gain += proof is not None and self.graph.nodes[proof].name in PRODUCTS
+                    nearer = best is not None and best[4] == place and -far > -best[1]
+                    if best is None or gain > best[0] or (gain == best[0] and nearer):
+                        best = (gain, far, entry, np.array(moved[k]), place)
+        return best
+
+    def _later(self, front: Node) -> list[int]:
+        """Lost values further on, where the search can begin again."""
+        near = {front.index}
+        places = []
+        for node in self.graph.nodes[front.index + 1 :]:
+            if node.index not in self.live or not any(
+                self.graph.producer[r] in near for r in node.refs
+            ):
+                continue
+            near.add(node.index)
+            out = node.outs[0] if node.outs else None
+            if out is not None and node.name not in MOVES and self.status(out) == "lost":
+                places.append(out)
+        return places[:LATER]
 
     def _places(self, front: Node, out: int) -> list[int]:
         """Values that the port's can be put in place of: the operation's, those it takes, those

@@ -44,6 +44,18 @@ def test_a_training_step_is_within_its_aims(name, batch, products):
     assert found["products"].get("f32 x f32 -> f32") == 3  # the head's
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(device.missing() is not None, reason=device.missing() or "")
+def test_eight_devices_reduce_gradients_and_gather_nothing():
+    cfg, h100 = model_config("vit_b16", depth=2), device.describe("h100")
+    with device.pretend(h100):
+        recipe = Recipe(model=cfg, batch_size=2048, precision="bf16")
+        traced = step.ShapesTrainer(cfg, recipe, device.mesh(h100, 8)).trace()
+        compiled = traced.lower().compile()
+    found = report.analyse(compiled, cfg, 256, report.assumed_rates(h100, True))
+    assert {name.split("-start")[0] for name in found["collectives"]} == {"all-reduce"}
+
+
 # The reading of programs, on a text as XLA prints it.
 
 PROGRAM = """HloModule jit_step, input_output_alias={ {0}: (0, {}, may-alias) }, entry_layout={}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -54,6 +55,9 @@ def run(argv: list[str]) -> int:
         return LockstepTrainer(pair, every, write)
 
     def write(step: Step, scalars: StepScalars) -> None:
+        if not gc.get_freeze_count():
+            # Compiled by now: the frameworks' million objects need not be searched at each step.
+            gc.freeze()
         row = json.dumps(record.to_json(record.line_of(step, scalars)))
         with open(plan.run_dir / record.LINES, "a") as file:
             file.write(row + "\n")

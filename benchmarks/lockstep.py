@@ -1,0 +1,162 @@
+"""Lockstep of whole trainings, an audit of a run by each twin, and what a compared step costs.
+
+    python benchmarks/lockstep.py --work DIR --cifar DIR --json benchmarks/results/lockstep_cpu.json
+
+`--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's pictures; without it that
+part is left out. A part that is done in `--work` is read and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DIGITS = ("--preset=digits", "--device=cpu", "--eval_every=0")
+CIFAR = ("--preset=cifar10", "--data=folder", "--device=cpu", "--precision=fp32", "--stop_at=100")
+QUIET = ("--eval_every=0", "--checkpoint_every=0")
+AUDITED = (
+    *DIGITS, "--precision=fp32", "--steps=30", "--checkpoint_every=10", "--keep=all",
+)  # fmt: skip
+
+
+def twinvit(*args: str | Path) -> None:
+    command = [sys.executable, "-m", "twinvit", *map(str, args)]
+    if subprocess.run(command).returncode not in (0, 1, 2):
+        raise SystemExit(f"failed: {' '.join(command)}")
+
+
+def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
+    parts = {f"digits {p}": (*DIGITS, *QUIET, f"--precision={p}") for p in ("fp32", "fp64", "bf16")}
+    if cifar is not None:
+        parts["cifar10 fp32, 100 steps"] = (*CIFAR, *QUIET, f"--data_dir={cifar}")
+    found = {}
+    for name, flags in parts.items():
+        run_dir = work / name.replace(" ", "_").replace(",", "")
+        if not (run_dir / "lockstep.json").exists():
+            twinvit("parity", "--lockstep", *flags, f"--run_dir={run_dir}")
+        found[name] = json.loads((run_dir / "lockstep.json").read_text())
+    return found
+
+
+def audits(work: Path) -> dict[str, dict]:
+    found = {}
+    for twin in ("torch", "jax"):
+        run_dir = work / f"audited_{twin}"
+        if not (run_dir / "audit.json").exists():
+            twinvit("train", f"--framework={twin}", *AUDITED, f"--run_dir={run_dir}")
+            twinvit("audit", run_dir, "--steps=2")
+        found[twin] = json.loads((run_dir / "audit.json").read_text())
+    return found
+
+
+def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, float | str]:
+    """Processor seconds of a compared step and of the leader's own, one torch thread."""
+    import gc
+
+    import torch
+
+    from shared_vit.run.command_line import parse
+    from shared_vit.run.plan import first_or_given_state
+    from shared_vit.run.state import StepScalars
+    from twinvit import lockstep_run
+    from twinvit.lockstep import NOISE_EVERY
+    from twinvit.lockstep_twins import Pair
+
+    torch.set_num_threads(1)
+    plan = lockstep_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "cost"))
+    pair = Pair(plan, first_or_given_state(plan), leader)  # type: ignore[arg-type]
+    stream, scalars = plan.batches("train", 0), StepScalars(1e-4)
+    batches = [next(stream) for _ in range(steps)]
+    stream.close()
+    trainer = pair.leader.trainer
+
+    def alone(batch):
+        pair.free_step(trainer.put(batch), scalars, False).get()
+
+    def seconds(step) -> float:
+        step(batches[0])
+        begin = time.process_time()
+        for batch in batches:
+            step(batch)
+        return (time.process_time() - begin) / steps
+
+    pair.step(batches[0], scalars, True)
+    gc.freeze()
+    own = seconds(alone)
+    compared = seconds(lambda batch: pair.step(batch, scalars, False))
+    with_noise = seconds(lambda batch: pair.step(batch, scalars, True))
+    every_step = compared + (with_noise - compared) / NOISE_EVERY
+    return {
+        "leader": leader,
+        "flags": " ".join(flags),
+        "own": own,
+        "compared": compared,
+        "with_noise": with_noise,
+        "ratio_every_1": every_step / own,
+        "ratio_every_100": (99 * own + every_step) / (100 * own),
+    }
+
+
+def costs(work: Path, cifar: Path | None) -> list[dict]:
+    path = work / "costs.json"
+    if not path.exists():
+        parts = [(leader, (*DIGITS, "--precision=fp32"), 25) for leader in ("torch", "jax")]
+        if cifar is not None:
+            parts += [("torch", (*CIFAR, f"--data_dir={cifar}"), 3)]
+        path.write_text(json.dumps([_alone(*part) for part in parts]))
+    return json.loads(path.read_text())
+
+
+def _alone(leader: str, flags: tuple[str, ...], steps: int) -> dict:
+    """`cost` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--cost", json.dumps([leader, flags, steps])],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _named_here(found: dict, folders: list[Path | None]) -> str:
+    """As JSON, without this machine's folders."""
+    text = json.dumps(found, indent=1)
+    for folder in filter(None, folders):
+        text = text.replace(str(folder), "DIR")
+    return text + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--cifar", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cost", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.cost:
+        leader, flags, steps = json.loads(args.cost)
+        print(json.dumps(cost(leader, tuple(flags), steps)))
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    found = {
+        "command": "python benchmarks/lockstep.py --work DIR --cifar DIR "
+        "--json benchmarks/results/lockstep_cpu.json",
+        "machine": f"CPU, {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
+        "audit": audits(args.work),
+        "cost_in_processor_seconds": costs(args.work, args.cifar),
+        "lockstep": locksteps(args.work, args.cifar),
+    }
+    for name, part in found["lockstep"].items():
+        print(f"{name}: {part['line']}")
+    if args.json:
+        args.json.write_text(_named_here(found, [args.cifar, args.work]))
+
+
+if __name__ == "__main__":
+    main()

@@ -96,7 +96,8 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
     finally:
         stream.close()
     verdicts = record.judge(lines, machine_epsilon(plan.recipe.precision))
-    return {"step": state.step} | record.summary(lines, *verdicts)
+    about = {"step": state.step, "weights": record.digest(state.params)}
+    return about | record.summary(lines, *verdicts)
 
 
 def _plan(run: Path, known: Record, device: str, world_size: int, data_dir: str | None) -> Plan:

@@ -11,6 +11,7 @@ import numpy as np
 from twinvit import lockstep
 from twinvit.lockstep import WHOLE
 from twinvit.lockstep_record import Line
+from twinvit.noise_rule import FACTOR, FLOOR_EPS, machine_epsilon
 
 PANELS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient"}
 
@@ -39,6 +40,11 @@ def series(lines: Sequence[Line]) -> tuple[dict[str, np.ndarray], dict[str, np.n
     )
 
 
+def bound(noise: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
+    """The largest gap that the noise rule passes."""
+    return FACTOR * noise + FLOOR_EPS * machine_epsilon(about["precision"])
+
+
 def phases(about: Mapping[str, Any]) -> list[tuple[int, int, str]]:
     """(first step, last step, name) of the learning rate's phases."""
     total = about["steps_of_run"]
@@ -58,6 +64,9 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
     panels = PANELS | {"array": "array that differs most"}
     for axes, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items()):
         axes.plot(steps, _positive(beside[name]), color="#4c9be8", lw=1.2, label=label)
+        if about["rule"] == "noise":
+            limit = bound(beside[name], about)
+            axes.plot(steps, limit, color="#d95f02", lw=1, ls=":", label="limit")
         axes.plot(steps, _positive(gaps[name]), color="#111111", lw=0.8, label="gap of the twins")
         axes.set(yscale="log", ylabel=f"{title}: gap")
         for start, *_ in phases(about)[1:]:

@@ -32,7 +32,7 @@ def lockstep_page(run_dir: Path) -> Path:
         _header(found["line"], found["exit_status"], _what(found)),
         _differences(found),
         _largest(found),
-        *_charts(lines, found),
+        _charts(lines, found),
         _rules(found["rule"]),
         _made_by(found),
     ]
@@ -105,21 +105,26 @@ def _largest(found: Mapping[str, Any]) -> str:
     return html.section("Largest gaps", html.table(columns, rows, (1, 2)))
 
 
-def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> list[str]:
+def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> str:
     gaps, beside, label = lockstep_figure.series(lines)
     keep = _thinned(len(lines))
     steps = [lines[i].step for i in keep]
     phases = [(a, b, n) for a, b, n in lockstep_figure.phases(found) if a < steps[-1]]
     phases = [(max(a, steps[0]), min(b, steps[-1]), n) for a, b, n in phases]
-    sections = []
+    groups = [(a, b, f"{n}, steps {a} to {b}") for a, b, n in phases]
+    figures = []
     for name, title in _TITLES.items():
+        series = []
+        if found["rule"] == "noise":
+            limit = lockstep_figure.bound(beside[name], found)
+            series.append(Series("limit", steps, [float(limit[i]) for i in keep], "warn"))
+        drawn = [i for i in keep if gaps[name][i] > 0]  # zero has no place on a logarithmic axis
+        x, y = [lines[i].step for i in drawn], [float(gaps[name][i]) for i in drawn]
+        series.append(Series("gap of the twins", x, y, "mine"))
         band = Band(label, steps, [float(beside[name][i]) for i in keep])
-        gap = Series("gap of the twins", steps, [float(gaps[name][i]) for i in keep], "mine")
-        chart = Chart([gap], "gap", "step", [band], groups=phases, description=f"{title} by step")
-        sections.append(
-            html.section(title.capitalize(), html.figure(chart, "Relative; by step of the run."))
-        )
-    return sections
+        chart = Chart(series, "gap", "step", [band], groups=groups, description=title)
+        figures.append(html.figure(chart, f"{title.capitalize()}: relative gap by step."))
+    return html.section("Gap by step", *figures)
 
 
 def _thinned(count: int, most: int = 1500) -> list[int]:
@@ -167,10 +172,12 @@ def _made_by(found: Mapping[str, Any]) -> str:
     pairs += [(n, str(v)) for n, v in found["versions"].items()]
     pairs += [("data", found["data"]["fingerprint"])]
     if "weights" in found:
-        pairs.append(("first weights", found["weights"]))
+        weights = found["weights"]
+        digits = weights["sha256"]
+        pairs.append((f"weights at step {weights['step']}", f"{digits[:32]} {digits[32:]}"))
     if "run" in found:
         pairs.append(("run", str(found["run"])))
-    return html.section("Made by", html.definitions((n, html.code(v)) for n, v in pairs))
+    return html.section("Made by", html.table(["what", "value"], pairs))
 
 
 def _gap(value: float) -> str:

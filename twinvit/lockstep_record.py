@@ -6,12 +6,15 @@ lockstep.json    how it was made, and the verdict; audit.json the same for each 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
@@ -143,6 +146,16 @@ def judge(lines: Sequence[Line], eps: float) -> tuple[Verdict, Verdict]:
         keys = {n: n.removesuffix(KEYS) for n in gradients[0].gaps if n.endswith(KEYS)}
         return lockstep.judge_by_reference(gradients, eps, keys), maps
     return lockstep.judge_by_noise(gradients, eps), maps
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of the arrays, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:

@@ -51,6 +51,7 @@ def run(argv: list[str]) -> int:
     def make_trainer(state: TrainState) -> LockstepTrainer:
         pair = Pair(plan, state, leader)
         made["versions"] = pair.versions()
+        made["weights"] = {"step": state.step, "sha256": record.digest(state.params)}
         record.cut_lines(plan.run_dir, state.step)
         return LockstepTrainer(pair, every, write)
 

@@ -55,7 +55,7 @@ def parity_page(folder: Path) -> Path:
     body.append(html.section("How it is judged", html.bullets([rule])))
     made = [("data", record.data["fingerprint"]), ("run of jax", read_record(jax).id or "")]
     made += [("run of torch", record.id or ""), ("page made with", ", ".join(html.versions()))]
-    body.append(html.section("Made by", html.definitions((n, html.code(v)) for n, v in made)))
+    body.append(html.section("Made by", html.table(["what", "value"], made)))
     with whole_file(folder / PAGE) as file:
         file.write(html.document("Parity", body).encode())
     return folder / PAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from twinvit.port.constants import narrow_constants, rounded_positions
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, evidence
 from twinvit.port.report import Finding, Narrowing, Operation, Report
-from twinvit.port.session import Accepted, Session, align_distance, measure_noise, numbers
+from twinvit.port.session import MOVES, Accepted, Session, align_distance, measure_noise, numbers
 
 Progress = Callable[[str], None]
 MAX_FINDINGS = 24
@@ -283,6 +284,10 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
             f"the reference holds {counts[0]} numbers in "
             f"parameters and buffers, the port {counts[1]}"
         )
+    for k, i in enumerate(session.graph.inputs()):
+        given = numbers(session.graph.values[i])
+        if evidence(given) and session.index.find(given, 1e-12) is None:
+            notes.append(f"the port was given other numbers than the reference as input {k}")
     same, unknown, remaining = forward.same, forward.unknown, forward.remaining
     judged = remaining <= session.output_tolerance()
     if "grad" in kinds:
@@ -364,6 +369,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     port_outputs = [np.asarray(x) for _, x in theirs]
     if not train:
         _check_harness(pair, graph)
+        _check_port(pair, port_outputs, theirs)
     say("measuring rounding")
     session = Session(graph, index, measure_noise(graph), port_outputs)
     if train:
@@ -472,6 +478,22 @@ def _lost_weights(session: Session) -> list[str]:
     return lost
 
 
+def _raw(session: Session, value: int) -> bool:
+    """True for images that the reference's first weights take as they come."""
+    graph = session.graph
+    if graph.values[value].ndim != 4 or not graph.values[value].is_floating_point():
+        return False
+    layer = [value]
+    for v in layer:
+        for user in graph.consumers.get(v, ()):
+            node = graph.nodes[user]
+            if node.name in MOVES:
+                layer += [o for o in node.outs if o is not None and o not in layer]
+            elif node.name not in ("convolution", "mm", "addmm"):
+                return False
+    return True
+
+
 def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
     """What these inputs and weights could not show."""
     graph = session.graph
@@ -494,6 +516,11 @@ def _unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
         if graph.values[i].ndim >= 2 and graph.values[i].shape[0] == 1:
             found.append("a batch of one: mixing along the batch cannot be seen")
             break
+    if any(_raw(session, i) for i in graph.inputs()):
+        found.append(
+            "preprocessing is no part of the models: scaling, mean and standard deviation, resize, "
+            "crop and order of channels are not compared"
+        )
     for node in graph.nodes:
         if (
             node.name in ("gelu", "silu")
@@ -604,6 +631,29 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
             )
 
 
+def _check_port(
+    pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[str, Any]]
+) -> None:
+    """The port against itself, traced and evaluated once more."""
+    if sum(int(np.size(x)) for x in pair.leaves) > 1 << 21:
+        return
+    traced, arrays, _ = pair.trace()
+    values = [*pair.leaves, *arrays]
+    count = itertools.count()
+    interpreter = record_jax.Interpreter(lambda *_: next(count))
+    ids = [next(count) for _ in values]
+    outs, _ = record_jax.evaluate(traced, values, ids, interpreter)
+    again = dict(zip(traced.labels, outs))
+    for (name, _), first in zip(named, outputs):
+        second = np.asarray(again[name]) if name in again else first
+        d = align_distance(first, second)
+        if first.shape != second.shape or d > 1e-9:
+            raise PortError(
+                f"the JAX model differs from itself by {d:.1e} on the same input: something in it "
+                "is drawn anew in each call (np.random, a counter); make it deterministic first"
+            )
+
+
 def _repeated(finding: Finding, a: Accepted) -> bool:
     """True if the same was found before at another place: a layer's mistake is each layer's."""
     if (finding.kind, finding.cause) != (a.kind, a.cause):
@@ -611,7 +661,12 @@ def _repeated(finding: Finding, a: Accepted) -> bool:
     if a.kind == "unknown":
         places = [re.sub(r"\d+", "", place) for place in (finding.torch, a.node.place)]
         return bool(a.jax) and finding.jax == a.jax and places[0] == places[1]
-    return a.kind in ("cause", "precision") and finding.text == a.text
+    return a.kind in ("cause", "precision") and finding.text == _with_ties(a)
+
+
+def _with_ties(a: Accepted) -> str:
+    """The finding's text, with the causes that explain the operation equally well."""
+    return f"{a.text}; a tie: {' or '.join(a.ties)} explains it equally well" if a.ties else a.text
 
 
 def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
@@ -638,9 +693,13 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             continue
         done = None
         known = sum(a.kind == "unknown" and a.node.place == front.place for a in accepted)
-        for trial in session.search(front)[:6] if known < 3 else ():
+        trials = session.search(front)[:6] if known < 3 else []
+        for trial in trials:
+            equal = session.equals(trial, trials, front)
             done = session.accept(trial, front)
             if done is not None:
+                if done.kind == "cause":
+                    done.ties = equal
                 break
         if done is None:
             done = session.substitute(front)
@@ -659,7 +718,7 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
             Finding(
                 a.kind,
                 a.cause,
-                a.text,
+                _with_ties(a),
                 a.node.place,
                 a.jax,
                 a.before,

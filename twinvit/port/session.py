@@ -66,6 +66,7 @@ class Accepted:
     places: list[str] = field(default_factory=list)
     regained: int = 0
     trial: Trial | None = None
+    ties: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -491,6 +492,7 @@ class Session:
     def search(self, front: Node) -> list[Trial]:
         """Candidates that regain something at `front` or after it, the best first."""
         found: list[Trial] = []
+        ended: Trial | None = None
         barred = any(self.recurrent(a.node) for a in self.accepted)
         tries = 0
         for rank, site in enumerate(self.sites(front)):
@@ -512,10 +514,11 @@ class Session:
                     continue
                 trial = Trial(cause, variant, site, edits, judged, rank)
                 found.append(trial)
-                if judged.regained >= 6 and not judged.broken and self.aligned(trial):
-                    return [
-                        trial
-                    ]  # nothing else can regain more that is not the same mathematically
+                if ended is None and judged.regained >= 6 and not judged.broken:
+                    if self.aligned(trial):
+                        ended = trial  # nothing else can regain more; the site's others may tie
+            if ended is not None:
+                return [ended, *(t for t in found if t is not ended and t.site is ended.site)]
             if (
                 found
                 and rank >= 2
@@ -526,6 +529,30 @@ class Session:
         found.sort(
             key=lambda t: (-t.gain, not self.aligned(t), t.rank, t.cause.order if t.cause else 0)
         )
+        return found
+
+    def equals(self, trial: Trial, trials: Sequence[Trial], front: Node) -> list[str]:
+        """What other causes of `trials` explain the same operation equally well."""
+        name = trial.cause.name if trial.cause else ""
+        others: list[Trial] = []
+        for other in trials:
+            theirs = other.cause.name if other.cause else ""
+            if theirs == name or other.gain != trial.gain or other.site is not trial.site:
+                continue
+            if self.aligned(other) == self.aligned(trial):
+                others.append(other)
+        if not others:
+            return []
+        mine = self.judge(trial.edits, front, enough=0)
+        found = []
+        for other in others[:3]:
+            judged = self.judge(other.edits, front, enough=0)
+            if (
+                mine is not None
+                and judged is not None
+                and (judged.regained, judged.broken) == (mine.regained, mine.broken)
+            ):
+                found.append(f"{other.cause.name if other.cause else ''} ({other.variant.text})")
         return found
 
     def _order_only(self, trials: Sequence[Trial]) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,8 +123,12 @@ def catalogue() -> list[Cause]:
     global _LOADED
     if not _LOADED:
         _LOADED = True
+        own = [entry for entry in _REGISTRY if not entry.generate.__module__.startswith(__name__)]
         for family in FAMILIES:
             importlib.import_module(f"{__name__}.{family}")
+        for entry in own:
+            _REGISTRY.remove(entry)
+            _REGISTRY.append(replace(entry, order=len(_REGISTRY)))
     return list(_REGISTRY)
 
 

@@ -1,0 +1,85 @@
+"""Before the comparison: the port against itself, preprocessing, and causes that tie."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from twinvit import port
+from twinvit.port.causes import _REGISTRY, Variant
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((2, 3, 6, 6)).astype(np.float32)
+
+
+class Conv(torch.nn.Module):
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.scaled = scaled
+        self.conv = torch.nn.Conv2d(3, 5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv((x - 0.5) / 0.25 if self.scaled else x).flatten(1)
+
+
+def parts(scaled: bool) -> tuple[Conv, port.Function]:
+    torch.manual_seed(0)
+    model = Conv(scaled)
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p, x):
+        x = (x - 0.5) / 0.25 if scaled else x
+        return jnp.einsum("bchw,ochw->bo", x, p["conv.weight"]) + p["conv.bias"]
+
+    return model, port.Function(call, params)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_preprocessing_that_is_no_part_of_the_models_is_not_seen(scaled):
+    report = port.explain(*parts(scaled), (IMAGES,))
+    assert report.same, report
+    assert any("preprocessing" in text for text in report.unseen) != scaled
+
+
+def test_other_inputs_are_said_to_be_others():
+    report = port.explain(*parts(False), (IMAGES,), jax_inputs=(IMAGES * 2 + 1,))
+    assert not report.same and any("other numbers" in note for note in report.notes)
+    report = port.explain(*parts(False), (IMAGES,), jax_inputs=(IMAGES,))
+    assert report.same and not any("other numbers" in note for note in report.notes)
+
+
+def test_a_port_that_differs_from_itself_cannot_be_judged():
+    model, exact = parts(False)
+    rng = np.random.default_rng(1)
+
+    def call(p, x):
+        return exact.fn(p, x) + rng.standard_normal((2, 5))
+
+    with pytest.raises(port.PortError, match="JAX model differs from itself"):
+        port.explain(model, port.Function(call, exact.params), (IMAGES,))
+
+
+def test_causes_that_explain_equally_well_are_a_tie():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(9, 11), torch.nn.GELU(), torch.nn.Linear(11, 8), torch.nn.Linear(8, 8)
+    )
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p, x):
+        x = jnp.tanh(x @ p["0.weight"].T + p["0.bias"])
+        return (x @ p["2.weight"].T + p["2.bias"]) @ p["3.weight"].T + p["3.bias"]
+
+    @port.cause("other_name", on="aten.gelu")
+    def other(call):
+        "The same formula under another name."
+        yield Variant("the port has tanh here", lambda x, **_: torch.tanh(x))
+
+    try:
+        x = RNG.standard_normal((4, 9)).astype(np.float32)
+        report = port.explain(model, port.Function(call, params), (x,))
+    finally:
+        _REGISTRY[:] = [c for c in _REGISTRY if c.name != "other_name"]
+    (finding,) = report.findings
+    assert report.explained and finding.cause == "activation", report
+    assert "a tie: other_name (the port has tanh here)" in finding.text

@@ -313,6 +313,8 @@ def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
     assert (whole / record.LINES).read_text() == (halves / record.LINES).read_text()
     found = json.loads((halves / record.RESULT).read_text())
     assert found["decided"] == 6 and found["exit_status"] == 0 and found["versions"]["jax"]
+    assert found["weights"] == json.loads((whole / record.RESULT).read_text())["weights"]
+    assert found["weights"]["step"] == 0
     assert (halves / record.FIGURE).read_bytes().startswith(b"\x89PNG")
 
 

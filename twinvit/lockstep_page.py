@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _ROWS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient", "arr
 
 def lockstep_page(run_dir: Path) -> Path:
     """Write the page of a lockstep run from its files; returns its path. Raises UserError."""
-    found = read_result(run_dir / lockstep_record.RESULT)
+    found = lockstep_record.read_json(run_dir / lockstep_record.RESULT)
     lines = lockstep_record.read_lines(run_dir)
     if not lines:
         raise UserError(f"{run_dir / lockstep_record.LINES} holds no step")
@@ -41,7 +40,7 @@ def lockstep_page(run_dir: Path) -> Path:
 
 def audit_page(run_dir: Path) -> Path:
     """Write the page of an audit from its file; returns its path. Raises UserError."""
-    found = read_result(run_dir / AUDIT)
+    found = lockstep_record.read_json(run_dir / AUDIT)
     rows, checkpoints = [], found["checkpoints"]
     for entry in checkpoints:
         largest = entry.get("largest", {})
@@ -62,14 +61,6 @@ def audit_page(run_dir: Path) -> Path:
         _made_by(found),
     ]
     return _write(run_dir / AUDIT_PAGE, "Audit", body)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """A result's JSON. Raises UserError."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not the result of a comparison: {error}") from None
 
 
 def _header(line: str, status: int, lead: Sequence[str]) -> str:

@@ -164,6 +164,14 @@ def write_json(path: Path, found: Mapping[str, Any]) -> None:
         file.write((json.dumps(found, indent=1) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises UserError."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not the result of a comparison: {error}") from None
+
+
 def summary(lines: Sequence[Line], gradients: Verdict, maps: Verdict) -> dict[str, Any]:
     """The verdict and the largest gaps, for JSON."""
     both = gradients.joined(maps)

@@ -46,12 +46,13 @@ def run(argv: list[str]) -> int:
         raise UserError(f"a lockstep sets {', '.join(own)} itself: leave that out")
     plan = resolve(asked)
     begin = time.perf_counter()
-    made: dict[str, Any] = {}
+    made = _made_before(plan)
 
     def make_trainer(state: TrainState) -> LockstepTrainer:
         pair = Pair(plan, state, leader)
         made["versions"] = pair.versions()
-        made["weights"] = {"step": state.step, "sha256": record.digest(state.params)}
+        weights = {"step": state.step, "sha256": record.digest(state.params)}
+        made.setdefault("weights", weights)
         record.cut_lines(plan.run_dir, state.step)
         return LockstepTrainer(pair, every, write)
 
@@ -70,6 +71,15 @@ def run(argv: list[str]) -> int:
     seconds = time.perf_counter() - begin
     how = {"leader": leader, "every": every, "seconds": round(seconds, 1)} | about(plan) | made
     return conclude(plan.run_dir, how)
+
+
+def _made_before(plan: Plan) -> dict[str, Any]:
+    """Of a lockstep that is continued: the weights it began with, and the versions."""
+    path = plan.run_dir / record.RESULT
+    if not (plan.resume and path.exists()):
+        return {}
+    found = record.read_json(path)
+    return {name: found[name] for name in ("weights", "versions") if name in found}
 
 
 def conclude(run_dir: Path, how: dict[str, Any]) -> int:

@@ -299,9 +299,9 @@ def local_randomness(monkeypatch):
     """Crops drawn by order of arrival rather than by global position."""
     real = order.train_chunks
 
-    def train_chunks(load, num_examples, seed, share, size):
+    def train_chunks(load, num_examples, seed, *rest):
         rng = np.random.default_rng(seed)
-        return real(lambda index, _: load(index, rng), num_examples, seed, share, size)
+        return real(lambda index, _: load(index, rng), num_examples, seed, *rest)
 
     monkeypatch.setattr(order, "train_chunks", train_chunks)
 

@@ -33,9 +33,9 @@ import hashlib, sys
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 with Interrupt() as interrupt:
     print("ready", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[1]))  # one call into C, without Python's
-    lock print(interrupt.requested, flush=True) sys.exit(EXIT_INTERRUPTED if interrupt.requested
-    else 0)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[1]))  # one call into C, lock released
+    print(interrupt.requested, flush=True)
+    sys.exit(EXIT_INTERRUPTED if interrupt.requested else 0)
 """
 
 

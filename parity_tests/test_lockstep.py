@@ -186,6 +186,13 @@ def test_faults_are_caught_in_float32(fault, monkeypatch):
     assert first.gap > 100 * first.bound
 
 
+def test_faults_are_caught_in_bf16(monkeypatch):
+    """Also where the faulty twin is too far off for its distance alone to be judged."""
+    other_dropout_site(monkeypatch)
+    verdict = verdict_of(steps_in_lockstep(steps=2, precision="bf16", dropout=0.1))
+    assert verdict.exit_status == 1 and verdict.differences[0].step == 1
+
+
 # The rules, on numbers.
 
 
@@ -236,6 +243,7 @@ def test_noise_rule_bounds_and_decides():
         (16, (0.01, 0.01), (0.021, 0.01), 1),
         (15, (0.01, 0.013), (0.01, 0.021), 0),
         (1, (0.31, 0.31), (0.01, 0.01), 2),
+        (1, (0.01, 0.9), (0.01, 0.01), 1),
     ],
 )
 def test_reference_rule_compares_distances(steps, whole, w, status):
@@ -243,6 +251,16 @@ def test_reference_rule_compares_distances(steps, whole, w, status):
     verdict = lockstep.judge_by_reference(rows, EPS["fp32"])
     assert verdict.exit_status == status
     assert status != 1 or verdict.differences[0].step == steps
+
+
+def test_one_bad_rounding_is_held_against_the_nearest_steps():
+    """Five times the other's distance there, twice the largest of those nearby."""
+    usual, twice = (0.01, 0.011), (0.011, 0.022)
+    rows = [measured(i, 0.001, whole=usual, w=usual) for i in range(1, 8)]
+    rows[3] = measured(4, 0.001, whole=usual, w=(0.05, 0.01))
+    assert lockstep.judge_by_reference(rows, EPS["fp32"]).line().endswith("(first at step 4, w)")
+    rows[4] = measured(5, 0.001, whole=twice, w=twice)
+    assert lockstep.judge_by_reference(rows, EPS["fp32"]).matched
 
 
 def test_arrays_without_a_true_value():

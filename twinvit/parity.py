@@ -28,10 +28,11 @@ a process of its own. The noise rule then says whether nothing but rounding is b
 table and a verdict on the screen, the figure in curves.png. Exit status 0: they match, 1: they do
 not.
 
-  --run_dir=DIR        where the five runs and the figure go. Default: runs/parity-<preset>, or
-                       the next free number after it
-  --lockstep[=EVERY]   one run instead, each step (or every EVERY-th) taken by both twins from the
-                       same state; --framework={torch,jax} says which twin goes on
+  --run_dir=DIR          where the five runs and the figure go. Default: runs/parity-<preset>,
+                         numbered where that is taken
+  --lockstep[=EVERY]     one run instead, of which each step, or every EVERY-th, is taken by both
+                         twins from the same state. Exit status 2: it cannot be judged
+  --framework=TWIN       of a lockstep: the twin that goes on, torch (default) or jax
 
 All other flags are those of training (`twinvit train --help` lists them), without --nudge,
 --resume, --stop_at and --mode, which the comparison sets itself. fp16 is PyTorch's alone.

@@ -3,7 +3,6 @@
 It imports neither JAX nor PyTorch.
 """
 
-import importlib
 from typing import Any
 
 from shared_vit.errors import UserError
@@ -26,6 +25,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: `--help` and the models need neither.
-    if name in ("data", "weights"):
-        return importlib.import_module(f"shared_vit.{name}")
+    if name == "data":
+        import shared_vit.data
+
+        return shared_vit.data
+    if name == "weights":
+        import shared_vit.weights
+
+        return shared_vit.weights
     raise AttributeError(f"module 'shared_vit' has no attribute {name!r}")

@@ -63,7 +63,7 @@ class Machine:
     remat: Literal["none", "block"] = setting(
         "none",
         "block: keep only the input of each block, and compute the block again in the backward "
-        "pass, for about a third more time.",
+        "pass, for one more forward pass.",
         group="machine",
         historical="none",
     )

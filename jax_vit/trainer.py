@@ -93,6 +93,7 @@ class Trainer:
         model.remat = remat
         graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
         self.objective = Objective(graphdef, state.config, self.dtype)
+        self.trained_names = canonical.trained(state.config, canonical.shapes(state.config))
         self.paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(params)]
         names = nnx.from_flat_state((path, nnx.Param(name)) for path, name in self.paths)
         self.fixed_paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(fixed)]
@@ -341,7 +342,7 @@ class Trainer:
 
     def _in_order(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of the trained parameters, in canonical order."""
-        return {n: arrays[n] for n in canonical.trained(self.cfg, canonical.shapes(self.cfg))}
+        return {n: arrays[n] for n in self.trained_names}
 
     def _to_mesh(
         self, paths: list[tuple[Path, str]], arrays: Mapping[str, np.ndarray]
@@ -359,7 +360,9 @@ class Trainer:
 
     def _put_all(self, arrays: list[np.ndarray], shards: bool) -> list[Array]:
         """The same arrays on every device of the mesh, or shared out over the devices."""
-        places = [placement(self.mesh, a.shape, shards) for a in arrays]
+        places = [
+            placement(self.mesh, a.shape, True) if shards else self.replicated for a in arrays
+        ]
         if not self.mesh.is_multi_process:
             return jax.device_put(arrays, places)  # at once: ten times less overhead
         made = zip(arrays, places, strict=True)

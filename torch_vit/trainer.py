@@ -87,6 +87,7 @@ class Trainer:
                     block.compile()
             sharding.shard(self.model, device)
         self.objective = Objective(self.model)
+        self.trained_names = canonical.trained(state.config, canonical.shapes(state.config))
         self.optimizer = make_optimizer(self.model, train.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
         self.compute_loss: Any = self.objective
@@ -304,8 +305,7 @@ class Trainer:
 
     def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Those of the trained parameters on the host, in canonical order."""
-        names = canonical.trained(self.cfg, canonical.shapes(self.cfg))
-        return {n: whole(tensors[n]).cpu().numpy() for n in names}
+        return {n: whole(tensors[n]).cpu().numpy() for n in self.trained_names}
 
     def _adam_count(self) -> int:
         counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}

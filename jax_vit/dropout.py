@@ -18,7 +18,9 @@ def drop(x: Array, dropout: Dropout, site: int, rate: float) -> Array:
         return x
     keys, rows = dropout
     kept = mask(keys[site], rows, x.shape, 1 - rate)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    # In float32 or more, rounded once, as torch does it: 0.9 itself is 0.898 in bfloat16.
+    scaled = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1 - rate)).astype(x.dtype)
+    return jnp.where(kept, scaled, jnp.zeros_like(x))
 
 
 def mask(key: Array, rows: Array, shape: tuple[int, ...], keep: float) -> Array:

@@ -115,40 +115,44 @@ def pool_kind(call: Call) -> Iterator[Variant]:
         if dims is None or dims == []:
             return
         dims = [d % x.ndim for d in (dims if isinstance(dims, list | tuple) else [dims])]
+        word, opposite = ("mean", "maximum") if name == "mean" else ("maximum", "mean")
+
+        def reduce(x: torch.Tensor, kind: str, over: list[int]) -> torch.Tensor:
+            fn = x.mean if kind == "mean" else x.amax
+            return fn(over, keepdim=keep)
 
         def axes(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
             return lambda x, *_, **__: fn(x)
 
         yield Variant(
-            "the port takes the maximum; the reference the mean",
-            axes(lambda x: x.amax(dims, keepdim=keep)),
+            f"the port takes the {opposite}; the reference the {word}",
+            axes(lambda x: reduce(x, opposite, dims)),
         )
-        if name == "amax":
-            yield Variant(
-                "the port takes the mean; the reference the maximum",
-                axes(lambda x: x.mean(dims, keepdim=keep)),
-            )
-        if len(dims) == 1 and x.ndim >= 3:
+        if len(dims) != 1:
+            return
+        # These run when the search has gone on: no name that they read may be bound again.
+        if x.ndim >= 3:
             d = dims[0]
             n = x.shape[d]
-            yield Variant(
-                "the port takes the first position; the reference the mean",
-                axes(lambda x: x.narrow(d, 0, 1) if keep else x.select(d, 0)),
-            )
-            yield Variant(
-                "the port takes the last position; the reference the mean",
-                axes(lambda x: x.narrow(d, n - 1, 1) if keep else x.select(d, n - 1)),
-            )
+            for text, place in (("first", 0), ("last", n - 1)):
+                yield Variant(
+                    f"the port takes the {text} position; the reference the {word}",
+                    axes(
+                        lambda x, place=place: (  # type: ignore[misc]
+                            x.narrow(d, place, 1) if keep else x.select(d, place)
+                        )
+                    ),
+                )
             if n > 2:
                 yield Variant(
-                    "the port leaves the first position out of the mean",
-                    axes(lambda x: x.narrow(d, 1, n - 1).mean(d, keepdim=keep)),
+                    f"the port leaves the first position out of the {word}",
+                    axes(lambda x: reduce(x.narrow(d, 1, n - 1), word, dims)),
                 )
-        for d in range(x.ndim):
-            if [d] != dims and len(dims) == 1:
+        for axis in range(x.ndim):
+            if [axis] != dims:
                 yield Variant(
-                    f"the port takes the mean over axis {d}; the reference over {dims[0]}",
-                    axes(lambda x, d=d: x.mean(d, keepdim=keep)),  # type: ignore[misc]
+                    f"the port takes the {word} over axis {axis}; the reference over {dims[0]}",
+                    axes(lambda x, a=axis: reduce(x, word, [a])),  # type: ignore[misc]
                 )
 
 

@@ -1,0 +1,67 @@
+"""Single causes of the catalogue, each on the smallest model that it fits."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from twinvit import port
+
+TOKENS = np.random.default_rng(0).standard_normal((4, 5, 8)).astype(np.float32)
+
+
+class Pooled(torch.nn.Module):
+    """A reduction over tokens between two linear layers."""
+
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.pool = pool
+        self.embed = torch.nn.Linear(8, 8)
+        self.head = torch.nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.pool(self.embed(x)))
+
+
+def pooled(
+    reference: Callable[[torch.Tensor], torch.Tensor], ported: Callable[[jax.Array], jax.Array]
+) -> port.Report:
+    torch.manual_seed(0)
+    model = Pooled(reference)
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p, x):
+        y = ported(x @ p["embed.weight"].T + p["embed.bias"])
+        return y @ p["head.weight"].T + p["head.bias"]
+
+    return port.explain(model, port.Function(call, params), (TOKENS,))
+
+
+@pytest.mark.parametrize(
+    ("ported", "text"),
+    [
+        (lambda y: y[:, 0], "takes the first position; the reference the mean"),
+        (lambda y: y[:, -1], "takes the last position; the reference the mean"),
+        (lambda y: y[:, 1:].mean(1), "leaves the first position out of the mean"),
+    ],
+)
+def test_tokens_taken_where_the_reference_takes_their_mean(ported, text):
+    report = pooled(lambda y: y.mean(1), ported)
+    assert [f.cause for f in report.findings] == ["pool_kind"], report
+    assert text in report.findings[0].text and report.explained
+
+
+@pytest.mark.parametrize(
+    ("ported", "text"),
+    [
+        (lambda y: y[:, 0], "takes the first position; the reference the maximum"),
+        (lambda y: y.mean(1), "takes the mean; the reference the maximum"),
+        (lambda y: y[:, 1:].max(1), "leaves the first position out of the maximum"),
+    ],
+)
+def test_tokens_taken_where_the_reference_takes_their_maximum(ported, text):
+    report = pooled(lambda y: y.amax(1), ported)
+    assert [f.cause for f in report.findings] == ["pool_kind"], report
+    assert text in report.findings[0].text and report.explained

@@ -251,7 +251,8 @@ class Comparison:
     narrowings: list[Narrowing]
     branches: list[str]
     arrays: list[np.ndarray]
-    traced: record_jax.Traced
+    chosen: list[int]
+    """Places of the compared arrays among the port's outputs."""
     compared: int
 
     @property
@@ -294,7 +295,7 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
         from twinvit.port.gradients import compare_gradients
 
         say("comparing gradients")
-        more, note, known = compare_gradients(session, pair, forward.traced, forward.arrays)
+        more, note, known = compare_gradients(session, pair, forward.chosen, forward.arrays)
         findings += more
         same, unknown = same and not more, unknown or not known
         notes.append(note)
@@ -366,6 +367,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         ]
     theirs = pick_output(labelled, None if callable(output) else output, "JAX")
     _pair_outputs(graph, first, theirs)
+    chosen = [next(i for i, out in enumerate(outs) if out is x) for _, x in theirs]
     port_outputs = [np.asarray(x) for _, x in theirs]
     if not train:
         _check_harness(pair, graph)
@@ -395,7 +397,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         narrowings,
         list(interpreter.branches),
         arrays,
-        traced,
+        chosen,
         compared,
     )
 

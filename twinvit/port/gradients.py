@@ -3,8 +3,10 @@ otherwise."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +14,13 @@ import numpy as np
 import torch
 
 from twinvit.port import record_jax
-from twinvit.port.index import Index, evidence, layouts
+from twinvit.port.index import Index, distance, evidence, layouts
 from twinvit.port.record_torch import Edit, Graph, Node
 from twinvit.port.report import Finding
 from twinvit.port.session import Session, numbers
 
 TOLERANCE = 1e-10
+LAYERS = 64  # a longer first axis is none of stacked layers
 SECONDS = 60.0  # spent on the search for one cause
 STEPS = (
     "round",
@@ -58,10 +61,126 @@ def reference_gradients(
     }
 
 
+class Theirs:
+    """The port's gradients.
+
+    Attributes:
+        index: every value of its backward pass that can be looked up.
+        own: by the name of a parameter of the reference, the gradient of the port's one array that
+            holds the same numbers.
+        few: gradients and parts of them with too few numbers to be looked up, sorted, by size.
+        zeros: how many gradients and parts of them are zero, by size.
+        size: the largest number in a gradient of the reference.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        own: Mapping[str, np.ndarray],
+        gradients: Sequence[np.ndarray],
+        size: float,
+    ) -> None:
+        self.index = index
+        self.own = own
+        self.size = size
+        self.few: dict[int, list[np.ndarray]] = {}
+        self.zeros: Counter[int] = Counter()
+        for part in (part for g in gradients for part in _parts(g)):
+            if not np.any(part):
+                self.zeros[part.size] += 1
+            elif not evidence(part):
+                self.few.setdefault(part.size, []).append(np.sort(part, axis=None))
+
+    def has(self, name: str, g: np.ndarray) -> bool:
+        """True if this is the port's gradient of a parameter; one of few numbers is not judged.
+
+        A parameter whose numbers one array of the port holds is compared with that array's
+        gradient. Of another one (fused, split, tied, or all ones) the gradient, or its equal parts
+        along the first axis, must be anywhere in the port's backward pass: what the port does to
+        the gradient behind that value is not seen.
+        """
+        if name in self.own:
+            theirs = self.own[name]
+            return (
+                not np.any(np.abs(theirs) > TOLERANCE * self.size)
+                if self._is_rounding(g)
+                else distance(np.sort(g, axis=None), np.sort(theirs, axis=None)) <= TOLERANCE
+            )
+        return (
+            not evidence(g)
+            or self._holds(g)
+            or any(
+                g.shape[0] % n == 0 and g.shape[0] > n and self._holds_parts(np.split(g, n))
+                for n in (2, 3, 4)
+            )
+        )
+
+    def has_cut(self, g: np.ndarray) -> bool:
+        """True if the port has a gradient of zeros of this size, or parts of this one."""
+        return any(g.size % n == 0 and self.zeros[g.size // n] >= n for n in (1, 2, 3, 4))
+
+    def _holds(self, g: np.ndarray) -> bool:
+        if self._is_rounding(g):
+            return True
+        if evidence(g):
+            return self.index.find(g, TOLERANCE) is not None
+        mine = np.sort(g, axis=None)
+        return any(distance(mine, few) <= TOLERANCE for few in self.few.get(g.size, ()))
+
+    def _holds_parts(self, parts: list[np.ndarray]) -> bool:
+        left = [part for part in parts if np.any(part)]
+        cut = len(parts) - len(left)  # zeros are no evidence: the port must have as many
+        return self.zeros[parts[0].size] >= cut and all(self._holds(part) for part in left)
+
+    def _is_rounding(self, g: np.ndarray) -> bool:
+        """True for a gradient that is zero but for rounding (the bias of attention's keys)."""
+        return not np.any(np.abs(g) > 1e-12 * self.size)
+
+
+def _parts(g: np.ndarray) -> Iterator[np.ndarray]:
+    """A gradient, those of a stack's layers, and equal parts along each axis."""
+    yield g
+    if g.ndim >= 2 and 1 < g.shape[0] <= LAYERS:
+        yield from g
+    for axis, n in itertools.product(range(g.ndim), (2, 3, 4)):
+        if g.shape[axis] % n == 0 and g.shape[axis] > n:
+            yield from np.split(g, n, axis)
+
+
+def _own(
+    graph: Graph, leaves: Sequence[np.ndarray], gradients: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The port's gradient of each parameter whose numbers exactly one of its arrays holds."""
+
+    def key(x: np.ndarray) -> bytes:
+        return np.sort(x, axis=None).tobytes()
+
+    mine: dict[bytes, list[str]] = {}
+    for name, i in graph.params().items():
+        value = numbers(graph.values[i])
+        if name not in graph.buffers and evidence(value):
+            mine.setdefault(key(value), []).append(name)
+    theirs: dict[bytes, list[np.ndarray]] = {}
+    for leaf, g in zip(leaves, gradients):
+        stacked = leaf.ndim >= 2 and 1 < leaf.shape[0] <= LAYERS
+        for x, part in ((leaf, g), *(zip(leaf, g) if stacked else ())):
+            theirs.setdefault(key(x), []).append(part)
+    return {
+        names[0]: theirs[k][0]
+        for k, names in mine.items()
+        if len(names) == len(theirs.get(k, ())) == 1
+    }
+
+
 def compare_gradients(
-    session: Session, pair: Any, traced: Any, arrays: list[np.ndarray]
+    session: Session, pair: Any, chosen: Sequence[int], arrays: list[np.ndarray]
 ) -> tuple[list[Finding], str, bool]:
-    """Findings, a note, and whether every difference has a proven cause."""
+    """Findings, a note, and whether every difference has a proven cause.
+
+    `chosen` are the places of the compared arrays among the port's outputs. `Theirs.has` says with
+    what each gradient is compared; one without an array of its own may be found among any
+    intermediate of the port's backward pass.
+    """
     graph = session.graph
     generator = torch.Generator().manual_seed(1)
     cotangents = [
@@ -75,21 +194,13 @@ def compare_gradients(
     floats = [
         i for i, x in enumerate(pair.leaves) if isinstance(x, np.ndarray) and x.dtype == np.float64
     ]
-    chosen = [
-        _position(traced, theirs, session.port_outputs, k)
-        for k, theirs in enumerate(session.port_outputs)
-    ]
 
     def loss(some: list[Any], rest: list[Any], *xs: Any) -> Any:
         leaves = list(rest)
         for i, x in zip(floats, some):
             leaves[i] = x
         out = pair.called(leaves, *xs)
-        found = [
-            x
-            for x in jax.tree.leaves(out)
-            if hasattr(x, "dtype") and np.issubdtype(x.dtype, np.floating)
-        ]
+        found = jax.tree.leaves(out)
         return sum((found[p] * c).sum() for p, c in zip(chosen, aligned))
 
     def gradient(leaves: list[Any], *xs: Any) -> Any:
@@ -104,20 +215,22 @@ def compare_gradients(
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):
         index.add(np.array(g), "gradient", pair.pure.names[i], [])
-        if g.ndim >= 2 and 1 < g.shape[0] <= 64:
+        if g.ndim >= 2 and 1 < g.shape[0] <= LAYERS:
             for k in range(g.shape[0]):
                 index.add(np.array(g[k]), "gradient", f"{pair.pure.names[i]}[{k}]", [])
     reference = reference_gradients(graph, cotangents)
     size = max((float(np.abs(g).max()) for g in reference.values() if g.size), default=0.0)
-    wrong = [n for n, g in reference.items() if not _found(index, g, size)]
-    judged = sum(1 for g in reference.values() if evidence(g))
+    own = _own(graph, [pair.leaves[i] for i in floats], gradients)
+    theirs = Theirs(index, own, gradients, size)
+    wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
+    judged = sum(1 for n, g in reference.items() if n in own or evidence(g))
     note = f"gradients of {judged} parameters compared, {len(wrong)} without an equal"
     if not wrong:
         return [], note, True
     findings: list[Finding] = []
     edits: dict[int, Edit] = {}
     for _ in range(6):
-        best = _search(graph, index, cotangents, edits, wrong, size)
+        best = _search(graph, theirs, cotangents, edits, wrong, reference)
         if best is None:
             break
         node, edit, name, text, left = best
@@ -139,30 +252,12 @@ def compare_gradients(
         if not wrong:
             return findings, note, True
     for name in wrong[:8]:
-        far, where, ratio = _nearest(index, reference[name])
+        far, where, ratio = _nearest(theirs, name, reference[name])
         text = f"the gradient of {name} has no equal in the port" + (
             f"; the nearest is {ratio:.6g} times it" if ratio is not None else ""
         )
         findings.append(Finding("unknown", "", text, name, where, far, far, [name], "grad"))
     return findings, note, False
-
-
-def _found(index: Index, g: np.ndarray, size: float, depth: int = 0) -> bool:
-    """True if a gradient, or its equal parts along the first axis, are the port's.
-
-    Small arrays prove nothing, nor does rounding where the gradient is zero (the bias of
-    attention's keys).
-    """
-    if not evidence(g) or float(np.abs(g).max()) <= 1e-12 * size:
-        return True
-    if index.find(g, TOLERANCE) is not None:
-        return True
-    return depth == 0 and any(
-        g.shape[0] % n == 0
-        and g.shape[0] > n
-        and all(_found(index, part, size, 1) for part in np.split(g, n))
-        for n in (2, 3, 4)
-    )
 
 
 def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., Any]]]:
@@ -219,12 +314,18 @@ def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., An
 
 def _search(
     graph: Graph,
-    index: Index,
+    theirs: Theirs,
     cotangents: list[torch.Tensor],
     edits: Mapping[int, Edit],
     wrong: list[str],
-    size: float,
+    reference: Mapping[str, np.ndarray],
 ) -> tuple[Node, Edit, str, str, list[str]] | None:
+    def explained(name: str, g: np.ndarray) -> bool:
+        if name in theirs.own or np.any(g):
+            return theirs.has(name, g)
+        # Zeros are no evidence: the gradient must have been wrong, and the port have one cut off.
+        return not np.any(reference[name]) or (name in wrong and theirs.has_cut(g))
+
     best: tuple[Node, Edit, str, str, list[str]] | None = None
     budget = 400 if sum(v.numel() for v in graph.values) < 1 << 22 else 24
     until = time.perf_counter() + SECONDS
@@ -239,7 +340,7 @@ def _search(
             grads = reference_gradients(graph, cotangents, {**edits, node.index: edit})
         except Exception:
             continue
-        left = [n for n, g in grads.items() if not _is_found(index, g, wrong, n, size)]
+        left = [n for n, g in grads.items() if not explained(n, g)]
         if len(left) < len(best[4] if best is not None else wrong):
             best = (node, edit, name, text, left)
             if not left:
@@ -247,24 +348,24 @@ def _search(
     return best
 
 
-def _is_found(index: Index, g: np.ndarray, wrong: list[str], name: str, size: float) -> bool:
-    if not np.any(g):  # a gradient that is cut off has no evidence: it must be one that was wrong
-        return name in wrong
-    return _found(index, g, size)
-
-
-def _nearest(index: Index, g: np.ndarray) -> tuple[float, str, float | None]:
-    near = index.nearest(g)
-    if not near:
-        return float("inf"), "", None
-    entry = index.entries[near[0][1]]
+def _nearest(theirs: Theirs, name: str, g: np.ndarray) -> tuple[float, str, float | None]:
+    """Distance and place of the port's nearest gradient, and its ratio to this one."""
+    if name in theirs.own:
+        value: np.ndarray | None = theirs.own[name]
+        far, where = distance(np.sort(g, axis=None), np.sort(theirs.own[name], axis=None)), ""
+    else:
+        near = theirs.index.nearest(g)
+        if not near:
+            return float("inf"), "", None
+        entry = theirs.index.entries[near[0][1]]
+        far, where, value = near[0][0], entry.where, entry.value
     ratio = None
-    if entry.value is not None:
-        for moved in layouts(entry.value, g.shape)[:6]:
+    if value is not None:
+        for moved in layouts(value, g.shape)[:6]:
             t = float(np.vdot(g, moved) / max(float(np.vdot(g, g)), 1e-300))
             if np.linalg.norm(moved - t * g) < 1e-8 * np.linalg.norm(moved):
                 ratio = t
-    return near[0][0], entry.where, ratio
+    return far, where, ratio
 
 
 def _as_port(mine: np.ndarray, cotangent: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -278,13 +379,3 @@ def _as_port(mine: np.ndarray, cotangent: np.ndarray, theirs: np.ndarray) -> np.
     if best is None:
         return cotangent.reshape(theirs.shape)
     return np.array(layouts(cotangent, theirs.shape)[best[1]])
-
-
-def _position(traced: Any, theirs: np.ndarray, outputs: list[np.ndarray], k: int) -> int:
-    """Which of the port's floating-point outputs is compared as the k-th."""
-    floats = [
-        v.aval for v in traced.closed.jaxpr.outvars if np.issubdtype(v.aval.dtype, np.floating)
-    ]
-    if len(floats) == len(outputs):
-        return k
-    return next(i for i, aval in enumerate(floats) if tuple(aval.shape) == theirs.shape)

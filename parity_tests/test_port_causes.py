@@ -65,3 +65,12 @@ def test_tokens_taken_where_the_reference_takes_their_maximum(ported, text):
     report = pooled(lambda y: y.amax(1), ported)
     assert [f.cause for f in report.findings] == ["pool_kind"], report
     assert text in report.findings[0].text and report.explained
+
+
+def test_blind_spots_asks_every_generator_of_a_shared_name():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+    spots = port.blind_spots(model, (TOKENS,)).spots
+    swapped = [s.text for s in spots if s.cause == "weights_swapped"]
+    assert "the port has 2.weight in the place of 0.weight, and the other way" in swapped
+    assert "the port has the weights of 2 here, and those of 0 there" in swapped

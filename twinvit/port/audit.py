@@ -12,10 +12,10 @@ import torch
 
 from twinvit.port import record_torch
 from twinvit.port.call import Call
-from twinvit.port.causes import causes_on
+from twinvit.port.causes import Generator, Variant, causes_on
 from twinvit.port.errors import PortError
-from twinvit.port.record_torch import Edit
-from twinvit.port.session import _checked, numbers
+from twinvit.port.record_torch import Graph, Node
+from twinvit.port.session import edits_of, numbers
 
 PER_PLACE = 40  # variants of one cause at one operation that are tried
 SKIP = ("weights", "residual_source", "dropout_on")
@@ -125,7 +125,7 @@ def blind_spots(
     graph = record_torch.record(torch_model, inputs, pick)
     right = numbers(graph.values[graph.outputs[0]])
     result = BlindSpots(rule=_rule(atol, rtol, metric))
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, Generator]] = set()  # several generators may share a cause's name
     tried = 0
     for node in graph.nodes:
         if tried >= limit:
@@ -135,9 +135,9 @@ def blind_spots(
             f"{node.scope.rsplit('.', 1)[-1]}"
         )
         for cause in causes_on(node.name):
-            if cause.name in SKIP or (signature, cause.name) in seen:
+            if cause.name in SKIP or (signature, cause.generate) in seen:
                 continue
-            seen.add((signature, cause.name))
+            seen.add((signature, cause.generate))
             try:
                 variants = list(cause.generate(Call(graph, node)) or ())[:PER_PLACE]
             except Exception:
@@ -160,25 +160,17 @@ def blind_spots(
 
 
 def _try(
-    graph: Any,
-    node: Any,
+    graph: Graph,
+    node: Node,
     name: str,
-    variant: Any,
+    variant: Variant,
     right: np.ndarray,
     atol: float,
     rtol: float,
     metric: str,
 ) -> Spot | None:
     try:
-        edits = {}
-        for index, fn in (
-            (variant.node if variant.node is not None else node.index, variant.fn),
-            *variant.also,
-        ):
-            edits[index] = Edit(
-                _checked(graph, graph.nodes[index], fn, variant.reshapes),
-                variant.refs if fn is variant.fn else None,
-            )
+        edits = edits_of(graph, node, variant)
         with torch.no_grad():
             changed = graph.run(edits, first=min(edits))
     except Exception:

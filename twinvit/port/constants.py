@@ -13,7 +13,7 @@ import torch
 
 from twinvit.port.index import Index, distance, layouts
 from twinvit.port.record_torch import Node
-from twinvit.port.session import NARROW, Accepted, Session, numbers
+from twinvit.port.session import NARROW, Accepted, Session, edits_of, numbers
 
 REPEATS = 16
 SMALLEST = 8  # fewer numbers than these are equal by chance
@@ -82,7 +82,7 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
             continue
         for cause, variant in session.variants(site, "rope", NARROW):
             try:
-                edits = session.edits_of(site, variant)
+                edits = edits_of(graph, site, variant)
                 changed = graph.run(edits, first=min(edits), until=last)
             except Exception:  # a variant that does not fit here
                 continue

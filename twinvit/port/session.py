@@ -403,19 +403,6 @@ class Session:
 
     errors: dict[str, None] = {}
 
-    def edits_of(self, site: Node, variant: Variant) -> dict[int, Edit]:
-        edits: dict[int, Edit] = {}
-        for index, fn in (
-            (variant.node if variant.node is not None else site.index, variant.fn),
-            *variant.also,
-        ):
-            node = self.graph.nodes[index]
-            edits[index] = Edit(
-                _checked(self.graph, node, fn, variant.reshapes),
-                variant.refs if fn is variant.fn else None,
-            )
-        return edits
-
     def judge(
         self,
         edits: Mapping[int, Edit],
@@ -503,7 +490,7 @@ class Session:
                 if tries > SEARCH:
                     break
                 try:
-                    edits = self.edits_of(site, variant)
+                    edits = edits_of(self.graph, site, variant)
                     judged = self.judge(edits, front)
                 except Exception as error:
                     self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = (
@@ -648,7 +635,7 @@ class Session:
             try:
                 for variant in trial.cause.generate(call) or ():
                     if (variant.key or variant.text) == key:
-                        places.append((node, self.edits_of(node, variant)))
+                        places.append((node, edits_of(self.graph, node, variant)))
                         break
             except Exception:
                 continue
@@ -1113,6 +1100,20 @@ def _has_ref(tree: object) -> bool:
     if isinstance(tree, dict):
         return any(_has_ref(t) for t in tree.values())
     return False
+
+
+def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
+    """What a variant replaces, asked about at `site`, by the operations' positions."""
+    edits: dict[int, Edit] = {}
+    for index, fn in (
+        (variant.node if variant.node is not None else site.index, variant.fn),
+        *variant.also,
+    ):
+        edits[index] = Edit(
+            _checked(graph, graph.nodes[index], fn, variant.reshapes),
+            variant.refs if fn is variant.fn else None,
+        )
+    return edits
 
 
 def _checked(

@@ -69,6 +69,30 @@ def test_what_cannot_be_judged_has_status_2(factories, arguments, message, capsy
     assert message in capsys.readouterr().err
 
 
+MODELS = ["port_factories:nothing", "port_factories:good"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["map", *MODELS, "-o"],
+        ["explain", *MODELS, "--shape", "2,3", "--html"],
+        ["explain", *MODELS, "--shape", "2,3", "--json"],
+    ],
+)
+def test_paths_are_checked_before_the_models_are_made(factories, arguments, tmp_path, capsys):
+    assert cli.main([*arguments, str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert cli.main([*arguments, str(tmp_path / "none" / "file")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+
+
+def test_inputs_are_in_the_order_of_their_flags():
+    flags = ["--int", "2,4:5", "--shape", "3", "--int", "6:2"]
+    made = cli.inputs(cli.parser().parse_args(["blind_spots", "module:f", *flags]))
+    assert [(x.shape, x.dtype.kind) for x in made] == [((2, 4), "i"), ((3,), "f"), ((6,), "i")]
+
+
 def test_the_catalogue_is_printed(capsys):
     assert cli.main(["causes"]) == 0
     printed = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -67,15 +68,18 @@ def parser() -> argparse.ArgumentParser:
 def _inputs(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--shape",
+        dest="inputs",
+        type=lambda text: ("--shape", text),
         action="append",
         default=[],
         metavar="2,3,224,224",
-        help="an input's shape as PyTorch takes it; once for each input",
+        help="an input's shape as PyTorch takes it; once for each input, in their order",
     )
     p.add_argument(
         "--int",
+        dest="inputs",
+        type=lambda text: ("--int", text),
         action="append",
-        default=[],
         metavar="2,16:100",
         help="an integer input's shape and upper bound, in place of --shape",
     )
@@ -152,12 +156,13 @@ def load(name: str, *given: Any) -> Any:
 
 
 def inputs(arguments: argparse.Namespace) -> tuple[np.ndarray, ...]:
-    """Arrays as the flags ask for them."""
+    """Arrays as the flags ask for them, in the flags' order."""
     rng = np.random.default_rng(arguments.seed)
     made: list[np.ndarray] = []
-    for text in arguments.shape:
-        made.append(rng.standard_normal(_shape(text)))
-    for text in arguments.int:
+    for flag, text in arguments.inputs:
+        if flag == "--shape":
+            made.append(rng.standard_normal(_shape(text)))
+            continue
         shape, _, bound = text.partition(":")
         if not bound.isdigit() or int(bound) < 1:
             raise PortError(f"--int {text}: write shape:bound, e.g. 2,16:100")
@@ -175,6 +180,20 @@ def _shape(text: str) -> tuple[int, ...]:
     if any(n < 1 for n in shape):
         raise PortError(f"{text!r} is no shape; write e.g. 2,3,224,224")
     return shape
+
+
+def _check_writable(*paths: Path | None) -> None:
+    """Raises PortError for a path that no file can be written to, before long work starts."""
+    for path in paths:
+        if path is None:
+            continue
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise PortError(f"{path}: its folder does not exist")
+        if path.is_dir():
+            raise PortError(f"{path} is a folder; name a file in it")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise PortError(f"{path} cannot be written; name another file")
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -204,9 +223,7 @@ def _progress() -> Callable[[str], None]:
 
 def _explain(arguments: argparse.Namespace) -> int:
     arrays = inputs(arguments)
-    for path in (arguments.html, arguments.json):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise PortError(f"{path}: its folder does not exist")
+    _check_writable(arguments.html, arguments.json)
     model, jax_model = _models(arguments)
     from twinvit.port.explainer import explain
 
@@ -233,6 +250,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _map(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.out)
     model, jax_model = _models(arguments)
     from twinvit.port.weight_map import map_weights
 

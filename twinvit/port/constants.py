@@ -6,17 +6,16 @@ the model's type. After widening the two are 1e-9 to 1e-6 apart: rounding, not a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 
-from twinvit.port.index import Index, distance, layouts
+from twinvit.port.index import SMALLEST, Index, distance, layouts
 from twinvit.port.record_torch import Node
 from twinvit.port.session import NARROW, Accepted, Session, edits_of, numbers
 
 REPEATS = 16
-SMALLEST = 8  # fewer numbers than these are equal by chance
 
 
 def narrow_constants(session: Session) -> Accepted | None:
@@ -27,28 +26,8 @@ def narrow_constants(session: Session) -> Accepted | None:
     """
     graph = session.graph
     dependent = graph.input_dependent()
-    values: dict[int, torch.Tensor] = {}
-    where, worst = "", 0.0
-    wanted = _boundary(session)
-    seen = set(wanted)
-    while wanted:
-        out = wanted.pop()
-        mine = numbers(graph.values[out])
-        best = None
-        if mine.dtype == np.float64 and mine.size >= SMALLEST:
-            candidates = _candidates(session.index, mine)
-            best = min(candidates, key=lambda c: c[0], default=None)
-        if best is not None and best[0] < NARROW:
-            if best[0] > session.tolerance(out):
-                values[out] = torch.from_numpy(np.array(best[1]))
-                if best[0] > worst:
-                    worst, where = best[0], session.index.entries[best[2]].where
-            continue
-        producer = graph.producer[out]  # the port may hold what this was computed from
-        for ref in graph.nodes[producer].refs if producer is not None else ():
-            if ref not in dependent and ref not in seen:
-                seen.add(ref)
-                wanted.append(ref)
+    held = {i: value for i, value in enumerate(graph.values) if i not in dependent}
+    values, worst, entry = _rounded(session, _boundary(session), held)
     if not values:
         return None
     producers = sorted({p for v in values if (p := graph.producer[v]) is not None})
@@ -58,6 +37,7 @@ def narrow_constants(session: Session) -> Accepted | None:
     if judged is None or judged.regained <= judged.broken:
         return None
     session.pin(values)
+    where = session.index.entries[entry].where
     text = f"constants that one side makes in a narrower type, up to {worst:.1e} apart"
     places = list(dict.fromkeys(n.place for n in nodes))
     return Accepted(
@@ -86,14 +66,13 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
                 changed = graph.run(edits, first=min(edits), until=last)
             except Exception:  # a variant that does not fit here
                 continue
-            values, before, after, entry = _rounded(
-                session, [v for v in boundary if v in changed], changed
-            )
+            values, after, entry = _rounded(session, [v for v in boundary if v in changed], changed)
             if not values:
                 continue
             judged = session.judge(edits, front, values, window=400, patience=40)
             if judged is None or judged.regained <= judged.broken:
                 continue
+            before = max(distance(numbers(graph.values[v]), numbers(t)) for v, t in values.items())
             session.apply(edits)
             session.pin(values)
             where = session.index.entries[entry].where
@@ -121,29 +100,28 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
 
 
 def _rounded(
-    session: Session, ids: list[int], changed: dict[int, torch.Tensor]
-) -> tuple[dict[int, torch.Tensor], float, float, int]:
-    """The port's tables that the changed ones are within a narrow type's rounding of, the largest
-    distances from them without and with the change, and the entry of the last."""
+    session: Session, ids: list[int], held: Mapping[int, torch.Tensor]
+) -> tuple[dict[int, torch.Tensor], float, int]:
+    """The port's tables that those held by these ids, or those that they were computed from, are
+    within a narrow type's rounding of; the largest distance, and its entry of the port."""
     values: dict[int, torch.Tensor] = {}
-    before = after = 0.0
-    entry = -1
+    worst, entry = 0.0, -1
     wanted = list(ids)
     for out in wanted:
-        mine = numbers(changed[out])
+        mine = numbers(held[out])
         best = None
         if mine.dtype == np.float64 and mine.size >= SMALLEST:
             best = min(_candidates(session.index, mine), key=lambda c: c[0], default=None)
         if best is not None and best[0] < NARROW:
             if best[0] > session.tolerance(out):
                 values[out] = torch.from_numpy(np.array(best[1]))
-                before = max(before, distance(numbers(session.graph.values[out]), best[1]))
-                after, entry = max(after, best[0]), best[2]
+                if best[0] > worst:
+                    worst, entry = best[0], best[2]
             continue
         producer = session.graph.producer[out]  # the port may hold what this was computed from
         refs = session.graph.nodes[producer].refs if producer is not None else ()
-        wanted += [r for r in refs if r in changed and r not in wanted]
-    return values, before, after, entry
+        wanted += [r for r in dict.fromkeys(refs) if r in held and r not in wanted]
+    return values, worst, entry
 
 
 def _boundary(session: Session) -> list[int]:

@@ -74,3 +74,47 @@ def test_blind_spots_asks_every_generator_of_a_shared_name():
     swapped = [s.text for s in spots if s.cause == "weights_swapped"]
     assert "the port has 2.weight in the place of 0.weight, and the other way" in swapped
     assert "the port has the weights of 2 here, and those of 0 there" in swapped
+
+
+class Table(torch.nn.Module):
+    """Rows of a table, looked up by `take`, before a linear layer."""
+
+    def __init__(self, take: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.take = take
+        self.table = torch.nn.Parameter(torch.randn(7, 8))
+        self.head = torch.nn.Linear(8, 6)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.head(self.take(self.table, rows))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda table, rows: table[rows],
+        lambda table, rows: table.T[:, rows].T,
+        lambda table, rows: table.index_select(0, rows),
+        lambda table, rows: table.T.index_select(-1, rows).T,
+        lambda table, rows: torch.nn.functional.embedding(rows, table),
+    ],
+    ids=["index", "index_columns", "index_select", "select_columns", "embedding"],
+)
+@pytest.mark.parametrize(
+    ("moved", "text"),
+    [
+        (lambda rows: (rows - 1) % 7, "-1 rows off, around its end"),
+        (lambda rows: (rows + 2).clip(0, 6), "+2 rows off"),
+    ],
+)
+def test_a_table_that_is_looked_up_some_rows_off(take, moved, text):
+    torch.manual_seed(0)
+    model = Table(take)
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p, rows):
+        return p["table"][moved(rows)] @ p["head.weight"].T + p["head.bias"]
+
+    report = port.explain(model, port.Function(call, params), (np.array([3, 0, 6, 2, 5, 1]),))
+    assert [f.cause for f in report.findings] == ["position_offset"], report
+    assert report.findings[0].text.endswith(text) and report.explained

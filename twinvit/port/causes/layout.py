@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -104,9 +104,6 @@ def token_order(call: Call) -> Iterator[Variant]:
 def flatten_order(call: Call) -> Iterator[Variant]:
     """The port flattens axes in another order (NHWC for NCHW)."""
     yield from _regroupings(call, "flatten_order")
-    x, out = call.args[0], call.out
-    if 3 <= x.ndim <= 5 and out.ndim == x.ndim and x.is_floating_point():
-        return
 
 
 @cause("flatten_order", on=("permute", "transpose", "t", "movedim"))
@@ -132,22 +129,22 @@ def transpose_missing(call: Call) -> Iterator[Variant]:
 @cause("token_order", on="cat")
 def class_token(call: Call) -> Iterator[Variant]:
     """The port puts the class token, or another part, elsewhere."""
-    parts, dim = call.args[0], call.argument(1, 0)
+    parts = call.args[0]
     if len(parts) < 2 or len(parts) > 4 or call.out.ndim < 3:
         return
-    yield from _reordered(call, parts, dim)
+    yield from _reordered(call, parts)
 
 
 @cause("concat_order", on="cat")
 def concat_order(call: Call) -> Iterator[Variant]:
     """The port concatenates in another order."""
-    parts, dim = call.args[0], call.argument(1, 0)
+    parts = call.args[0]
     if len(parts) < 2 or len(parts) > 4 or call.out.ndim >= 3:
         return
-    yield from _reordered(call, parts, dim)
+    yield from _reordered(call, parts)
 
 
-def _reordered(call: Call, parts: Sequence[torch.Tensor], dim: int) -> Iterator[Variant]:
+def _reordered(call: Call, parts: Sequence[torch.Tensor]) -> Iterator[Variant]:
     n = len(parts)
     for order in itertools.permutations(range(n)):
         if order != tuple(range(n)):
@@ -157,7 +154,7 @@ def _reordered(call: Call, parts: Sequence[torch.Tensor], dim: int) -> Iterator[
             )
 
 
-@cause("token_order", on=("flip", "roll", "slice", "select", "embedding", "index", "add"))
+@cause("token_order", on=("flip", "roll", "slice", "select"))
 def reversed_tokens(call: Call) -> Iterator[Variant]:
     """The port's tokens are reversed, or the window is moved the other way."""
     name = call.node.name
@@ -209,32 +206,38 @@ def _slices(call: Call) -> Iterator[Variant]:
 @cause("position_offset", on=("embedding", "index_select", "index"))
 def position_offset(call: Call) -> Iterator[Variant]:
     """The port looks its table up at positions that are off by some."""
-    table = call.args[0]
-    rows = call.args[1]
-    if (
-        isinstance(rows, list | tuple)
-        or not isinstance(rows, torch.Tensor)
-        or rows.is_floating_point()
-        or rows.dtype == torch.bool
-    ):
+    place = 2 if call.node.name == "index_select" else 1
+    given = call.args[place]
+    axis = call.args[1] if place == 2 else 0
+    if call.node.name == "index":
+        taken = [i for i, rows in enumerate(given) if rows is not None]
+        if len(taken) != 1:
+            return
+        axis = taken[0]
+        given = given[axis]
+    if given.is_floating_point() or given.dtype == torch.bool:
         return
-    size = table.shape[0]
+    size = call.args[0].shape[axis]
+
+    def moved(move: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+        if call.node.name == "index":
+            return call.with_args(a1=lambda all_: [r if r is None else move(r) for r in all_])
+        return call.with_args(**{f"a{place}": move})
+
     for by in (1, -1, 2, -2):
         yield Variant(
             f"the port looks this table up {by:+d} rows off",
-            call.with_args(a1=lambda r, b=by, n=size: (r + b).clamp(0, n - 1)),
+            moved(lambda rows, by=by: (rows % size + by).clamp(0, size - 1)),  # type: ignore[misc]
         )
         yield Variant(
             f"the port looks this table up {by:+d} rows off, around its end",
-            call.with_args(a1=lambda r, b=by, n=size: (r + b) % n),
+            moved(lambda rows, by=by: (rows + by) % size),  # type: ignore[misc]
         )
 
 
-@cause("position_offset", on=("add", "arange"))
+@cause("position_offset", on="add")
 def position_rolled(call: Call) -> Iterator[Variant]:
     """The port adds the positions' embedding to the tokens off by some."""
-    if call.node.name != "add":
-        return
     for position in (0, 1):
         p = call.argument(position)
         if (

@@ -118,3 +118,10 @@ def test_a_table_that_is_looked_up_some_rows_off(take, moved, text):
     report = port.explain(model, port.Function(call, params), (np.array([3, 0, 6, 2, 5, 1]),))
     assert [f.cause for f in report.findings] == ["position_offset"], report
     assert report.findings[0].text.endswith(text) and report.explained
+
+
+def test_a_celu_of_another_alpha():
+    report = pooled(lambda y: torch.nn.functional.celu(y, 1.5), lambda y: jax.nn.celu(y, alpha=0.5))
+    assert [f.cause for f in report.findings] == ["activation"], report
+    assert "CELU has alpha 0.5; the reference's 1.5" in report.findings[0].text
+    assert report.explained

@@ -11,30 +11,27 @@ import torch.nn.functional as F
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
-ACTIVATIONS = (
+WHOLE = (
     "gelu",
     "relu",
     "silu",
     "leaky_relu",
     "hardtanh",
     "elu",
+    "celu",
     "softplus",
     "mish",
     "hardswish",
     "hardsigmoid",
     "sigmoid",
     "tanh",
-    "relu6",
-    "prelu",
     "_prelu_kernel",
-    "rrelu_with_noise",
-    "clamp",
     "clamp_min",
-    "erf",
-    "pow",
-    "celu",
-    "selu",
+    "clamp",
 )
+"""Activations that are one operation."""
+ANY = (*WHOLE, "erf", "pow", "mul", "div", "exp", "neg")
+"""These, and the operations that one that is written out can begin with."""
 Unary = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -103,29 +100,10 @@ def _at(
 ) -> Iterator[Variant]:
     """The variant at the operation and, where the reference writes the activation out, at the end
     of the expression."""
-    if call.node.name in (
-        "gelu",
-        "relu",
-        "silu",
-        "leaky_relu",
-        "hardtanh",
-        "elu",
-        "softplus",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "sigmoid",
-        "tanh",
-        "_prelu_kernel",
-        "clamp_min",
-        "clamp",
-    ):
+    if call.node.name in WHOLE:
         yield Variant(text, lambda x, *_, **__: fn(x), solved=solved)
     for end, source in call.elementwise_regions():
         yield Variant(text, fn, refs=(source,), node=end, solved=solved)
-
-
-ANY = (*ACTIVATIONS, "mul", "div", "exp", "neg")
 
 
 @cause("gelu_tanh", on=ANY)
@@ -170,10 +148,12 @@ def activation(call: Call) -> Iterator[Variant]:
                 solved=(t, call.argument(1, 0.01)),
             )
     if name in ("elu", "celu"):
-        for t in call.solve(lambda t: F.elu(call.args[0], t), 1e-3, 10.0):
+        form = F.elu if name == "elu" else F.celu
+        for t in call.solve(lambda t: form(call.args[0], t), 1e-3, 10.0):
             yield Variant(
-                f"the port's ELU has alpha {t:g}; the reference's {call.argument(1, 1.0):g}",
-                _elu(t),
+                f"the port's {name.upper()} has alpha {t:g}; "
+                f"the reference's {call.argument(1, 1.0):g}",
+                lambda x, *_, t=t, **__: form(x, t),
                 solved=(t, call.argument(1, 1.0)),
             )
     if name == "softplus":
@@ -188,10 +168,6 @@ def activation(call: Call) -> Iterator[Variant]:
 
 def _leaky(t: float) -> Callable[..., torch.Tensor]:
     return lambda x, *_, **__: F.leaky_relu(x, t)
-
-
-def _elu(t: float) -> Callable[..., torch.Tensor]:
-    return lambda x, *_, **__: F.elu(x, t)
 
 
 def _softplus(t: float) -> Callable[..., torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port.index import Index, fingerprint
+from twinvit.port.index import SMALLEST, Index, fingerprint
 from twinvit.port.record_torch import Graph, Node, Ref, flat_tensors
 
 LAYOUT = frozenset(
@@ -105,10 +105,6 @@ class Call:
         source = self.graph.source[root] if root is not None else ""
         return source[6:] if source.startswith("param:") else None
 
-    def constants(self, value_id: int) -> bool:
-        """True if a value depends on no input (tables, masks, parameters)."""
-        return value_id not in self.graph.input_dependent()
-
     def solve(
         self,
         fn: Callable[[float], torch.Tensor],
@@ -154,7 +150,7 @@ class Call:
                 yield t
         bottom, array = size(low)
         top, _ = size(high)
-        if array.size < 8 or not np.isfinite([bottom, top]).all() or bottom == top:
+        if array.size < SMALLEST or not np.isfinite([bottom, top]).all() or bottom == top:
             return
         table = self.index.table(array.size)
         ids = self.index.ids(array.size)

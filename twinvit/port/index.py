@@ -56,8 +56,8 @@ def evidence(x: np.ndarray) -> bool:
 
 
 def fingerprint(x: np.ndarray) -> np.ndarray:
-    """Mean, root mean square, mean absolute value, mean of |x|^1.5-like mass, extremes, and the
-    count of huge values."""
+    """Mean, root mean square, mean absolute value, maximum, minimum, and the count of values that
+    are huge or not numbers; of the others alone, if there are any such."""
     flat = np.ascontiguousarray(x).reshape(-1)
     top = np.max(flat)
     low = np.min(flat)
@@ -103,7 +103,6 @@ class Index:
         self.entries: list[Entry] = []
         self.budget = budget
         self.bytes = 0
-        self.dropped = 0
         self.lookups = 0
         self.sorts = 0
         self._by_size: dict[int, list[int]] = {}
@@ -128,8 +127,6 @@ class Index:
             if self.bytes + value.nbytes <= self.budget:
                 entry.value = value
                 self.bytes += value.nbytes
-            else:
-                self.dropped += 1
         return entry.id
 
     def ids(self, size: int) -> list[int]:

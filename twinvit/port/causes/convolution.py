@@ -118,10 +118,6 @@ def padding(call: Call) -> Iterator[Variant]:
             yield Variant(
                 f"the port pads with mode {mode}; the reference with zeros", _padded(own, mode)
             )
-    elif call.comes_from(
-        "pad", "reflection_pad2d", "replication_pad2d", "constant_pad_nd", steps=2
-    ):
-        return
 
 
 @cause(

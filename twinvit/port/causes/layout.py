@@ -11,7 +11,7 @@ import torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
-VIEWS = ("view", "reshape", "_reshape_alias", "flatten", "unflatten")
+VIEWS = ("view", "_reshape_alias")
 
 
 def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -106,7 +106,7 @@ def flatten_order(call: Call) -> Iterator[Variant]:
     yield from _regroupings(call, "flatten_order")
 
 
-@cause("flatten_order", on=("permute", "transpose", "t", "movedim"))
+@cause("flatten_order", on=("permute", "transpose", "t"))
 def transpose_missing(call: Call) -> Iterator[Variant]:
     """The port reshapes where the reference transposes."""
     x, out = call.args[0], call.out
@@ -305,24 +305,23 @@ def table_order(call: Call) -> Iterator[Variant]:
         )
 
 
-@cause("flatten_order", on=("pixel_shuffle", "pixel_unshuffle", "im2col", "col2im"))
+@cause("flatten_order", on="pixel_shuffle")
 def shuffle_order(call: Call) -> Iterator[Variant]:
     """The port's pixel shuffle takes channels in another order."""
     x = call.args[0]
     factor = call.args[1]
-    if call.node.name == "pixel_shuffle":
-        sizes = [x.shape[1] // factor**2, factor, factor]
-        for order in itertools.permutations(range(3)):
-            if order == (0, 1, 2):
-                continue
+    sizes = [x.shape[1] // factor**2, factor, factor]
+    for order in itertools.permutations(range(3)):
+        if order == (0, 1, 2):
+            continue
 
-            def fn(
-                x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any
-            ) -> torch.Tensor:
-                back = [o.index(i) for i in range(3)]
-                y = x.reshape(x.shape[0], *(sizes[i] for i in o), *x.shape[2:]).permute(
-                    0, *(1 + b for b in back), 4, 5
-                )
-                return call.run(y.reshape(x.shape), f)
+        def fn(
+            x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any
+        ) -> torch.Tensor:
+            back = [o.index(i) for i in range(3)]
+            y = x.reshape(x.shape[0], *(sizes[i] for i in o), *x.shape[2:]).permute(
+                0, *(1 + b for b in back), 4, 5
+            )
+            return call.run(y.reshape(x.shape), f)
 
-            yield Variant(f"the port's pixel shuffle takes the channels in the order {order}", fn)
+        yield Variant(f"the port's pixel shuffle takes the channels in the order {order}", fn)

@@ -9,23 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port.call import Call
+from twinvit.port.call import LAYOUT, Call
 from twinvit.port.causes import Variant, cause
-from twinvit.port.index import layouts
+from twinvit.port.index import EQUAL, SMALLEST, layouts
 
 WEIGHT = {
     "addmm": 2,
     "mm": 1,
     "convolution": 1,
     "bmm": 1,
-    "baddbmm": 2,
     "mul": 1,
     "add": 1,
     "embedding": 0,
-    "matmul": 1,
-    "mv": 0,
-    "dot": 1,
-    "linear": 1,
     "native_layer_norm": 2,
     "native_batch_norm": 1,
     "native_group_norm": 1,
@@ -41,7 +36,7 @@ BIAS = {
 }
 
 
-@cause("weight_transposed", on=("addmm", "mm", "convolution", "bmm", "matmul", "linear"))
+@cause("weight_transposed", on=("addmm", "mm", "convolution", "bmm"))
 def weight_transposed(call: Call) -> Iterator[Variant]:
     """The port's weight is transposed, or was reshaped where it had to be transposed."""
     position = WEIGHT[call.node.name]
@@ -82,7 +77,6 @@ def weight_transposed(call: Call) -> Iterator[Variant]:
         "native_layer_norm",
         "native_batch_norm",
         "native_group_norm",
-        "linear",
     ),
 )
 def weights_swapped(call: Call) -> Iterator[Variant]:
@@ -137,7 +131,7 @@ def modules_swapped(call: Call) -> Iterator[Variant]:
         )
 
 
-@cause("tied_weights", on=("addmm", "mm", "linear", "embedding"))
+@cause("tied_weights", on=("addmm", "mm", "embedding"))
 def tied_weights(call: Call) -> Iterator[Variant]:
     """The port uses another matrix for the head: it ties what the reference does not, or the other
     way."""
@@ -199,7 +193,7 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
                 )
 
 
-@cause("tied_weights", on=("addmm", "mm", "linear"))
+@cause("tied_weights", on=("addmm", "mm"))
 def untied(call: Call) -> Iterator[Variant]:
     """The port's head has a matrix of its own where the reference shares the embedding's."""
     yield from _ports_value(call, shared=True)
@@ -237,12 +231,12 @@ def _ports_value(call: Call, shared: bool) -> Iterator[Variant]:
     graph = call.graph
     for position, arg in enumerate(call.args):
         name = call.parameter(position) if isinstance(arg, torch.Tensor) else None
-        if name is None or arg.numel() < 8:
+        if name is None or arg.numel() < SMALLEST:
             continue
         root = call.root(call.ref(position)) or 0
         ties = len({graph.nodes[u].index for u in _users(graph, root)}) > 1
         value = graph.values[root]
-        if ties != shared or (not shared and call.index.find(value.numpy(), 1e-13) is not None):
+        if ties != shared or (not shared and call.index.find(value.numpy(), EQUAL) is not None):
             continue
         near = [
             e
@@ -294,8 +288,6 @@ def _layout(call: Call, position: int, value: torch.Tensor) -> torch.Tensor:
 
 def _users(graph: Any, value_id: int) -> list[int]:
     """Operations that take a value, seen through layouts."""
-    from twinvit.port.call import LAYOUT
-
     result: list[int] = []
     for user in graph.consumers.get(value_id, []):
         node = graph.nodes[user]
@@ -337,41 +329,40 @@ def bias_missing(call: Call) -> Iterator[Variant]:
         yield Variant("the port lacks this bias", call.with_args(**{f"a{position}": None}))
 
 
+def _biases(call: Call) -> list[int]:
+    """Positions of the arguments that are a bias, a parameter."""
+    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
+    return [
+        p
+        for p in positions
+        if isinstance(call.argument(p), torch.Tensor) and call.parameter(p) is not None
+    ]
+
+
 @cause("bias_doubled", on=(*BIAS, "add"))
 def bias_doubled(call: Call) -> Iterator[Variant]:
     """The port adds a bias twice."""
-    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
-    for position in positions:
-        if (
-            isinstance(call.argument(position), torch.Tensor)
-            and call.parameter(position) is not None
-        ):
-            yield Variant(
-                "the port adds this bias twice", call.with_args(**{f"a{position}": lambda b: 2 * b})
-            )
+    for position in _biases(call):
+        yield Variant(
+            "the port adds this bias twice", call.with_args(**{f"a{position}": lambda b: 2 * b})
+        )
 
 
 @cause("bias_sign", on=(*BIAS, "add"))
 def bias_sign(call: Call) -> Iterator[Variant]:
     """The port subtracts a bias."""
-    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
-    for position in positions:
-        if (
-            isinstance(call.argument(position), torch.Tensor)
-            and call.parameter(position) is not None
-        ):
-            yield Variant(
-                "the port subtracts this bias", call.with_args(**{f"a{position}": lambda b: -b})
-            )
+    for position in _biases(call):
+        yield Variant(
+            "the port subtracts this bias", call.with_args(**{f"a{position}": lambda b: -b})
+        )
 
 
 @cause("bias_order", on=("addmm", "add", "convolution"))
 def bias_order(call: Call) -> Iterator[Variant]:
     """The port's bias is reversed or its halves are swapped."""
-    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
-    for position in positions:
-        b = call.argument(position)
-        if isinstance(b, torch.Tensor) and b.ndim == 1 and call.parameter(position) is not None:
+    for position in _biases(call):
+        b = call.args[position]
+        if b.ndim == 1:
             yield Variant(
                 "the port's bias is reversed",
                 call.with_args(**{f"a{position}": lambda b: b.flip(0)}),

@@ -11,7 +11,7 @@ from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
 
-@cause("loss_reduction", on=("nll_loss_forward", "nll_loss", "nll_loss2d_forward"))
+@cause("loss_reduction", on=("nll_loss_forward", "nll_loss2d_forward"))
 def loss_reduction(call: Call) -> Iterator[Variant]:
     """The port sums a loss where the reference takes the mean, or counts ignored targets."""
     log_p, target = call.args[0], call.args[1]
@@ -44,7 +44,7 @@ def loss_reduction(call: Call) -> Iterator[Variant]:
     yield Variant("the port divides by the batch alone", reduced(2, 1 / target.shape[0]))
 
 
-@cause("label_smoothing", on=("nll_loss_forward", "nll_loss"))
+@cause("label_smoothing", on="nll_loss_forward")
 def label_smoothing(call: Call) -> Iterator[Variant]:
     """The port smooths labels."""
     log_p, target, ignore, own = call.args[0], call.args[1], call.args[4], call.args[3]

@@ -59,6 +59,21 @@ def affine(call: Call, x: torch.Tensor, y: torch.Tensor, w: Any, b: Any) -> torc
     return y if b is None else y + b
 
 
+def own_axes(call: Call) -> tuple[int, ...]:
+    """The axes that a Layer- or RMSNorm is over."""
+    x = call.args[0]
+    return tuple(range(x.ndim - len(call.args[1]), x.ndim))
+
+
+def normalised(
+    call: Call, args: tuple[Any, ...], axes: tuple[int, ...], center: bool
+) -> torch.Tensor:
+    """The norm over other axes, with or without the mean subtracted; scale and bias are its own."""
+    x, w, b, eps = parts(call, args)
+    d = x - x.mean(axes, keepdim=True) if center else x
+    return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
+
+
 @cause("norm_eps", on=NORMS)
 def norm_eps(call: Call) -> Iterator[Variant]:
     """The port's eps of Layer-, Group-, Batch- or RMSNorm is another one, or stands outside the
@@ -82,7 +97,7 @@ def norm_eps(call: Call) -> Iterator[Variant]:
             )
     x, w, b, eps = parts(call, call.args)
     if call.node.name in ("native_layer_norm", "_fused_rms_norm"):
-        axes = tuple(range(x.ndim - len(call.args[1]), x.ndim))
+        axes = own_axes(call)
         center = call.node.name == "native_layer_norm"
 
         def outside(*args: Any, **_: Any) -> torch.Tensor:
@@ -126,8 +141,7 @@ def norm_eps_written_out(call: Call) -> Iterator[Variant]:
 @cause("norm_axes", on=("native_layer_norm", "_fused_rms_norm"))
 def norm_axes(call: Call) -> Iterator[Variant]:
     """The port normalises over other axes or groups."""
-    x = call.args[0]
-    own = tuple(range(x.ndim - len(call.args[1]), x.ndim))
+    x, own = call.args[0], own_axes(call)
     center = call.node.name == "native_layer_norm"
     for n in range(1, x.ndim + 1):
         for axes in itertools.combinations(range(x.ndim), n):
@@ -135,9 +149,7 @@ def norm_axes(call: Call) -> Iterator[Variant]:
                 continue
 
             def fn(*args: Any, axes: tuple[int, ...] = axes, **_: Any) -> torch.Tensor:
-                x, w, b, eps = parts(call, args)
-                d = x - x.mean(axes, keepdim=True) if center else x
-                return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
+                return normalised(call, args, axes, center)
 
             yield Variant(
                 f"the port's {title(call)} normalises over axes {axes}; the reference over {own}",
@@ -197,10 +209,7 @@ def bn_mode(call: Call) -> Iterator[Variant]:
         return
 
     def fn(*args: Any, **_: Any) -> torch.Tensor:
-        x, w, b, eps = parts(call, args)
-        axes = (0, *range(2, x.ndim))
-        d = x - x.mean(axes, keepdim=True)
-        return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
+        return normalised(call, args, (0, *range(2, args[0].ndim)), center=True)
 
     yield Variant(
         "the port's BatchNorm uses the batch's statistics; the "
@@ -219,7 +228,7 @@ def norm_ddof(call: Call) -> Iterator[Variant]:
         def fn(*args: Any, **_: Any) -> torch.Tensor:
             x, w, b, eps = parts(call, args)
             if call.node.name == "native_layer_norm":
-                axes = tuple(range(x.ndim - len(args[1]), x.ndim))
+                axes = own_axes(call)
                 d = x - x.mean(axes, keepdim=True)
                 y = d * (x.var(axes, keepdim=True, correction=1) + eps).rsqrt()
             else:
@@ -286,13 +295,11 @@ def norm_offset_missing(call: Call) -> Iterator[Variant]:
 @cause("norm_kind", on=("native_layer_norm", "_fused_rms_norm"))
 def norm_kind(call: Call) -> Iterator[Variant]:
     """The port uses RMSNorm for LayerNorm, or the other way."""
-    axes = tuple(range(call.args[0].ndim - len(call.args[1]), call.args[0].ndim))
+    axes = own_axes(call)
     center = call.node.name != "native_layer_norm"
 
     def fn(*args: Any, **_: Any) -> torch.Tensor:
-        x, w, b, eps = parts(call, args)
-        d = x - x.mean(axes, keepdim=True) if center else x
-        return affine(call, x, d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt(), w, b)
+        return normalised(call, args, axes, center)
 
     yield Variant(
         "the port subtracts the mean, the reference does not"

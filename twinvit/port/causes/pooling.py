@@ -13,19 +13,19 @@ from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.convolution import _flat, _same
 
-POOLS = ("avg_pool2d", "max_pool2d_with_indices", "avg_pool1d", "max_pool2d", "avg_pool3d")
+POOLS = ("avg_pool2d", "max_pool2d_with_indices")
 
 
-def _settings(call: Call) -> tuple[list[int], list[int], list[int], bool]:
-    n = 2 if "2d" in call.node.name else 1 if "1d" in call.node.name else 3
+def _settings(call: Call) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, stride and padding of a pooling over a plane."""
 
     def full(v: Any, default: Any) -> list[int]:
         v = default if v is None or v == [] else v
         v = [v] if isinstance(v, int) else list(v)
-        return v * n if len(v) == 1 else v
+        return v * 2 if len(v) == 1 else v
 
     kernel = full(call.args[1], 1)
-    return kernel, full(call.argument(2), kernel), full(call.argument(3), 0), n == 2
+    return kernel, full(call.argument(2), kernel), full(call.argument(3), 0)
 
 
 def _pool(
@@ -52,9 +52,7 @@ def _pool(
 @cause("pool_padding", on=POOLS)
 def pool_padding(call: Call) -> Iterator[Variant]:
     """The port pads a pooling otherwise, counts the padding, or rounds the size up."""
-    kernel, stride, pad, plane = _settings(call)
-    if not plane:
-        return
+    kernel, stride, pad = _settings(call)
     kind = "max" if "max" in call.node.name else "avg"
     sizes = list(call.args[0].shape[2:])
     same = [_same(n, k, s, 1) for n, k, s in zip(sizes, kernel, stride)]
@@ -85,31 +83,19 @@ def pool_padding(call: Call) -> Iterator[Variant]:
                 )
 
 
-@cause(
-    "pool_kind",
-    on=(
-        *POOLS,
-        "mean",
-        "amax",
-        "adaptive_avg_pool2d",
-        "_adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-    ),
-)
+@cause("pool_kind", on=(*POOLS, "mean", "amax"))
 def pool_kind(call: Call) -> Iterator[Variant]:
     """The port pools with another function (mean, maximum), or other positions."""
     name = call.node.name
     if name in POOLS:
-        kernel, stride, pad, plane = _settings(call)
-        if plane:
-            own = [(p, p) for p in pad]
-            other = "avg" if "max" in name else "max"
-            yield Variant(
-                f"the port takes the {'mean' if other == 'avg' else 'maximum'} of each window",
-                _pool(other, kernel, stride, own, 0.0 if other == "avg" else -math.inf, True),
-            )
-        return
-    if name in ("mean", "amax"):
+        kernel, stride, pad = _settings(call)
+        own = [(p, p) for p in pad]
+        other = "avg" if "max" in name else "max"
+        yield Variant(
+            f"the port takes the {'mean' if other == 'avg' else 'maximum'} of each window",
+            _pool(other, kernel, stride, own, 0.0 if other == "avg" else -math.inf, True),
+        )
+    else:
         x, dims = call.args[0], call.argument(1)
         keep = bool(call.argument(2, False))
         if dims is None or dims == []:

@@ -11,6 +11,8 @@ import torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 
+BASES = (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7)
+
 
 def _half(x: torch.Tensor) -> torch.Tensor:
     a, b = x.chunk(2, -1)
@@ -152,7 +154,7 @@ def rotation_base(call: Call) -> Iterator[Variant]:
     base = (high / low) ** (width / (width - 1))
     shape = call.graph.values[cos].shape
     axis = next(a for a in range(len(shape) - 2, -1, -1) if shape[a] > 1)
-    for new in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7):
+    for new in BASES:
         if abs(new - base) < 1e-3 * base:
             continue
         power = math.log(new) / math.log(base)
@@ -187,7 +189,7 @@ def _angles(call: Call) -> torch.Tensor | None:
     return step
 
 
-@cause("rope_base", on=("mul", "bmm", "cat", "mm", "div", "outer", "stack", "view"))
+@cause("rope_base", on=("mul", "bmm", "cat", "mm", "div", "stack", "view"))
 def rope_base(call: Call) -> Iterator[Variant]:
     """The port's rotary angles have another base."""
     step = _angles(call)
@@ -209,9 +211,7 @@ def rope_base(call: Call) -> Iterator[Variant]:
 
         return fn
 
-    grid = [
-        b for b in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6, 1e7) if abs(b - base) > 1e-3 * base
-    ]
+    grid = [b for b in BASES if abs(b - base) > 1e-3 * base]
     for new in call.solve(lambda t: changed(t)(*call.args, **call.kwargs), 2.0, 1e9, grid=grid):
         if abs(new - base) > 1e-6 * base:
             yield Variant(
@@ -219,7 +219,7 @@ def rope_base(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("rope_offset", on=("mul", "bmm", "cat", "mm", "outer", "stack", "view"))
+@cause("rope_offset", on=("mul", "bmm", "cat", "mm", "stack", "view"))
 def rope_offset(call: Call) -> Iterator[Variant]:
     """The port's positions begin elsewhere, or are scaled."""
     step = _angles(call)
@@ -251,7 +251,7 @@ def rope_frequencies(call: Call) -> Iterator[Variant]:
     ):
         return
     base = math.exp(abs(float(steps[0])) * out.numel())
-    for new in (100.0, 1e3, 1e4, 2e4, 5e4, 1e5, 5e5, 1e6):
+    for new in BASES:
         if abs(new - base) > 1e-3 * base:
             power = math.log(new) / math.log(base)
             yield Variant(

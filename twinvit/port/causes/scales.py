@@ -34,14 +34,7 @@ def scale(call: Call) -> Iterator[Variant]:
         )
 
 
-@cause("scale", on="embedding")
-def embedding_scale(call: Call) -> Iterator[Variant]:
-    """The port multiplies embeddings by a constant (sqrt(d)) where the reference does not, or the
-    other way."""
-    yield from scale_added(call) or ()
-
-
-@cause("scale", on=("addmm", "mm", "convolution", "cat", "native_layer_norm", "bmm"))
+@cause("scale", on=("embedding", "addmm", "mm", "convolution", "cat", "native_layer_norm", "bmm"))
 def scale_added(call: Call) -> Iterator[Variant]:
     """The port multiplies by a constant where the reference does not (embeddings by sqrt(d))."""
     if call.node.name == "bmm" and call.leads_to("softmax", steps=6):

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_vit.inputs import check_config
 from jax_vit.model import VisionTransformer
 from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import PRECISIONS
 
 Path = tuple[str | int, ...]
@@ -57,7 +56,6 @@ def abstract_model(cfg: ModelConfig, precision: str) -> VisionTransformer:
 
     Raises UserError as `from_arrays` does.
     """
-    check_config(cfg)
     return nnx.eval_shape(lambda: VisionTransformer(cfg, precision))
 
 

@@ -10,19 +10,9 @@ import numpy as np
 
 from jax_vit.dropout import Dropout
 from shared_vit.errors import UserError
-from shared_vit.spec.config import ModelConfig
 
 if TYPE_CHECKING:
     from jax_vit.model import VisionTransformer
-
-
-def check_config(cfg: object) -> None:
-    """Raise UserError unless `cfg` is a ModelConfig."""
-    if not isinstance(cfg, ModelConfig):
-        raise UserError(
-            f"a model is made from a ModelConfig, not from {cfg!r}: "
-            'shared_vit.model_config("vit_b16") gives that of a named model'
-        )
 
 
 def check_inputs(model: VisionTransformer, images: jax.Array, dropout: Dropout) -> None:

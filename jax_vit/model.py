@@ -11,7 +11,7 @@ from jax import Array
 
 from jax_vit.dropout import Dropout, drop
 from jax_vit.fused import pad_tokens
-from jax_vit.inputs import check_config, check_inputs
+from jax_vit.inputs import check_inputs
 from jax_vit.ops import (
     Conv,
     LayerNorm,
@@ -26,7 +26,7 @@ from jax_vit.ops import (
 )
 from jax_vit.precision import policy_of
 from jax_vit.trace import trace
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Policy
 
 

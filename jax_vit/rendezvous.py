@@ -51,10 +51,11 @@ def find_place(asked: Asked) -> Place | None:
             "not given"
         )
     place = Place(**given)
-    if not re.fullmatch(r"\S+:\d+", place.coordinator):
+    found = re.fullmatch(r"\S+:(\d{1,5})", place.coordinator)
+    if found is None or not 0 < int(found[1]) < 1 << 16:
         raise UserError(
-            "--coordinator must be host:port of process 0, such as node1:12345, not "
-            f"{place.coordinator!r}"
+            "--coordinator must be host:port of process 0, such as node1:12345, with a port up to "
+            f"65535, not {place.coordinator!r}"
         )
     if place.process_id >= place.num_processes:
         raise UserError(
@@ -129,7 +130,11 @@ def meet(place: Place, facts: dict[str, Any]) -> Peers:
 
     Raises UserError after the time-out.
     """
-    timeout = float(os.environ.get("TWINVIT_TIMEOUT", TIMEOUT_SECONDS))
+    text = os.environ.get("TWINVIT_TIMEOUT", TIMEOUT_SECONDS)
+    try:
+        timeout = float(text)
+    except ValueError:
+        raise UserError(f"TWINVIT_TIMEOUT={text!r} is not a number of seconds") from None
     deadline = time.monotonic() + timeout
     own = {"num_processes": place.num_processes, "process_id": place.process_id, "facts": facts}
     meet_as = _gather if place.process_id == 0 else _report

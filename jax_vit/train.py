@@ -11,10 +11,10 @@ from shared_vit.run.plan import make_plan
 
 def train(asked: Asked) -> int:
     """Run what the flags say; returns the exit status. Raises UserError before any device works."""
-    plan = make_plan(devices.resolve(asked), "jax")
-    mesh = devices.start(plan.machine)
-    memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
     with devices.together():
+        plan = make_plan(devices.resolve(asked), "jax")
+        mesh = devices.start(plan.machine)
+        memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
         return loop.run(
             plan,
             jax.process_index(),

@@ -71,7 +71,8 @@ class Objective:
 
 
 class Trainer:
-    """One model and its optimizer, replicated over a mesh of devices that share each batch."""
+    """One model and its optimizer, replicated over a mesh of devices that share each batch, or
+    sharded over it."""
 
     def __init__(
         self,
@@ -306,7 +307,8 @@ class Trainer:
 
     def _counts(self, params: nnx.State, fixed: nnx.State, batch: Arrays, stop: Array) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""
-        images, labels, weight, _ = (a.reshape(-1, *a.shape[2:]) for a in batch)
+        # The sharded axis goes first: otherwise every device would gather the whole batch.
+        images, labels, weight, _ = (a.swapaxes(0, 1).reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)

@@ -263,6 +263,22 @@ def launch_torch(flags: Asked, worker: Callable) -> int:
     return launch(settle(devices.resolve, flags), worker)
 
 
+def launch_torch_signalled(flags: Asked) -> int:
+    """As `train_torch.py` does, with a SIGTERM that comes before the first rank has started."""
+    import signal
+
+    from torch_vit import ranks
+
+    store = ranks.dist.TCPStore
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return store(*args, **kwargs)
+
+    ranks.dist.TCPStore = signalled
+    return launch_torch(flags, torch_rank_waits)
+
+
 def write_script(path: Path, function: Callable, *args) -> list[str]:
     """The command line of a process that calls `function(*args)`, prints a UserError and leaves
     with its status."""

@@ -71,6 +71,17 @@ def start(tmp_path, function, *args, **env) -> subprocess.Popen:
     )
 
 
+def train(twin: str, *flags: str) -> subprocess.Popen:
+    """`twinvit train` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "twinvit", "train", f"--framework={twin}", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TWINVIT_TIMEOUT": "30"},
+    )
+
+
 def rank_pids(process: subprocess.Popen, number: int) -> list[int]:
     """Of the ranks of a launcher, which print them."""
     lines = [process.stdout.readline() for _ in range(number)]
@@ -210,6 +221,22 @@ def test_a_signal_reaches_every_rank_once(number, tmp_path):
     assert_gone(pids)
 
 
+def test_a_signal_while_the_ranks_start_is_not_lost(tmp_path):
+    process = start(tmp_path, ranks.launch_torch_signalled, CFG.replace(world_size=2))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+
+
+def test_ranks_start_without_a_warning(tmp_path):
+    """Of a deprecated argument of DDP, for one, which each rank would print over the progress."""
+    flags = ("--preset=digits", "--device=cpu", "--world_size=2", "--steps=1")
+    process = train("torch", *flags, f"--run_dir={tmp_path / 'run'}")
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert "Warning" not in out + err
+
+
 def test_a_second_ctrl_c_kills(tmp_path):
     process = start(tmp_path, ranks.launch_torch, CFG.replace(world_size=2), ranks.torch_rank_waits)
     pids = rank_pids(process, 2)
@@ -307,11 +334,26 @@ def test_a_failing_process_ends_the_others(how, status, tmp_path):
     assert not any("Traceback" in e or "SIGABRT" in e for e in errors)
 
 
+def test_a_process_that_fails_before_training_ends_the_others(tmp_path):
+    """Data or weights may be missing on one host alone."""
+    flags = [
+        *("--preset=digits", "--device=cpu", "--steps=1", f"--run_dir={tmp_path / 'run'}"),
+        *(f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"),
+    ]
+    own = (["--process_id=0"], ["--process_id=1", "--init_from=absent.safetensors"])
+    running = [train("jax", *flags, *more) for more in own]
+    errors = [p.communicate(timeout=60)[1] for p in running]
+    assert [p.returncode for p in running] == [1, 2], errors
+    assert "process 1 of the run has ended" in errors[0] and "absent.safetensors" in errors[1]
+    assert not any("Traceback" in e for e in errors)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         (dict(coordinator="host:1"), "--num_processes"),
         (dict(coordinator="host", num_processes=2, process_id=0), "host:port"),
+        (dict(coordinator="host:99999", num_processes=2, process_id=0), "port up to 65535"),
         (dict(coordinator="host:1", num_processes=2, process_id=2), "below"),
         (dict(process_id=1), "--coordinator"),
     ],
@@ -319,6 +361,12 @@ def test_a_failing_process_ends_the_others(how, status, tmp_path):
 def test_incomplete_flags_of_processes(change, words):
     with pytest.raises(UserError, match=words):
         rendezvous.find_place(CFG.replace(**change))
+
+
+def test_a_time_out_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("TWINVIT_TIMEOUT", "2m")
+    with pytest.raises(UserError, match="TWINVIT_TIMEOUT='2m' is not a number of seconds"):
+        rendezvous.meet(rendezvous.Place("127.0.0.1:1", 2, 1), {})
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,14 @@ def test_jax_in_two_processes_of_two_devices(grad_accum, job, judge, base, tmp_p
     np.testing.assert_allclose(result["counts"], base["counts"], rtol=1e-10)
 
 
+def test_evaluation_gathers_no_batch_in_jax(state, held_out, x64):
+    """Each device evaluates its own rows, in the layout of accumulation as well."""
+    trainer = jax_trainer(state, dataclasses.replace(TRAIN, grad_accum=2), 4)
+    args = (trainer.params, trainer.fixed, trainer.put(held_out)[:4], trainer._flag(False))
+    program = trainer.compute_counts.lower(*args).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program
+
+
 def test_the_held_out_batch_tells_a_mean_of_means_apart(state, held_out, base):
     """Had devices averaged their own means, the evaluation above would have differed."""
     trainer = torch_trainer(state, TRAIN)

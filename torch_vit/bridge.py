@@ -12,9 +12,8 @@ import torch
 from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import PRECISIONS
-from torch_vit.inputs import check_config
 from torch_vit.model import VisionTransformer
 
 
@@ -47,7 +46,6 @@ def from_arrays(
 
 def abstract_model(cfg: ModelConfig, precision: str) -> VisionTransformer:
     """The model on the meta device. Raises UserError as `from_arrays` does."""
-    check_config(cfg)
     with torch.device("meta"):
         return VisionTransformer(cfg, precision)
 

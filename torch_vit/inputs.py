@@ -7,20 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from shared_vit.errors import UserError
-from shared_vit.spec.config import ModelConfig
 from torch_vit.dropout import Dropout
 
 if TYPE_CHECKING:
     from torch_vit.model import VisionTransformer
-
-
-def check_config(cfg: object) -> None:
-    """Raise UserError unless `cfg` is a ModelConfig."""
-    if not isinstance(cfg, ModelConfig):
-        raise UserError(
-            f"a model is made from a ModelConfig, not from {cfg!r}: "
-            'shared_vit.model_config("vit_b16") gives that of a named model'
-        )
 
 
 def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropout) -> None:

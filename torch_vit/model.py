@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Policy
 from torch_vit.dropout import Dropout, drop
-from torch_vit.inputs import check_config, check_inputs
+from torch_vit.inputs import check_inputs
 from torch_vit.ops import (
     Conv,
     LayerNorm,

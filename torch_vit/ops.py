@@ -1,7 +1,7 @@
 """Layers and operations by the precision policy of `shared_vit.spec.precision.Policy`.
 
-Twin of `jax_vit/ops.py`. Sums of products and the bias are float32 or more inside torch's kernels;
-TF32 is a switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.
+Twin of `jax_vit/ops.py`. Sums of products are float32 or more inside torch's kernels; TF32 is a
+switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.
 """
 
 from collections.abc import Callable
@@ -57,10 +57,7 @@ def add_positions(x: Tensor, pos_embed: Tensor) -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm (Ba et al.
-
-    2016) in the parameters' dtype; the scale is one and the bias zero until set.
-    """
+    """LayerNorm (Ba et al. 2016) in the parameters' dtype; scale one and bias zero until set."""
 
     def __init__(self, width: int, eps: float, policy: Policy):
         super().__init__(width, eps, dtype=dtype_of(policy.param))
@@ -77,8 +74,8 @@ def remat(block: nn.Module) -> Callable[..., Tensor]:
 def product(x: Tensor, weight: Tensor, bias: Tensor, policy: Policy) -> Tensor:
     """x [..., in] times weight [out, in] plus bias [out].
 
-    Inputs are rounded to the compute dtype, the sum and the bias are float32 or more, and the
-    result is rounded once to the compute dtype.
+    Inputs, weight and bias are rounded to the compute dtype (JAX's bias is not: `F.linear` wants
+    one dtype), the sum is float32 or more, and the result is rounded once to the compute dtype.
     """
     return F.linear(*(cast(t, policy.compute) for t in (x, weight, bias)))
 

@@ -143,6 +143,8 @@ class _Ranks:
             writer.close()
             self.processes.append(process)
             self.readers.append(reader)
+            for number in self.signals[:1]:  # one that came before this rank was in the list
+                _quietly(os.kill, process.pid, number)
 
     def _watch(self) -> list[_Report]:
         """Wait for every rank; once one has failed, ask the others to end and give them

@@ -1,5 +1,6 @@
 """Trainer: the arithmetic of a training run in PyTorch. Read it beside `jax_vit/trainer.py`."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -92,21 +93,20 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
         self.compute_loss: Any = self.objective
         self.replicated = self.num_processes > 1 and not self.sharded
+        self.unsettled = self.replicated  # until the first backward pass
         if self.replicated:
             self.compute_loss = DistributedDataParallel(
                 self.objective,
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 # torch.compile cuts the model at each bucket's end: 4 parts of B/16, 14 by default.
                 bucket_cap_mb=100,
+                **{self._sync_buffers(): False},
             )
         self.compute_logits: Callable = self.objective.logits
         if compile and not self.sharded:
             self.compute_loss = torch.compile(self.compute_loss)
             self.compute_logits = torch.compile(self.compute_logits)
-        if self.replicated:
-            self._settle_buckets()
         self.load(state)
 
     def load(self, state: TrainState) -> None:
@@ -232,10 +232,10 @@ class Trainer:
 
         Both are summed over the parts of the batch, as shares of the global mean.
         """
-        keys = None
-        if self.cfg.dropout:
-            site_keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
-            keys = self._to_device(to_keys(site_keys))
+        if self.unsettled:
+            self._settle_buckets()
+            self.unsettled = False
+        keys = self._keys(batch.step)
         parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels, batch.rows)]
         total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
         for i, (images, labels, rows) in enumerate(zip(*parts)):
@@ -300,6 +300,12 @@ class Trainer:
         versions = {"framework": "torch", "version": torch.__version__}
         return versions | {"device": name, "devices": str(self.num_processes)}
 
+    def _keys(self, step: int) -> Tensor | None:
+        """The keys of a step's dropout masks; None without dropout."""
+        if not self.cfg.dropout:
+            return None
+        return self._to_device(to_keys(dropout.site_keys(self.train.seed, step, self.cfg.depth)))
+
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.model.named_parameters())
 
@@ -308,8 +314,7 @@ class Trainer:
         return {n: whole(tensors[n]).cpu().numpy() for n in self.trained_names}
 
     def _adam_count(self) -> int:
-        counts = {int(self.optimizer.state[p]["step"].item()) for _, p in self._named()}
-        return counts.pop()
+        return int(self.optimizer.state[next(self.model.parameters())]["step"].item())
 
     @torch.no_grad()
     def _fill(self, tensor: Tensor, array: np.ndarray) -> None:
@@ -322,7 +327,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=not self.replicated)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        """A copy that does not wait for the device, as one from memory that is not pinned would."""
+        """The tensor on the device, without waiting for it as memory that is not pinned would."""
         return (
             tensor.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"
@@ -346,9 +351,13 @@ class Trainer:
         side = self.cfg.image_size
         images = torch.zeros(part, side, side, 3, dtype=torch.uint8, device=self.device)
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
-        keys = None
-        if self.cfg.dropout:
-            site_keys = dropout.site_keys(0, 0, self.cfg.depth)
-            keys = (self._to_device(to_keys(site_keys)), labels)
-        self.compute_loss(images, labels, keys).backward()
+        keys = self._keys(0)
+        self.compute_loss(images, labels, None if keys is None else (keys, labels)).backward()
         self._forget_gradients()
+
+    @staticmethod
+    def _sync_buffers() -> str:
+        """What DDP calls the argument that keeps buffers, which never change, from being sent anew
+        in each pass; `broadcast_buffers` warns in torch 2.13, and older versions have no other."""
+        known = inspect.signature(DistributedDataParallel).parameters
+        return next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)

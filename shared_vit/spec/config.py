@@ -165,6 +165,15 @@ _CHOICES = {
 }
 
 
+def check_config(cfg: object) -> None:
+    """Raise UserError unless `cfg` is a ModelConfig."""
+    if not isinstance(cfg, ModelConfig):
+        raise UserError(
+            f"a model is made from a ModelConfig, not from {cfg!r}: "
+            'shared_vit.model_config("vit_b16") gives that of a named model'
+        )
+
+
 def model_config(
     name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any
 ) -> ModelConfig:

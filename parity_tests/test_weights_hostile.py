@@ -333,6 +333,17 @@ def test_broken_json_is_refused(tmp_path):
         refusal(tmp_path / "hf", "config.json is no", num_heads=None)
 
 
+def test_metadata_of_null_is_none(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save(path, foreign())
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": None} | json.loads(data[8 : 8 + size])).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    cfg, _ = weights.read(path, num_heads=5)
+    assert (cfg.width, cfg.num_heads) == (TINY.width, 5)
+
+
 def test_shards_stay_in_their_folder(tmp_path):
     (tmp_path / "hf").mkdir()
     save(tmp_path / "secret.safetensors", foreign(format="huggingface"))

@@ -14,7 +14,7 @@ import pytest
 from helpers import SMALL, random_arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import torch_vit
 from shared_vit import weights
@@ -216,6 +216,34 @@ def test_a_renamed_mark_does_not_make_it_foreign(key, tmp_path):
     )
     with pytest.raises(UserError, match="altered"):
         weights.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("extra", [{}, {"format_version": "1"}])
+def test_a_file_that_says_it_is_ours_and_has_no_mark_is_refused(extra, tmp_path):
+    save_file(random_arrays(SMALL), tmp_path / "a.safetensors", {"format": "twinvit"} | extra)
+    with pytest.raises(UserError, match="no checksum of this project"):
+        weights.read(tmp_path / "a.safetensors")
+
+
+def test_shards_are_not_a_file_of_ours(tmp_path):
+    """Only the last one's metadata would be seen, and the first one's checksum would not."""
+    arrays = random_arrays(SMALL)
+    save_file({"head.bias": arrays.pop("head.bias")}, tmp_path / "a.safetensors")
+    metadata = {"format": twinvit.FORMAT, "model_config": SMALL.to_json()}
+    safetensors.write_safetensors(tmp_path / "b.safetensors", arrays, metadata)
+    names = {"head.bias": "a.safetensors"} | dict.fromkeys(arrays, "b.safetensors")
+    index = json.dumps({"weight_map": names})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="is in 2 files; this project writes one"):
+        weights.read(tmp_path)
+
+
+def test_a_file_of_ours_is_hashed_once(tmp_path, monkeypatch):
+    weights.write(tmp_path / "a.safetensors", SMALL, random_arrays(SMALL))
+    sound, seen = safetensors._verify, []
+    monkeypatch.setattr(safetensors, "_verify", lambda *args: seen.append(args) or sound(*args))
+    assert same(weights.read(tmp_path / "a.safetensors")[1], random_arrays(SMALL))
+    assert len(seen) == 1
 
 
 def test_without_the_checksum_mutations_would_load(tmp_path, monkeypatch):

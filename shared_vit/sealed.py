@@ -55,7 +55,7 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
 def parse_object(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
     """A JSON object with each name once. Raises UserError for any other text."""
     try:
-        document = json.loads(text, object_pairs_hook=_each_name_once)
+        document = json.loads(text, object_pairs_hook=each_name_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable JSON: {str(error)[:200]}") from error
     if not isinstance(document, dict):
@@ -63,7 +63,8 @@ def parse_object(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
     return document
 
 
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object for `json.loads(object_pairs_hook=...)`; ValueError for a name twice in it."""
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a name stands twice in it")
     return dict(pairs)

@@ -21,7 +21,7 @@ from shared_vit.weights.adapt import zeros
 from shared_vit.weights.containers import check_count, container
 from shared_vit.weights.containers.archive import open_zip
 from shared_vit.weights.containers.npz import open_npz
-from shared_vit.weights.containers.safetensors import open_safetensors
+from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format, Hints, Notes, Reading, classes_said
 from shared_vit.weights.lazy import Arrays, LazyArray
@@ -66,7 +66,9 @@ def open_weights(
     if metadata.get("format") == twinvit.FORMAT:
         if format not in ("auto", *twinvit.OWN):
             raise UserError(f"{path} is a file of this project (torch, jax), not of {format}")
-        source = _own(found.files[0], hints)
+        if len(found.files) > 1:
+            raise UserError(f"{path} is in {len(found.files)} files; this project writes one")
+        source = _own(found.files[0], OwnFile(arrays, metadata, ""), hints)
     elif format in twinvit.OWN:
         raise UserError(f"{path} is no file of this project: leave --from out, or name its format")
     else:
@@ -82,8 +84,8 @@ def _with_files(source: Source, found: Located) -> Source:
     return source
 
 
-def _own(file: Path, hints: Hints) -> Source:
-    cfg, arrays = twinvit.open_model(file)
+def _own(file: Path, opened: OwnFile, hints: Hints) -> Source:
+    cfg, arrays = twinvit.model_of(file, opened)
     _check_heads(cfg, hints, str(file))
     return Source(file, ", ".join(twinvit.OWN), cfg, arrays, [file])
 

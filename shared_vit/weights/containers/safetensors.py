@@ -18,10 +18,12 @@ import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.files import KeptOpen, check_name, open_regular, reason, whole_file
+from shared_vit.sealed import each_name_once
 from shared_vit.weights.containers import Progress, check_count
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 _CHECKSUM = "twinvit_checksum"
+OWN_FORMAT = "twinvit"
 _MARKS = (_CHECKSUM, "model_config")  # a file with one of these keys is this project's
 _ZEROS = "0" * 64
 _CHUNK = 1 << 22
@@ -122,8 +124,8 @@ def _opened(path: Path, own: bool) -> OwnFile:
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     start, header = _header(path, kept.file)
-    metadata = header.pop("__metadata__", {})
-    if own or any(key in metadata for key in _MARKS):
+    metadata = header.pop("__metadata__", None) or {}
+    if own or metadata.get("format") == OWN_FORMAT or any(key in metadata for key in _MARKS):
         _verify(path, kept.file, start, metadata)
     arrays = {}
     for name, entry in header.items():
@@ -150,17 +152,11 @@ def _header(path: Path, file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
         text = file.read(length)
         with safetensors.safe_open(path, framework="np"):
             pass  # checks names, types, shapes, offsets and the file's size
-        header = json.loads(text, object_pairs_hook=_each_name_once)
+        header = json.loads(text, object_pairs_hook=each_name_once)
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path} is not an intact safetensors file: {reason(error)}") from error
     check_count(path, len(header))
     return length.to_bytes(8, "little") + text, header
-
-
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return dict(pairs)
 
 
 def _verify(path: Path, file: BinaryIO, start: bytes, metadata: Mapping[str, str]) -> None:

@@ -14,11 +14,11 @@ from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.containers import Progress
-from shared_vit.weights.containers.safetensors import OwnFile, open_own, write_safetensors
+from shared_vit.weights.containers.safetensors import OWN_FORMAT, OwnFile, write_safetensors
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.table import finite
 
-FORMAT = "twinvit"
+FORMAT = OWN_FORMAT
 VERSION = 1
 OWN = ("torch", "jax")  # the names of this format: both twins read the same file
 
@@ -39,17 +39,13 @@ def write(
     return write_safetensors(path, arrays, metadata, progress)
 
 
-def open_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, LazyArray]]:
-    """`(cfg, arrays)` of a file that `write` made, arrays in canonical order, read when asked for.
-
-    Reading an array raises UserError where its values are not finite. Raises UserError for any
-    other file, an altered one, a newer version, or arrays that do not fit the ModelConfig.
-    """
-    return model_of(path, open_own(path))
-
-
 def model_of(path: str | os.PathLike, opened: OwnFile) -> tuple[ModelConfig, dict[str, LazyArray]]:
-    """`open_model` of a file that was opened and verified."""
+    """`(cfg, arrays)` of a file that `write` made and that was verified when it was opened.
+
+    The arrays are in canonical order and read when asked for, which raises UserError where values
+    are not finite. Raises UserError for any other file, a newer version, or arrays that do not fit
+    the ModelConfig.
+    """
     arrays, metadata = opened.arrays, opened.metadata
     if metadata.get("format") != FORMAT:
         raise UserError(

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import zipfile
 
@@ -47,7 +48,7 @@ def save(path, arrays):
             {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, path
         )
     else:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path)
 
 
 def refusal(path, match: str | None = None, **options) -> str:
@@ -117,6 +118,20 @@ def test_a_transposed_tensor_is_named(theirs):
     save(path, arrays | {name: arrays[name].T})
     message = refusal(path, "has shape")
     assert f"{name} has shape {shape[::-1]}, expected {shape}" in message
+
+
+@pytest.mark.parametrize("shape", [(), (60,), (10, 60), (1, 1, 10, 60)])
+@pytest.mark.parametrize("format", FOREIGN)
+def test_positions_of_other_axes_are_named(format, shape, tmp_path):
+    name = next(piece.name for piece in FOREIGN[format].table(TINY)["pos_embed"])
+    path = tmp_path / ("x.npz" if format in ("google", "big_vision") else "x.safetensors")
+    arrays = foreign(format=format)
+    save(path, arrays | {name: np.ones(shape, np.float32)})
+    found = re.escape(str(shape))
+    refusal(path, rf"{name} has shape {found}, expected \[1, tokens, width\]")
+    if format != "big_vision":  # there they are sincos2d where they are not stored
+        save(path, {n: a for n, a in arrays.items() if n != name})
+        refusal(path, f"missing: {name}", from_=format)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

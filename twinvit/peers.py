@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.formats import timm as timm_format
+from shared_vit.weights.formats import torchvision as torchvision_format
 from shared_vit.weights.formats.huggingface import config_args, processor_args
 from shared_vit.weights.formats.resize import short_side
-from shared_vit.weights.formats.timm import architecture_of, data_config, model_args
 
 _BLOCKS = {
     "timm": "blocks.{}",
@@ -113,7 +114,7 @@ def _processor(path: Path, cfg: ModelConfig) -> Callable:
 def _timm_transform(path: Path, cfg: ModelConfig) -> Callable:
     import timm.data
 
-    known = data_config(cfg)
+    known = timm_format.data_config(cfg)
     if path.is_dir():
         known = json.loads((path / "config.json").read_text()).get("pretrained_cfg", {})
     return timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=known))
@@ -145,10 +146,10 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
     import timm
 
-    args = model_args(cfg)
+    args = timm_format.model_args(cfg)
     if cfg.norm_eps != 1e-6:
         args["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=cfg.norm_eps)
-    model = timm.create_model(architecture_of(cfg), **args)
+    model = timm.create_model(timm_format.architecture_of(cfg), **args)
     state = _state_dict(path / "model.safetensors" if path.is_dir() else path)
     model.load_state_dict(state, strict=True)
     return model
@@ -158,14 +159,7 @@ def _torchvision(path: Path, cfg: ModelConfig) -> nn.Module:
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(
-        image_size=cfg.image_size,
-        patch_size=cfg.patch_size,
-        num_layers=cfg.depth,
-        num_heads=cfg.num_heads,
-        hidden_dim=cfg.width,
-        mlp_dim=cfg.mlp_dim,
-        num_classes=cfg.num_classes,
-        representation_size=cfg.pre_logits or None,
+        **torchvision_format.model_args(cfg),
         norm_layer=functools.partial(nn.LayerNorm, eps=cfg.norm_eps),
     )
     if cfg.gelu == "tanh":

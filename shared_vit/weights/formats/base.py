@@ -171,6 +171,19 @@ def image_size(rows: int, patch: int, name: str, hints: Hints) -> int:
     return side * patch
 
 
+def position_rows(arrays: Arrays, name: str, fmt: Format, hints: Hints) -> int:
+    """The rows of the position embedding, of all tokens. Raises UserError where it has none."""
+    if name not in arrays:
+        raise UserError(f"{hints.where} is not {fmt.about}: missing: {name}")
+    shape = tuple(arrays[name].shape)
+    if len(shape) != 3:
+        raise UserError(
+            f"{hints.where} is not {fmt.about}: {name} has shape {shape}, expected [1, tokens, "
+            "width]"
+        )
+    return int(shape[1])
+
+
 # By width, from Ti to G.
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.formats.base import Hints, Notes, image_size
+from shared_vit.weights.formats.base import Hints, Notes, image_size, position_rows
 from shared_vit.weights.formats.google_layout import LINEN, GoogleLayout
 from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.lazy import Arrays
@@ -26,7 +26,7 @@ class BigVision(GoogleLayout):
         self, arrays: Arrays, patch: int, class_token: bool, hints: Hints, notes: Notes
     ) -> tuple[int, str]:
         if self.position in arrays:
-            rows = arrays[self.position].shape[1] if len(arrays[self.position].shape) == 3 else 0
+            rows = position_rows(arrays, self.position, self, hints)
             return image_size(rows, patch, self.position, hints), "learned"
         size = hints.image_size or 224 // patch * patch or patch
         notes.assumed.append(

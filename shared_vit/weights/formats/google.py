@@ -1,7 +1,7 @@
 """The `.npz` files of `google-research/vision_transformer`."""
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.formats.base import Hints, Notes, image_size
+from shared_vit.weights.formats.base import Hints, Notes, image_size, position_rows
 from shared_vit.weights.formats.google_layout import PRE_LINEN, GoogleLayout
 from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.lazy import Arrays
@@ -21,7 +21,7 @@ class Google(GoogleLayout):
     def positions(
         self, arrays: Arrays, patch: int, class_token: bool, hints: Hints, notes: Notes
     ) -> tuple[int, str]:
-        rows = arrays[self.position].shape[1] - class_token if self.position in arrays else 1
+        rows = position_rows(arrays, self.position, self, hints) - class_token
         return image_size(rows, patch, self.position, hints), "learned"
 
     def position_piece(self, cfg: ModelConfig) -> Piece:

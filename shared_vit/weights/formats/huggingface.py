@@ -20,6 +20,7 @@ from shared_vit.weights.formats.base import (
     heads,
     image_size,
     model,
+    position_rows,
     sizes,
     split_name,
     strip_prefixes,
@@ -124,12 +125,13 @@ class HuggingFace(Format):
                 f"{where}: its queries, keys and values have no biases (qkv_bias), the twins' have"
             )
         name = "vit.embeddings.position_embeddings"
-        rows = arrays[name].shape[1] - 1 if name in arrays and len(arrays[name].shape) == 3 else 1
         processor = hints.processor or {}
         mean, std = colours(processor, "image_mean", "image_std", HALF, where)
         said = number(config, "num_attention_heads", int, None, where)
         size = number(config, "image_size", int, None, where)
-        size = size or image_size(rows, values["patch_size"], name, hints)
+        if not size:
+            rows = position_rows(arrays, name, self, hints) - 1
+            size = image_size(rows, values["patch_size"], name, hints)
         eval_resize, interpolation = resize.from_transformers(processor, size, hints, notes)
         cfg = model(
             hints,

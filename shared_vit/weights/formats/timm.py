@@ -21,6 +21,7 @@ from shared_vit.weights.formats.base import (
     heads,
     image_size,
     model,
+    position_rows,
     sizes,
     strip_prefixes,
     torch_table,
@@ -85,7 +86,7 @@ class Timm(Format):
         values = sizes(arrays, str, depth, -1, "fc_norm" if after else "norm", self, hints)
         class_token = "cls_token" in arrays
         pool = "mean" if after or not class_token or args.get("global_pool") == "avg" else "token"
-        rows = _rows(arrays, hints)
+        rows = position_rows(arrays, "pos_embed", self, hints)
         # `no_embed_class`: the class token has no position. Ours has one, of zeros.
         bare = class_token and side_of(rows - 1) is None
         patches = rows - (class_token and not bare)
@@ -243,13 +244,3 @@ def _gelu(args: Mapping[str, Any], config: Mapping[str, Any], hints: Hints, note
             f"timm's {architecture} may have defaults of its own; its GELU is taken as erf"
         )
     return _GELU[activation]
-
-
-def _rows(arrays: Arrays, hints: Hints) -> int:
-    if "pos_embed" not in arrays or len(arrays["pos_embed"].shape) != 3:
-        found = arrays["pos_embed"].shape if "pos_embed" in arrays else "nothing"
-        raise UserError(
-            f"{hints.where} is not a ViT of timm: pos_embed [1, tokens, width] expected, found "
-            f"{found}"
-        )
-    return int(arrays["pos_embed"].shape[1])

@@ -14,6 +14,7 @@ from shared_vit.weights.formats.base import (
     heads,
     image_size,
     model,
+    position_rows,
     sizes,
     split_name,
     strip_prefixes,
@@ -67,7 +68,7 @@ class Torchvision(Format):
         depth = count_layers(r"encoder\.layers\.encoder_layer_(\d+)\.", arrays)
         values = sizes(arrays, _name, depth, -1, "norm", self, hints)
         name = "encoder.pos_embedding"
-        rows = arrays[name].shape[1] - 1 if name in arrays and len(arrays[name].shape) == 3 else 1
+        rows = position_rows(arrays, name, self, hints) - 1
         cfg = model(
             hints,
             **values,
@@ -109,18 +110,7 @@ class Torchvision(Format):
         return out
 
     def how_to_load(self, cfg: ModelConfig) -> str:
-        args = dict(
-            image_size=cfg.image_size,
-            patch_size=cfg.patch_size,
-            num_layers=cfg.depth,
-            num_heads=cfg.num_heads,
-            hidden_dim=cfg.width,
-            mlp_dim=cfg.mlp_dim,
-            num_classes=cfg.num_classes,
-        )
-        if cfg.pre_logits:
-            args["representation_size"] = cfg.pre_logits
-        text = ", ".join(f"{key}={value}" for key, value in args.items())
+        text = ", ".join(f"{key}={value}" for key, value in model_args(cfg).items())
         if cfg.norm_eps != 1e-6:
             text += f", {_norm_layer(cfg)}"
         return f"torchvision.models.VisionTransformer({text}).load_state_dict(weights, strict=True)"
@@ -133,6 +123,22 @@ class Torchvision(Format):
             f"{cfg.interpolation.upper()}), CenterCrop({size}), ToTensor(), "
             f"Normalize({cfg.mean}, {cfg.std})])"
         )
+
+
+def model_args(cfg: ModelConfig) -> dict[str, int]:
+    """Arguments of `VisionTransformer` that make it this model, but for GELU and eps."""
+    args = dict(
+        image_size=cfg.image_size,
+        patch_size=cfg.patch_size,
+        num_layers=cfg.depth,
+        num_heads=cfg.num_heads,
+        hidden_dim=cfg.width,
+        mlp_dim=cfg.mlp_dim,
+        num_classes=cfg.num_classes,
+    )
+    if cfg.pre_logits:
+        args["representation_size"] = cfg.pre_logits
+    return args
 
 
 def _norm_layer(cfg: ModelConfig) -> str:

@@ -1,11 +1,14 @@
 """Claim: the noise rule passes what differs by rounding and nothing else."""
 
+import concurrent.futures
 import json
+import time
 
 import numpy as np
 import pytest
 
 from shared_vit.errors import UserError
+from twinvit import parity as parity_command
 from twinvit.curves import curves
 from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
 from twinvit.parity import parity
@@ -157,6 +160,9 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
         curves(())
     with pytest.raises(UserError, match="--noise judges two runs, not 3"):
         curves(tuple(runs), noise=tuple(runs))
+    for twice, noise in ((runs[0], runs[0] / ".." / "a"), ()), (runs[:2], (equal, equal)):
+        with pytest.raises(UserError, match="named twice: .*; name each run once"):
+            curves(tuple(twice), noise=noise, output=tmp_path / "x.png")
 
 
 def test_help_of_parity_is_about_parity(capsys):
@@ -164,6 +170,28 @@ def test_help_of_parity_is_about_parity(capsys):
     said = capsys.readouterr().out
     assert said.startswith("usage: twinvit parity") and "`twinvit train --help`" in said
     assert "--weight_decay" not in said and max(map(len, said.splitlines())) <= 100
+
+
+def test_an_interrupted_parity_begins_no_further_run(monkeypatch):
+    submitted, begun = [], []
+
+    def as_completed(jobs):
+        submitted.extend(jobs)
+        raise KeyboardInterrupt
+
+    def run_one(name, command, env):
+        begun.append(name)
+        for _ in range(200):
+            if len(submitted) > 1 and submitted[1].cancelled():
+                break
+            time.sleep(0.01)
+
+    monkeypatch.setattr(parity_command, "cores", lambda: 1)
+    monkeypatch.setattr(parity_command, "_run_one", run_one)
+    monkeypatch.setattr(concurrent.futures, "as_completed", as_completed)
+    with pytest.raises(KeyboardInterrupt):
+        parity_command._run_all([("jax", []), ("torch", [])])
+    assert begun == ["jax"]
 
 
 @pytest.mark.parametrize("twin", ["jax", "torch"])

@@ -32,10 +32,13 @@ def curves(
     """
     if not runs:
         raise UserError("twinvit curves needs a run directory, or several")
+    if noise and len(runs) != 2:
+        raise UserError(f"--noise judges two runs, not {len(runs)}")
+    folders = [run.resolve() for run in (*runs, *noise)]
+    if twice := [str(f) for f in dict.fromkeys(folders) if folders.count(f) > 1]:
+        raise UserError(f"named twice: {some(twice)}; name each run once")
     labels = _labels(runs)
     if noise:
-        if len(runs) != 2:
-            raise UserError(f"--noise judges two runs, not {len(runs)}")
         verdict = judge(runs[0], runs[1], list(noise))
         report(output, dict(zip(labels, runs)), verdict)
         return 0 if verdict.matched else 1

@@ -111,7 +111,7 @@ def _run_all(commands: list[tuple[str, list[str]]]) -> None:
         try:
             for job in concurrent.futures.as_completed(jobs):
                 job.result()
-        except UserError:
+        except BaseException:  # Ctrl-C as well: no further run begins
             pool.shutdown(cancel_futures=True)
             raise
 

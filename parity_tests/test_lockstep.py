@@ -338,13 +338,13 @@ def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
 
 def test_every_step_and_leader(here, tmp_path):
     run_dir = tmp_path / "run"
-    flags = [*RUN, "--lockstep=3", "--framework=jax", f"--run_dir={run_dir}"]
+    flags = [*RUN, "--lockstep=3", "--framework", "jax", f"--run_dir={run_dir}"]
     assert lockstep_run.run(flags) == 0
     assert [line.step for line in record.read_lines(run_dir)] == [1, 4]
     assert json.loads((run_dir / record.RESULT).read_text())["leader"] == "jax"
     with pytest.raises(UserError, match="number of steps"):
         lockstep_run.run(["--lockstep=0"])
-    with pytest.raises(UserError, match="--framework=flax"):
+    with pytest.raises(UserError, match="--framework is one of torch, jax, not 'flax'"):
         lockstep_run.run(["--lockstep", "--framework=flax"])
 
 

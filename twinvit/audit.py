@@ -18,7 +18,8 @@ from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.weights import checkpoints
 from twinvit import lockstep, lockstep_run
 from twinvit import lockstep_record as record
-from twinvit.lockstep_twins import FRAMEWORKS, Framework, Pair
+from twinvit.frameworks import FRAMEWORKS, Framework
+from twinvit.lockstep_twins import Pair
 from twinvit.noise_rule import machine_epsilon
 
 RESULT = "audit.json"

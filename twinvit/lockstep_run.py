@@ -18,14 +18,8 @@ from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec.config import name_of
 from twinvit import lockstep_record as record
-from twinvit.lockstep_twins import (
-    FRAMEWORKS,
-    Framework,
-    LockstepTrainer,
-    Pair,
-    Step,
-    judged_by_reference,
-)
+from twinvit.frameworks import Framework, take_framework
+from twinvit.lockstep_twins import LockstepTrainer, Pair, Step, judged_by_reference
 from twinvit.noise_rule import machine_epsilon
 
 FLAG = "--lockstep"
@@ -147,17 +141,14 @@ def about(plan: Plan) -> dict[str, Any]:
 
 def _own_flags(argv: list[str]) -> tuple[int, Framework, list[str]]:
     """EVERY and the leader, and the training flags."""
-    every, leader, rest = "1", "torch", []
+    leader, argv = take_framework(argv)
+    every, rest = "1", []
     for arg in argv:
         name, equals, value = arg.partition("=")
         if name == FLAG:
             every = value if equals else "1"
-        elif name == "--framework":
-            leader = value
         else:
             rest.append(arg)
     if not every.isdecimal() or int(every) < 1:
         raise UserError(f"{FLAG}={every}: name a number of steps of at least 1")
-    if leader not in FRAMEWORKS:
-        raise UserError(f"--framework={leader}: the twins are {' and '.join(FRAMEWORKS)}")
-    return int(every), leader, rest
+    return int(every), leader or "torch", rest

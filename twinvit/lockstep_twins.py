@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,10 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
 from twinvit import lockstep
+from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep import Measured
 
 T = TypeVar("T")
-Framework = Literal["torch", "jax"]
-FRAMEWORKS: tuple[Framework, ...] = ("torch", "jax")
 OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
 KEYS = "[keys]"
 _QKV = "attn.qkv.bias"
@@ -297,8 +296,7 @@ class LockstepTrainer:
         self.pair, self.every, self.record = pair, every, record
         self.leader = pair.leader.trainer
         self.process, self.num_processes = self.leader.process, self.leader.num_processes
-        self.sharded = self.leader.sharded
-        self.sharded = False
+        self.sharded = False  # one process holds the state
 
     @property
     def compile_seconds(self) -> float | None:

@@ -10,8 +10,8 @@ import sys
 from shared_vit.errors import UserError, run_main
 from shared_vit.run.command_line import parse
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
+from twinvit.frameworks import FRAMEWORKS, take_framework
 
-FRAMEWORKS = ("torch", "jax")
 EVALUATE_HELP = """\
 usage: twinvit evaluate RUN_OR_WEIGHTS [--framework={torch,jax}] [--flag=value ...]
 
@@ -31,7 +31,7 @@ def main(framework: str) -> None:
 
 def train(argv: list[str]) -> int:
     """`twinvit train --framework={torch,jax}` and the flags of the training scripts."""
-    framework, rest = _framework(argv)
+    framework, rest = take_framework(argv)
     if framework is None and {"-h", "--help"} & set(argv):
         framework = "torch"  # both take the same flags
     if framework is None:
@@ -44,29 +44,12 @@ def evaluate(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(EVALUATE_HELP, end="")
         return 0
-    framework, rest = _framework(argv)
+    framework, rest = take_framework(argv)
     if not rest or rest[0].startswith("-"):
         raise UserError("twinvit evaluate needs a run or a weight file: twinvit evaluate RUN")
     path, *flags = rest
     argv = ["--mode=eval", f"--init_from={path}", *flags]
     return run(framework or "torch", argv, prog="twinvit evaluate")
-
-
-def _framework(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --framework, None where it is not given, and the other arguments."""
-    flag = "--framework"
-    rest, given = [], []
-    arguments = iter(argv)
-    for arg in arguments:
-        if arg == flag:
-            given.append(next(arguments, ""))
-        elif arg.startswith(f"{flag}="):
-            given.append(arg[len(flag) + 1 :])
-        else:
-            rest.append(arg)
-    if len(given) > 1 or any(name not in FRAMEWORKS for name in given):
-        raise UserError(f"--framework is one of {', '.join(FRAMEWORKS)}, not {' '.join(given)!r}")
-    return (given[0] if given else None), rest
 
 
 def _before_the_loop(*_: object) -> None:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import helpers
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -428,6 +429,33 @@ def test_library_yardsticks():
     assert lockstep.run(mlp_numpy, mlp_torch, states, data, limit=1e-5).matched
     assert not lockstep.run(mlp_numpy, mlp_torch, states, data, limit=0.0).matched
     assert lockstep.run(double, double, states, data, reference=double).matched
+
+
+@pytest.mark.parametrize("yardstick", ["noise", "reference", "limit"])
+def test_library_with_nothing_to_compare(yardstick):
+    def step(state, batch):
+        return {n: a * batch for n, a in state.items()}
+
+    def line(state, batches):
+        how = dict(noise=lockstep.nudges(step), reference=step, limit=1e-9)[yardstick]
+        states = [state] * len(batches)
+        return lockstep.run(step, step, states, batches, **{yardstick: how}).line()
+
+    weights = {"w": np.ones(3, np.float32), "v": np.ones(3, np.float32)}
+    none = "lockstep: decided 0 of 0 steps, cannot be judged (there was no step)"
+    assert line(weights, []) == none
+    assert line(weights, [1, 1]) == "lockstep: decided 2 of 2 steps, match"
+    zero = weights | {"v": np.zeros(3, np.float32)}
+    assert line(zero, [1, 1]).endswith("cannot be judged (v zero at every step)")
+    half = weights | {"w": np.ones(3, ml_dtypes.bfloat16)}
+    with pytest.raises(UserError, match="bfloat16"):
+        line(half, [1])
+
+
+def test_nudges_of_other_dtypes():
+    for dtype in (ml_dtypes.bfloat16, np.float16, np.int64):
+        with pytest.raises(UserError, match=f"w is {np.dtype(dtype)}.*nudges"):
+            lockstep.nudge({"w": np.ones(3, dtype)}, 1)
 
 
 # The pages, from what is on disk.

@@ -146,7 +146,8 @@ def run(
     float64. `relative_to` names, for an array without a true value (a gradient that is zero but for
     rounding), the array on whose norm its gap is measured.
 
-    Raises UserError where the yardstick is missing, or the sides return other names or shapes.
+    Raises UserError where the yardstick is missing, or the sides return other names or shapes, or
+    arrays of a dtype that NumPy lacks (bfloat16).
     """
     if sum(y is not None for y in (noise, reference, limit)) != 1:
         raise UserError("lockstep.run needs one yardstick: noise, reference or limit")
@@ -166,10 +167,18 @@ def run(
 
 
 def nudge(arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
-    """Each weight times 1 + eps (2 r - 1), r uniform in [0, 1), eps that of its dtype."""
+    """Each weight times 1 + eps (2 r - 1), r uniform in [0, 1), eps that of its dtype.
+
+    Raises UserError for other dtypes than float32 and float64.
+    """
     rng = np.random.default_rng(seed)
     moved = {}
     for name, array in arrays.items():
+        if array.dtype not in (np.float32, np.float64):
+            raise UserError(
+                f"lockstep: {name} is {array.dtype}, and float32 and float64 can be nudged: name a "
+                "`move` to nudges(step, move)"
+            )
         r = rng.random(array.shape, array.dtype)
         moved[name] = array * (1 + np.finfo(array.dtype).eps * (2 * r - 1)).astype(array.dtype)
     return moved
@@ -191,7 +200,12 @@ def nudges(step: Step, move: Callable[[Any, int], Any] = nudge) -> Noise:
 def epsilon(arrays: Arrays) -> float:
     """The machine epsilon of the arrays, scalars left out; the largest of several dtypes."""
     kinds = {np.asarray(a).dtype for a in arrays.values() if np.ndim(a)}
-    found = [float(np.finfo(d).eps) for d in kinds if np.issubdtype(d, np.floating)]
+    if unfit := [str(d) for d in kinds if d.kind not in "fiub"]:
+        raise UserError(
+            f"lockstep: the step returned {some(unfit)}: return float32, which holds bfloat16 "
+            "exactly, or float64"
+        )
+    found = [float(np.finfo(d).eps) for d in kinds if d.kind == "f"]
     if not found:
         raise UserError("lockstep: the step returned no floating-point array")
     return max(found)
@@ -347,13 +361,16 @@ def _mean_ratio(distances: np.ndarray) -> np.ndarray:
 
 def judge_by_limit(measured: Sequence[Measured], limit: float) -> Verdict:
     """Every gap at most `limit`; every step is decided."""
+    if not measured:
+        return Verdict([], [], nothing=["there was no step"])
     differences: list[Difference] = []
     for m in measured:
         differences = [Difference(m.step, n, g, limit) for n, g in m.gaps.items() if not g <= limit]
         if differences:
             break
     differences.sort(key=lambda d: (d.name == WHOLE, -d.gap))
-    return Verdict([m.step for m in measured], [True] * len(measured), differences)
+    steps, nothing = [m.step for m in measured], _nothing_to_compare(measured)
+    return Verdict(steps, [True] * len(measured), differences, nothing)
 
 
 def _verdict(

@@ -298,6 +298,17 @@ def test_gaps_of_hostile_arrays():
     assert key["b[keys]"] == pytest.approx(1e-9)
 
 
+def test_what_is_written_is_no_better_than_what_was_measured():
+    values = np.random.default_rng(0).uniform(1, 10, 300) * 1e-7
+    for x in (0.0, 1e308, *values.tolist(), 1.0004e-6, 9.9996e-6):
+        row = Measured(1, {"whole": x}, {"whole": x}, {"whole": (x, x)})
+        line = record.from_json(record.to_json(record.Line(1, 0.1, 1.0, 1.0, row, row)))
+        for gap in line.gradients.gaps["whole"], line.optimizer.gaps["whole"]:
+            assert x <= gap <= x * 1.001
+        assert x * 0.999 <= line.gradients.noise["whole"] <= x
+        assert line.gradients.distances["whole"] == pytest.approx((x, x), rel=5.01e-4)
+
+
 # The commands, in this process.
 
 
@@ -359,7 +370,7 @@ def test_audit_of_a_run_by_either_twin(twin, here, tmp_path, capsys):
     assert [line for line in said if line.startswith("step_")] == [
         f"step_{n}: lockstep: decided 2 of 2 steps, match" for n in (2, 4, 6)
     ]
-    found = json.loads((run_dir / audit.RESULT).read_text())
+    found = json.loads((run_dir / record.AUDIT).read_text())
     assert {c["written_by"]["framework"] for c in found["checkpoints"]} == {twin}
     model = run_dir / "checkpoints" / "step_4" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])
@@ -479,6 +490,29 @@ def test_report_pages(here, tmp_path, capsys):
     page = (run_dir / "lockstep.html").read_text()
     assert "DIFFER" in page and "bound &lt;0.1&gt;" in page
     with pytest.raises(UserError, match="holds no proof"):
+        proof_pages.report((tmp_path,))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        (record.RESULT, b"[]"),
+        (record.RESULT, b"{}"),
+        (record.RESULT, b"\xff\xfe"),
+        (record.RESULT, b'{"line": 1, "exit_status": 0}'),
+        (record.LINES, b"\xff\n"),
+        (record.LINES, b"[1]\n"),
+        (record.LINES, b'{"step": 1, "gaps": {}, "optimizer": {}, "distances": []}\n'),
+        (record.AUDIT, b"3"),
+        (record.AUDIT, b'{"checkpoints": []}'),
+        (record.AUDIT, b'{"checkpoints": [1]}'),
+    ],
+)
+def test_broken_files_of_a_proof_are_refused(name, content, tmp_path):
+    if name == record.LINES:
+        (tmp_path / record.RESULT).write_text('{"line": "", "exit_status": 0}')
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
         proof_pages.report((tmp_path,))
 
 

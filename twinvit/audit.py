@@ -18,11 +18,10 @@ from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.weights import checkpoints
 from twinvit import lockstep, lockstep_run
 from twinvit import lockstep_record as record
+from twinvit.curves import without_nudge
 from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep_twins import Pair
 from twinvit.noise_rule import machine_epsilon
-
-RESULT = "audit.json"
 
 
 def audit(
@@ -79,9 +78,8 @@ def audit(
         raise UserError(f"no checkpoint of {run} can be read: {results[-1]['line']}")
     how = {"run": known.id, "steps_each": steps, "versions": versions}
     how |= lockstep_run.about(plan)
-    record.write_json(output or run / RESULT, how | {"checkpoints": results})
-    statuses = {r["exit_status"] for r in results}
-    return 1 if 1 in statuses else max(statuses)
+    record.write_json(output or run / record.AUDIT, how | {"checkpoints": results})
+    return record.joint_status(results)
 
 
 def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str, Any]:
@@ -109,8 +107,7 @@ def _plan(run: Path, known: Record, device: str, world_size: int, data_dir: str 
     if data_dir is not None:
         changes["data_dir"] = data_dir
     plan = lockstep_run.resolve(asked.replace(**changes))
-    known = dataclasses.replace(known, recipe=dataclasses.replace(known.recipe, nudge=None))
-    if changed := differences(known, plan.record()):
+    if changed := differences(without_nudge(known), plan.record()):
         raise UserError(f"cannot audit {run} here: {some(changed)}")
     return plan
 

@@ -63,9 +63,9 @@ def curves(
 def judge(a: Path, b: Path, nudged: list[Path]) -> Verdict:
     """The noise rule on runs on disk; the nudged ones are of `b`'s twin. Raises UserError for runs
     of different settings."""
-    own = _without_nudge(read_record(b))
+    own = without_nudge(read_record(b))
     for run in (a, *nudged):
-        if different := differences(own, _without_nudge(read_record(run))):
+        if different := differences(own, without_nudge(read_record(run))):
             raise UserError(
                 f"{b} and {run} were not made with the same settings: {some(different)}"
             )
@@ -86,7 +86,8 @@ def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
     print(f"figure: {figure}")
 
 
-def _without_nudge(record: Record) -> Record:
+def without_nudge(record: Record) -> Record:
+    """What a nudged run shares with the run that it is the noise of."""
     return dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, nudge=None))
 
 

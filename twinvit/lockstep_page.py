@@ -13,9 +13,8 @@ from twinvit.lockstep import ALONE, ARRAY_RATIO, DECIDABLE_DISTANCE, WHOLE, WHOL
 from twinvit.lockstep_twins import OPTIMIZER_LIMIT
 from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
 from twinvit.report import html
-from twinvit.report.svg import Band, Chart, Series
+from twinvit.report.svg import Band, Chart, Series, thinned
 
-AUDIT, AUDIT_PAGE = "audit.json", "audit.html"
 BADGES = {0: ("MATCH", "good"), 1: ("DIFFER", "bad"), 2: ("CANNOT BE JUDGED", "warn")}
 _TITLES = lockstep_figure.PANELS | {"array": "array that differs most"}
 _ROWS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient", "array": "one array"}
@@ -24,6 +23,11 @@ _ROWS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient", "arr
 def lockstep_page(run_dir: Path) -> Path:
     """Write the page of a lockstep run from its files; returns its path. Raises UserError."""
     found = lockstep_record.read_json(run_dir / lockstep_record.RESULT)
+    if "line" not in found:
+        raise UserError(
+            f"the lockstep in {run_dir} has not ended: `twinvit parity --lockstep={found['every']} "
+            f"--framework={found['leader']} --resume --run_dir={run_dir}` goes on with it"
+        )
     lines = lockstep_record.read_lines(run_dir)
     if not lines:
         raise UserError(f"{run_dir / lockstep_record.LINES} holds no step")
@@ -40,7 +44,7 @@ def lockstep_page(run_dir: Path) -> Path:
 
 def audit_page(run_dir: Path) -> Path:
     """Write the page of an audit from its file; returns its path. Raises UserError."""
-    found = lockstep_record.read_json(run_dir / AUDIT)
+    found = lockstep_record.read_json(run_dir / lockstep_record.AUDIT)
     rows, checkpoints = [], found["checkpoints"]
     for entry in checkpoints:
         largest = entry.get("largest", {})
@@ -48,8 +52,7 @@ def audit_page(run_dir: Path) -> Path:
         by = entry.get("written_by", {})
         rows.append([entry["step"], entry["line"].removeprefix("lockstep: "),
                      f"{by.get('framework', '?')} {by.get('version', '')}", *gaps])  # fmt: skip
-    statuses = [entry["exit_status"] for entry in checkpoints]
-    status = 1 if 1 in statuses else max(statuses)
+    status = lockstep_record.joint_status(checkpoints)
     decided = sum(entry.get("decided", 0) for entry in checkpoints)
     total = sum(entry.get("steps", 0) for entry in checkpoints)
     sentence = f"audit of {len(checkpoints)} checkpoints: decided {decided} of {total} steps"
@@ -60,7 +63,7 @@ def audit_page(run_dir: Path) -> Path:
         _rules(found["rule"]),
         _made_by(found),
     ]
-    return _write(run_dir / AUDIT_PAGE, "Audit", body)
+    return _write(run_dir / lockstep_record.AUDIT_PAGE, "Audit", body)
 
 
 def _header(line: str, status: int, lead: Sequence[str]) -> str:
@@ -98,7 +101,7 @@ def _largest(found: Mapping[str, Any]) -> str:
 
 def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> str:
     gaps, beside, label = lockstep_figure.series(lines)
-    keep = _thinned(len(lines))
+    keep = thinned(len(lines))
     steps = [lines[i].step for i in keep]
     phases = [(a, b, n) for a, b, n in lockstep_figure.phases(found) if a < steps[-1]]
     phases = [(max(a, steps[0]), min(b, steps[-1]), n) for a, b, n in phases]
@@ -116,13 +119,6 @@ def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> 
         chart = Chart(series, "gap", "step", [band], groups=groups, description=title)
         figures.append(html.figure(chart, f"{title.capitalize()}: relative gap by step."))
     return html.section("Gap by step", *figures)
-
-
-def _thinned(count: int, most: int = 1500) -> list[int]:
-    """Evenly spread indices: a page with a point for each of a million steps would not open."""
-    return sorted(
-        {round(i * (count - 1) / (min(count, most) - 1 or 1)) for i in range(min(count, most))}
-    )
 
 
 def _rules(rule: str) -> str:

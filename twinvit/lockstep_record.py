@@ -1,14 +1,15 @@
 """What a lockstep leaves on disk: a line for each step taken by both, and the verdict on them.
 
 lockstep.jsonl   {"step", "lr", "loss", "grad_norm", "gaps", "noise" | "distances", "optimizer"}
-lockstep.json    how it was made, and the verdict; audit.json the same for each checkpoint
+lockstep.json    how it is made, from the start on, and at the end the verdict
+audit.json       the same for each checkpoint
 """
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,19 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.run.state import StepScalars
+from shared_vit.sealed import parse_object
 from twinvit import lockstep
 from twinvit.lockstep import WHOLE, Measured, Verdict
 from twinvit.lockstep_twins import KEYS, OPTIMIZER_LIMIT, Step
 
 LINES, RESULT, FIGURE, PAGE = "lockstep.jsonl", "lockstep.json", "lockstep.png", "lockstep.html"
+AUDIT, AUDIT_PAGE = "audit.json", "audit.html"
+# Four digits. Gaps are rounded up and noise down: nothing passes by being written. Of two distances
+# the ratio counts, so neither side is favoured.
+_UP, _DOWN, _NEAREST = (
+    decimal.Context(prec=4, rounding=how)
+    for how in (decimal.ROUND_CEILING, decimal.ROUND_FLOOR, decimal.ROUND_HALF_EVEN)
+)
 _SHOWN = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 _SUMS = ("loss", "grad_norm", WHOLE)
 
@@ -70,17 +79,17 @@ def to_json(line: Line) -> dict[str, Any]:
         "lr": line.lr,
         "loss": line.loss,
         "grad_norm": line.grad_norm,
-        "gaps": _short(line.gradients.gaps),
+        "gaps": _rounded(line.gradients.gaps, _UP),
     }
     if line.gradients.noise is not None:
-        found["noise"] = _short(line.gradients.noise)
+        found["noise"] = _rounded(line.gradients.noise, _DOWN)
     if line.gradients.distances is not None:
         found["distances"] = {
-            n: [_digits(x) for x in pair] for n, pair in line.gradients.distances.items()
+            n: [_digits(x, _NEAREST) for x in pair] for n, pair in line.gradients.distances.items()
         }
     if line.gradients.zero:
         found["zero"] = list(line.gradients.zero)
-    return found | {"optimizer": _short(line.optimizer.gaps)}
+    return found | {"optimizer": _rounded(line.optimizer.gaps, _UP)}
 
 
 def from_json(found: Mapping[str, Any]) -> Line:
@@ -96,27 +105,28 @@ def from_json(found: Mapping[str, Any]) -> Line:
     return Line(step, found["lr"], found["loss"], found["grad_norm"], measured, optimizer)
 
 
-def _short(gaps: Mapping[str, float]) -> dict[str, float]:
-    return {n: _digits(g) for n, g in gaps.items()}
+def _rounded(values: Mapping[str, float], to: decimal.Context) -> dict[str, float]:
+    return {n: _digits(x, to) for n, x in values.items()}
 
 
-def _digits(x: float) -> float:
-    """Four digits, rounded up in the last: a bound must not pass by being written."""
-    return float(f"{x:.4g}") if x == 0 or not math.isfinite(x) else float(f"{x * 1.00005:.4g}")
+def _digits(x: float, to: decimal.Context) -> float:
+    return float(to.create_decimal(x))
 
 
 def read_lines(run_dir: Path) -> list[Line]:
     """The compared steps of a run. Raises UserError for a line that is none."""
     path = run_dir / LINES
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{run_dir} holds no lockstep: {path} is not there") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     lines = []
     for number, row in enumerate(text.splitlines(), 1):
         try:
             lines.append(from_json(json.loads(row)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}, line {number}, is not a step: {error!r}") from None
     return lines
 
@@ -127,15 +137,15 @@ def cut_lines(run_dir: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for row in path.read_text().splitlines():
+    for row in path.read_bytes().splitlines():
         try:
             if json.loads(row)["step"] > step:
                 break
         except ValueError:
             break
-        kept.append(row + "\n")
+        kept.append(row + b"\n")
     with whole_file(path) as file:
-        file.write("".join(kept).encode())
+        file.write(b"".join(kept))
 
 
 def judge(lines: Sequence[Line], eps: float) -> tuple[Verdict, Verdict]:
@@ -167,9 +177,15 @@ def write_json(path: Path, found: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. Raises UserError."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not the result of a comparison: {error}") from None
+        return parse_object(path, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def joint_status(checkpoints: Sequence[Mapping[str, Any]]) -> int:
+    """The exit status of an audit: 1 where a checkpoint differs, else the largest."""
+    statuses = [entry["exit_status"] for entry in checkpoints]
+    return 1 if 1 in statuses else max(statuses)
 
 
 def summary(lines: Sequence[Line], gradients: Verdict, maps: Verdict) -> dict[str, Any]:

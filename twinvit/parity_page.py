@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.run.record import has_record, read_record
@@ -13,7 +11,7 @@ from shared_vit.spec.config import name_of
 from twinvit import curves, noise_rule
 from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS, QUANTITIES
 from twinvit.report import html
-from twinvit.report.svg import Band, Chart, Series
+from twinvit.report.svg import Band, Chart, Series, thinned
 
 PAGE = "parity.html"
 TWINS = ("jax", "torch")
@@ -77,7 +75,7 @@ def _curves(jax: Path, torch: Path) -> list[str]:
         series = []
         for run, style in ((jax, "mine"), (torch, "warn")):
             curve = noise_rule.read_curve(run)
-            keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 1500)).astype(int))
+            keep = thinned(len(curve))
             values = getattr(curve, quantity)[keep].tolist()
             series.append(Series(run.name, curve.steps[keep].tolist(), values, style))
         title = quantity.replace("_", " ")

@@ -17,16 +17,13 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> int:
     """
     if not runs:
         raise UserError("twinvit report needs a folder that a proof was written to")
-    from twinvit import lockstep_page, lockstep_record, parity_page
-
     for run in runs:
-        pages = []
-        if (run / lockstep_record.RESULT).exists():
-            pages.append(lockstep_page.lockstep_page(run))
-        if (run / lockstep_page.AUDIT).exists():
-            pages.append(lockstep_page.audit_page(run))
-        if parity_page.is_parity(run):
-            pages.append(parity_page.parity_page(run))
+        try:
+            pages = _pages(run)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the files of the proof in {run} are broken, or of another version: {error!r:.200}"
+            ) from error
         if not pages:
             raise UserError(
                 f"{run} holds no proof: `twinvit parity --run_dir={run}`, with or without "
@@ -35,3 +32,16 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> int:
         for page in pages:
             print(f"page: {page}", flush=True)
     return 0
+
+
+def _pages(run: Path) -> list[Path]:
+    from twinvit import lockstep_page, lockstep_record, parity_page
+
+    pages = []
+    if (run / lockstep_record.RESULT).exists():
+        pages.append(lockstep_page.lockstep_page(run))
+    if (run / lockstep_record.AUDIT).exists():
+        pages.append(lockstep_page.audit_page(run))
+    if parity_page.is_parity(run):
+        pages.append(parity_page.parity_page(run))
+    return pages

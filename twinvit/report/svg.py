@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -56,7 +56,6 @@ class Chart:
     marks: Sequence[Mark] = ()
     groups: Sequence[tuple[float, float, str]] = ()  # (from, to, label) along the x axis
     description: str = ""
-    _area: tuple[float, float, float, float] = field(default=(0, 0, 0, 0), repr=False)
 
     def draw(self, width: int, height: int) -> str:
         """The chart as an `svg` element of that size in CSS pixels."""
@@ -172,6 +171,12 @@ class Chart:
                     )
                     break
         return parts
+
+
+def thinned(count: int, most: int = 1500) -> list[int]:
+    """Evenly spread indices: a page with a point for each of a million steps would not open."""
+    few = min(count, most)
+    return sorted({round(i * (count - 1) / (few - 1 or 1)) for i in range(few)})
 
 
 def _drawable(y: float, low: int, high: int) -> float:

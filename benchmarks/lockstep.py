@@ -38,9 +38,10 @@ def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
     found = {}
     for name, flags in parts.items():
         run_dir = work / name.replace(" ", "_").replace(",", "")
-        if not (run_dir / "lockstep.json").exists():
+        result = run_dir / "lockstep.json"
+        if not result.exists() or "line" not in json.loads(result.read_text()):
             twinvit("parity", "--lockstep", *flags, f"--run_dir={run_dir}")
-        found[name] = json.loads((run_dir / "lockstep.json").read_text())
+        found[name] = json.loads(result.read_text())
     return found
 
 

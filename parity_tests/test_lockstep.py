@@ -360,6 +360,28 @@ def test_every_step_and_leader(here, tmp_path):
         lockstep_run.run(["--lockstep", "--framework=flax"])
 
 
+def test_an_interrupted_lockstep_goes_on_as_it_began(here, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    path, go_on = run_dir / record.RESULT, ["--resume", f"--run_dir={run_dir}"]
+    with monkeypatch.context() as killed:
+        killed.setattr(lockstep_run, "conclude", lambda *_: 0)
+        lockstep_run.run([*RUN, "--lockstep=2", "--stop_at=2", f"--run_dir={run_dir}"])
+    begun = record.read_json(path)
+    assert begun["weights"]["step"] == 0 and "line" not in begun
+    with pytest.raises(UserError, match="not ended.*--lockstep=2 --framework=torch --resume"):
+        proof_pages.report((run_dir,))
+    with pytest.raises(UserError, match="leader was torch, is jax; every was 2, is 1. Go on"):
+        lockstep_run.run(["--lockstep", "--framework=jax", *go_on])
+    record.write_json(path, begun | {"versions": begun["versions"] | {"numpy": "1.0"}})
+    with pytest.raises(UserError, match=f"numpy was 1.0, is {np.__version__}. Go on"):
+        lockstep_run.run(["--lockstep=2", *go_on])
+    assert "line" not in record.read_json(path)
+    record.write_json(path, begun)
+    assert lockstep_run.run(["--lockstep=2", *go_on]) == 0
+    found = record.read_json(path)
+    assert found["steps"] == 3 and found["weights"] == begun["weights"]
+
+
 @pytest.mark.parametrize("twin", ["torch", "jax"])
 def test_audit_of_a_run_by_either_twin(twin, here, tmp_path, capsys):
     run_dir = tmp_path / twin

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from twinvit.lockstep_twins import LockstepTrainer, Pair, Step, judged_by_refere
 from twinvit.noise_rule import machine_epsilon
 
 FLAG = "--lockstep"
+_FIXED = ("leader", "every", "rule")  # with the versions: of all lines of one lockstep
 
 
 def wanted(argv: list[str]) -> bool:
@@ -40,13 +42,18 @@ def run(argv: list[str]) -> int:
         raise UserError(f"a lockstep sets {', '.join(own)} itself: leave that out")
     plan = resolve(asked)
     begin = time.perf_counter()
-    made = _made_before(plan)
+    how = {"leader": leader, "every": every} | about(plan)
+    before = _begun(plan)
+    how |= {name: before[name] for name in ("weights", "versions") if name in before}
+    _refuse_changes(before, how)
 
     def make_trainer(state: TrainState) -> LockstepTrainer:
         pair = Pair(plan, state, leader)
-        made["versions"] = pair.versions()
+        how["versions"] = pair.versions()
+        _refuse_changes(before, how)
         weights = {"step": state.step, "sha256": record.digest(state.params)}
-        made.setdefault("weights", weights)
+        how.setdefault("weights", weights)
+        record.write_json(plan.run_dir / record.RESULT, how)
         record.cut_lines(plan.run_dir, state.step)
         return LockstepTrainer(pair, every, write)
 
@@ -62,18 +69,24 @@ def run(argv: list[str]) -> int:
     status = loop.run(plan, 0, make_trainer)
     if status:
         return status
-    seconds = time.perf_counter() - begin
-    how = {"leader": leader, "every": every, "seconds": round(seconds, 1)} | about(plan) | made
-    return conclude(plan.run_dir, how)
+    return conclude(plan.run_dir, how | {"seconds": round(time.perf_counter() - begin, 1)})
 
 
-def _made_before(plan: Plan) -> dict[str, Any]:
-    """Of a lockstep that is continued: the weights it began with, and the versions."""
+def _begun(plan: Plan) -> dict[str, Any]:
+    """How the lockstep that is continued was begun; empty for one that begins."""
     path = plan.run_dir / record.RESULT
-    if not (plan.resume and path.exists()):
-        return {}
-    found = record.read_json(path)
-    return {name: found[name] for name in ("weights", "versions") if name in found}
+    return record.read_json(path) if plan.resume and path.exists() else {}
+
+
+def _refuse_changes(before: Mapping[str, Any], how: Mapping[str, Any]) -> None:
+    """All lines of a lockstep are made in one way, which is told once."""
+    old, new = ({n: d[n] for n in _FIXED if n in d} | d.get("versions", {}) for d in (before, how))
+    changed = [f"{n} was {old[n]}, is {new[n]}" for n in old if n in new and old[n] != new[n]]
+    if changed:
+        raise UserError(
+            f"cannot go on with this lockstep: {'; '.join(changed)}. Go on as it began, or begin "
+            "another one in a new --run_dir"
+        )
 
 
 def conclude(run_dir: Path, how: dict[str, Any]) -> int:
@@ -97,15 +110,20 @@ def conclude(run_dir: Path, how: dict[str, Any]) -> int:
     return found["exit_status"]
 
 
+def refuse_fp16(asked: Asked) -> None:
+    """Raises UserError for the precision that one twin has."""
+    if asked.precision == "fp16":
+        raise UserError(
+            "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
+        )
+
+
 def resolve(asked: Asked) -> Plan:
     """The plan of a run by both twins in this process: JAX on `world_size` devices, torch on one.
 
     Raises UserError.
     """
-    if asked.precision == "fp16":
-        raise UserError(
-            "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
-        )
+    refuse_fp16(asked)
     # Both frameworks share a GPU's memory: JAX must not take most of it at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax_vit.devices

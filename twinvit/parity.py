@@ -52,10 +52,7 @@ def parity(argv: list[str]) -> int:
     own = [f"--{n}" for n in OWN_FLAGS if n in asked.given]
     if own:
         raise UserError(f"twinvit parity sets {', '.join(own)} itself: leave that out")
-    if asked.precision == "fp16":
-        raise UserError(
-            "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
-        )
+    lockstep_run.refuse_fp16(asked)
     out = Path(asked.run_dir) if asked.run_dir else _free_dir(asked.preset)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: name another --run_dir")

@@ -11,7 +11,6 @@ beside it. The limit is one step's time: exit status 1 above it.
 """
 
 import argparse
-import dataclasses
 import statistics
 import sys
 import tempfile
@@ -21,14 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit.data.batch import Batch
-from shared_vit.run import checkpoint
-from shared_vit.run.asked import Asked
-from shared_vit.run.state import StepScalars, Trainer, TrainState, first_state
-from shared_vit.spec import init
-from shared_vit.spec.config import model_config, name_of
-from shared_vit.spec.machine import Machine
-from shared_vit.spec.recipe import Recipe
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import trainers  # noqa: E402
+
+from shared_vit.data.batch import Batch  # noqa: E402
+from shared_vit.run import checkpoint  # noqa: E402
+from shared_vit.run.state import StepScalars, Trainer  # noqa: E402
+from shared_vit.spec.config import model_config, name_of  # noqa: E402
+from shared_vit.spec.machine import Machine  # noqa: E402
+from shared_vit.spec.recipe import Recipe  # noqa: E402
 
 ROUNDS, LAG = 3, 2
 
@@ -48,20 +49,18 @@ def main() -> int:
         "--out", help="where to write the checkpoints (default: a temporary folder)"
     )
     args = parser.parse_args()
-    device = None if args.device == "auto" else args.device
-    flags = {"device": device, "world_size": 1, "batch_size": args.batch_size}
-    asked = Asked({name: value for name, value in flags.items() if value is not None})
-    recipe = Recipe(model=model_config(args.model), batch_size=args.batch_size)
+    model, flags = model_config(args.model), {"batch_size": args.batch_size}
     worst = 0.0
-    for twin, make in (("jax", _jax_trainer), ("torch", _torch_trainer)):
+    for twin, make in (("jax", trainers.jax_trainer), ("torch", trainers.torch_trainer)):
         if args.twin in ("both", twin):
+            made = make(model, args.device, **flags)
             with tempfile.TemporaryDirectory(prefix="checkpoint_cost_", dir=args.out) as folder:
-                worst = max(worst, measure(twin, *make(asked, recipe), args.steps, Path(folder)))
+                worst = max(worst, measure(twin, *made, args.steps, Path(folder)))
     return 0 if worst < 1 else 1
 
 
 def measure(
-    twin: str, machine: Machine, recipe: Recipe, trainer: Trainer, stretch: int, folder: Path
+    twin: str, trainer: Trainer, recipe: Recipe, machine: Machine, stretch: int, folder: Path
 ) -> float:
     """Print the times of a twin; returns the cost of a checkpoint in steps."""
     batch = trainer.put(_batch(recipe.batch_size))
@@ -121,32 +120,6 @@ def _batch(size: int) -> Batch:
     images = rng.integers(0, 256, (size, 224, 224, 3), np.uint8)
     labels = rng.integers(0, 1000, size).astype(np.int32)
     return Batch(images, labels, np.ones(size, np.float32), np.arange(size), 0)
-
-
-def _settled(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, TrainState]:
-    machine = Machine(device=asked.device, compile=asked.compile)
-    recipe = dataclasses.replace(recipe, precision=asked.precision)
-    state = first_state(recipe.model, init.draw(recipe.model, 0), recipe.precision)
-    return machine, recipe, state
-
-
-def _jax_trainer(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, Trainer]:
-    from jax_vit import devices
-    from jax_vit.trainer import Trainer
-
-    machine, recipe, state = _settled(devices.resolve(asked), recipe)
-    return machine, recipe, Trainer(state, recipe, devices.start(machine))
-
-
-def _torch_trainer(asked: Asked, recipe: Recipe) -> tuple[Machine, Recipe, Trainer]:
-    import torch
-
-    from torch_vit import devices
-    from torch_vit.trainer import Trainer
-
-    machine, recipe, state = _settled(devices.resolve(asked), recipe)
-    device = torch.device("cuda" if machine.device == "gpu" else "cpu")
-    return machine, recipe, Trainer(state, recipe, device, compile=machine.compile == "on")
 
 
 if __name__ == "__main__":

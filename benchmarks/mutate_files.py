@@ -24,13 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-import torch_vit  # noqa: F401 - registers the reader of .pth files
-from shared_vit import weights
-from shared_vit.errors import UserError
-from shared_vit.run import checkpoint
-from shared_vit.run.state import first_state
-from shared_vit.spec import canonical, init
-from shared_vit.spec.config import ModelConfig
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch_vit  # noqa: E402, F401 - registers the reader of .pth files
+from shared_vit import weights  # noqa: E402
+from shared_vit.errors import UserError  # noqa: E402
+from shared_vit.run import checkpoint  # noqa: E402
+from shared_vit.run.state import first_state  # noqa: E402
+from shared_vit.spec import canonical, init  # noqa: E402
+from shared_vit.spec.config import ModelConfig  # noqa: E402
 
 MODEL = ModelConfig(
     image_size=16, patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=48, num_classes=5

@@ -8,13 +8,17 @@ disturb them little.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import tyro
 
-from shared_vit.data import randaugment
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared_vit.data import randaugment  # noqa: E402
 
 
 def benchmark(size: int = 224, magnitude: int = 10, layers: int = 2, images: int = 400) -> None:

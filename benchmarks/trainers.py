@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from shared_vit.run.asked import Asked
@@ -48,9 +47,7 @@ def torch_trainer(
 
 def _settle(asked: Asked, model: ModelConfig) -> tuple[Recipe, Machine]:
     recipe = Recipe(**asked.values_of(Recipe) | {"model": model, "steps": asked.steps or 1})
-    fields = {f.name for f in dataclasses.fields(Machine)}
-    values = {n: v for n, v in asked.values_of(Machine).items() if n in fields}
-    return recipe, Machine(**values)
+    return recipe, Machine(**asked.values_of(Machine))
 
 
 def _state(recipe: Recipe):

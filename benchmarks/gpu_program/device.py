@@ -30,10 +30,6 @@ class Description:
         return int(re.search(rf"\b{field}: (\d+)", self.text)[1])
 
     @property
-    def memory_bytes(self) -> int:
-        return self._number("device_memory_size")
-
-    @property
     def bytes_per_second(self) -> int:
         """Of memory, by the data sheet."""
         return self._number("memory_bandwidth")

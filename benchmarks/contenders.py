@@ -11,6 +11,7 @@ from importlib import metadata
 
 import numpy as np
 import trainers
+from about import cpu
 
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import StepScalars
@@ -242,7 +243,7 @@ class Device(Torch):
 
     def about(self) -> dict:
         torch, gpu = self.torch, self.device.type == "cuda"
-        name = torch.cuda.get_device_name(0) if gpu else _cpu_name()
+        name = torch.cuda.get_device_name(0) if gpu else f"{cpu()}, {os.cpu_count()} cores"
         about = {"device": name, "gpu": gpu, "threads": torch.get_num_threads()}
         return about | (
             {"free_bytes": torch.cuda.mem_get_info()[0]} | _versions(torch) if gpu else {}
@@ -251,7 +252,6 @@ class Device(Torch):
     def rate(self) -> dict:
         """Floating-point operations per second of a large square product in the precision's compute
         type."""
-        from shared_vit.spec.precision import PRECISIONS
         from torch_vit.precision import set_backend_precision
 
         torch = self.torch
@@ -339,14 +339,3 @@ def _peak_of_process() -> int:
     """Of the whole process, in bytes; Linux counts in KiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cpu_name() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        if names:
-            return f"{names[0]}, {len(names)} cores"
-    return "cpu"

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT.parent)]
 
 import jax  # noqa: E402
+from about import origin  # noqa: E402
 from gpu_program import device, lowered, report, step  # noqa: E402
 
 from shared_vit.run.presets import PRESETS  # noqa: E402
@@ -56,11 +57,7 @@ def main() -> None:
 
 def write(args: argparse.Namespace, result: dict) -> None:
     """The results so far, to --json."""
-    about = {
-        "command": " ".join(["python", *sys.argv]),
-        "jax": jax.__version__,
-        "precision": PRECISION,
-    }
+    about = origin(("jax", "jaxlib")) | {"precision": PRECISION}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result | about, indent=1) + "\n")

@@ -16,21 +16,23 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import types
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
+from about import origin
 
+PACKAGES = (
+    "numpy", "grain", "simplejpeg", "opencv-python-headless", "pillow", "torch", "torchvision",
+)  # fmt: skip
 SIZE = 224
 BATCH = 64
 WARM_UP = 1  # seconds
@@ -82,7 +84,7 @@ def benchmark(
     result = {f"{name}_per_s": round(statistics.median(rates[name]), 1) for name in rates}
     for name, pairs in measured.items():
         result[f"{name}_per_cpu_s"] = round(statistics.median(cpu for _, cpu in pairs), 1)
-    result |= {
+    result |= origin(PACKAGES, [data_dir]) | {
         "threads": threads,
         "ours_over_torchvision": round(result["ours_per_s"] / result["torchvision_per_s"], 3),
         "ours_over_bare_loop": round(result["ours_per_s"] / result["bare_loop_per_s"], 3),
@@ -93,8 +95,6 @@ def benchmark(
         "batch_size": BATCH,
         "load_before": [round(v, 2) for v in load_before],
         "load_after": [round(v, 2) for v in os.getloadavg()],
-        "machine": _machine(),
-        "versions": _versions(),
     }
     if memory_images:
         result["memory_mb"] = _run(_memory, data_dir, memory_images, workers)
@@ -190,10 +190,9 @@ def _ours(data_dir: Path, seconds: float, workers: int | None) -> tuple[float, f
 def _torchvision(data_dir: Path, seconds: float, workers: int) -> tuple[float, float]:
     import torch
 
-    # torchvision registers shapes of operators that its CPU build may lack; none is used here
-    sys.modules.setdefault(
-        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-    )
+    from twinvit.peers import without_torchvision_operators
+
+    without_torchvision_operators()
     from torchvision import datasets, transforms
 
     warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -308,29 +307,6 @@ def _family_memory() -> float:
         with open(f"/proc/{process}/smaps_rollup") as file:
             total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
     return total / 1024
-
-
-def _machine() -> dict:
-    with open("/proc/cpuinfo") as file:
-        model = next(
-            (line.split(":")[1].strip() for line in file if line.startswith("model name")), ""
-        )
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def _versions() -> dict:
-    from importlib.metadata import version
-
-    names = (
-        "numpy",
-        "grain",
-        "simplejpeg",
-        "opencv-python-headless",
-        "pillow",
-        "torch",
-        "torchvision",
-    )
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _print_table(result: dict) -> None:

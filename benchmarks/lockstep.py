@@ -3,20 +3,24 @@
     python benchmarks/lockstep.py --work DIR --cifar DIR --json benchmarks/results/lockstep_cpu.json
 
 `--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's pictures; without it that
-part is left out. A part that is done in `--work` is read and not run again.
+part is left out. A part that is done in `--work` is read and not run again, one that was
+interrupted goes on. The exit status is 1 where a verdict is no match.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from about import origin
+
+ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ("--preset=digits", "--device=cpu", "--eval_every=0")
 CIFAR = ("--preset=cifar10", "--data=folder", "--device=cpu", "--precision=fp32", "--stop_at=100")
 QUIET = ("--eval_every=0", "--checkpoint_every=0")
@@ -25,10 +29,33 @@ AUDITED = (
 )  # fmt: skip
 
 
-def twinvit(*args: str | Path) -> None:
-    command = [sys.executable, "-m", "twinvit", *map(str, args)]
-    if subprocess.run(command).returncode not in (0, 1, 2):
-        raise SystemExit(f"failed: {' '.join(command)}")
+def twinvit(*args: str | Path) -> int:
+    """Run the command; returns its exit status."""
+    return subprocess.run([sys.executable, "-m", "twinvit", *map(str, args)]).returncode
+
+
+def begun(run_dir: Path) -> list[str]:
+    """The flag that lets a run go on that was interrupted."""
+    return ["--resume"] * (run_dir / "config.json").exists()
+
+
+def verdict(path: Path, *args: str | Path) -> dict[str, Any]:
+    """What `twinvit *args` writes to `path`; a verdict that is there already is read.
+
+    Without a verdict the command failed, also with status 2: that is "cannot be judged" and any
+    mistake of the user's.
+    """
+    if not _ended(path):
+        status = twinvit(*args)
+        if not _ended(path):
+            said = "was interrupted, call this again" if status == 75 else "gave no verdict"
+            raise SystemExit(f"twinvit {' '.join(map(str, args))} {said} (exit status {status})")
+    return json.loads(path.read_text())
+
+
+def _ended(path: Path) -> bool:
+    """Whether the verdict is there; a lockstep that has begun has a file without it."""
+    return path.exists() and "line" in json.loads(path.read_text())
 
 
 def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
@@ -38,10 +65,8 @@ def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
     found = {}
     for name, flags in parts.items():
         run_dir = work / name.replace(" ", "_").replace(",", "")
-        result = run_dir / "lockstep.json"
-        if not result.exists() or "line" not in json.loads(result.read_text()):
-            twinvit("parity", "--lockstep", *flags, f"--run_dir={run_dir}")
-        found[name] = json.loads(result.read_text())
+        command = ["parity", "--lockstep", *flags, f"--run_dir={run_dir}", *begun(run_dir)]
+        found[name] = verdict(run_dir / "lockstep.json", *command)
     return found
 
 
@@ -50,9 +75,10 @@ def audits(work: Path) -> dict[str, dict]:
     for twin in ("torch", "jax"):
         run_dir = work / f"audited_{twin}"
         if not (run_dir / "audit.json").exists():
-            twinvit("train", f"--framework={twin}", *AUDITED, f"--run_dir={run_dir}")
-            twinvit("audit", run_dir, "--steps=2")
-        found[twin] = json.loads((run_dir / "audit.json").read_text())
+            train = [f"--framework={twin}", *AUDITED, f"--run_dir={run_dir}", *begun(run_dir)]
+            if status := twinvit("train", *train):
+                raise SystemExit(f"twinvit train {' '.join(train)}: exit status {status}")
+        found[twin] = verdict(run_dir / "audit.json", "audit", run_dir, "--steps=2")
     return found
 
 
@@ -136,23 +162,32 @@ def _named_here(found: dict, folders: list[Path | None]) -> str:
     return text + "\n"
 
 
-def main() -> None:
+def mismatches(found: dict[str, Any]) -> list[str]:
+    """A line for each verdict that is no match."""
+    verdicts = dict(found["lockstep"])
+    for twin, audit in found["audit"].items():
+        verdicts |= {f"audit of {twin}, step {c['step']}": c for c in audit["checkpoints"]}
+    return [f"{name}: {v['line']}" for name, v in verdicts.items() if v["exit_status"] != 0]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cost", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), known)))
     if args.cost:
         leader, flags, steps = json.loads(args.cost)
         print(json.dumps(cost(leader, tuple(flags), steps)))
-        return
+        return 0
+    if args.work is None:
+        parser.error("--work is needed: a folder for the runs")
     args.work.mkdir(parents=True, exist_ok=True)
-    found = {
-        "command": "python benchmarks/lockstep.py --work DIR --cifar DIR "
-        "--json benchmarks/results/lockstep_cpu.json",
-        "machine": f"CPU, {platform.machine()}",
-        "date": time.strftime("%Y-%m-%d"),
+    found = origin(("torch", "jax")) | {
         "audit": audits(args.work),
         "cost_in_seconds": costs(args.work, args.cifar),
         "lockstep": locksteps(args.work, args.cifar),
@@ -161,7 +196,10 @@ def main() -> None:
         print(f"{name}: {part['line']}")
     if args.json:
         args.json.write_text(_named_here(found, [args.cifar, args.work]))
+    if wrong := mismatches(found):
+        print("no match:", *wrong, sep="\n")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

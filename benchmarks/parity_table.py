@@ -1,6 +1,5 @@
 """The limits of docs/parity.md measured at published sizes, as the README's table: what the tests
-assert,
-with its numbers.
+assert, with its numbers.
 
     python benchmarks/parity_table.py [--models vit_ti16,vit_s16,vit_b16] [--json FILE]
 
@@ -11,14 +10,13 @@ key part of qkv.bias, which has no true gradient, is left out of the last two.
 """
 
 import argparse
-import datetime
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from about import origin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -48,7 +46,9 @@ def main() -> None:
                 f"{name} {precision:<10}" + "".join(f"{v:>12.1e}" for v in row.values()), flush=True
             )
     if args.json:
-        args.json.write_text(json.dumps(about() | {"relative_l2": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps(origin(("torch", "jax")) | {"relative_l2": rows}, indent=1) + "\n"
+        )
 
 
 def measure(name: str, precision: str) -> dict[str, float]:
@@ -85,27 +85,6 @@ def one_image(size: int) -> Batch:
     """A batch of one random image."""
     images = np.random.default_rng(2).integers(0, 256, (1, size, size, 3), np.uint8)
     return Batch(images, np.array([3], np.int32), np.ones(1, np.float32), np.arange(1), 0)
-
-
-def about() -> dict:
-    """The machine, the versions, the command, the date."""
-    import jax
-    import torch
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line),
-        platform.machine(),
-    )
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"CPU {cpu}",
-        "versions": {
-            "torch": torch.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 if __name__ == "__main__":

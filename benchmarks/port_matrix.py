@@ -10,7 +10,6 @@ again.
 
 import argparse
 import json
-import platform
 import re
 import signal
 import sys
@@ -19,7 +18,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import torch
 
@@ -27,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import port_zoo  # noqa: E402
+from about import origin  # noqa: E402
 from port_zoo import Case, Mutation  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/port_matrix.json"
@@ -206,13 +205,9 @@ def misses(rows: dict[str, dict]) -> Iterator[str]:
 
 
 def save(path: Path, rows: dict[str, dict]) -> None:
-    about = {
-        "torch": torch.__version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
-    text = json.dumps({"about": about, "rows": rows}, indent=1, default=str)
+    # Of the call that wrote last; rows may be of several.
+    about = origin(("torch", "jax", "flax", "equinox"))
+    text = json.dumps(about | {"rows": rows}, indent=1, default=str)
     path.write_text(text + "\n")
     path.with_suffix(".md").write_text(table(rows) + "\n")
 

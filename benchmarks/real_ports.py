@@ -11,14 +11,11 @@ line.
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 import traceback
-import types
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 warnings.filterwarnings("ignore")
@@ -31,10 +28,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-# torchvision's compiled operators fit one torch build only; no model here needs them.
-sys.modules.setdefault(
-    "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-)
+from twinvit.peers import without_torchvision_operators  # noqa: E402
+
+without_torchvision_operators()
+
+from about import origin  # noqa: E402
 
 from twinvit import port  # noqa: E402
 
@@ -46,7 +44,6 @@ SMALL = {
     "num_attention_heads": 5,
     "intermediate_size": 88,
 }
-CLIP_PART = SMALL | {"projection_dim": 22}
 IMAGE = {"image_size": 24, "patch_size": 8}
 # name: (configuration, its arguments, PyTorch class, "ids" or "pixels" or "both", output)
 TRANSFORMERS = {
@@ -320,7 +317,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(args.json.read_text())["models"] if args.json.exists() else {}
-    for name in args.only.split(";") if args.only else CASES:
+    chosen = args.only.split(";") if args.only else list(CASES)
+    if unknown := [name for name in chosen if name not in CASES]:
+        parser.error(f"no case {', '.join(map(repr, unknown))}; there are {'; '.join(CASES)}")
+    for name in chosen:
         try:
             rows[name] = row(name)
         except Exception as error:  # what does not load is a result
@@ -339,8 +339,7 @@ def main() -> None:
                 print(f"        by hand: {f['checked'] or 'not looked up'}")
             sys.stdout.flush()
         packages = ("torch", "jax", "flax", "transformers", "equinox", "equimo", "timm")
-        about = {p: version(p) for p in packages} | {"python": platform.python_version()}
-        args.json.write_text(json.dumps({"about": about, "models": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps(origin(packages) | {"models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable
 from importlib import metadata
@@ -41,8 +42,18 @@ def cpu() -> str:
         return platform.processor() or platform.machine()
 
 
+def gpus() -> list[str]:
+    """Names of NVIDIA's GPUs, by their driver."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    except OSError:
+        return []
+
+
 def machine() -> dict[str, Any]:
-    return {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.platform()}
+    found = {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.platform()}
+    return found | ({"gpus": names} if (names := gpus()) else {})
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

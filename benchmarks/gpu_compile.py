@@ -71,7 +71,9 @@ def parse() -> argparse.Namespace:
         "--lower_only", action="store_true", help="types of products and attention calls"
     )
     parser.add_argument(
-        "--models", help="NAME or NAME:BATCH, separated by commas; batches are for all devices"
+        "--models",
+        help="NAME or NAME:BATCH, separated by commas; batches are for all devices; with "
+        "--lower_only NAME alone",
     )
     parser.add_argument("--device", default="h100", help="h100, h200 or a file")
     parser.add_argument("--devices", type=int, default=1, help="how many of them share a batch")
@@ -93,12 +95,13 @@ def named_models() -> dict[str, ModelConfig]:
 
 def lower_all(args: argparse.Namespace, description: device.Description) -> dict:
     """`{model: {"forward", "gradient": {"products", "attention"} or {"refused"}}}`."""
-    chosen = args.models.split(",") if args.models else None
-    found = {}
-    for name, cfg in named_models().items():
-        if chosen and name not in chosen:
-            continue
-        found[name] = {}
+    models = named_models()
+    chosen = args.models.split(",") if args.models else list(models)
+    if unknown := [name for name in chosen if name not in models]:
+        raise SystemExit(f"no model {', '.join(map(repr, unknown))}; there are {', '.join(models)}")
+    found: dict[str, dict] = {}
+    for name in chosen:
+        cfg, found[name] = models[name], {}
         for what in ("forward", "gradient"):
             try:
                 with device.pretend(description):

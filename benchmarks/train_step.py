@@ -12,7 +12,6 @@ and AdamW; the images are on the device.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,9 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+from about import origin  # noqa: E402
 
 from shared_vit.spec.config import ModelConfig, model_config  # noqa: E402
 from shared_vit.spec.precision import PRECISIONS  # noqa: E402
@@ -48,7 +49,6 @@ FORMULA = (
 def main() -> None:
     args = parse()
     if args.worker:
-        sys.path.insert(0, str(Path(__file__).resolve().parent))
         import contenders
 
         contenders.serve(args)
@@ -138,7 +138,7 @@ def measure(args: argparse.Namespace, keep: Callable[[dict], None] = lambda repo
     cfg = model_config(args.model, image_size=args.image_size)
     names = ("model", "image_size", "batch_size", "precision", "device", "seconds")
     argv = [f"--{n}={getattr(args, n)}" for n in names]
-    load = os.getloadavg()[0]
+    load, came_from = os.getloadavg()[0], origin(LIBRARIES)
     device = Worker("device", argv)
     about = device.ask("about")
     contenders = args.only.split(",") if args.only else contenders_on(about["gpu"], args.peers)
@@ -148,17 +148,14 @@ def measure(args: argparse.Namespace, keep: Callable[[dict], None] = lambda repo
 
     def report() -> dict:
         rate = statistics.median(rates)
-        return {
-            "command": " ".join(["python", *sys.argv]),
+        return came_from | {
             **{n: getattr(args, n) for n in ("model", "image_size", "batch_size", "precision")},
             "repeats": args.repeats,
             "formula": FORMULA,
             "macs_per_image": macs_per_image(cfg),
             "matmul_flops": rate,
             "matmul_flops_rounds": rates,
-            "machine": about
-            | {"system": platform.platform(), "cores": os.cpu_count(), "load_at_start": load},
-            "versions": {n: metadata.version(n) for n in LIBRARIES if installed(n)},
+            "machine": came_from["machine"] | about | {"load_at_start": load},
             "results": {
                 name: summarised(result, args.batch_size, macs_per_image(cfg), rate)
                 for name, result in results.items()

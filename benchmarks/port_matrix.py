@@ -28,6 +28,8 @@ import port_zoo  # noqa: E402
 from about import origin  # noqa: E402
 from port_zoo import Case, Mutation  # noqa: E402
 
+from twinvit.port.report import Report  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results/port_matrix.json"
 TOLERANCES = (1e-5, 1e-3, 5e-2)
 STAGES = ("exact", "single", "two", "three")
@@ -102,11 +104,11 @@ def run(stage: str, model: str, style: str, seed: int, names: list[str], change:
             for f in report.findings
         ],
     }
-    row["mutations"] = {n: judge(port_zoo.find(model, n), case, report) for n in names}
+    row["mutations"] = {n: judge(port_zoo.find(model, n), report) for n in names}
     return row
 
 
-def judge(mutation: Mutation, case: Case, report) -> dict[str, bool]:
+def judge(mutation: Mutation, report: Report) -> dict[str, bool]:
     """Was this mistake placed and named?"""
     allowed = mutation.cause.split("|")
     unknown = mutation.cause == "unknown"
@@ -115,12 +117,9 @@ def judge(mutation: Mutation, case: Case, report) -> dict[str, bool]:
         return any(re.search(mutation.torch, p) for p in [finding.torch, *finding.places])
 
     named = [f for f in report.findings if (f.kind == "unknown" if unknown else f.cause in allowed)]
-    file = f"{case.model}_{case.style}.py"
-    shared = ("activations.py", "resize.py", "losses.py")
     return {
         "cause": bool(named),
         "place": any(in_place(f) for f in named or report.findings),
-        "file": any(file in f.jax or f.jax.split(":")[0].endswith(shared) for f in named),
     }
 
 

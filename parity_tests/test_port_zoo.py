@@ -1,5 +1,6 @@
 """The zoo of ports: exact where it says so, and every planted mistake can be seen."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def test_batch_statistics_agree_in_training(x64, style):
 def test_every_mistake_changes_the_output(x64, model, style, name):
     case = port_zoo.build(model, style, mutations=[name], dtype=np.float64)
     assert distance(case.run_torch(), case.run_jax()) > 1e-8
+
+
+@pytest.mark.parametrize("mutation", port_zoo.MUTATIONS, ids=lambda m: f"{m.model}-{m.name}")
+def test_a_wrong_place_is_not_the_right_one(mutation):
+    assert not re.search(mutation.torch, "elsewhere: op")
 
 
 def test_drawn_mistakes_do_not_touch_the_same_setting():

@@ -56,3 +56,14 @@ class ConvConfig:
             classes=int(rng.choice([9, 11, 13])),
             batch=int(rng.choice([2, 3])),
         )
+
+
+def kernel(cfg: ConvConfig, state: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A kernel (out, in, height, width), with the channel orders that the config asks for."""
+    found = state[f"{name}.weight"]
+    if cfg.bgr and name == "conv1":
+        found = found[:, ::-1]
+    if cfg.group_order == "by_channel" and name.endswith(".conv2"):
+        found = found.reshape(cfg.groups, -1, *found.shape[1:]).swapaxes(0, 1)
+        found = found.reshape(-1, *found.shape[2:])
+    return found

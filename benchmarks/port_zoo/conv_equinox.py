@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array
 
 from .activations import ACTIVATIONS
-from .conv_config import ConvConfig
+from .conv_config import ConvConfig, kernel
 
 
 class FrozenNorm(eqx.Module):
@@ -81,23 +81,12 @@ class ConvNet(eqx.Module):
         return jax.vmap(self.one)(images)
 
 
-def weights(cfg: ConvConfig, state: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """A kernel (out, in, height, width), with the channel orders that the config asks for."""
-    kernel = state[f"{name}.weight"]
-    if cfg.bgr and name == "conv1":
-        kernel = kernel[:, ::-1]
-    if cfg.group_order == "by_channel" and name.endswith(".conv2"):
-        kernel = kernel.reshape(cfg.groups, -1, *kernel.shape[1:]).swapaxes(0, 1)
-        kernel = kernel.reshape(-1, *kernel.shape[2:])
-    return kernel
-
-
 def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> ConvNet:
     """The port with the weights of a PyTorch `state_dict`."""
     key = jax.random.key(0)
 
     def conv(name: str, **kwargs) -> eqx.nn.Conv2d:
-        weight = jnp.asarray(weights(cfg, state, name))
+        weight = jnp.asarray(kernel(cfg, state, name))
         out, inputs, size, _ = weight.shape
         inputs *= kwargs.get("groups", 1)
         layer = eqx.filter_eval_shape(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .activations import ACTIVATIONS
-from .conv_config import ConvConfig
+from .conv_config import ConvConfig, kernel
 
 
 class BatchNorm(nn.Module):
@@ -103,17 +103,6 @@ class ResNet(nn.Module):
         return x
 
 
-def weights(cfg: ConvConfig, state: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """A kernel (out, in, height, width), with the channel orders that the config asks for."""
-    kernel = state[f"{name}.weight"]
-    if cfg.bgr and name == "conv1":
-        kernel = kernel[:, ::-1]
-    if cfg.group_order == "by_channel" and name.endswith(".conv2"):
-        kernel = kernel.reshape(cfg.groups, -1, *kernel.shape[1:]).swapaxes(0, 1)
-        kernel = kernel.reshape(-1, *kernel.shape[2:])
-    return kernel
-
-
 def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict]:
     """The module and its variables, with the weights of a PyTorch `state_dict`."""
     params: dict = {}
@@ -121,7 +110,7 @@ def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> tuple[nn.Module, dict
 
     def conv(name: str) -> dict:
         axes = (3, 2, 1, 0) if cfg.kernels_transposed else (2, 3, 1, 0)
-        return {"kernel": weights(cfg, state, name).transpose(axes)}
+        return {"kernel": kernel(cfg, state, name).transpose(axes)}
 
     def norm(name: str, scale: str | None = None) -> tuple[dict, dict]:
         return (

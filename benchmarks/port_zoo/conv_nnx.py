@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from .activations import ACTIVATIONS
-from .conv_config import ConvConfig
+from .conv_config import ConvConfig, kernel
 
 
 class BatchNorm(nnx.Module):
@@ -107,24 +107,13 @@ class ConvNet(nnx.Module):
         return x + self.fc2.bias[...] if cfg.head_bias == 2 else x
 
 
-def weights(cfg: ConvConfig, state: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """A kernel (out, in, height, width), with the channel orders that the config asks for."""
-    kernel = state[f"{name}.weight"]
-    if cfg.bgr and name == "conv1":
-        kernel = kernel[:, ::-1]
-    if cfg.group_order == "by_channel" and name.endswith(".conv2"):
-        kernel = kernel.reshape(cfg.groups, -1, *kernel.shape[1:]).swapaxes(0, 1)
-        kernel = kernel.reshape(-1, *kernel.shape[2:])
-    return kernel
-
-
 def load(cfg: ConvConfig, state: dict[str, np.ndarray]) -> ConvNet:
     """The port with the weights of a PyTorch `state_dict`."""
     model = nnx.eval_shape(lambda: ConvNet(cfg))
 
     def conv(layer: nnx.Conv, name: str) -> None:
         axes = (3, 2, 1, 0) if cfg.kernels_transposed else (2, 3, 1, 0)
-        layer.kernel.set_value(jnp.asarray(weights(cfg, state, name).transpose(axes)))
+        layer.kernel.set_value(jnp.asarray(kernel(cfg, state, name).transpose(axes)))
 
     def norm(layer: BatchNorm, name: str, scale: str | None = None) -> None:
         layer.scale.set_value(jnp.asarray(state[f"{scale or name}.weight"]))

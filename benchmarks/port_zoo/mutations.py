@@ -1,8 +1,7 @@
 """The planted mistakes: what each changes in a port's config, its cause, and where it is.
 
-`torch` matches the reference's place as a finding names it (module path and operation), `jax` the
-port's source line (None: any line of the port's file). A cause of "unknown" is outside every
-catalogue: the right answer is the place alone.
+`torch` matches the reference's place as a finding names it (module path and operation). A cause of
+"unknown" is outside every catalogue: the right answer is the place alone.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ class Mutation:
     cause: str  # identifiers that are right, separated by |
     torch: str  # regular expression
     change: Mapping[str, Any]
-    jax: str | None = None  # regular expression
     styles: tuple[str, ...] = ()  # () is all but scan
     reference: Mapping[str, Any] = field(default_factory=dict)  # changes of both sides
     what: str = "forward"
@@ -65,8 +63,10 @@ VIT = [
     Mutation("dim_first", "vit", "qkv_order", r"attn", {"qkv": "dim_first"}),
     Mutation("bias_missing", "vit", "bias_missing", r"mlp\.fc1", {"mlp_bias": 0}),
     Mutation("bias_doubled", "vit", "bias_doubled", r"mlp\.fc1", {"mlp_bias": 2}),
-    Mutation("patch_columns", "vit", "token_order", r"", {"patch_order": "columns"}),
-    Mutation("class_last", "vit", "token_order", r"", {"class_token": "last"}),
+    Mutation(
+        "patch_columns", "vit", "token_order", r"^(view|transpose)", {"patch_order": "columns"}
+    ),
+    Mutation("class_last", "vit", "token_order", r"^(cat|select)", {"class_token": "last"}),
     Mutation("dropout_on", "vit", "dropout_on", r"mlp", {"dropout": 0.1}, alone=True),
     Mutation("transposed", "vit", "weight_transposed", r"attn\.proj", {"transposed": True}),
     Mutation("swapped", "vit", "weights_swapped", r"norm", {"swapped": True}),
@@ -90,7 +90,7 @@ CONV = [
     Mutation("pool_same", "conv", "pool_padding", r"maxpool", {"max_pool": "same"}),
     Mutation("pool_exclude", "conv", "pool_padding", r"avgpool", {"count_padding": False}),
     Mutation("norm_eps", "conv", "norm_eps", r"bn|downsample", {"norm_eps": 1e-3}),
-    Mutation("flatten_order", "conv", "flatten_order", r"", {"flatten": "channels_last"}),
+    Mutation("flatten_order", "conv", "flatten_order", r"^view", {"flatten": "channels_last"}),
     Mutation("relu6", "conv", "activation", r"relu|clamp|^:", {"activation": "relu6"}),
     Mutation("leaky", "conv", "activation", r"leaky", {"slope": "leaky_default"}),
     Mutation("bias_missing", "conv", "bias_missing", r"fc2", {"head_bias": 0}),
@@ -155,7 +155,7 @@ DECODER = [
         "loss_sum",
         "decoder",
         "loss_reduction",
-        r"",
+        r"nll_loss",
         {"loss": "sum"},
         reference={"loss": "mean"},
         alone=True,
@@ -164,7 +164,7 @@ DECODER = [
         "loss_padding",
         "decoder",
         "loss_reduction",
-        r"",
+        r"nll_loss",
         {"loss": "mean over padding"},
         reference={"loss": "mean"},
         alone=True,
@@ -173,7 +173,7 @@ DECODER = [
         "label_smoothing",
         "decoder",
         "label_smoothing",
-        r"",
+        r"nll_loss",
         {"loss": "smoothed"},
         reference={"loss": "mean"},
         alone=True,

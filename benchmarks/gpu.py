@@ -13,26 +13,34 @@ soon as they are done; one that fails is reported and passed over.
     speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py); one
              model alone is speed:vit_b16, speed:vit_s16 or speed:vit_l16
 
---rehearse does all of it in miniature, on made-up images if there is no DIR. Needs numpy, jax,
-flax, optax, torch, ml_dtypes and safetensors; PIL for class folders, matplotlib for the figures;
-peers are left out where they are not installed.
+--rehearse does all of it in miniature, on made-up images if there is no DIR, and writes to a
+temporary folder unless --out is given. A training that was finished by the same code on the same
+data is read from the folder and not repeated. Needs numpy, jax, flax, optax, torch, ml_dtypes and
+safetensors; PIL for class folders, matplotlib for the figures; peers are left out where they are
+not installed.
 """
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 import trainers  # noqa: E402
+from about import origin, versions  # noqa: E402
 
 from shared_vit.data.batch import Batch  # noqa: E402
 from shared_vit.run.schedule import learning_rate  # noqa: E402
@@ -46,8 +54,10 @@ PRECISIONS = {
     "jax": ["fp64", "fp32", "tf32", "bf16"],
     "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"],
 }
+PACKAGES = ("numpy", "torch", "jax", "jaxlib", "flax", "optax")
 LR = 1e-3
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 
 
 def main() -> None:
@@ -55,9 +65,13 @@ def main() -> None:
     if args.job:
         JOBS[args.job[0]](args, *args.job[1:])
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "work").mkdir(exist_ok=True)
-    failed = [part for part in chosen(args.only) if not do(args, part)]
+    parts = chosen(args.only)
+    if args.cifar or not args.rehearse and {"cifar", "seeds"} & set(parts):
+        find_cifar(args.cifar)  # before hours of other parts
+    if args.out is None:
+        args.out = Path(tempfile.mkdtemp(prefix="rehearsal-")) if args.rehearse else RESULTS
+    (args.out / "work").mkdir(parents=True, exist_ok=True)
+    failed = [part for part in parts if not do(args, part)]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -78,11 +92,8 @@ def do(args: argparse.Namespace, part: str) -> bool:
     path = args.out / f"{part.replace(':', '-')}.json"
 
     def keep(report: dict) -> None:
-        about = {
-            "command": " ".join(["python", *sys.argv]),
-            "seconds": time.perf_counter() - begin,
-        }
-        path.write_text(json.dumps(report | about, indent=1) + "\n")
+        about = origin(PACKAGES, [args.cifar]) | {"seconds": time.perf_counter() - begin}
+        path.write_text(json.dumps(about | report, indent=1) + "\n")
 
     try:
         if name == "speed":
@@ -102,7 +113,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--cifar", type=Path, help="where CIFAR-10 is")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results)")
     parser.add_argument("--epochs", type=int, default=100, help="of the part cifar")
     parser.add_argument("--short_epochs", type=int, default=10, help="of the part seeds")
     parser.add_argument("--rehearse", action="store_true", help="in miniature")
@@ -344,10 +355,34 @@ def seeds(args) -> dict:
 
 def run(args, twin: str, seed: int, epochs: int) -> dict:
     """A run's numbers; one that was finished before is not repeated."""
-    path = args.out / "work" / f"cifar-{twin}-{seed}-{epochs}{'-small' * args.rehearse}.json"
+    key = f"{code()}-{data(args)}"
+    path = args.out / "work" / f"cifar-{twin}-{seed}-{epochs}{'-small' * args.rehearse}-{key}.json"
     if not path.exists():
         start(args, "train", twin, seed, epochs, path)
     return json.loads(path.read_text())
+
+
+@functools.cache
+def code() -> str:
+    """A short digest of the code that trains, committed or not, and of its packages' versions."""
+    digest = hashlib.sha256(json.dumps(versions(PACKAGES)).encode())
+    files = [
+        p for name in ("jax_vit", "torch_vit", "shared_vit") for p in (ROOT / name).rglob("*.py")
+    ]
+    for path in sorted([*files, *(ROOT / "benchmarks" / n for n in ("gpu.py", "trainers.py"))]):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def data(args) -> str:
+    """A short digest of the data's folder: paths, sizes and times of its files."""
+    if not args.cifar:
+        return "made"
+    folder, digest = find_cifar(args.cifar)[0], hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
@@ -448,22 +483,27 @@ def load_cifar(args):
             noise = rng.integers(-90, 91, (n, 8, 8, 3))
             made.append((np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels))
         return made
-    if args.cifar is None:
-        raise SystemExit("the parts cifar and seeds need --cifar=DIR")
-    kept = args.out / "work" / "cifar10.npz"
+    kept = args.out / "work" / f"cifar10-{data(args)}.npz"
     if not kept.exists():
-        binary = next(
-            (
-                p
-                for p in (args.cifar, args.cifar / "cifar-10-batches-py")
-                if (p / "test_batch").exists()
-            ),
-            None,
-        )
-        (a, b), (c, d) = from_batches(binary) if binary else from_folders(args.cifar)
+        folder, is_binary = find_cifar(args.cifar)
+        (a, b), (c, d) = from_batches(folder) if is_binary else from_folders(folder)
         np.savez(kept, a=a, b=b, c=c, d=d)
     with np.load(kept) as file:
         return (file["a"], file["b"]), (file["c"], file["d"])
+
+
+def find_cifar(folder: Path | None) -> tuple[Path, bool]:
+    """(the folder of CIFAR-10, whether it holds Krizhevsky's batches). SystemExit if it is none."""
+    if folder is None:
+        raise SystemExit("the parts cifar and seeds need --cifar=DIR")
+    for binary in (folder, folder / "cifar-10-batches-py"):
+        if all((binary / name).is_file() for name in BATCHES):
+            return binary, True
+    if (folder / "train").is_dir() and any((folder / n).is_dir() for n in ("test", "val")):
+        return folder, False
+    raise SystemExit(
+        f"--cifar={folder}: neither {', '.join(BATCHES)} nor class folders under train and test"
+    )
 
 
 def from_batches(folder: Path):
@@ -475,8 +515,8 @@ def from_batches(folder: Path):
         images = part[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(images), np.array(part[b"labels"], np.int32)
 
-    parts = [read(f"data_batch_{i}") for i in range(1, 6)]
-    return tuple(np.concatenate(x) for x in zip(*parts)), read("test_batch")
+    parts = [read(name) for name in BATCHES[:-1]]
+    return tuple(np.concatenate(x) for x in zip(*parts)), read(BATCHES[-1])
 
 
 def from_folders(folder: Path):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shared_vit.data import batches
+from shared_vit.data.batch import Batch
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState, first_state
 from shared_vit.spec.config import ModelConfig
@@ -47,6 +48,17 @@ DIGITS = Recipe(
 
 IN_THREADS = Machine(workers=0)
 
+# Of a file of each format of weights; "" is a folder.
+SUFFIX = {
+    "torch": ".safetensors",
+    "jax": ".safetensors",
+    "timm": ".safetensors",
+    "torchvision": ".pth",
+    "huggingface": "",
+    "google": ".npz",
+    "big_vision": ".npz",
+}
+
 VARIANTS = {
     "token": SMALL,
     "gap, sincos, tanh": dataclasses.replace(
@@ -71,6 +83,14 @@ def train_config(precision: str, **changes) -> Recipe:
 def random_state(cfg: ModelConfig, precision: str, seed: int = 0) -> TrainState:
     """A start from weights in which no tensor is zero."""
     return first_state(cfg, random_arrays(cfg, seed), precision)
+
+
+def first_batches(train: Recipe, steps: int) -> list[Batch]:
+    """The batches of a run's first updates."""
+    stream = batches(train, "train")
+    taken = [next(stream) for _ in range(steps)]
+    stream.close()
+    return taken
 
 
 def run(

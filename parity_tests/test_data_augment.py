@@ -1,8 +1,6 @@
 """Training crops are distributed as torchvision's; their pixels are those of the same filters."""
 
 import math
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from data_helpers import encoded, folder_run, photo, take
 
 from shared_vit.data import augment
 from shared_vit.data.augment import NUM_UNIFORMS, crop_box, padded_crop_flip, random_crop_flip
+from twinvit.peers import without_torchvision_operators
 
 
 def reference_box(rng, height, width):
@@ -32,9 +31,7 @@ def reference_box(rng, height, width):
 
 
 def torchvisions_box(rng, height, width):
-    sys.modules.setdefault(
-        "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
-    )
+    without_torchvision_operators()
     transforms = pytest.importorskip("torchvision.transforms")
     torch.manual_seed(int(rng.integers(2**62)))
     image = torch.empty(3, height, width, device="meta")

@@ -1,8 +1,6 @@
 """Evaluation shows a model what its configuration says, by the filters of torchvision and timm."""
 
 import dataclasses
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from shared_vit.data import evaluation_input, normalize
 from shared_vit.data.decode import MOST_PIXELS, DecodeError
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
+from twinvit.peers import without_torchvision_operators
 
 TRUE_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -24,8 +23,7 @@ def model(size: int, **changes) -> ModelConfig:
 
 def torchvision_transforms():
     """torchvision's transforms, without the operators that a CPU build of it may lack."""
-    name = "torchvision._meta_registrations"
-    sys.modules.setdefault(name, types.ModuleType(name))
+    without_torchvision_operators()
     return pytest.importorskip("torchvision.transforms")
 
 

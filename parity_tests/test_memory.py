@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 from helpers import (
     SMALL,
-    TINY,
+    first_batches,
     jax_trainer,
     nudged_runs,
     random_arrays,
@@ -24,33 +24,26 @@ from helpers import (
     torch_trainer,
     train_config,
 )
-from test_topology import curve, run_jax_processes
+from test_topology import MODEL, STEPS, TRAIN, curve, run_jax_processes
 
 import jax_vit
 import torch_vit
 from jax_vit.sharding import placement
 from shared_vit import model_config
-from shared_vit.data import batches
 from shared_vit.data.batch import Batch
 from shared_vit.errors import UserError
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec import canonical
 from twinvit.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
-STEPS = 50
 slow = pytest.mark.slow
-TRAIN = train_config("fp64", dropout=0.1, clip=1.0)
-MODEL = dataclasses.replace(TINY, dropout=0.1, depth=2)
 ELEMENTS = 3 * sum(a.size for a in random_arrays(MODEL).values())  # with Adam's two moments
 BOTH = {"remat": True, "shard": True}
 
 
 @pytest.fixture(scope="module")
 def data() -> list[Batch]:
-    stream = batches(TRAIN, "train")
-    taken = [next(stream) for _ in range(STEPS)]
-    stream.close()
-    return taken
+    return first_batches(TRAIN, STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import SUFFIX
 
 import jax_vit
 import torch_vit
@@ -41,15 +42,6 @@ WEIGHTS = {
     "state_dict.pth": "state_dict.pth",
 }
 HEADS = {"state_dict.pth": 2}  # the one file that does not say
-SUFFIX = {
-    "torch": ".safetensors",
-    "jax": ".safetensors",
-    "timm": ".safetensors",
-    "torchvision": ".pth",
-    "huggingface": "",
-    "google": ".npz",
-    "big_vision": ".npz",
-}
 CONVERSIONS = [
     (name, to)
     for name in WEIGHTS

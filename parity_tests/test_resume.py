@@ -28,6 +28,10 @@ from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
 
+SWITCHED = (
+    *SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_signal_and_a_kill_leave_no_trace(twin, tmp_path):
@@ -192,16 +196,9 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 def test_switching_frameworks_in_float64(tmp_path, x64):
     """jax -> torch -> jax -> torch, a switch each 5 steps, against torch alone; the rule proper is
     in the slow test."""
-    flags = (
-        *SMALL_RUN[:6],
-        "--precision=fp64",
-        "--grad_accum=2",
-        "--eval_every=5",
-        "--checkpoint_every=5",
-    )
-    train_here("torch", tmp_path / "alone", *flags)
+    train_here("torch", tmp_path / "alone", *SWITCHED)
     for i, twin in enumerate(TWINS * 2):
-        more = ("--resume",) if i else flags
+        more = ("--resume",) if i else SWITCHED
         assert train_here(twin, tmp_path / "run", *more, f"--stop_at={5 * i + 5}") == 0
     assert _largest_gap(tmp_path / "alone", tmp_path / "run") < 1e-13
 
@@ -209,15 +206,8 @@ def test_switching_frameworks_in_float64(tmp_path, x64):
 def test_a_moment_that_is_lost_is_seen(tmp_path, x64, monkeypatch):
     """The test of the test above: a switch that forgets Adam's second moment by one part in 1e6
     does not pass."""
-    flags = (
-        *SMALL_RUN[:6],
-        "--precision=fp64",
-        "--grad_accum=2",
-        "--eval_every=5",
-        "--checkpoint_every=5",
-    )
-    train_here("torch", tmp_path / "alone", *flags)
-    train_here("jax", tmp_path / "run", *flags, "--stop_at=5")
+    train_here("torch", tmp_path / "alone", *SWITCHED)
+    train_here("jax", tmp_path / "run", *SWITCHED, "--stop_at=5")
     load = checkpoint.load
 
     def forgetful(path):

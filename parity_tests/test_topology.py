@@ -10,9 +10,17 @@ import subprocess
 import numpy as np
 import pytest
 import ranks
-from helpers import TINY, jax_trainer, nudged_runs, random_state, run, torch_trainer, train_config
+from helpers import (
+    TINY,
+    first_batches,
+    jax_trainer,
+    nudged_runs,
+    random_state,
+    run,
+    torch_trainer,
+    train_config,
+)
 
-from shared_vit.data import batches
 from shared_vit.data.batch import Batch
 from twinvit.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
@@ -24,10 +32,7 @@ MODEL = dataclasses.replace(TINY, dropout=0.1, depth=2)
 
 @pytest.fixture(scope="module")
 def data() -> list[Batch]:
-    stream = batches(TRAIN, "train")
-    taken = [next(stream) for _ in range(STEPS)]
-    stream.close()
-    return taken
+    return first_batches(TRAIN, STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SMALL, random_arrays
+from helpers import SMALL, SUFFIX, random_arrays
 
 import torch_vit
 from shared_vit import model_config, weights
@@ -30,15 +30,6 @@ from shared_vit.weights.table import to_file
 from twinvit import certificate as certificates
 from twinvit.convert import convert
 
-SUFFIX = {
-    "torch": ".safetensors",
-    "jax": ".safetensors",
-    "timm": ".safetensors",
-    "torchvision": ".pth",
-    "huggingface": "",
-    "google": ".npz",
-    "big_vision": ".npz",
-}
 FLAX = ("google", "big_vision")
 OTHERS = {"timm": ".pth", "torchvision": ".safetensors", "huggingface": ".safetensors"}
 

@@ -259,3 +259,28 @@ def test_what_cannot_be_run_is_said():
         explain_optimizer(lambda p: torch.optim.SGD(p[:-1], lr=0.1), optax.sgd(0.1))
     with pytest.raises(PortError, match="GradientTransformation"):
         explain_optimizer(sgd(), 3)
+
+
+def test_gradients_go_to_their_tensors_in_any_order_of_shapes():
+    for shapes in (
+        {"a.weight": (3, 4), "b.weight": (4, 3), "a.bias": (12,)},
+        {"a.weight": (3, 4), "scale": (4,)},
+    ):
+        report = explain_optimizer(sgd(momentum=0), optax.sgd(0.1), shapes=shapes)
+        assert report.same, report
+
+
+def test_a_rate_of_zero_is_no_crash():
+    report = explain_optimizer(sgd(lr=0.0), optax.sgd(0.1))
+    assert not report.same and not report.explained
+
+
+def test_a_side_that_raises_is_named():
+    def refuses(updates, state, params=None):
+        raise RuntimeError("no updates today")
+
+    broken = optax.GradientTransformation(lambda params: (), refuses)
+    with pytest.raises(PortError, match="Optax transformation.*no updates today"):
+        explain_optimizer(sgd(), broken)
+    with pytest.raises(PortError, match="PyTorch optimizer.*closure"):
+        explain_optimizer(lambda p: torch.optim.LBFGS(p), optax.sgd(0.1))

@@ -7,8 +7,9 @@ the port's trajectory to rounding.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,9 +227,22 @@ def _parts(made: Any) -> tuple[torch.optim.Optimizer, Any, Any]:
     return optimizer, scheduler, clip
 
 
+@contextlib.contextmanager
+def _running(side: str) -> Iterator[None]:
+    """Word what a side raises as that side's."""
+    try:
+        yield
+    except PortError:
+        raise
+    except Exception as error:
+        raise PortError(f"{side} cannot be run: {type(error).__name__}: {error}") from error
+
+
+@_running("the PyTorch optimizer")
 def _run_torch(factory: Callable[[Any], Any], problem: Problem) -> _Reference:
     module = _Holder(problem.tree(problem.start))
-    named = dict(module.named_parameters())
+    own = dict(module.named_parameters())  # a module's own come before its children's
+    named = {name: own[name] for name in problem.shapes}
     optimizer, scheduler, clip = _parts(factory(_argument(factory, module)))
     groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     missing = [name for name, p in named.items() if id(p) not in groups]
@@ -323,6 +337,7 @@ def _clip_of(before: np.ndarray, after: np.ndarray) -> float | None:
     return search.plain_number(value, lambda x: abs(x / value - 1) < 1e-13)
 
 
+@_running("the Optax transformation")
 def _run_optax(transform: Any, problem: Problem, names: Mapping[str, str]) -> np.ndarray:
     with jax.enable_x64(True):
         params = _nest(problem.tree(problem.start), names)

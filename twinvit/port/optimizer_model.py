@@ -109,7 +109,7 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
             constant = decay * p if s.coupling == "constant" else 0.0
             if s.solve and port is not None:
                 direction = base[owner] * u
-                scale = -float((port[t] - p + constant) @ direction) / float(direction @ direction)
+                scale = -((port[t] - p + constant) @ direction) / (direction @ direction)
                 scales.append(scale)
                 p = p - scale * direction - constant
             else:

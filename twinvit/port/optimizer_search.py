@@ -82,7 +82,7 @@ class Found:
 
 def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Found | None:
     """The smallest set of edits after which the model reproduces `port`, or None."""
-    edits = list(_edits(s, problem))
+    edits = list(_edits(s))
     usual = [e for e in edits if not e.late]
     start: Beam = [(np.inf, [], s)]
     beam = start
@@ -126,14 +126,14 @@ def _report(
     port: np.ndarray,
     limit: float,
 ) -> Found:
-    distance, chosen, settings = proven[0]
+    _, chosen, settings = proven[0]
     _round_numbers(chosen, settings, problem, port, limit)
-    distance = min(distance, _distance(settings, problem, port))
+    distance = _distance(settings, problem, port)
     edits = []
     for edit in chosen:
         rest = [e for e in chosen if e is not edit]
         without = copy.copy(settings)
-        for name in _touched(edit):
+        for name in edit.conflicts:
             setattr(without, name, getattr(s, name))
         done = copy.copy(edit)
         done.before = _distance(without, problem, port) if rest else _distance(s, problem, port)
@@ -159,10 +159,6 @@ def _report(
         if len(other) == len(chosen) and set(causes) != here and not any(e.late for e in other):
             others.append(" and ".join(causes))
     return Found(edits, distance, sorted(set(others)))
-
-
-def _touched(edit: Edit) -> list[str]:
-    return [*sorted(edit.conflicts)]
 
 
 def _distance(s: Settings, problem: Problem, port: np.ndarray) -> float:
@@ -322,7 +318,7 @@ def _edit(
     return Edit(cause, setting, text, _set(**values), numbers, touched, late, mask)
 
 
-def _edits(s: Settings, problem: Problem) -> Iterator[Edit]:
+def _edits(s: Settings) -> Iterator[Edit]:
     if s.kind == "adam":
         yield from _adam_edits(s)
     else:
@@ -452,31 +448,20 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
     }
     value = Number("decay", (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3))
     if not s.decay:
-        for kind in names:
-            yield _edit(
-                "decay_value",
-                "weight_decay",
-                lambda a, b, kind=kind: (  # type: ignore[misc]
-                    f"the port {names[kind]} ({b.decay:g}); the reference has none"
-                ),
-                numbers=(value,),
-                decay=1e-2,
-                coupling=kind,
-                decayed=np.ones(len(s.decayed), bool),
-            )
-        for kind in names:
-            yield _edit(
-                "decay_mask",
-                "weight_decay",
-                lambda a, b, kind=kind: (  # type: ignore[misc]
-                    f"the port {names[kind]} ({b.decay:g}) on some tensors; the reference has none"
-                ),
-                numbers=(value,),
-                mask=True,
-                decay=1e-2,
-                coupling=kind,
-                decayed=np.ones(len(s.decayed), bool),
-            )
+        for cause, some in (("decay_value", ""), ("decay_mask", " on some tensors")):
+            for kind, does in names.items():
+                yield _edit(
+                    cause,
+                    "weight_decay",
+                    lambda a, b, does=does, some=some: (  # type: ignore[misc]
+                        f"the port {does} ({b.decay:g}){some}; the reference has none"
+                    ),
+                    numbers=(value,),
+                    mask=bool(some),
+                    decay=1e-2,
+                    coupling=kind,
+                    decayed=np.ones(len(s.decayed), bool),
+                )
         return
     yield _edit(
         "decay_value",

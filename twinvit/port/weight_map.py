@@ -33,7 +33,6 @@ SYNONYMS = {
     "key": "k",
     "value": "v",
     "attention": "attn",
-    "attn": "attn",
     "self": "attn",
     "mha": "attn",
     "layernorm": "norm",
@@ -54,15 +53,12 @@ SYNONYMS = {
     "h": "block",
     "encoderblock": "block",
     "convolution": "conv",
-    "embed": "embed",
     "embeddings": "embed",
     "position": "pos",
     "posembed": "pos",
     "classifier": "head",
     "up": "fc1",
     "down": "fc2",
-    "cls": "cls",
-    "token": "token",
 }
 IGNORED = ("params", "batch_stats", "value", "module", "model", "raw_value")
 
@@ -97,6 +93,8 @@ class Rule:
             x = np.asarray(state[name])
             if self.part:
                 x = np.split(x, self.part[1])[self.part[0]]
+            if x.shape != tuple(self.torch_shape):
+                raise ValueError(f"{name} has shape {x.shape} and not {tuple(self.torch_shape)}")
             made.append(x.transpose(self.permute) if x.ndim else x)
         x = np.stack(made) if len(made) > 1 else made[0]
         x = x.reshape(self.shape)
@@ -105,6 +103,8 @@ class Rule:
     def undo(self, leaf: np.ndarray) -> list[np.ndarray]:
         """The reference's arrays (or the parts of them) in the order of `torch`."""
         x = np.asarray(leaf)
+        if x.shape != tuple(self.shape):
+            raise ValueError(f"its shape is {x.shape} and not {tuple(self.shape)}")
         if (self.scale, self.offset) != (1.0, 0.0):
             x = (x - self.offset) / self.scale
         moved = tuple(self.torch_shape[i] for i in self.permute)
@@ -151,20 +151,34 @@ class WeightMap:
 
     def invert(self, tree: Any) -> dict[str, np.ndarray]:
         """The reference's arrays by name, from the port's: a flat mapping by name, or a pytree of
-        arrays."""
+        arrays.
+
+        Raises:
+            PortError: an array is missing or has another shape than the map was made for, or no
+                rule makes a part of one of the reference's.
+        """
         leaves = _named_leaves(tree)
-        parts: dict[str, dict[int, np.ndarray]] = {}
+        parts: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
         result: dict[str, np.ndarray] = {}
         for rule in self.rules:
             if rule.jax not in leaves:
                 raise PortError(f"the port's arrays lack {rule.jax}")
-            for name, value in zip(rule.torch, rule.undo(leaves[rule.jax])):
+            try:
+                values = rule.undo(leaves[rule.jax])
+            except ValueError as error:
+                raise PortError(
+                    f"{', '.join(rule.torch)} cannot be made of {rule.jax}: {error}"
+                ) from error
+            for name, value in zip(rule.torch, values):
                 if rule.part:
-                    parts.setdefault(name, {})[rule.part[0]] = value
+                    parts.setdefault(name, {})[rule.part] = value
                 else:
                     result[name] = value
         for name, pieces in parts.items():
-            result[name] = np.concatenate([pieces[i] for i in sorted(pieces)])
+            n = max(part[1] for part in pieces)
+            if sorted(pieces) != [(i, n) for i in range(n)]:
+                raise PortError(f"the map makes {len(pieces)} of {n} parts of {name}")
+            result[name] = np.concatenate([pieces[i, n] for i in range(n)])
         return result
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -175,6 +189,8 @@ class WeightMap:
         ]
         for title, texts in (("ambiguous", self.ambiguous), ("unused", self.unused)):
             lines.append(f"{title} = [{', '.join(_quoted(t) for t in texts)}]")
+        if not self.rules:
+            lines.append("map = []")
         for rule in self.rules:
             lines += [
                 "",
@@ -198,6 +214,8 @@ class WeightMap:
         """Read what `save` wrote. Raises PortError on a file that is no map."""
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != 1:
+                raise ValueError(f"its format is {data['format']!r} and not 1")
             rules = [
                 Rule(
                     r["jax"],
@@ -211,7 +229,7 @@ class WeightMap:
                 )
                 for r in data["map"]
             ]
-        except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise PortError(
                 f"{path} is no map of weights: {type(error).__name__}: {error}"
             ) from error
@@ -349,15 +367,10 @@ def _words(name: str) -> tuple[list[str], list[int]]:
 
 def _score(jax_name: str, torch_name: str, part: tuple[int, ...]) -> float:
     (a, m), (b, n) = _words(jax_name), _words(torch_name)
-    last = {
-        "weight": "weight",
-        "bias": "bias",
-        "running_mean": "running_mean",
-        "running_var": "running_var",
-    }
-    kind_a, kind_b = (next((last[w] for w in reversed(ws) if w in last), "") for ws in (a, b))
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    kind_a, kind_b = (next((w for w in reversed(ws) if w in kinds), "") for ws in (a, b))
     torch_last = torch_name.rsplit(".", 1)[-1]
-    kind_b = torch_last if torch_last in last else kind_b
+    kind_b = torch_last if torch_last in kinds else kind_b
     score = 0.0 if not kind_a or not kind_b else (2.0 if kind_a == kind_b else -6.0)
     common = len(set(a) & set(b))
     score += 2.0 * common / max(1, len(set(a) | set(b)))
@@ -424,7 +437,7 @@ def _by_name(
                 wanted.remove(name)
     for rule in stacked.values():
         result.rules.append(rule)
-        choices.append((rule, [r for r in _turned(rule, kind, state) if r.permute != rule.permute]))
+        choices.append((rule, [r for r in _turned(rule, kind) if r.permute != rule.permute]))
     gone = {t for r in stacked.values() for t in r.torch}
     units = [u for u in units if u[0] not in gone]
     whole_sizes = {x.size for n, p, x in units if not p}
@@ -477,7 +490,7 @@ def _packed(name: str) -> bool:
     return re.search(r"qkv|in_proj|kv_proj|gate_up|_ih|_hh", name) is not None
 
 
-def _turned(rule: Rule, kind: str, state: Mapping[str, np.ndarray]) -> list[Rule]:
+def _turned(rule: Rule, kind: str) -> list[Rule]:
     x = np.empty(rule.torch_shape)
     return [
         Rule(rule.jax, rule.torch, rule.shape, rule.torch_shape, o, rule.part)
@@ -562,14 +575,19 @@ def _decide(
 
     best = count()
     tries = 0
-    open_: dict[str, Rule] = {}
+    open_: set[str] = set()
     for _ in range(2):
         open_.clear()
         improved = False
-        for position, (rule, alternatives) in enumerate(list(choices)):
+        for proposed, alternatives in choices:
+            # An exchange may have given the array another rule than was proposed.
+            rule = next(r for r in result.rules if r.jax == proposed.jax)
             for other in alternatives:
+                if other == rule:
+                    continue
                 if tries >= TRIES:
-                    choices[:] = [(r, a) for r, a in choices if a]
+                    present = {r.jax: r for r in result.rules}
+                    choices[:] = [(present[r.jax], a) for r, a in choices if a]
                     return
                 tries += 1
                 changed = {rule.jax: other}
@@ -594,16 +612,16 @@ def _decide(
                     found = -1
                 if found > best:
                     best, improved = found, True
-                    choices[position] = (other, alternatives)
                     rule = other
-                    open_.pop(rule.jax, None)
+                    open_.difference_update(changed)
                 else:
                     if found == best:
-                        open_[rule.jax] = rule
+                        open_.add(rule.jax)
                     result.rules = before
         if not improved:
             break
-    choices[:] = [(r, [r]) for r in open_.values()]  # alternatives that make no difference
+    # alternatives that make no difference
+    choices[:] = [(r, [r]) for r in result.rules if r.jax in open_]
 
 
 def _array(x: Any) -> np.ndarray:

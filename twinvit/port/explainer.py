@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from twinvit.port import record_jax, record_torch
 from twinvit.port.constants import narrow_constants, rounded_positions
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, evidence
+from twinvit.port.record_torch import apply_output, pick_output, pick_torch, preferred
 from twinvit.port.report import Finding, Narrowing, Operation, Report
 from twinvit.port.session import MOVES, Accepted, Session, align_distance, measure_noise, numbers
 
@@ -63,7 +65,9 @@ def explain(
             are put into the
             port by a proposed map) or a WeightMap.
         what: of "forward", "grad", "train".
-        output: which array of a structured output: a key, an index, or a function of the output.
+        output: which array of a structured output: a key, an index, or a function that is given
+            what either model returns (PyTorch's tensors, the port's JAX arrays) and returns what is
+            compared.
         progress: told what is being done.
 
     Raises:
@@ -75,8 +79,6 @@ def explain(
     for kind in kinds:
         if kind not in ("forward", "grad", "train"):
             raise PortError(f'what={kind!r} is none of "forward", "grad", "train"')
-    if isinstance(inputs, np.ndarray | torch.Tensor):
-        inputs = (inputs,)
     threads = torch.get_num_threads()
     try:
         pair = Pair(
@@ -119,31 +121,70 @@ class Pair:
         self.pure = record_jax.pure(jax_model, evaluate=evaluate)
         self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
         self.notes: list[str] = []
-        values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-        self.torch_arrays = [record_torch.to_torch(x).numpy() for x in values]
-        self.given = None if jax_inputs is None else [_jax_input(x) for x in jax_inputs]
+        self.torch_arrays = [
+            record_torch.to_torch(x).numpy() for x in record_torch.split_inputs(inputs)[1]
+        ]
+        self.jax_inputs = jax_inputs
+        self.given = (
+            None
+            if jax_inputs is None
+            else [_jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
+        )
         self.jax_model = jax_model
 
     def transfer(self, weights: Any) -> None:
-        """Put the reference's weights into the port."""
+        """Put the reference's weights into the port.
+
+        Raises:
+            PortError: the map does not fit the two models.
+        """
         from twinvit.port.weight_map import WeightMap, map_weights
 
-        found = weights if isinstance(weights, WeightMap) else None
-        if found is None:
-            if isinstance(weights, str) and weights != "transfer":
-                found = WeightMap.load(weights)
-            else:
-                found = map_weights(self.torch_model, self.jax_model, inputs=self.inputs)
-        state = dict(record_torch.widened(self.torch_model).state_dict())
-        placed = found.apply({k: v.numpy() for k, v in state.items()})
-        for i, name in enumerate(self.pure.names):
-            if name in placed:
-                self.leaves[i] = record_jax.widen(
-                    np.asarray(placed[name]).reshape(np.shape(self.leaves[i]))
+        if not isinstance(self.torch_model, torch.nn.Module):
+            raise PortError(
+                "the reference is a function, which has no weights to put into the port"
+            )
+        if isinstance(weights, WeightMap):
+            found = weights
+        elif weights == "transfer":
+            found = map_weights(self.torch_model, self.jax_model, self.inputs, self.jax_inputs)
+        elif isinstance(weights, str | os.PathLike):
+            found = WeightMap.load(weights)
+        else:
+            raise PortError(
+                f'weights= is a {type(weights).__name__}; give "as_is", "transfer", a WeightMap '
+                "or the path of one"
+            )
+        placed = found.apply(record_torch.widened(self.torch_model).state_dict())
+        position = {name: i for i, name in enumerate(self.pure.names)}
+        for name, value in placed.items():
+            if name not in position:
+                raise PortError(f"the map of weights makes {name}, which the port does not have")
+            shape = np.shape(self.leaves[position[name]])
+            if value.shape != shape:
+                raise PortError(
+                    f"the map of weights makes {name} of shape {value.shape}; the port's is {shape}"
                 )
+        for name, value in placed.items():
+            self.leaves[position[name]] = record_jax.widen(value)
+        kept = [n for n in position if n not in placed]
         self.notes.append(
             f"the reference's weights were put into the port by a map of {len(placed)} arrays"
+            + (f"; {len(kept)} others were left as they were: {_shortened(kept)}" if kept else "")
         )
+
+    def _picking(self, pure: record_jax.Pure) -> Callable[..., Any]:
+        """The port's call; a function given as `output=` is applied to what it returns."""
+        if not callable(self.output):
+            return pure.call
+
+        def call(leaves: Any, *xs: Any) -> Any:
+            out = pure.call(leaves, *xs)
+            if pure.stateful:
+                return apply_output(self.output, out[0], "JAX"), out[1]
+            return apply_output(self.output, out, "JAX")
+
+        return call
 
     def trace(
         self, *, train: bool = False
@@ -164,9 +205,11 @@ class Pair:
                 )
         errors: list[str] = []
         for note, arrays in tries:
-            self.called = pure.call
+            self.called = self._picking(pure)
             try:
-                traced = record_jax.trace(pure.call, self.leaves, arrays)
+                traced = record_jax.trace(self.called, self.leaves, arrays)
+            except PortError:
+                raise
             except Exception as error:
                 errors.append(
                     f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
@@ -175,15 +218,16 @@ class Pair:
                 )
                 if pure.kind != "pytree":
                     continue
-                mapped = _mapped(pure.call)
                 arrays = [
                     _jax_input(x) for x in (self.torch_arrays if self.given is None else self.given)
                 ]
+                self.called = self._picking(replace(pure, call=_mapped(pure.call)))
                 try:
-                    traced = record_jax.trace(mapped, self.leaves, arrays)
+                    traced = record_jax.trace(self.called, self.leaves, arrays)
+                except PortError:
+                    raise
                 except Exception:
                     continue
-                self.called = mapped
                 note = "the port was mapped over the batch"
             if note and note not in self.notes:
                 self.notes.append(note)
@@ -197,6 +241,10 @@ class Pair:
         raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
 
 
+def _shortened(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (" ..." if len(names) > shown else "")
+
+
 def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model of single examples, as Equinox's are, mapped over the batch."""
     return lambda leaves, *xs: jax.vmap(lambda *x: call(leaves, *x))(*xs)
@@ -205,37 +253,6 @@ def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
 def _jax_input(x: Any) -> np.ndarray:
     array = np.asarray(x)
     return record_jax.widen(array)
-
-
-def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[tuple[str, Any]]:
-    """The compared arrays of a structured output."""
-    arrays = [(n, x) for n, x in leaves if hasattr(x, "dtype") and hasattr(x, "shape")]
-    if output is not None and not callable(output):
-        chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
-        if not chosen:
-            raise PortError(
-                f"the {side} model's output has no {output!r}; it has "
-                f"{', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
-            )
-        return chosen
-    floats = [
-        (n, x)
-        for n, x in arrays
-        if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))
-    ]
-    if not floats:
-        raise PortError(f"the {side} model returns no floating-point array; name one with output=")
-    return floats
-
-
-def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the
-    first."""
-    for name in ("logits", "last_hidden_state"):
-        for n, x in floats:
-            if n.split(".")[-1] == name:
-                return [(n, x)]
-    return floats[:1]
 
 
 @dataclass
@@ -272,10 +289,7 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     notes = [*pair.notes]
     lost = _lost_weights(session)
     if lost:
-        notes.append(
-            "parameters without an equal in the port: "
-            f"{', '.join(lost[:8])}{' ...' if len(lost) > 8 else ''}"
-        )
+        notes.append(f"parameters without an equal in the port: {_shortened(lost)}")
     counts = (
         sum(session.graph.values[i].numel() for i in session.graph.params().values()),
         sum(int(np.size(x)) for x in pair.leaves),
@@ -343,8 +357,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     first: list[tuple[str, Any]] = []
 
     def pick(out: Any) -> list[Any]:
-        chosen = output(out) if callable(output) else out
-        first[:] = pick_output(record_torch.picked_leaves(chosen), output, "PyTorch")
+        first[:] = pick_torch(out, output)
         return [t for _, t in first]
 
     graph = record_torch.record(pair.torch_model, pair.inputs, pick, train=train)
@@ -359,13 +372,13 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
     labelled = list(zip(traced.labels, outs))
-    if train and pure.kind in ("nnx", "linen") and any(n.startswith("1.") for n in traced.labels):
+    if pure.stateful:
         labelled = [
             (n.removeprefix("0").removeprefix("."), x)
             for n, x in labelled
             if n == "0" or n.startswith("0.")
         ]
-    theirs = pick_output(labelled, None if callable(output) else output, "JAX")
+    theirs = pick_output(labelled, output, "JAX")
     _pair_outputs(graph, first, theirs)
     chosen = [next(i for i, out in enumerate(outs) if out is x) for _, x in theirs]
     port_outputs = [np.asarray(x) for _, x in theirs]
@@ -587,15 +600,6 @@ def _pair_outputs(
 
 def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
     """Each model against itself: a model that differs from itself cannot be compared."""
-    again: list[torch.Tensor] = []
-
-    def pick(out: Any) -> list[Any]:
-        chosen = pair.output(out) if callable(pair.output) else out
-        again[:] = [
-            t for _, t in pick_output(record_torch.picked_leaves(chosen), pair.output, "PyTorch")
-        ]
-        return again
-
     random = [n for n in graph.nodes if n.name in RANDOM]
     size = sum(v.numel() for v, s in zip(graph.values, graph.source) if s.startswith("param:"))
     if not random and size > 1 << 21:
@@ -603,23 +607,16 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
     model = record_torch.widened(pair.torch_model)
     if isinstance(model, torch.nn.Module):
         model.eval()
-    tensors = [
-        record_torch.to_torch(x)
-        for x in (pair.inputs.values() if isinstance(pair.inputs, Mapping) else pair.inputs)
-    ]
+    names, inputs = record_torch.split_inputs(pair.inputs)
+    tensors = [record_torch.to_torch(x) for x in inputs]
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.no_grad():
             results = []
             for _ in range(2):
-                out = (
-                    model(**dict(zip(pair.inputs, tensors)))
-                    if isinstance(pair.inputs, Mapping)
-                    else model(*tensors)
-                )
-                pick(out)
-                results.append([t.clone() for t in again])
+                out = record_torch.call(model, names, tensors)
+                results.append([t.clone() for _, t in pick_torch(out, pair.output)])
     finally:
         torch.set_default_dtype(default)
     for a, b in zip(*results):

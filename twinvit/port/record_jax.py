@@ -64,12 +64,13 @@ class Function:
 @dataclass
 class Pure:
     """A port as a pure function of its leaves: `call(leaves, *inputs)`; `names` names the
-    leaves."""
+    leaves. A stateful call returns the output and the new state."""
 
     call: Callable[..., Any]
     leaves: list[Any]
     names: list[str]
     kind: str
+    stateful: bool = False
 
 
 @dataclass
@@ -162,6 +163,7 @@ def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
             [x for _, x in leaves],
             [_path(p) for p, _ in leaves],
             "linen" if linen else "haiku",
+            stateful=linen and bool(mutable),
         )
     nnx = _nnx_module(port)
     if nnx is not None:
@@ -180,7 +182,8 @@ def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
             out = _call(model, train, *xs)
             return (out, nnx.to_pure_dict(nnx.split(model)[1])) if train else out
 
-        return Pure(run, [x for _, x in leaves], [_path(p) for p, _ in leaves], "nnx")
+        names = [_path(p) for p, _ in leaves]
+        return Pure(run, [x for _, x in leaves], names, "nnx", stateful=train)
     if callable(port):
         if type(port).__module__.startswith("equinox") or _is_equinox(port):
             import equinox

@@ -682,6 +682,18 @@ def to_torch(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array, copy=True, order="C"))
 
 
+def split_inputs(inputs: Any) -> tuple[list[str], list[Any]]:
+    """Names (none for positional inputs) and arrays; an array alone is the only input."""
+    if isinstance(inputs, Mapping):
+        return list(inputs), list(inputs.values())
+    return [], [inputs] if hasattr(inputs, "shape") else list(inputs)
+
+
+def call(model: Any, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> Any:
+    """What the model returns for inputs as `split_inputs` gives them."""
+    return model(**dict(zip(names, tensors))) if names else model(*tensors)
+
+
 def record(
     model: Any,
     inputs: Sequence[Any] | Mapping[str, Any],
@@ -694,7 +706,7 @@ def record(
     Args:
         model: nn.Module (copied and widened, never changed) or callable of tensors.
         inputs: arrays as the model takes them, positional or by name.
-        pick: chooses the compared arrays of what the model returns.
+        pick: chooses the compared arrays of what the model returns; what it computes is recorded.
         train: record in train mode.
 
     Returns:
@@ -725,27 +737,29 @@ def record(
 
         hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(enter))
         hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
-    keys = list(inputs) if isinstance(inputs, Mapping) else None
-    tensors = [to_torch(x) for x in (inputs.values() if isinstance(inputs, Mapping) else inputs)]
+    keys, arrays = split_inputs(inputs)
+    tensors = [to_torch(x) for x in arrays]
     for number, tensor in enumerate(tensors):
         recorder.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
     try:
         with _quiet_torch(), torch.no_grad(), _Attention(), recorder:
-            out = wide(**dict(zip(keys, tensors))) if keys is not None else wide(*tensors)
-    except PortError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(
-            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors
-        )
-        raise PortError(
-            f"the PyTorch model refuses its inputs ({shapes}): {type(error).__name__}: {error}"
-        ) from error
+            try:
+                out = call(wide, keys, tensors)
+            except PortError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(
+                    f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors
+                )
+                raise PortError(
+                    f"the PyTorch model refuses its inputs ({shapes}): "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            picked = pick(out)  # a function that picks may compute
     finally:
         for hook in hooks:
             hook.remove()
-    for tensor in pick(out):
-        graph.outputs.append(recorder.known(tensor))
+    graph.outputs += [recorder.known(tensor) for tensor in picked]
     graph.finish()
     return graph
 
@@ -759,3 +773,51 @@ def picked_leaves(out: Any) -> list[tuple[str, Any]]:
     if isinstance(out, tuple | list):
         return [(f"{i}.{n}".rstrip("."), t) for i, v in enumerate(out) for n, t in picked_leaves(v)]
     return []
+
+
+def apply_output(output: Any, out: Any, side: str) -> Any:
+    """What a function given as `output=` makes of what a model returned; else `out` itself."""
+    if not callable(output):
+        return out
+    try:
+        return output(out)
+    except Exception as error:
+        raise PortError(
+            f"output= fails on what the {side} model returns: {type(error).__name__}: {error}"
+        ) from error
+
+
+def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[tuple[str, Any]]:
+    """The compared arrays of a structured output."""
+    arrays = [(n, x) for n, x in leaves if hasattr(x, "dtype") and hasattr(x, "shape")]
+    if output is not None and not callable(output):
+        chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
+        if not chosen:
+            raise PortError(
+                f"the {side} model's output has no {output!r}; it has "
+                f"{', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
+            )
+        return chosen
+    floats = [
+        (n, x)
+        for n, x in arrays
+        if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))
+    ]
+    if not floats:
+        raise PortError(f"the {side} model returns no floating-point array; name one with output=")
+    return floats
+
+
+def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the
+    first."""
+    for name in ("logits", "last_hidden_state"):
+        for n, x in floats:
+            if n.split(".")[-1] == name:
+                return [(n, x)]
+    return floats[:1]
+
+
+def pick_torch(out: Any, output: Any) -> list[tuple[str, torch.Tensor]]:
+    """The compared arrays of what the PyTorch model returned."""
+    return pick_output(picked_leaves(apply_output(output, out, "PyTorch")), output, "PyTorch")

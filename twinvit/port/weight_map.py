@@ -242,9 +242,8 @@ def map_weights(
     """Propose which of the reference's arrays each of the port's arrays is.
 
     Equal values decide where both hold them already. Otherwise shapes, names and order propose,
-    and, with `inputs`,
-    running the port decides what they leave open: the choice that makes more of the reference's
-        values appear.
+    and, with `inputs`, running the port decides what they leave open: the choice that makes more
+    of the reference's values appear.
 
     Args:
         torch_model: nn.Module.
@@ -538,7 +537,7 @@ def _decide(
 ) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
     from twinvit.port import record_jax, record_torch
-    from twinvit.port.explainer import Pair, pick_output
+    from twinvit.port.explainer import Pair
     from twinvit.port.index import Index, evidence
     from twinvit.port.session import numbers
 
@@ -546,7 +545,7 @@ def _decide(
     graph = record_torch.record(
         torch_model,
         inputs,
-        lambda out: [t for _, t in pick_output(record_torch.picked_leaves(out), None, "PyTorch")],
+        lambda out: [t for _, t in record_torch.pick_torch(out, None)],
     )
     dependent = graph.input_dependent()
     targets = [

@@ -1,5 +1,6 @@
 """Before the comparison: the port against itself, preprocessing, and causes that tie."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +84,16 @@ def test_causes_that_explain_equally_well_are_a_tie():
     (finding,) = report.findings
     assert report.explained and finding.cause == "activation", report
     assert "a tie: other_name (the port has tanh here)" in finding.text
+
+
+def test_the_port_runs_on_the_cpu_whatever_the_default_device_is():
+    model, exact = parts(False)
+    devices = []
+
+    def call(p, x):
+        devices.append(jax.config.jax_default_device)
+        return exact.fn(p, x)
+
+    with jax.default_device(jax.devices()[3]):  # in the place of an accelerator
+        assert port.explain(model, port.Function(call, exact.params), (IMAGES,)).same
+    assert set(devices) == {jax.local_devices(backend="cpu")[0]}

@@ -67,3 +67,61 @@ def test_a_rounded_scalar_is_no_cause(name):
 def test_a_wrong_scalar_is_a_cause(name, cause):
     report = explained(**{name: EXACT[name] * (1 + 1e-4)})
     assert [(f.kind, f.cause) for f in report.findings] == [("cause", cause)], report
+
+
+class Rotated(torch.nn.Module):
+    """Pairs of channels, turned as complex numbers; `narrow` makes those complex64."""
+
+    def __init__(self, narrow: bool) -> None:
+        super().__init__()
+        self.narrow = narrow
+        self.fc = torch.nn.Linear(12, 12)
+        angles = torch.linspace(0.1, 3, 42, dtype=torch.float64).reshape(7, 6)
+        self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.view_as_complex(self.fc(x).unflatten(-1, (6, 2)).contiguous())
+        x = (x.to(torch.complex64) if self.narrow else x) * self.turn
+        return torch.view_as_real(x).flatten(-2) ** 2
+
+
+@pytest.mark.parametrize("side", ["", "torch", "jax"])
+def test_complex_numbers_are_widened(side):
+    torch.manual_seed(0)
+    model = Rotated(side == "torch")
+
+    def call(p, x):
+        x = (x @ p["fc.weight"].T + p["fc.bias"]).reshape(2, 7, 6, 2)
+        x = jax.lax.complex(x[..., 0], x[..., 1])
+        x = (x.astype(jnp.complex64) if side == "jax" else x) * p["turn"]
+        return jnp.stack([x.real, x.imag], -1).reshape(2, 7, 12) ** 2
+
+    x = np.random.default_rng(0).standard_normal((2, 7, 12))
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+    report = port.explain(model, port.Function(call, params), x)
+    assert report.same, report
+    assert [(n.side, n.dtype) for n in report.narrowings] == [(side, "complex64")] * bool(side)
+    assert all(1e-9 < n.cost < 1e-6 for n in report.narrowings), report
+
+
+def test_each_narrowing_of_either_side_is_measured_alone():
+    torch.manual_seed(0)
+    a, b, c = (torch.nn.Linear(9, 9, bias=False) for _ in range(3))
+
+    class Narrowing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(a(x)).bfloat16().double()
+            return c(torch.tanh(b(x)).float().double())
+
+    def narrowing(p, x):
+        x = jnp.tanh(x @ p[0].T).astype(jnp.bfloat16).astype(x.dtype)
+        return jnp.tanh(x @ p[1].T).astype(jnp.float32).astype(x.dtype) @ p[2].T
+
+    x = np.random.default_rng(0).standard_normal((5, 9))
+    params = [layer.double().weight.detach().numpy() for layer in (a, b, c)]
+    report = port.explain(Narrowing(), port.Function(narrowing, params), x)
+    assert report.same, report
+    costs = {(n.side, n.dtype): n.cost for n in report.narrowings}
+    for dtype, size in (("bfloat16", 1e-3), ("float32", 1e-8)):
+        assert costs["jax", dtype] == pytest.approx(costs["torch", dtype], rel=1e-6)
+        assert size / 10 < costs["jax", dtype] < size * 10

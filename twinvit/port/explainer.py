@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -19,11 +18,12 @@ from twinvit.port.constants import narrow_constants, rounded_positions
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, evidence
 from twinvit.port.record_torch import apply_output, pick_output, pick_torch, preferred
-from twinvit.port.report import Finding, Narrowing, Operation, Report
+from twinvit.port.report import SHOWN, Finding, Narrowing, Operation, Report
 from twinvit.port.session import MOVES, Accepted, Session, align_distance, measure_noise, numbers
 
 Progress = Callable[[str], None]
 MAX_FINDINGS = 24
+CHECKED = 1 << 21  # parameters up to which a model is run again by itself
 RANDOM = (
     "native_dropout",
     "bernoulli",
@@ -371,14 +371,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
-    labelled = list(zip(traced.labels, outs))
-    if pure.stateful:
-        labelled = [
-            (n.removeprefix("0").removeprefix("."), x)
-            for n, x in labelled
-            if n == "0" or n.startswith("0.")
-        ]
-    theirs = pick_output(labelled, output, "JAX")
+    theirs = pick_output(_labelled(traced, outs, pure), output, "JAX")
     _pair_outputs(graph, first, theirs)
     chosen = [next(i for i, out in enumerate(outs) if out is x) for _, x in theirs]
     port_outputs = [np.asarray(x) for _, x in theirs]
@@ -398,7 +391,9 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     narrowings = [Narrowing("torch", w, d) for w, d, _ in graph.narrowings]
     for w, d in dict.fromkeys([*traced.narrowings, *interpreter.narrowings]):
         narrowings.append(Narrowing("jax", w, d))
-    _costs(pair, session, narrowings, distance)
+    _costs(session, narrowings)
+    if not train:
+        _port_costs(pair, arrays, theirs, narrowings)
     compared = sum(1 for e in session.match.values() if e is not None)
     return Comparison(
         session,
@@ -415,7 +410,19 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     )
 
 
-def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: float) -> None:
+def _labelled(
+    traced: record_jax.Traced, outs: Sequence[Any], pure: record_jax.Pure
+) -> list[tuple[str, Any]]:
+    """The port's output by its labels, the new state left out."""
+    named = zip(traced.labels, outs)
+    if not pure.stateful:
+        return list(named)
+    return [
+        (n.removeprefix("0").removeprefix("."), x) for n, x in named if n == "0" or n[:2] == "0."
+    ]
+
+
+def _costs(session: Session, narrowings: list[Narrowing]) -> None:
     """What each narrowing of the reference costs: the outputs with it against the outputs
     without."""
     graph = session.graph
@@ -439,8 +446,29 @@ def _costs(pair: Pair, session: Session, narrowings: list[Narrowing], distance: 
             narrowing.cost = max(far, default=0.0)
 
 
+def _port_costs(
+    pair: Pair,
+    arrays: Sequence[np.ndarray],
+    named: Sequence[tuple[str, Any]],
+    narrowings: Sequence[Narrowing],
+) -> None:
+    """What each narrowing of the port costs: the port is traced and evaluated with it alone."""
+    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
+        return
+    values = [*pair.leaves, *arrays]
+    for narrowing in [n for n in narrowings if n.side == "jax"][:SHOWN]:
+        place = (narrowing.where, narrowing.dtype)
+        traced = record_jax.trace(pair.called, pair.leaves, arrays, place)
+        interpreter = record_jax.Interpreter(round_at=place)
+        outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+        rounded = dict(zip(traced.labels, outs))
+        narrowing.cost = max(
+            (align_distance(np.asarray(x), np.asarray(rounded[n])) for n, x in named), default=0.0
+        )
+
+
 def _rounded(op: Any, dtype: torch.dtype) -> Any:
-    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(torch.float64)
+    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(record_torch.WIDE[dtype])
 
 
 def _check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]) -> None:
@@ -602,7 +630,7 @@ def _check_harness(pair: Pair, graph: record_torch.Graph) -> None:
     """Each model against itself: a model that differs from itself cannot be compared."""
     random = [n for n in graph.nodes if n.name in RANDOM]
     size = sum(v.numel() for v, s in zip(graph.values, graph.source) if s.startswith("param:"))
-    if not random and size > 1 << 21:
+    if not random and size > CHECKED:
         return
     model = record_torch.widened(pair.torch_model)
     if isinstance(model, torch.nn.Module):
@@ -634,14 +662,12 @@ def _check_port(
     pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[str, Any]]
 ) -> None:
     """The port against itself, traced and evaluated once more."""
-    if sum(int(np.size(x)) for x in pair.leaves) > 1 << 21:
+    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
         return
     traced, arrays, _ = pair.trace()
     values = [*pair.leaves, *arrays]
-    count = itertools.count()
-    interpreter = record_jax.Interpreter(lambda *_: next(count))
-    ids = [next(count) for _ in values]
-    outs, _ = record_jax.evaluate(traced, values, ids, interpreter)
+    interpreter = record_jax.Interpreter()
+    outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
     again = dict(zip(traced.labels, outs))
     for (name, _), first in zip(named, outputs):
         second = np.asarray(again[name]) if name in again else first

@@ -21,6 +21,7 @@ import torch
 from twinvit.port import optimizer_search as search
 from twinvit.port.errors import PortError
 from twinvit.port.optimizer_model import Problem, Settings, simulate
+from twinvit.port.record_jax import float64_on_cpu
 from twinvit.port.report import Finding, Operation, Report
 
 # Names and shapes that decay masks look at: kernels, biases, norms, an embedding, a convolution.
@@ -339,7 +340,7 @@ def _clip_of(before: np.ndarray, after: np.ndarray) -> float | None:
 
 @_running("the Optax transformation")
 def _run_optax(transform: Any, problem: Problem, names: Mapping[str, str]) -> np.ndarray:
-    with jax.enable_x64(True):
+    with float64_on_cpu():
         params = _nest(problem.tree(problem.start), names)
         if not (hasattr(transform, "init") and hasattr(transform, "update")):
             if not callable(transform):

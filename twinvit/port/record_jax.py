@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -73,46 +73,29 @@ class Pure:
     stateful: bool = False
 
 
-@dataclass
-class Recorded:
-    """What a recording saw besides the values, which went to the sink.
-
-    Attributes:
-        outputs: chosen arrays of the output, float64.
-        output_ids: their entries.
-        narrowings: (where, dtype) in order, each once.
-        branches: where a branch was not taken.
-        seconds: time for tracing and for evaluating.
-    """
-
-    outputs: list[np.ndarray] = field(default_factory=list)
-    output_ids: list[int] = field(default_factory=list)
-    narrowings: list[tuple[str, str]] = field(default_factory=list)
-    branches: list[str] = field(default_factory=list)
-
-
 def is_narrow(dtype: Any) -> bool:
-    """True for floating-point types narrower than float64."""
+    """True for floating-point types narrower than float64 (complex: than complex128)."""
     try:
-        dtype = np.dtype(dtype)
+        return np.dtype(dtype) != wide(dtype)
     except TypeError:
         return False
-    return (dtype.kind == "f" and dtype.itemsize < 8) or dtype.name.startswith(("bfloat", "float8"))
+
+
+def wide(dtype: Any) -> np.dtype:
+    """The type that values of a floating-point type are computed in; any other type itself."""
+    if jax.dtypes.issubdtype(dtype, np.complexfloating):
+        return np.dtype(np.complex128)
+    return np.dtype(np.float64 if jax.dtypes.issubdtype(dtype, np.floating) else dtype)
 
 
 def widen(x: Any) -> Any:
-    """A floating-point array in float64; everything else as it is (PRNG keys among it)."""
+    """A floating-point array in float64 (complex: complex128); everything else as it is (PRNG
+    keys among it)."""
     dtype = getattr(x, "dtype", None)
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-        return x
-    if isinstance(x, float):
+    if dtype is None or _extended(dtype) or isinstance(x, float):
         return x
     array = np.asarray(x)
-    return _exact(array) if is_narrow(array.dtype) else array
-
-
-def _exact(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64)
+    return array.astype(wide(array.dtype), copy=False)
 
 
 def _literal(value: Any) -> Any:
@@ -280,17 +263,39 @@ def frames(source: Any) -> tuple[str, str]:
     return inner, inner
 
 
+Place = tuple[str, str]
+"""Where a type is narrowed, "file.py:12", and the type's name."""
 Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
 
 
-class Interpreter:
-    """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value."""
+@contextlib.contextmanager
+def float64_on_cpu() -> Iterator[None]:
+    """64-bit types, and the CPU whatever JAX's default device is: an accelerator rounds otherwise.
 
-    def __init__(self, sink: Sink | None = None, round_at: str | None = None) -> None:
+    Raises:
+        PortError: JAX was told to leave the CPU out.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise PortError(
+            f"JAX cannot use the CPU ({error}); name cpu in JAX_PLATFORMS, e.g. cuda,cpu"
+        ) from error
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
+
+
+class Interpreter:
+    """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value.
+
+    Narrowings are ignored but for `round_at`, one of a trace's (place, type) pairs.
+    """
+
+    def __init__(self, sink: Sink | None = None, round_at: Place | None = None) -> None:
         self.sink = sink
-        self.round_at = round_at  # the one place where narrowing is not ignored
-        self.narrowings: dict[tuple[str, str], None] = {}
+        self.round_at = round_at
+        self.narrowings: dict[Place, None] = {}
         self.branches: dict[str, None] = {}
         self._where: dict[int, tuple[str, str]] = {}
         self._outer: tuple[str, str] | None = None
@@ -393,6 +398,7 @@ class Interpreter:
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
     ) -> Any:
         params = dict(params)
+        rounded: np.dtype | None = None
         for key in ("new_dtype", "dtype", "preferred_element_type"):
             if (
                 key in params
@@ -403,12 +409,25 @@ class Interpreter:
                 narrow = np.dtype(params[key])
                 if any(_is_float(v) for v in values):
                     self.narrowings[(where, narrow.name)] = None
-                    if self.round_at == where and name == "convert_element_type":
-                        return np.asarray(values[0]).astype(narrow).astype(np.float64)
-                params[key] = np.dtype(np.float64)
+                    if self.round_at == (where, narrow.name):
+                        rounded = narrow
+                params[key] = wide(narrow)
+        out = self._compute(eqn, name, params, values, where)
+        if rounded is None:
+            return out
+        return jax.tree.map(
+            lambda x: np.asarray(x).astype(rounded).astype(wide(rounded)) if _is_float(x) else x,
+            out,
+        )
+
+    def _compute(
+        self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
+    ) -> Any:
         if name == "reduce_precision":
-            self.narrowings[(where, f"reduce_precision {params.get('mantissa_bits')} bits")] = None
-            return values[0]
+            place = (where, f"reduce_precision {params.get('mantissa_bits')} bits")
+            self.narrowings[place] = None
+            if self.round_at != place:
+                return values[0]
         if name == "bitcast_convert_type":
             narrow = np.dtype(params["new_dtype"])
             return jax.lax.bitcast_convert_type(values[0], narrow)
@@ -479,10 +498,9 @@ def _from_library(jaxpr: Any) -> bool:
 
 
 def _is_float(x: Any) -> bool:
+    """True for real and complex floating-point arrays."""
     dtype = getattr(x, "dtype", None)
-    return (
-        dtype is not None and np.issubdtype(dtype, np.floating) if not _extended(dtype) else False
-    )
+    return dtype is not None and not _extended(dtype) and jax.dtypes.issubdtype(dtype, np.inexact)
 
 
 def _extended(dtype: Any) -> bool:
@@ -513,9 +531,9 @@ _TRACING: Any = None
 
 
 @contextlib.contextmanager
-def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
+def _wide_tracing(narrowings: dict[Place, None], round_at: Place | None) -> Iterator[None]:
     """Trace with conversions to narrow types replaced by float64, apart from JAX's own caches of
-    traces."""
+    traces. One at `round_at` is kept, and its result widened."""
     global _TRACING
     from jax._src import source_info_util as util
     from jax._src.lax import lax as lax_internal
@@ -537,13 +555,16 @@ def _wide_tracing(narrowings: dict[tuple[str, str], None]) -> Iterator[None]:
         ):
             if _is_float(operand) and isinstance(operand, jax.core.Tracer):
                 _, inner = frames(util.current())
-                narrowings[(inner, np.dtype(new_dtype).name)] = None
-            new_dtype = np.dtype(np.float64)
+                place = (inner, np.dtype(new_dtype).name)
+                narrowings[place] = None
+                if place == round_at:
+                    operand = original(operand, new_dtype, *args, **kwargs)
+            new_dtype = wide(new_dtype)
         return original(operand, new_dtype, *args, **kwargs)
 
     lax_internal._convert_element_type = convert
     try:
-        with _TRACING("wide"):
+        with _TRACING(("wide", round_at)):
             yield
     finally:
         lax_internal._convert_element_type = original
@@ -555,13 +576,18 @@ class Traced:
 
     closed: Any
     labels: list[str]
-    narrowings: dict[tuple[str, str], None]
+    narrowings: dict[Place, None]
 
 
-def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) -> Traced:
+def trace(
+    fn: Callable[..., Any],
+    leaves: Sequence[Any],
+    inputs: Sequence[Any],
+    round_at: Place | None = None,
+) -> Traced:
     """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of
-    constants."""
-    narrowings: dict[tuple[str, str], None] = {}
+    constants; `round_at` is that of the interpreter that is to evaluate it."""
+    narrowings: dict[Place, None] = {}
     labels: list[str] = []
 
     def flat(ls: Any, *xs: Any) -> list[Any]:
@@ -569,9 +595,9 @@ def trace(fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]) 
         labels[:] = [_path(p) for p, _ in found]
         return [x for _, x in found]
 
-    with jax.enable_x64(True):
+    with float64_on_cpu():
         try:
-            with _wide_tracing(narrowings):
+            with _wide_tracing(narrowings, round_at):
                 closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
         except Exception:
             # a type check in the port may insist: narrowings are then ignored while evaluating
@@ -584,5 +610,5 @@ def evaluate(
     traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter
 ) -> tuple[list[Any], list[int]]:
     """Evaluate a traced port on float64 arguments."""
-    with jax.enable_x64(True):
+    with float64_on_cpu():
         return interpreter.closed(traced.closed, list(args), list(ids))

@@ -27,7 +27,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from twinvit.port.errors import PortError
 
 aten = torch.ops.aten
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
+WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
+"""Narrow types, and those that their values are computed in."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 
@@ -428,10 +434,10 @@ class Recorder(TorchDispatchMode):
         return out[0], out[1], out[2]
 
     def _widen(self, x: Any) -> Any:
-        if isinstance(x, torch.Tensor) and x.dtype in NARROW and not x.is_sparse:
+        if isinstance(x, torch.Tensor) and x.dtype in WIDE and not x.is_sparse:
             if id(x) in self.ids:  # an operation insists on a narrow type: use the wide copy
                 return self.graph_wide(x)
-            wide = x.detach().to(torch.float64)
+            wide = x.detach().to(WIDE[x.dtype])
             self.track(wide, self.graph.add_value(wide, "const"))
             self.ids[id(x)] = (x, self.ids[id(wide)][1])
             return wide
@@ -440,8 +446,8 @@ class Recorder(TorchDispatchMode):
     def graph_wide(self, x: torch.Tensor) -> torch.Tensor:
         value_id = self.ids[id(x)][1]
         value = self.graph.values[value_id]
-        if value.dtype != torch.float64:
-            value = value.to(torch.float64)
+        if value.dtype in WIDE:
+            value = value.to(WIDE[value.dtype])
             self.graph.values[value_id] = value
         if id(value) not in self.ids:
             self.track(value, value_id)
@@ -451,11 +457,11 @@ class Recorder(TorchDispatchMode):
         self, func: Any, args: Any, kwargs: dict[str, Any], where: str
     ) -> torch.dtype | None:
         dtype = kwargs.get("dtype")
-        if dtype not in NARROW:
+        if dtype not in WIDE:
             return None
-        kwargs["dtype"] = torch.float64
+        kwargs["dtype"] = WIDE[dtype]
         tensors = [a for a in tree_flatten(args)[0] if isinstance(a, torch.Tensor)]
-        if tensors and not any(t.is_floating_point() for t in tensors):
+        if tensors and not any(t.is_floating_point() or t.is_complex() for t in tensors):
             return None  # from integers or booleans: nothing is rounded
         if (where, str(dtype)) not in self.seen:
             self.seen.add((where, str(dtype)))
@@ -672,13 +678,15 @@ def widened(model: Any) -> Any:
 
 
 def to_torch(array: Any) -> torch.Tensor:
-    """An input as PyTorch takes it, floating point widened to float64."""
+    """An input as PyTorch takes it, floating point widened to float64 (complex: complex128)."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        return array.double() if array.is_floating_point() else array.clone()
+        return array.to(WIDE.get(array.dtype, array.dtype), copy=True)
     array = np.asarray(array)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         array = array.astype(np.float64)
+    elif array.dtype.kind == "c":
+        array = array.astype(np.complex128)
     return torch.from_numpy(np.array(array, copy=True, order="C"))
 
 

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-KINDS = ("cause", "order", "precision", "weights", "unknown")
-
 FORMAT = 1
+SHOWN = 12  # narrowings that are shown, and measured in the port
 
 
 @dataclass
@@ -192,11 +191,11 @@ class Report:
         if self.narrowings:
             yield ""
             yield "Narrowings (ignored above: both sides ran in float64):"
-            for narrow in self.narrowings[:12]:
+            for narrow in self.narrowings[:SHOWN]:
                 cost = "" if narrow.cost is None else f", costs {narrow.cost:.1e}"
                 yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{cost}"
-            if len(self.narrowings) > 12:
-                yield f"   and {len(self.narrowings) - 12} more"
+            if len(self.narrowings) > SHOWN:
+                yield f"   and {len(self.narrowings) - SHOWN} more"
         for title, texts in (("Not seen with these inputs:", self.unseen), ("Notes:", self.notes)):
             if texts:
                 yield ""

@@ -97,3 +97,46 @@ def test_the_port_runs_on_the_cpu_whatever_the_default_device_is():
     with jax.default_device(jax.devices()[3]):  # in the place of an accelerator
         assert port.explain(model, port.Function(call, exact.params), (IMAGES,)).same
     assert set(devices) == {jax.local_devices(backend="cpu")[0]}
+
+
+class Mean(torch.nn.Module):
+    """The mean over positions, taken in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(9, 9), torch.nn.Linear(9, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).mean(1, dtype=torch.float32).double())
+
+
+def summed() -> tuple[torch.nn.Module, port.Function]:
+    torch.manual_seed(0)
+    model = Mean()
+
+    def call(p, x):
+        return (x @ p["a.weight"].T + p["a.bias"]).sum(1) @ p["b.weight"].T + p["b.bias"]
+
+    return model, port.Function(call, {k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def test_an_edited_operation_keeps_its_narrowing():
+    report = port.explain(*summed(), RNG.standard_normal((5, 7, 9)))
+    assert [f.cause for f in report.findings] == ["reduction"], report
+    (narrowing,) = report.narrowings
+    assert narrowing.side == "torch" and narrowing.cost is not None
+    assert 1e-9 < narrowing.cost < 1e-6
+
+
+def test_a_cause_that_raises_is_noted():
+    @port.cause("broken", on="aten.mean")
+    def broken(call):
+        "A cause with a mistake in it."
+        raise RuntimeError("no such operation")
+
+    try:
+        report = port.explain(*summed(), RNG.standard_normal((5, 7, 9)))
+    finally:
+        _REGISTRY[:] = [c for c in _REGISTRY if c.name != "broken"]
+    assert report.explained
+    assert any("broken at mean: RuntimeError: no such" in note for note in report.notes)

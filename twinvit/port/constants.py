@@ -40,9 +40,7 @@ def narrow_constants(session: Session) -> Accepted | None:
     where = session.index.entries[entry].where
     text = f"constants that one side makes in a narrower type, up to {worst:.1e} apart"
     places = list(dict.fromkeys(n.place for n in nodes))
-    return Accepted(
-        "precision", "", text, nodes[0], {}, values, where, worst, 0.0, "", places, judged.regained
-    )
+    return Accepted("precision", "", text, nodes[0], {}, values, where, worst, 0.0, places)
 
 
 def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted] | None:
@@ -86,15 +84,11 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
                 where,
                 before,
                 after,
-                variant.key or variant.text,
                 [site.place],
-                judged.regained,
             )
             places = list(dict.fromkeys(graph.nodes[graph.producer[v] or 0].place for v in values))
             text = f"constants that one side makes in a narrower type, up to {after:.1e} apart"
-            rounding = Accepted(
-                "precision", "", text, site, {}, values, where, after, 0.0, "", places
-            )
+            rounding = Accepted("precision", "", text, site, {}, values, where, after, 0.0, places)
             return named, rounding
     return None
 

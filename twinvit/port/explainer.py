@@ -329,6 +329,11 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
         judged = judged and trained.remaining <= trained.session.output_tolerance()
         if forward.distance <= session.output_tolerance():
             remaining = max(remaining, trained.remaining)
+    if session.errors:
+        notes.append(
+            f"{len(session.errors)} attempts of causes ended in an error: "
+            f"{_shortened(list(session.errors), 3)}"
+        )
     index = session.index
     notes.append(
         f"{len(session.graph.nodes)} operations against "
@@ -388,7 +393,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     distance = session.output_distance()
     operations = session.operations()
     findings, remaining, unknown = _search(session, say)
-    narrowings = [Narrowing("torch", w, d) for w, d, _ in graph.narrowings]
+    narrowings = [Narrowing("torch", w, d) for w, d in graph.narrowings]
     for w, d in dict.fromkeys([*traced.narrowings, *interpreter.narrowings]):
         narrowings.append(Narrowing("jax", w, d))
     _costs(session, narrowings)
@@ -721,7 +726,7 @@ def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool
         trials = session.search(front)[:6] if known < 3 else []
         for trial in trials:
             equal = session.equals(trial, trials, front)
-            done = session.accept(trial, front)
+            done = session.accept(trial)
             if done is not None:
                 if done.kind == "cause":
                     done.ties = equal

@@ -14,7 +14,6 @@ from twinvit.report.svg import Band, Chart, Mark, Series
 
 KINDS = {
     "cause": "proven cause",
-    "order": "equal values in another order",
     "precision": "a constant in a narrower type",
     "weights": "weights",
     "unknown": "cause not known",

@@ -202,7 +202,7 @@ def _solve(
             setattr(settings, number.name, chosen)
     best = settle()
     if numbers and best > limit:
-        best = _gauss_newton(settings, numbers, problem, port, settle, limit)
+        best = _gauss_newton(settings, numbers, problem, port, settle)
     return settings, best
 
 
@@ -212,7 +212,6 @@ def _gauss_newton(
     problem: Problem,
     port: np.ndarray,
     settle: Callable[[], float],
-    limit: float,
 ) -> float:
     x = np.array([n.inside(getattr(settings, n.name)) for n in numbers])
 

@@ -171,7 +171,7 @@ def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
         if type(port).__module__.startswith("equinox") or _is_equinox(port):
             import equinox
 
-            if train or not _has_key(port):
+            if train or not _draws_itself(port):
                 port = equinox.nn.inference_mode(port, value=not train)
         leaves, tree = jax.tree_util.tree_flatten_with_path(port)
         arrays = [i for i, (_, x) in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
@@ -206,8 +206,8 @@ def _is_equinox(port: Any) -> bool:
     return any(c.__module__.startswith("equinox") for c in type(port).__mro__)
 
 
-def _has_key(port: Any) -> bool:
-    """True for a module that takes a key: it decides about dropout itself."""
+def _draws_itself(port: Any) -> bool:
+    """True for a module that takes no key: it decides about dropout itself."""
     try:
         return "key" not in inspect.signature(port).parameters
     except (TypeError, ValueError):

@@ -89,9 +89,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     consumers: dict[int, list[int]] = field(default_factory=dict)
-    narrowings: list[tuple[str, str, int | None]] = field(
-        default_factory=list
-    )  # where, dtype, node
+    narrowings: list[tuple[str, str]] = field(default_factory=list)  # where, dtype
     modules: dict[str, str] = field(default_factory=dict)  # name: class
     buffers: set[str] = field(default_factory=set)
     _dependent: frozenset[int] | None = None
@@ -383,7 +381,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         where = where_in_user_code()
-        narrowed = self._widen_dtypes(func, args, kwargs, where)
+        narrowed = self._widen_dtypes(args, kwargs, where)
         writes = [
             a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write
         ]
@@ -453,9 +451,7 @@ class Recorder(TorchDispatchMode):
             self.track(value, value_id)
         return value
 
-    def _widen_dtypes(
-        self, func: Any, args: Any, kwargs: dict[str, Any], where: str
-    ) -> torch.dtype | None:
+    def _widen_dtypes(self, args: Any, kwargs: dict[str, Any], where: str) -> torch.dtype | None:
         dtype = kwargs.get("dtype")
         if dtype not in WIDE:
             return None
@@ -465,9 +461,7 @@ class Recorder(TorchDispatchMode):
             return None  # from integers or booleans: nothing is rounded
         if (where, str(dtype)) not in self.seen:
             self.seen.add((where, str(dtype)))
-            self.graph.narrowings.append(
-                (where, str(dtype).removeprefix("torch."), len(self.graph.nodes))
-            )
+            self.graph.narrowings.append((where, str(dtype).removeprefix("torch.")))
         return dtype
 
     def _record(

@@ -19,11 +19,9 @@ class Finding:
     """One difference between the reference and the port.
 
     Attributes:
-        kind: "cause" (a catalogued wrong version, proven), "order" (equal values in another order
-            that a consumer
-            feels), "precision" (a constant made in a narrower type), "weights" (parameters without
-            an equal) or
-            "unknown" (the place is known, the cause is not).
+        kind: "cause" (a catalogued wrong version, proven), "precision" (a constant made in a
+            narrower type), "weights" (parameters without an equal) or "unknown" (the place is
+            known, the cause is not).
         cause: identifier of the catalogue; "" where there is none.
         text: what is wrong and what to change where, in words.
         torch: the reference's place, "layers.0.mlp.act: gelu".

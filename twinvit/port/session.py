@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from twinvit.port.call import FITS, LAYOUT, Call, flat_tensors, results
 from twinvit.port.causes import Cause, Variant, causes_on
 from twinvit.port.index import EQUAL, Index, distance, evidence, layouts
-from twinvit.port.record_torch import Edit, Graph, Node
+from twinvit.port.record_torch import Edit, Graph, Node, Ref
 from twinvit.port.report import Operation
 
 NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
@@ -62,9 +62,7 @@ class Accepted:
     jax: str
     before: float
     after: float
-    key: str
     places: list[str] = field(default_factory=list)
-    regained: int = 0
     trial: Trial | None = None
     ties: list[str] = field(default_factory=list)
 
@@ -114,7 +112,8 @@ class Session:
         self.index = index
         self.noise = noise
         self.port_outputs = list(port_outputs)
-        self.original: dict[int, torch.Tensor] = {}
+        self.errors: dict[str, None] = {}  # causes that raised, where and what
+        self._confirmed: list[tuple[Node, dict[int, Edit]]] = []
         self.accepted: list[Accepted] = []
         self.trials = 0
         self.what: tuple[str, ...] = ("forward",)
@@ -127,9 +126,6 @@ class Session:
             int, int | None
         ] = {}  # by root id: entry, or None if it has evidence and no equal
         self._refresh(None)
-
-    # -- what is known ---------------------------------------------------------------------------
-    # ------------------
 
     def _live(self) -> set[int]:
         """Operations that an output depends on."""
@@ -280,13 +276,11 @@ class Session:
             or any(c in self.live for c in self.graph.consumers.get(value_id, []))
         )
 
-    def output_distance(self, changed: Mapping[int, torch.Tensor] | None = None) -> float:
+    def output_distance(self) -> float:
         """Relative L2 distance of all outputs together."""
         top = bottom = 0.0
         for out, theirs in zip(self.graph.outputs, self.port_outputs):
-            mine = numbers(
-                changed[out] if changed is not None and out in changed else self.graph.values[out]
-            )
+            mine = numbers(self.graph.values[out])
             norm = (
                 float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
             )
@@ -333,9 +327,6 @@ class Session:
                 Operation(node.index, node.scope, node.name, far, self.noise.get(out, 0.0), status)
             )
         return result
-
-    # -- candidates ------------------------------------------------------------------------------
-    # ------------------
 
     def sites(self, front: Node) -> list[Node]:
         """Operations at which the divergence seen at `front` can have been made, the likeliest
@@ -400,8 +391,6 @@ class Session:
                     yield cause, variant
             except Exception as error:  # a cause that does not apply here must not end the search
                 self.errors[f"{cause.name} at {site.name}: {type(error).__name__}: {error}"] = None
-
-    errors: dict[str, None] = {}
 
     def judge(
         self,
@@ -559,9 +548,6 @@ class Session:
             return True
         return squeezed_distance(numbers(proof[2]), theirs) <= self.tolerance(proof[0])
 
-    # -- accepting -------------------------------------------------------------------------------
-    # ------------------
-
     def apply(
         self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None
     ) -> None:
@@ -579,7 +565,6 @@ class Session:
             )
             changed.update(more)
         for i, value in changed.items():
-            self.original.setdefault(i, self.graph.values[i])
             self.graph.values[i] = value.detach()
         self._refresh(changed)
 
@@ -676,10 +661,10 @@ class Session:
             shapes,
         )
 
-    def accept(self, trial: Trial, front: Node) -> Accepted | None:
+    def accept(self, trial: Trial) -> Accepted | None:
         """Make the edit here and at every similar place where it is confirmed; None if the outputs
         move away."""
-        before = self._distance(trial, None)
+        before = self._distance(trial)
         start = self.output_distance()
         snapshot = self.snapshot()
         lost_before = self.count("lost")
@@ -719,7 +704,7 @@ class Session:
                     places.append(node)
                 self.apply(chosen)
         proof = trial.judged.proof
-        if proof is not None and not self._distance(trial, None) <= 10 * self.tolerance(proof[0]):
+        if proof is not None and not self._distance(trial) <= 10 * self.tolerance(proof[0]):
             self.undo(
                 snapshot
             )  # made at the other places too, it undoes itself here: make it here alone
@@ -732,7 +717,7 @@ class Session:
             return None
         for a, node in extended:
             a.places.append(node.place)
-        after = self._distance(trial, None)
+        after = self._distance(trial)
         entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
         name = trial.cause.name if trial.cause else ""
         kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
@@ -754,9 +739,7 @@ class Session:
             self.index.entries[entry].where if entry >= 0 else "",
             before,
             after,
-            trial.variant.key or trial.variant.text,
             [p.place for p in places],
-            gained,
             trial,
         )
 
@@ -785,15 +768,13 @@ class Session:
             self._confirmed.append((node, more))
         return True
 
-    _confirmed: list[tuple[Node, dict[int, Edit]]] = []
-
-    def _distance(self, trial: Trial, value: torch.Tensor | None) -> float:
+    def _distance(self, trial: Trial) -> float:
         """The distance of the first regained value, as it is now, to the port's that it is with the
         edit."""
         proof = trial.judged.proof
         if proof is None:
             return float("nan")
-        mine = numbers(self.graph.values[proof[0]] if value is None else value)
+        mine = numbers(self.graph.values[proof[0]])
         if proof[1] < 0:
             k = self.graph.outputs.index(proof[0]) if proof[0] in self.graph.outputs else 0
             return align_distance(mine, self.port_outputs[k])
@@ -849,9 +830,6 @@ class Session:
             and self.status(o) == status
         )
 
-    # -- unknown causes
-    # --------------------------------------------------------------------------------------------
-
     def substitute(self, front: Node) -> Accepted:
         """Put the port's value in the reference's place, where one can be told, and describe the
         difference."""
@@ -872,7 +850,7 @@ class Session:
                 if d == float("inf")
                 else ("no catalogued cause explains this operation")
             )
-            return Accepted("unknown", "", text, front, {}, {}, where, d, d, "", [front.place])
+            return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
         gain, far, entry, moved, place = best
         told = gain > 1 or (gain == 1 and place == out and not self.graph.consumers.get(place))
         shape = (
@@ -908,9 +886,7 @@ class Session:
             self.index.entries[entry].where,
             before,
             after,
-            "",
             [front.place],
-            gain,
         )
 
     def _put(
@@ -1008,7 +984,6 @@ class Session:
             {}, dict(values), first=min(self.graph.first_use(v) for v in values)
         )
         for i, value in changed.items():
-            self.original.setdefault(i, self.graph.values[i])
             self.graph.values[i] = value.detach()
         for i in values:  # from here on the value is given
             producer = self.graph.producer[i]
@@ -1091,8 +1066,6 @@ def squeezed_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _has_ref(tree: object) -> bool:
-    from twinvit.port.record_torch import Ref
-
     if isinstance(tree, Ref):
         return True
     if isinstance(tree, tuple | list):
@@ -1141,24 +1114,10 @@ def _checked(
 
 
 def _edited(node: Node, edit: Edit) -> Node:
-    from twinvit.port.record_torch import Ref
-
     if edit.refs is None:
-        return Node(
-            node.index,
-            edit.fn,
-            node.name,
-            node.args,
-            node.kwargs,
-            node.outs,
-            node.scope,
-            node.where,
-            node.refs,
-        )
+        return replace(node, op=edit.fn)
     args = tuple(Ref(r) for r in edit.refs)
-    return Node(
-        node.index, edit.fn, node.name, args, {}, node.outs, node.scope, node.where, list(edit.refs)
-    )
+    return replace(node, op=edit.fn, args=args, kwargs={}, refs=list(edit.refs))
 
 
 def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:

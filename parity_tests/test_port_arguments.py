@@ -1,5 +1,6 @@
 """What `port.explain` is given besides the models: inputs, an output to compare, weights."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import twinvit
 from twinvit import port
 from twinvit.port.weight_map import Rule
 
@@ -93,3 +95,14 @@ def test_a_map_is_applied_as_a_whole_or_not_at_all():
     assert not report.same and any("left as they were: b.weight" in n for n in report.notes)
     with pytest.raises(port.PortError, match="weights= is a dict"):
         port.explain(model, other, X, weights=params(model))
+
+
+def test_blind_spots_need_no_jax(monkeypatch):
+    # The package is imported anew; what there was is put back afterwards.
+    monkeypatch.setattr(twinvit, "port", port)
+    for name in [n for n in sys.modules if n.startswith("twinvit.port")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    from twinvit.port.audit import blind_spots
+
+    assert blind_spots(Tokens(), X, output=lambda out: out["tokens"][0], limit=20).spots

@@ -106,21 +106,14 @@ def blind_spots(
     Raises:
         PortError: the model refuses its inputs, or the metric is unknown.
     """
-    from twinvit.port.explainer import pick_output, preferred
-
     if metric not in ("allclose", "cosine", "kl", "top1"):
         raise PortError(f'metric={metric!r} is none of "allclose", "cosine", "kl", "top1"')
-    if isinstance(inputs, np.ndarray | torch.Tensor):
-        inputs = (inputs,)
 
     def pick(out: Any) -> list[Any]:
-        chosen = output(out) if callable(output) else out
-        found = pick_output(
-            record_torch.picked_leaves(chosen), None if callable(output) else output, "PyTorch"
-        )
-        return [
-            t for _, t in (found if len(found) == 1 or output is not None else preferred(found))
-        ]
+        found = record_torch.pick_torch(out, output)
+        if output is None:
+            found = record_torch.preferred(found)
+        return [t for _, t in found]
 
     graph = record_torch.record(torch_model, inputs, pick)
     right = numbers(graph.values[graph.outputs[0]])

@@ -284,3 +284,10 @@ def test_a_side_that_raises_is_named():
         explain_optimizer(sgd(), broken)
     with pytest.raises(PortError, match="PyTorch optimizer.*closure"):
         explain_optimizer(lambda p: torch.optim.LBFGS(p), optax.sgd(0.1))
+
+
+def test_what_remains_is_measured_at_the_numbers_that_are_shown():
+    decay = optax.add_decayed_weights(0.02 * (1 + 2e-12))
+    report = explain_optimizer(sgd(momentum=0), optax.chain(decay, optax.sgd(0.1)))
+    assert "(0.02)" in report.findings[0].text
+    assert 1e-14 < report.remaining < 1e-13  # the rounded decay's; the solved one's is 1e-16

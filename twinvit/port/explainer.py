@@ -59,11 +59,9 @@ def explain(
             port.Function(fn, params).
         inputs: arrays as the reference takes them; a mapping gives them by name.
         jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC
-            if the port
-            refuses those.
+            if the port refuses those.
         weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights
-            are put into the
-            port by a proposed map) or a WeightMap.
+            are put into the port by a proposed map), a WeightMap or the path of one.
         what: of "forward", "grad", "train".
         output: which array of a structured output: a key, an index, or a function that is given
             what either model returns (PyTorch's tensors, the port's JAX arrays) and returns what is

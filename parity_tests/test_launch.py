@@ -18,6 +18,10 @@ from jax_vit import devices as jax_devices
 from jax_vit import rendezvous
 from shared_vit.errors import UserError
 from shared_vit.run.asked import Asked
+from shared_vit.run.command_line import parse
+from shared_vit.run.record import Record, write_record
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
 from torch_vit import devices as torch_devices
 from torch_vit.ranks import launch
 
@@ -381,6 +385,22 @@ def test_slurm(nodes, host, monkeypatch):
     assert rendezvous.find_place(CFG) == rendezvous.Place(f"{host}:61443", 4, 3)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert rendezvous.find_place(CFG) is None
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--mode=eval"])
+def test_slurm_decides_the_place_in_a_run_that_goes_on(flag, tmp_path, monkeypatch):
+    """The record of a run holds the place of no start of it."""
+    known = Record(Recipe(), Machine(), None, {"name": "digits", "fingerprint": "1234"})
+    write_record(tmp_path, known)
+    asked = parse([flag, f"--run_dir={tmp_path}"], "x")
+    assert rendezvous.find_place(asked) is None
+    for name, value in dict(
+        JOB_ID="4097", STEP_NODELIST="n7", STEP_NUM_TASKS="4", PROCID="3"
+    ).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert rendezvous.find_place(asked) == rendezvous.Place("n7:61441", 4, 3)
+    asked = parse([flag, f"--run_dir={tmp_path}", "--num_processes=1"], "x")
+    assert rendezvous.find_place(asked) is None
 
 
 def test_processes_of_one_host_share_its_gpus():

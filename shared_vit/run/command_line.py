@@ -17,7 +17,7 @@ from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FOLDER_FROM_WEIGHTS, PRESETS
-from shared_vit.run.record import MODEL_FLAGS, SIZE_FLAGS, read_record, run_of
+from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, read_record, run_of
 from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -217,8 +217,8 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
     own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.machine)
     base = {n: own[n] for table in (Recipe, Machine) for n in settings_of(table)}
     base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
-    base |= {"preset": record.preset, "run_dir": given.get("run_dir"), "stop_at": None}
-    base |= dict.fromkeys(record.left_open)
+    base |= dict.fromkeys((*OF_A_START, *record.left_open))
+    base |= {"preset": record.preset, "run_dir": given.get("run_dir")}
     if given.get("mode") == "eval":  # of the run's newest checkpoint, on whatever devices are here
         base |= dict.fromkeys(("init_from", *LEFT_OPEN))
     return Asked(given, base, record)

@@ -25,7 +25,7 @@ VERSION = 2
 _KEY = "twinvit_run"  # its value is the version
 _MOST = 1 << 24
 # Fields of Machine that belong to one start of a run and not to the run.
-_OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
+OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
 
 
 class NotARun(UserError):
@@ -62,7 +62,7 @@ def path_of(run_dir: str | Path) -> Path:
 
 def write_record(run_dir: str | Path, record: Record) -> None:
     """Write a run's config.json. Raises UserError where that fails."""
-    fresh = {f.name: f.default for f in dataclasses.fields(Machine) if f.name in _OF_A_START}
+    fresh = {f.name: f.default for f in dataclasses.fields(Machine) if f.name in OF_A_START}
     write_sealed(
         path_of(run_dir),
         {

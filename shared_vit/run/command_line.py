@@ -227,9 +227,10 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
 def _implied(asked: Asked) -> Asked:
     """What some flags mean for others that were left open."""
     base = dict(asked.base)
-    if asked.preset == "cifar10" and asked.data_dir and "data" not in asked.given:
+    new = asked.record is None
+    if new and asked.preset == "cifar10" and asked.data_dir and "data" not in asked.given:
         base["data"] = "folder"
-    if asked.data == "digits" and "model" in asked.given and asked.record is None:
+    if new and asked.data == "digits" and "model" in asked.given:
         if "image_size" not in asked.given:
             patch = asked.patch_size or model_config(asked.model).patch_size
             base["image_size"] = 8 if 8 % patch == 0 else 2 * patch

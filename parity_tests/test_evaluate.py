@@ -116,7 +116,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(tuned, tmp_path, capsys):
 
 def test_a_head_of_other_classes_is_refused(tuned, tmp_path):
     two = folder_of_pictures(tmp_path / "two", classes=2)
-    for flags in (["--data=folder", f"--data_dir={two}"], ["--preset=digits", "--data=digits"]):
+    for flags in (["--data=folder", f"--data_dir={two}"], ["--data=digits"]):
         argv = ["--mode=eval", f"--init_from={tuned}", "--device=cpu", *flags]
         with pytest.raises(UserError, match=r"has (2|10) classes, the weights have 3"):
             make_plan(parse(argv, "x").replace(world_size=1, precision="fp32"), "torch")

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,9 +72,9 @@ def parse(argv: list[str], prog: str) -> Asked:
         if "epochs" in given:
             of_file.pop("steps", None)  # which would override them
         given = of_file | given
-    given = {name: value for name, value in given.items() if value != "auto"}
-    asked, notice = _with_base(given)
-    asked = _implied(asked)
+    auto = {n for n, value in given.items() if value == "auto" and flags()[n][1].choices}
+    asked, notice = _with_base({n: value for n, value in given.items() if n not in auto})
+    asked = _implied(asked, auto.intersection(LEFT_OPEN))
     check(asked)
     asked = dataclasses.replace(
         asked, left_open=frozenset(n for n in LEFT_OPEN if getattr(asked, n) is None)
@@ -151,6 +152,9 @@ def _of_file(path: str) -> dict[str, Any]:
 
 def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
     """The flags and what they change, and a notice where the choice was not the user's."""
+    if (preset := given.get("preset")) and preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {known}.")
     if given.get("resume") and not given.get("run_dir"):
         raise UserError("--resume needs --run_dir: the directory of the run to continue")
     if given.get("resume"):
@@ -178,11 +182,6 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
 
 def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
     if preset := given.get("preset"):
-        if preset not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise UserError(
-                f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {known}."
-            )
         return preset, None
     data = given.get("data")
     if data == "folder":
@@ -214,6 +213,11 @@ def _folder_notice(given: dict[str, Any]) -> str:
 def _of_run(given: dict[str, Any], run: Path) -> Asked:
     """The flags, and the settings of a run as their base."""
     record = read_record(run)
+    if given.get("preset") not in (None, record.preset):
+        raise UserError(
+            f"--preset={given['preset']}, and the run in {run} began with {record.preset or 'none'}"
+            ": leave --preset out, or set single flags (--data, --data_dir, ...)"
+        )
     own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.machine)
     base = {n: own[n] for table in (Recipe, Machine) for n in settings_of(table)}
     base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
@@ -224,9 +228,9 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
     return Asked(given, base, record)
 
 
-def _implied(asked: Asked) -> Asked:
-    """What some flags mean for others that were left open."""
-    base = dict(asked.base)
+def _implied(asked: Asked, auto: Iterable[str]) -> Asked:
+    """What some flags mean for others that were left open; `auto` are left open by their value."""
+    base = dict(asked.base) | dict.fromkeys(auto)
     new = asked.record is None
     if new and asked.preset == "cifar10" and asked.data_dir and "data" not in asked.given:
         base["data"] = "folder"

@@ -3,9 +3,12 @@ otherwise, and messages name only flags."""
 
 import pytest
 
+from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.run.command_line import parse
-from shared_vit.run.record import Record, write_record
+from shared_vit.run.command_line import named_model, parse
+from shared_vit.run.plan import make_plan
+from shared_vit.run.record import Record, differences, read_record, write_record
+from shared_vit.spec import init
 from shared_vit.spec.config import model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -13,6 +16,7 @@ from shared_vit.spec.recipe import Recipe
 
 def write_run(folder, preset: str | None = "digits", model: str = "vit_nano2", **recipe) -> None:
     recipe = dict(data="digits", batch_size=64, model=model_config(model, 10, 8)) | recipe
+    folder.mkdir(exist_ok=True)
     data = {"name": "x", "fingerprint": "1234"}
     write_record(folder, Record(Recipe(**recipe), Machine(compile="on"), preset, data))
 
@@ -49,3 +53,23 @@ def test_auto_leaves_a_device_open_that_the_run_was_given(tmp_path):
     assert (asked.device, asked.compile, asked.precision) == (None, None, "fp32")
     assert asked.left_open == {"device", "compile"} and "device" not in asked.given
     assert parse(["--preset=digits", "--run_dir=auto"], "x").run_dir == "auto"
+
+
+def test_a_mean_with_a_class_token_is_a_mean(tmp_path):
+    """--pool=mean of a new model leaves the class token out; of weights it says nothing of it."""
+    cfg = model_config("vit_nano2", 10, 8, pool="mean")
+    weights.write(tmp_path / "w.safetensors", cfg, init.draw(cfg, 0))
+    start = ["--preset=digits", f"--init_from={tmp_path / 'w.safetensors'}", "--pool=mean"]
+    for flags in (start, [*start, "--mode=eval"]):
+        asked = parse([*flags, "--device=cpu", "--world_size=1"], "x")
+        assert make_plan(asked, "torch").model.class_token
+    with pytest.raises(UserError, match="flags: --pool=token, and they have mean$"):
+        make_plan(parse([*start, "--mode=eval", "--pool=token"], "x"), "torch")
+    assert not named_model(parse(["--preset=digits", "--pool=mean"], "x"), 10).class_token
+
+    write_run(tmp_path / "token")
+    asked = parse(["--resume", f"--run_dir={tmp_path / 'token'}", "--pool=mean"], "x")
+    found = make_plan(asked.replace(world_size=1), "torch").record()
+    assert differences(read_record(tmp_path / "token"), found) == [
+        "--pool is token there, mean here"
+    ]

@@ -19,7 +19,7 @@ from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FOLDER_FROM_WEIGHTS, PRESETS
 from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, read_record, run_of
-from shared_vit.spec.config import ModelConfig, model_config
+from shared_vit.spec.config import DEFAULT_MODEL, ModelConfig, model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import Kind, Setting, check_range, settings_of
@@ -123,15 +123,14 @@ def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
     """
     named = SIZE_FLAGS if "model" in asked.given else ()
     names = [n for n in sorted(MODEL_FLAGS) if n in asked.given or not (only_given or n in named)]
-    changes = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
-    if changes.get("pool") == "mean":
-        changes["class_token"] = False
-    return changes
+    return {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
 
 
 def named_model(asked: Asked, num_classes: int) -> ModelConfig:
     """The ModelConfig of --model with the sizes that flags change. Raises UserError."""
     changes = {"num_classes": num_classes} | model_changes(asked)
+    if changes.get("pool") == "mean":
+        changes["class_token"] = False
     if "width" in changes:
         changes = {"mlp_dim": 4 * changes["width"]} | changes
         if "num_heads" not in changes:
@@ -140,7 +139,7 @@ def named_model(asked: Asked, num_classes: int) -> ModelConfig:
                     f"--width={changes['width']} is not a multiple of {HEAD_WIDTH}: set --num_heads"
                 )
             changes["num_heads"] = max(1, changes["width"] // HEAD_WIDTH)
-    return model_config(asked.model or "vit_b16", **changes)
+    return model_config(asked.model or DEFAULT_MODEL, **changes)
 
 
 def _of_file(path: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run from weights has their model, and says in four lines what it took from them."""
 
 import pytest
+import safetensors.numpy
 
 from shared_vit import weights
 from shared_vit.errors import UserError
@@ -8,6 +9,7 @@ from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import first_or_given_state, make_plan
 from shared_vit.run.presets import PRESETS
+from shared_vit.run.record import write_record
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
@@ -116,3 +118,25 @@ def test_a_resumed_run_keeps_its_sizes(tmp_path):
     for flag, said in (("--model=vit_nano2", "width is 128"), ("--depth=3", "--depth is 4")):
         other = make_plan(parse([*run, flag], "x").replace(**machine), "torch")
         assert any(said in line for line in differences(plan.record(), other.record()))
+
+
+def test_a_start_that_saved_nothing_reads_the_weights_as_it_did(tmp_path):
+    """--num_heads and --num_classes, which the file does not say, are those of the record."""
+    cfg = ModelConfig(
+        image_size=8, patch_size=2, width=64, depth=1, num_heads=2, mlp_dim=96, num_classes=10
+    )
+    path = tmp_path / "timm.safetensors"
+    weights.write(path, cfg, init.draw(cfg, 3), format="timm")
+    bare = {n: a for n, a in safetensors.numpy.load_file(path).items() if "head" not in n}
+    path.with_name(path.name + ".json").unlink(missing_ok=True)
+    safetensors.numpy.save_file(bare, path)
+    flags = ["--preset=digits", f"--init_from={path}", "--num_heads=2", "--num_classes=10"]
+    run = f"--run_dir={tmp_path / 'run'}"
+    begun = make_plan(parse([*flags, run, "--device=cpu", "--world_size=1"], "x"), "torch")
+    (tmp_path / "run").mkdir()
+    write_record(tmp_path / "run", begun.record())
+    resumed = make_plan(parse(["--resume", run], "x"), "torch")
+    assert resumed.recipe == begun.recipe
+    first, again = first_or_given_state(begun), first_or_given_state(resumed)
+    assert first.config == again.config and first.config.num_heads == 2
+    assert all((first.params[n] == a).all() for n, a in again.params.items())

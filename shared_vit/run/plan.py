@@ -163,8 +163,10 @@ def first_or_given_state(plan: Plan) -> TrainState:
     """The state before the first update: drawn from the seed, or read from --init_from."""
     recipe, given = plan.recipe, plan.weights
     if recipe.init_from:
-        given = given or GivenWeights(_newest(recipe.init_from))  # resumed before any checkpoint
         cfg = recipe.model
+        if given is None:  # resumed before any checkpoint
+            hints = dict(num_heads=cfg.num_heads, num_classes=cfg.num_classes)
+            given = GivenWeights(_newest(recipe.init_from), **hints)
         source = given.source
         _, adapted = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
         arrays = in_memory(adapted)

@@ -1,5 +1,6 @@
 """An image that cannot be decoded stops the run, or is replaced by its neighbour and reported."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 from data_helpers import digest, folder_run, image_folder, take
 
 from shared_vit.data import examples
+from shared_vit.data.check import check_folder
+from shared_vit.data.sources import folder as folder_source
 from shared_vit.errors import UserError
 
 BAD = {
@@ -130,6 +133,21 @@ def test_check_finds_them_all(folder):
     for name in BAD:
         assert sum(str(folder / name) + ": " in line for line in found.stdout.splitlines()) == 1
     assert "Traceback" not in found.stderr
+
+
+def test_check_names_files_that_cannot_be_read_once(tmp_path, monkeypatch, capsys):
+    """Also those that have no UTF-8 name, whose path no terminal could show."""
+    image_folder(tmp_path)
+    for name in (b"large.jpg", b"\xff.jpg"):
+        with open(os.path.join(os.fsencode(tmp_path), b"train", b"n01", name), "wb") as file:
+            file.truncate(100_000)
+    monkeypatch.setattr(folder_source, "MOST_BYTES", 99_999)
+    assert check_folder(tmp_path) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        f"cannot read {tmp_path}/train/n01/{name}: it has more than 99,999 bytes"
+        for name in ("large.jpg", r"\xff.jpg")
+    ]
 
 
 def test_check_of_a_good_folder_leaves_with_status_0(tmp_path):

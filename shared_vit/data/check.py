@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shared_vit.cores import cores
-from shared_vit.data.decode import decode
+from shared_vit.data.decode import DecodeError, decode
 from shared_vit.data.sources.folder import VAL_NAMES, FolderSplit
 from shared_vit.data.sources.listing import list_split
 from shared_vit.errors import UserError
@@ -31,25 +31,25 @@ def check_folder(root: Path) -> int:
         split = FolderSplit(root, list_split(root, name))
         total += len(split)
         checked = _complaints(split)
-        for where, reason in tqdm(
-            checked, total=len(split), desc=name, unit=" images", mininterval=1
-        ):
-            if reason:
+        for complaint in tqdm(checked, total=len(split), desc=name, unit=" images", mininterval=1):
+            if complaint:
                 bad += 1
-                tqdm.write(f"{where}: {reason}")
+                tqdm.write(complaint)
     print(f"{total:,} images checked, {bad:,} cannot be decoded")
     return bad
 
 
-def _complaints(split: FolderSplit) -> Iterator[tuple[str, str]]:
-    """Where and why for each image in turn; both empty for a good one."""
+def _complaints(split: FolderSplit) -> Iterator[str]:
+    """Where and why for each image in turn; empty for a good one."""
 
-    def check(index: int) -> tuple[str, str]:
+    def check(index: int) -> str:
         try:
             decode(split.read(index)[0])
-        except UserError as error:  # not read, or not decoded
-            return split.where(index), str(error)
-        return "", ""
+        except DecodeError as error:
+            return f"{split.where(index)}: {error}"
+        except UserError as error:  # not read; it says where
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor(cores()) as pool:
         for begin in range(0, len(split), _AT_ONCE):

@@ -28,6 +28,8 @@ class FolderSplit:
         """Raises UserError for a file that is gone, unreadable, not regular or too large."""
         try:
             return read_limited(self._path(index), MOST_BYTES), int(self._labels[index])
+        except UserError as error:
+            raise UserError(printable(str(error))) from error
         except OSError as error:
             raise UserError(f"cannot read {self.where(index)}: {error.strerror}") from error
 

@@ -134,6 +134,16 @@ def test_what_is_not_there_is_named(data_dir):
     assert "one image and one class label" in found and "['number']" in found
 
 
+def test_a_complaint_without_words_is_one_message(data_dir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def builder(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    assert complaint("twinvit_photos", data_dir) == "--data=tfds:twinvit_photos: AssertionError"
+
+
 def test_a_bad_example_is_told_by_number(data_dir, monkeypatch):
     dataset = opened("twinvit_photos", data_dir)
     monkeypatch.setattr(type(dataset.val), "read", lambda self, index: (b"no image", 0))

@@ -270,6 +270,10 @@ CONFIGS = {
     "steps a text": version_1(total_steps="3"),
     "steps a fraction": version_1(total_steps=1e400),
     "lr a long number": version_1(train={"lr": 10**400}),
+    "preset a number": version_1(
+        train=dataclasses.asdict(Recipe()) | {"preset": 5},
+        model=dataclasses.asdict(Recipe().model),
+    ),
     "mean of texts": version_1(model=dataclasses.asdict(Recipe().model) | {"mean": ["a", 1, 2]}),
 }
 

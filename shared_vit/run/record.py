@@ -148,6 +148,7 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
     try:
         flags, model = dict(document["train"]), dict(document["model"])
         steps, data = document["total_steps"], _data(document["data"])
+        preset = _text(flags.get("preset"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error!r}") from error
     recipe = {name: flags[name] for name in settings_of(Recipe) if name in flags}
@@ -158,7 +159,7 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
     return Record(
         recipe=Recipe.from_dict(recipe | {"model": model, "steps": steps}, where),
         machine=Machine.from_dict(dataclasses.asdict(Machine()) | machine, where),
-        preset=_text(flags.get("preset")),
+        preset=preset,
         data=data,
         id="",
         first_version=1,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from shared_vit.data.dataset import Dataset, fingerprint
 from shared_vit.errors import UserError, nearest
+from shared_vit.files import reason
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -66,7 +67,7 @@ def tfds_dataset(name: str, data_dir: str | None) -> Dataset:
             f"TFDS has no data set {name!r}{nearest(name, known)} (--data=tfds:{name})"
         ) from error
     except (ValueError, AssertionError) as error:  # unknown config or version
-        raise UserError(f"--data=tfds:{name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--data=tfds:{name}: {reason(error)}") from error
     splits = dict(builder.info.splits)
     if not splits:
         raise UserError(

@@ -15,7 +15,9 @@ from shared_vit.errors import UserError
 from shared_vit.run import checkpoint, plan
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan
+from shared_vit.run.start_from import describe_start
 from shared_vit.spec.config import model_config
+from shared_vit.weights.checkpoints import MODEL
 from twinvit.train import evaluate
 
 FLAGS = ("--batch_size=16", "--steps=4", "--warmup_steps=2", "--workers=0", "--lr=1e-2")
@@ -94,6 +96,20 @@ def test_a_checkpoint_of_a_run_is_evaluated_on_its_data(tuned, capsys):
         assert evaluate([f"{tuned}/checkpoints/{path}", "--device=cpu"]) == 0
         said = capsys.readouterr().out
         assert "(step 2)" in said and result_of(tuned, 2) in said
+
+
+def test_the_step_is_the_checkpoint_s_own(tuned, tmp_path, capsys):
+    """Wherever it lies, and whatever of it is named; weights that are no checkpoint have none."""
+    for path in (tuned, *(tuned / "checkpoints/step_4" / name for name in ("", MODEL))):
+        begun = make_plan(parse([f"--init_from={path}", "--preset=digits"], "x"), "torch")
+        assert ", step 4), " in describe_start(begun.weights.source, begun.model)[0]
+    shutil.copytree(tuned / "checkpoints/step_4", tmp_path / "best")
+    (tmp_path / "step_9").mkdir()
+    shutil.copy(tmp_path / "best" / MODEL, tmp_path / "step_9")
+    for name, said in (("best", f"best/{MODEL} (step 4) on"), ("step_9", f"step_9/{MODEL} on")):
+        path = tmp_path / name / MODEL
+        assert train_here("torch", tuned, "--mode=eval", f"--init_from={path}") == 0
+        assert said in capsys.readouterr().out
 
 
 def test_other_weights_are_evaluated_on_a_run_s_data(tuned, tmp_path, capsys):

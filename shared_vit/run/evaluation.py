@@ -58,7 +58,8 @@ def describe(result: dict[str, float]) -> str:
 def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
     """One line: which weights, on which data, prepared how, with which result."""
     assert plan.weights is not None
-    step = "" if plan.weights.step is None else f" (step {plan.weights.step})"
+    at = plan.weights.source.step
+    step = "" if at is None else f" (step {at})"
     split = "the part held out of training" if plan.dataset.minival else "validation split"
     return (
         f"{plan.weights.path}{step} on {plan.dataset.name}, {split}, "

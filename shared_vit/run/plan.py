@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,13 +45,6 @@ class GivenWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "hints": self.hints}  # open files stay in their process
-
-    @property
-    def step(self) -> int | None:
-        """The step of the checkpoint that they are, None for other files."""
-        parts = (self.path.name, self.path.parent.name)
-        found = [m for part in parts if (m := re.fullmatch(r"step_(\d+)", part))]
-        return int(found[0][1]) if found else None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a path to files: the weights, and the JSON files that say what no array does."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,9 +44,10 @@ def locate(path: Path) -> Located:
             "model folder"
         )
     if not path.is_dir():
-        return _with_json(path, [path])
+        return dataclasses.replace(_with_json(path, [path]), step=_step_of(path))
     if (path / checkpoints.STATE).exists():
-        return Located(path, [path / checkpoints.MODEL], step=_step(path))
+        step = _step(checkpoints.opened(path).document)
+        return Located(path, [path / checkpoints.MODEL], step=step)
     inner = path / "checkpoints"
     run_dir = path if inner.is_dir() else path.parent
     found = checkpoints.newest_in(inner if inner.is_dir() else path, _of_run(run_dir))
@@ -90,8 +92,18 @@ def _of_run(run_dir: Path) -> checkpoints.Accept | None:
     return checkpoints.of_run(document.get("id"), document.get("first_version"))
 
 
-def _step(checkpoint: Path) -> int | None:
-    step = checkpoints.opened(checkpoint).document.get("step")
+def _step_of(file: Path) -> int | None:
+    """The step of the checkpoint that a file is the model of; None for other files."""
+    if file.name != checkpoints.MODEL:
+        return None
+    try:
+        return _step(read_sealed(file.with_name(checkpoints.STATE)))
+    except (FileNotFoundError, UserError):  # no state, or another program's
+        return None
+
+
+def _step(state: JsonObject) -> int | None:
+    step = state.get("step")
     return step if isinstance(step, int) else None
 
 

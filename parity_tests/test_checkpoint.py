@@ -133,6 +133,20 @@ def test_the_newest_are_kept(tmp_path):
     assert checkpoint.newest(tmp_path).step == 10
 
 
+def test_folders_have_the_rights_that_the_umask_leaves(tmp_path, monkeypatch):
+    """It is the process's, and threads that create files see every change of it."""
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+        save(tmp_path / "run", 3)
+        monkeypatch.undo()
+    finally:
+        os.umask(before)
+    folder = tmp_path / "run/checkpoints/step_3"
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert all(path.stat().st_mode & 0o777 == 0o640 for path in folder.iterdir())
+
+
 def test_what_a_killed_writer_left_is_no_checkpoint_and_goes(tmp_path):
     save(tmp_path, 4)
     shutil.copytree(tmp_path / "checkpoints/step_4", tmp_path / "checkpoints/.step_9.abc.tmp")

@@ -81,7 +81,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -94,6 +94,15 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the names in a folder, are on disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def check_name(where: str | os.PathLike, name: object) -> None:
     """Raise UserError for an array's name that is unfit for messages: long, or not printable."""
     if not isinstance(name, str) or not name.isprintable() or len(name) > 300:
@@ -104,11 +113,3 @@ def check_name(where: str | os.PathLike, name: object) -> None:
 def reason(error: BaseException) -> str:
     """A library's message about a damaged file: one line of at most 200 characters."""
     return ((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,6 @@ checkpoints/step_N/
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from shared_vit.errors import UserError
+from shared_vit.files import beside, sync
 from shared_vit.run.directory import METRICS, RunDir
 from shared_vit.run.record import Record
 from shared_vit.run.state import TrainState
@@ -86,28 +86,24 @@ class Writer:
     def _write(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
         final = self.folder / f"step_{step}"
         state = snapshot()
-        temporary = None
+        temporary = beside(final)
         try:
             self.run_dir.check()
             _check_finite(state)
             self.folder.mkdir(parents=True, exist_ok=True)
             metrics = self.run_dir.folder / METRICS
             if metrics.exists():
-                _sync(metrics)
-            temporary = Path(
-                tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_TEMPORARY, dir=self.folder)
-            )
-            temporary.chmod(0o777 & ~_umask())
+                sync(metrics)
+            temporary.mkdir()
             write(temporary, state, extra)
             _replace_folder(temporary, final)
-            _sync(self.folder)
+            sync(self.folder)
             if self.keep:
                 for old in [s for s in checkpoints.steps(self.folder) if s <= step][self.keep :]:
                     _remove(self.folder / f"step_{old}")
             self.run_dir.check()
         except (OSError, UserError) as error:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             self.run_dir.check()
             reason = error if isinstance(error, OSError) else error.__cause__ or error
             raise UserError(
@@ -217,7 +213,7 @@ def _check_finite(state: TrainState) -> None:
 
 def _replace_folder(temporary: Path, final: Path) -> None:
     """Put a new folder in place, synced. A skipped checkpoint that is there already is removed."""
-    _sync(temporary)
+    sync(temporary)
     if final.exists():
         _remove(final)
     os.rename(temporary, final)
@@ -235,20 +231,6 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what a process left that was killed while it wrote."""
     for path in folder.glob(f".step_*{_TEMPORARY}"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _reason(error: BaseException) -> str:

@@ -15,10 +15,10 @@ SHARE = 100  # one example of so many is held out
 def with_minival(dataset: Dataset) -> Dataset:
     """The data set with a random 1 % of its training split as validation, and trained on the rest.
 
-    The same 1 % whatever the seed of the run: it is the first of the permutation that the training
-    stream draws for seed 0. (The end of a listing would be the last classes.) At least one example;
-    both parts keep the order of the listing. A data set that has it already comes back as it is.
-    Raises UserError for a training split of one example.
+    The same 1 % whatever the seed of the run: it is the first of `order.permutation` with seed 0.
+    (The end of a listing would be the last classes.) At least one example; both parts keep the
+    order of the listing. A data set that has it already comes back as it is. Raises UserError for a
+    training split of one example.
     """
     if dataset.minival:
         return dataset

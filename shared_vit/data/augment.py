@@ -17,7 +17,8 @@ NUM_UNIFORMS = 2 * TRIES + 3  # area and ratio of each try, top, left, flip
 
 
 @functools.cache
-def _cv2() -> ModuleType:
+def opencv() -> ModuleType:
+    """cv2, imported on first use, with one thread."""
     import cv2
 
     cv2.setNumThreads(0)  # the pipeline has threads of its own
@@ -58,7 +59,7 @@ def random_crop_flip(
     arithmetic, equal on every processor. image: uint8 [H, W, 3]; uniforms, min_area: those of
     `crop_box`.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = image.shape[:2]
     top, left, h, w = crop_box(uniforms, height, width, min_area)
     crop = cv2.resize(
@@ -92,7 +93,7 @@ def random_affine(image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     What comes in from outside is black. image: uint8 [H, W, 3] -> the same; uniforms: at least 4,
     in [0, 1).
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     angle, scale, right, down = (2 * uniforms[:4] - 1) * (12, 0.12, 0.8, 0.8)
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1 + scale)
@@ -106,4 +107,4 @@ def _offset(uniform: float, most: int) -> int:
 
 
 def _flip(crop: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-    return _cv2().flip(crop, 1) if uniforms[-1] < 0.5 else crop
+    return opencv().flip(crop, 1) if uniforms[-1] < 0.5 else crop

@@ -31,23 +31,16 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
+
+from shared_vit.data.augment import opencv
 
 FILL = 128
 UNIFORMS_PER_LAYER = 4  # operation, direction, row and column of the cutout
 _GREY = (19595, 38470, 7471)  # ITU-R 601's weights in 2^-16, as Pillow has them
 _FRACTION = 30  # bits of sines and cosines
 _BAND = 1 << 14  # numbers that are blended at a time
-
-
-@functools.cache
-def _cv2() -> ModuleType:
-    import cv2
-
-    cv2.setNumThreads(0)
-    return cv2
 
 
 @dataclass(frozen=True)
@@ -62,14 +55,15 @@ class RandAugment:
         return self.layers * UNIFORMS_PER_LAYER
 
     def __call__(self, image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """uint8 [S, S, 3] -> the same, another array; uniforms: [num_uniforms], in [0, 1)."""
+        """uint8 [S, S, 3] -> the same type and shape; uniforms: [num_uniforms], in [0, 1)."""
         return rand_augment(image, self.magnitude, uniforms.reshape(-1, UNIFORMS_PER_LAYER))
 
 
 def rand_augment(image: np.ndarray, magnitude: int, uniforms: np.ndarray) -> np.ndarray:
     """One random operation after another, a layer for each row of `uniforms`.
 
-    image: uint8 [S, S, 3] -> a new one; magnitude: 1 to 15; uniforms: [N, 4] in [0, 1).
+    image: uint8 [S, S, 3] -> a new one, or itself where N is 0; magnitude: 1 to 15; uniforms:
+    [N, 4] in [0, 1).
     """
     for operation, direction, row, column in uniforms.tolist():
         name = OPERATIONS[int(operation * len(OPERATIONS))]
@@ -86,7 +80,7 @@ def apply(
     if name in _PLACES:
         places = gather_places(name, len(image), magnitude, sign)
         # Between whole coordinates there is nothing to interpolate: this is a gather.
-        cv2 = _cv2()
+        cv2 = opencv()
         return cv2.remap(
             image,
             places,
@@ -197,7 +191,7 @@ def _solarize_add(image: np.ndarray, magnitude: int) -> np.ndarray:
 
 def _color(image: np.ndarray, magnitude: int) -> np.ndarray:
     grey = _grey(image).astype(np.uint8)
-    return _blend(image, _cv2().merge([grey, grey, grey]), magnitude)
+    return _blend(image, opencv().merge([grey, grey, grey]), magnitude)
 
 
 def _contrast(image: np.ndarray, magnitude: int) -> np.ndarray:
@@ -212,7 +206,7 @@ def _brightness(image: np.ndarray, magnitude: int) -> np.ndarray:
 
 def _sharpness(image: np.ndarray, magnitude: int) -> np.ndarray:
     # The sums are whole numbers of at most 3315: exact, in whatever type they are added.
-    cv2 = _cv2()
+    cv2 = opencv()
     smooth = cv2.filter2D(image, cv2.CV_16S, _SMOOTH).view(np.uint16) // 13
     result = _blend(image, smooth, magnitude)
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
@@ -249,12 +243,12 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _mapped(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Each level looked up in int32 [256], clipped to 0..255."""
-    return _cv2().LUT(image, np.clip(table, 0, 255).astype(np.uint8))
+    return opencv().LUT(image, np.clip(table, 0, 255).astype(np.uint8))
 
 
 def _by_channel(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Each channel mapped by the table, int32 [256], of its counts of levels, int64 [256]."""
-    cv2 = _cv2()
+    cv2 = opencv()
     channels = []
     for channel in cv2.split(image):
         # Counted in 32 bits and exact as float32 up to 2^24 pixels, more than an input may have.

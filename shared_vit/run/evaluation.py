@@ -8,6 +8,7 @@ import numpy as np
 
 from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.plan import Plan
+from shared_vit.run.start_from import numbers
 from shared_vit.run.state import Lazy, Trainer
 
 LAG = 2  # results are read this many steps late, so that reading never makes the device wait
@@ -70,14 +71,10 @@ def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
 def describe_preprocessing(plan: Plan) -> str:
     """What turns a picture of the validation split into the model's input."""
     model = plan.model
-    size, normalised = model.image_size, f"mean {_three(model.mean)}, std {_three(model.std)}"
+    size, normalised = model.image_size, f"mean {numbers(model.mean)}, std {numbers(model.std)}"
     if not plan.dataset.photographs:
         return f"{size} px by the nearest pixel, {normalised}"
     if model.eval_resize == 0:
         return f"squashed to {size} px ({model.interpolation}), {normalised}"
     shorter = round(size * model.eval_resize)
     return f"shorter side to {shorter} px ({model.interpolation}), centre {size} px, {normalised}"
-
-
-def _three(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)

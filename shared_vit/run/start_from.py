@@ -17,7 +17,7 @@ def describe_start(source: Source, model: ModelConfig) -> list[str]:
         f"starts from: {source.path} (format {source.format}{step}), {name_of(source.cfg)}",
         f"head: {_head(source.cfg, model)}",
         f"positions: {_positions(source.cfg, model)}",
-        f"input: mean {_numbers(model.mean)}, std {_numbers(model.std)}; LayerNorm eps "
+        f"input: mean {numbers(model.mean)}, std {numbers(model.std)}; LayerNorm eps "
         f"{model.norm_eps:g}, GELU {model.gelu}",
     ]
     if source.assumed:
@@ -47,5 +47,6 @@ def _side(cfg: ModelConfig) -> int:
     return cfg.image_size // cfg.patch_size
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def numbers(values: tuple[float, ...]) -> str:
+    """Mean or standard deviation of the colours, for a message."""
     return " ".join(f"{value:g}" for value in values)

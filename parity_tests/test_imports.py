@@ -104,6 +104,7 @@ def test_benchmarks_import_no_tests():
         ),
         ("twinvit.train, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb tyro"),
         ("twinvit", "torch jax flax grain sklearn matplotlib wandb tyro"),
+        ("shared_vit.run.command_line", "numpy shared_vit.data shared_vit.weights"),
         ("shared_vit.weights", "torch jax grain tyro wandb"),
         ("twinvit.port", "torch jax jax_vit.model torch_vit.model"),
     ],

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
 from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
@@ -55,7 +54,6 @@ ELSEWHERE = {
     "evaluate": "mode=eval",
 }
 HEAD_WIDTH = 64  # of all published ViTs but the largest
-SOURCES = ("digits", "imagenet", "folder", "tfds:<name>")
 
 
 def parse(argv: list[str], prog: str) -> Asked:
@@ -91,12 +89,7 @@ def check(asked: Asked) -> None:
         check_range(name, value, about, "--{}")
         if isinstance(value, float) and (math.isnan(value) or math.isinf(value) and name != "clip"):
             raise UserError(f"--{name} must be a number, not {value}")
-    if asked.data not in SOURCES[:3] and not asked.data.startswith("tfds:"):
-        name = asked.data.lower().replace("-", "")
-        hint = nearest(asked.data, SOURCES)
-        if name in PRESETS and name not in SOURCES:
-            hint = f"; did you mean --preset={name}, or --data={PRESETS[name]['data']}?"
-        raise UserError(f"unknown data set {asked.data!r}{hint} Data sets: {', '.join(SOURCES)}.")
+    _check_data(asked.data)
     if asked.data == "digits" and "data_dir" in asked.given:
         raise UserError(
             "--data_dir is given, and the digits are part of the package: use --data=folder "
@@ -114,6 +107,18 @@ def check(asked: Asked) -> None:
     Recipe(**{k: v for k, v in asked.values_of(Recipe).items() if k != "steps"})
     if asked.record is None and asked.mode == "train" and not asked.init_from:
         named_model(asked, asked.num_classes or 1)
+
+
+def _check_data(data: str) -> None:
+    from shared_vit.data.sources import NAMES  # --help does not need the data's modules
+
+    if data in NAMES[:3] or data.startswith("tfds:"):
+        return
+    name = data.lower().replace("-", "")
+    hint = nearest(data, NAMES)
+    if name in PRESETS and name not in NAMES:
+        hint = f"; did you mean --preset={name}, or --data={PRESETS[name]['data']}?"
+    raise UserError(f"unknown data set {data!r}{hint} Data sets: {', '.join(NAMES)}.")
 
 
 def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
@@ -187,6 +192,8 @@ def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
         return "folder", None if given.get("mode") == "eval" else _folder_notice(given)
     if data or given.get("data_dir"):
         return "digits" if data == "digits" else "imagenet", None
+    from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
+
     if find_imagenet():
         return "imagenet", None
     looked = ", ".join(str(p) for p in imagenet_places())

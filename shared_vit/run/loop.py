@@ -137,7 +137,7 @@ class _Loop:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
             self.writer = checkpoint.Writer(self.run_dir, machine.keep)
         stream: Batches | None = None
-        step = saved = start
+        step = start
         try:
             if pending_evaluation and self._evaluate(step) and start >= end:
                 self._save(step, pending_evaluation=False)
@@ -169,9 +169,6 @@ class _Loop:
                     evaluated = not due_evaluation or self._evaluate(step)
                     if due_checkpoint or self.stopping:
                         self._save(step, pending_evaluation=not evaluated)
-                        saved = step
-            if self.stopping and saved != step:
-                self._save(step, pending_evaluation=False)
         finally:
             if stream is not None:
                 stream.close()

@@ -46,10 +46,6 @@ class Setting:
 
 def setting(default: Any, help: str, *, group: str, **known: Any) -> Any:
     """A dataclass field with its description; `known` are fields of `Setting`."""
-    if isinstance(default, type) or callable(default):
-        return dataclasses.field(
-            default_factory=default, metadata={"setting": Setting(help, group, **known)}
-        )
     return dataclasses.field(default=default, metadata={"setting": Setting(help, group, **known)})
 
 

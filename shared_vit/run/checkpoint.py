@@ -24,9 +24,10 @@ from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
 from shared_vit.spec.adam import ADAM_SLOTS
 from shared_vit.weights import checkpoints
-from shared_vit.weights.checkpoints import MODEL, STATE, Found, Opened
+from shared_vit.weights.checkpoints import MODEL, STATE, Found
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
+from shared_vit.weights.lazy import in_memory
 
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
@@ -140,10 +141,40 @@ def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:
     """
     if not isinstance(found, Found):
         found = Found(Path(found), 0, [], checkpoints.opened(Path(found)))
-    state, extra = _state(found.path, found.opened)
-    for arrays in (state.params, *state.slots.values()):
-        arrays.update({name: np.asarray(array) for name, array in arrays.items()})
-    return state, extra
+    path, opened = found.path, found.opened
+    document = dict(opened.document)
+    if document["format"] not in (1, _FORMAT):
+        raise UserError(
+            f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the "
+            "program"
+        )
+    cfg, params = twinvit.model_of(path / MODEL, opened.files[MODEL])
+    moments, metadata, _ = opened.files[OPTIMIZER]
+    names = canonical.trained(cfg, params)
+    slots: dict[str, Any] = {
+        slot: {n: moments.pop(f"{slot}.{n}", None) for n in names}
+        for slot in document.get("slots", ADAM_SLOTS)
+    }
+    wrong: list[str] = [
+        f"{slot}.{n}"
+        for slot, arrays in slots.items()
+        for n, a in arrays.items()
+        if a is None or a.shape != params[n].shape
+    ]
+    if wrong or moments or metadata.get("format") != _OPTIMIZER_FORMAT:
+        raise UserError(
+            f"{path / OPTIMIZER} does not fit the model: {', '.join([*wrong, *moments][:4])}"
+        )
+    if document["format"] == 1:
+        document["scalars"] = {"adam_count": document["adam_count"]} | (document["scaler"] or {})
+    state = TrainState(
+        cfg,
+        document["step"],
+        in_memory(params),
+        {slot: in_memory(arrays) for slot, arrays in slots.items()},
+        document["scalars"],
+    )
+    return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
 
 
 def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
@@ -166,38 +197,6 @@ def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
         },
     }
     write_sealed(folder / STATE, document)
-
-
-def _state(path: Path, opened: Opened) -> tuple[TrainState, dict[str, Any]]:
-    """`load` with arrays that are read when asked for; every byte has been verified."""
-    document = dict(opened.document)
-    if document["format"] not in (1, _FORMAT):
-        raise UserError(
-            f"{path} is of format {document['format']}; this version reads {_FORMAT}: update the "
-            "program"
-        )
-    cfg, params = twinvit.model_of(path / MODEL, opened.files[MODEL])
-    moments, metadata, _ = opened.files[OPTIMIZER]
-    names = canonical.trained(cfg, params)
-    slots = {
-        slot: {n: moments.pop(f"{slot}.{n}", None) for n in names}
-        for slot in document.get("slots", ADAM_SLOTS)
-    }
-    wrong: list[str] = [
-        f"{slot}.{n}"
-        for slot, arrays in slots.items()
-        for n, a in arrays.items()
-        if a is None or a.shape != params[n].shape
-    ]
-    if wrong or moments or metadata.get("format") != _OPTIMIZER_FORMAT:
-        raise UserError(
-            f"{path / OPTIMIZER} does not fit the model: {', '.join([*wrong, *moments][:4])}"
-        )
-    if document["format"] == 1:
-        document["scalars"] = {"adam_count": document["adam_count"]} | (document["scaler"] or {})
-    lazily: Any = {"params": params, "slots": slots}  # arrays to `load`, which reads them
-    state = TrainState(cfg, document["step"], **lazily, scalars=document["scalars"])
-    return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
 
 
 def _check_finite(state: TrainState) -> None:

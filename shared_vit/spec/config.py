@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared_vit.errors import UserError, nearest
-from shared_vit.spec.settings import restore, setting
+from shared_vit.spec.settings import kinds_of, restore, setting
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -99,7 +100,7 @@ class ModelConfig:
             )
         if self.width % self.num_heads:
             raise UserError(f"{self.num_heads} heads do not divide the width {self.width}")
-        for name, choices in _CHOICES.items():
+        for name, choices in _choices().items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
         if not isinstance(self.pre_logits, int) or not 0 <= self.pre_logits <= _LARGEST["width"]:
@@ -157,12 +158,9 @@ class ModelConfig:
         return restore(cls, values, where)
 
 
-_CHOICES = {
-    "pool": ("token", "mean"),
-    "pos_embed": ("learned", "sincos2d"),
-    "gelu": ("erf", "tanh"),
-    "interpolation": ("bilinear", "bicubic"),
-}
+@functools.cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    return {name: kind.choices for name, kind in kinds_of(ModelConfig).items() if kind.choices}
 
 
 def check_config(cfg: object) -> None:

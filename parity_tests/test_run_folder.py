@@ -11,6 +11,7 @@ import shutil
 import pytest
 from whole_runs import EXTRA, small_state, train_here
 
+from shared_vit import sealed
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint, record
 from shared_vit.run.checkpoint import Writer
@@ -213,6 +214,14 @@ def test_a_record_of_a_newer_version_asks_for_an_update(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="of version 3, this program reads up to 2: update it"):
         read_record(tmp_path)
+
+
+def test_a_record_is_read_once(tmp_path, monkeypatch):
+    """So that what was verified is what is obeyed, also where the file is replaced meanwhile."""
+    known = new_record()
+    write_record(tmp_path, known)
+    monkeypatch.setattr(sealed, "read_limited", lambda *_: pytest.fail("read again"))
+    assert read_record(tmp_path) == known
 
 
 def test_devices_that_nobody_chose_are_chosen_anew(tmp_path):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from shared_vit.errors import UserError
@@ -38,8 +37,11 @@ def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
     Raises FileNotFoundError, Altered where the text was changed, and UserError for anything else
     that is no such file.
     """
-    path = Path(path)
-    text = read_limited(path, _MOST)
+    return unsealed(path, read_limited(path, _MOST))
+
+
+def unsealed(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
+    """`read_sealed` of the text of the file `path`. Raises Altered and UserError as it does."""
     found = _SEALED.search(text)
     if not found:
         raise UserError(f"{path} is not intact: it does not end with its checksum")

@@ -15,7 +15,7 @@ from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.files import read_limited
-from shared_vit.sealed import Altered, parse_object, read_sealed, write_sealed
+from shared_vit.sealed import Altered, parse_object, unsealed, write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import FREE_FIELDS, Recipe
@@ -86,9 +86,10 @@ def read_record(run_dir: str | Path) -> Record:
     """
     path = path_of(run_dir)
     try:
-        document = parse_object(path, read_limited(path, _MOST))
+        text = read_limited(path, _MOST)
     except FileNotFoundError:
         raise NotARun(f"{run_dir} holds no run: {path} is not there") from None
+    document = parse_object(path, text)
     version = document.get(_KEY)
     if type(version) is not int or version < 1:
         raise NotARun(f"{path} is not the config of a run: it has no version ({_KEY})")
@@ -100,7 +101,7 @@ def read_record(run_dir: str | Path) -> Record:
     if version == 1:
         return _from_version_1(path, document)
     try:
-        document = read_sealed(path)
+        document = unsealed(path, text)
     except Altered as error:
         raise UserError(
             f"{error}: a run keeps the settings it began with. Put the original back, or start a "

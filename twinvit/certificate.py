@@ -21,7 +21,6 @@ from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import adapt
-from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.formats.twinvit import OWN
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import checksum
@@ -260,7 +259,7 @@ def _shift(
     if plain <= LEVELS or cfg.eval_resize == 0:
         return (0, 0), plain
     size = cfg.image_size
-    resized = resize_shorter(image, short_side(cfg), cfg.interpolation)
+    resized = resize_shorter(image, cfg.short_side, cfg.interpolation)
     top, left = (round((side - size) / 2) for side in resized.shape[:2])
     best = (0, 0), plain
     for offset in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:

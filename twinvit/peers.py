@@ -16,7 +16,6 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats import timm as timm_format
 from shared_vit.weights.formats import torchvision as torchvision_format
 from shared_vit.weights.formats.huggingface import config_args, processor_args
-from shared_vit.weights.formats.resize import short_side
 
 _BLOCKS = {
     "timm": "blocks.{}",
@@ -127,7 +126,7 @@ def _torchvision_transform(cfg: ModelConfig) -> Callable:
     interpolation = transforms.InterpolationMode[cfg.interpolation.upper()]
     return transforms.Compose(
         [
-            transforms.Resize(short_side(cfg) if cfg.eval_resize else (size, size), interpolation),
+            transforms.Resize(cfg.short_side if cfg.eval_resize else (size, size), interpolation),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(cfg.mean, cfg.std),

@@ -26,7 +26,7 @@ def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
     size = cfg.image_size
     if cfg.eval_resize == 0:
         return resize(image, size, size, cfg.interpolation)
-    image = resize_shorter(image, round(size * cfg.eval_resize), cfg.interpolation)
+    image = resize_shorter(image, cfg.short_side, cfg.interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return np.ascontiguousarray(image[top : top + size, left : left + size])
 

@@ -76,5 +76,5 @@ def describe_preprocessing(plan: Plan) -> str:
         return f"{size} px by the nearest pixel, {normalised}"
     if model.eval_resize == 0:
         return f"squashed to {size} px ({model.interpolation}), {normalised}"
-    shorter = round(size * model.eval_resize)
-    return f"shorter side to {shorter} px ({model.interpolation}), centre {size} px, {normalised}"
+    shorter = f"shorter side to {model.short_side} px ({model.interpolation})"
+    return f"{shorter}, centre {size} px, {normalised}"

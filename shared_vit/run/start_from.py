@@ -35,16 +35,12 @@ def _head(old: ModelConfig, new: ModelConfig) -> str:
 
 
 def _positions(old: ModelConfig, new: ModelConfig) -> str:
-    before, after = (f"{side} x {side}" for side in (_side(old), _side(new)))
+    before, after = (f"{side} x {side}" for side in (old.grid, new.grid))
     if before == after:
         return f"kept, {after}"
     if new.pos_embed == "sincos2d":
         return f"computed anew, {after} (the weights have {before})"
     return f"resampled from {before} to {after}"
-
-
-def _side(cfg: ModelConfig) -> int:
-    return cfg.image_size // cfg.patch_size
 
 
 def numbers(values: tuple[float, ...]) -> str:

@@ -57,7 +57,7 @@ _XAVIER, _LECUN = XavierUniform(), LecunNormal()
 
 
 def _positions(cfg: ModelConfig) -> Distribution:
-    return SinCos2d(cfg.image_size // cfg.patch_size) if _fixed(cfg) else Normal(0.02)
+    return SinCos2d(cfg.grid) if _fixed(cfg) else Normal(0.02)
 
 
 def _fixed(cfg: ModelConfig) -> bool:

@@ -133,13 +133,24 @@ class ModelConfig:
             object.__setattr__(self, name, values)
 
     @property
+    def grid(self) -> int:
+        """Patches along each side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid**2
 
     @property
     def num_tokens(self) -> int:
         """Patches plus the class token, where there is one."""
         return self.num_patches + self.class_token
+
+    @property
+    def short_side(self) -> int:
+        """Evaluation: the shorter side in pixels after the resize and before the crop; of a square,
+        the image's."""
+        return round(self.image_size * self.eval_resize) if self.eval_resize else self.image_size
 
     @property
     def norm_name(self) -> str:

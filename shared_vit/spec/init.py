@@ -21,7 +21,7 @@ def draw(cfg: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 def sincos2d(cfg: ModelConfig) -> np.ndarray:
     """Fixed positions of the model's size: float32 [1, tokens, width], the class token's zero."""
     shape = (1, cfg.num_tokens, cfg.width)
-    return SinCos2d(cfg.image_size // cfg.patch_size).draw(None, shape)
+    return SinCos2d(cfg.grid).draw(None, shape)
 
 
 def _rng(seed: int, name: str) -> np.random.RandomState:

@@ -61,8 +61,7 @@ def _resampled(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyA
     def load() -> np.ndarray:
         if new.pos_embed == "sincos2d":
             return init.sincos2d(new).astype(positions.dtype)
-        side = new.image_size // new.patch_size
-        return resample_positions(np.asarray(positions), side, int(old.class_token))
+        return resample_positions(np.asarray(positions), new.grid, int(old.class_token))
 
     return LazyArray((1, new.num_tokens, new.width), positions.dtype, load)
 

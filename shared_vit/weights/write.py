@@ -17,7 +17,6 @@ from shared_vit.weights.containers.npz import write_npz
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format
-from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.table import to_file
@@ -114,7 +113,7 @@ def _card(path: Path, fmt: Format, cfg: ModelConfig) -> dict[str, object]:
         "load": fmt.how_to_load(cfg),
         "set_there": fmt.notes(cfg),
         "preprocessing": {
-            "shorter_side": short_side(cfg) if cfg.eval_resize else None,  # None: squashed
+            "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
             "interpolation": cfg.interpolation,
             "image_size": cfg.image_size,
             "mean": cfg.mean,

@@ -5,7 +5,6 @@ import numpy as np
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats.base import Hints, Notes, image_size, position_rows
 from shared_vit.weights.formats.google_layout import LINEN, GoogleLayout
-from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Piece, without_class_row
 
@@ -74,5 +73,5 @@ class BigVision(GoogleLayout):
         how, size = f'method="{cfg.interpolation}"', cfg.image_size
         if cfg.eval_resize == 0:
             return f"decode|resize({size}, {how})|value_range(-1, 1)"
-        short = short_side(cfg)
+        short = cfg.short_side
         return f"decode|resize_small({short}, {how})|central_crop({size})|value_range(-1, 1)"

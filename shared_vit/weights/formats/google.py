@@ -3,7 +3,6 @@
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats.base import Hints, Notes, image_size, position_rows
 from shared_vit.weights.formats.google_layout import PRE_LINEN, GoogleLayout
-from shared_vit.weights.formats.resize import short_side
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Piece, plain
 
@@ -52,6 +51,6 @@ class Google(GoogleLayout):
         if cfg.eval_resize == 0:
             return f"tf.image.resize(image, ({size}, {size}), {how})"
         return (
-            f"tf.image.resize(image, sides with the shorter one {short_side(cfg)}, {how}), then "
+            f"tf.image.resize(image, sides with the shorter one {cfg.short_side}, {how}), then "
             f"the central {size} x {size} pixels"
         )

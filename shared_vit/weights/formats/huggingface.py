@@ -254,7 +254,7 @@ def processor_args(cfg: ModelConfig) -> dict[str, Any]:
         return values | {"image_processor_type": "ViTImageProcessor", "size": square}
     return values | {
         "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": resize.short_side(cfg)},
+        "size": {"shortest_edge": cfg.short_side},
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
     }

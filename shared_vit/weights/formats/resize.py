@@ -16,11 +16,6 @@ from shared_vit.weights.formats.json_fields import number, section
 PILLOW = {"bilinear": 2, "bicubic": 3}
 
 
-def short_side(cfg: ModelConfig) -> int:
-    """The shorter side in pixels after the resize and before the crop."""
-    return round(cfg.image_size * cfg.eval_resize) if cfg.eval_resize else cfg.image_size
-
-
 def ratio(short: int, size: int) -> float:
     """The `eval_resize` of a shorter side of `short` pixels and a crop of `size`.
 
@@ -34,7 +29,7 @@ def crop_pct(cfg: ModelConfig) -> float:
     """timm's `crop_pct`: its shorter side is floor(image_size / crop_pct)."""
     if cfg.eval_resize == 0:
         return 1.0
-    short, size = short_side(cfg), cfg.image_size
+    short, size = cfg.short_side, cfg.image_size
     plain = [float(f"{1 / cfg.eval_resize:.4g}"), 1 / cfg.eval_resize, size / short]
     exact = math.nextafter(size / short, 0)
     return next((p for p in plain if math.floor(size / p) == short), exact)

@@ -4,7 +4,6 @@ import re
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
-from shared_vit.weights.formats import resize
 from shared_vit.weights.formats.base import (
     Format,
     Hints,
@@ -116,7 +115,7 @@ class Torchvision(Format):
         return f"torchvision.models.VisionTransformer({text}).load_state_dict(weights, strict=True)"
 
     def how_to_preprocess(self, cfg: ModelConfig) -> str:
-        short, size = resize.short_side(cfg), cfg.image_size
+        short, size = cfg.short_side, cfg.image_size
         side = short if cfg.eval_resize else (size, size)
         return (
             f"torchvision.transforms.Compose([Resize({side}, InterpolationMode."

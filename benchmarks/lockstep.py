@@ -55,7 +55,7 @@ def verdict(path: Path, *args: str | Path) -> dict[str, Any]:
 
 def _ended(path: Path) -> bool:
     """Whether the verdict is there; a lockstep that has begun has a file without it."""
-    return path.exists() and "line" in json.loads(path.read_text())
+    return path.exists() and not {"line", "checkpoints"}.isdisjoint(json.loads(path.read_text()))
 
 
 def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:

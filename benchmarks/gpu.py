@@ -278,8 +278,8 @@ def torch_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray
     import torch
 
     import torch_vit
+    from torch_vit.objective import Objective
     from torch_vit.precision import set_backend_precision
-    from torch_vit.trainer import Objective
 
     set_backend_precision(precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -301,7 +301,7 @@ def jax_values(cfg, arrays, precision, images, labels) -> dict[str, np.ndarray]:
 
     import jax_vit
     from jax_vit.bridge import state_arrays
-    from jax_vit.trainer import Objective
+    from jax_vit.objective import Objective
 
     graphdef, params, fixed = nnx.split(jax_vit.from_arrays(cfg, arrays, precision), nnx.Param, ...)
     objective = Objective(graphdef, cfg, np.dtype("float64" if precision == "fp64" else "float32"))

@@ -23,6 +23,16 @@ from about import origin
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ("--preset=digits", "--device=cpu", "--eval_every=0")
 CIFAR = ("--preset=cifar10", "--data=folder", "--device=cpu", "--precision=fp32", "--stop_at=100")
+RECIPES = {
+    "everything": (
+        "--mixup=0.2", "--cutmix=1", "--label_smoothing=0.1", "--randaug=2,10", "--drop_path=0.1",
+        "--ema=0.999", "--layer_decay=0.8", "--repeat_aug=3",
+    ),
+    "sam and sgd": (
+        "--sam_rho=0.05", "--sam_groups=2", "--optimizer=sgd", "--lr=0.05", "--weight_decay=0.01",
+        "--stop_at=300",
+    ),
+}  # fmt: skip
 QUIET = ("--eval_every=0", "--checkpoint_every=0")
 AUDITED = (
     *DIGITS, "--precision=fp32", "--steps=30", "--checkpoint_every=10", "--keep=all",
@@ -60,6 +70,8 @@ def _ended(path: Path) -> bool:
 
 def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
     parts = {f"digits {p}": (*DIGITS, *QUIET, f"--precision={p}") for p in ("fp32", "fp64", "bf16")}
+    for name, flags in RECIPES.items():
+        parts[f"digits fp32, {name}"] = (*DIGITS, *QUIET, "--precision=fp32", *flags)
     if cifar is not None:
         parts["cifar10 fp32, 100 steps"] = (*CIFAR, *QUIET, f"--data_dir={cifar}")
     found = {}

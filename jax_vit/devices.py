@@ -42,7 +42,7 @@ def resolve(asked: Asked) -> Asked:
         )
     place = find_place(asked)
     processes = place.num_processes if place else 1
-    check_divides(asked.batch_size, asked.grad_accum, asked.world_size or 1, processes)
+    check_divides(asked, asked.world_size or 1, processes)
     if jax.config.jax_num_cpu_devices != (asked.world_size or 1):
         jax.config.update("jax_num_cpu_devices", asked.world_size or 1)
     jax.config.update("jax_enable_x64", asked.precision == "fp64")
@@ -64,7 +64,7 @@ def resolve(asked: Asked) -> Asked:
             f"--world_size={len(gpus)}, or --device=cpu for "
             f"{world_size} devices on the CPU"
         )
-    check_divides(asked.batch_size, asked.grad_accum, world_size, processes)
+    check_divides(asked, world_size, processes)
     bf16 = bool(gpus) and _has_bf16(gpus[0])
     if asked.precision == "bf16" and gpus and not bf16:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of key, site and global row (see
+"""Dropout and stochastic depth whose masks are pure functions of key, site and global row (see
 `shared_vit.spec.mask_keys`)."""
 
 import jax.numpy as jnp
@@ -21,6 +21,18 @@ def drop(x: Array, dropout: Dropout, site: int, rate: float) -> Array:
     # In float32 or more, rounded once, as torch does it: 0.9 itself is 0.898 in bfloat16.
     scaled = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1 - rate)).astype(x.dtype)
     return jnp.where(kept, scaled, jnp.zeros_like(x))
+
+
+def drop_path(x: Array, dropout: Dropout, site: int, rate: float) -> Array:
+    """x [B, ...] with each row zeroed with probability `rate`, else divided by 1 - rate.
+
+    It is stochastic depth (Huang et al. 2016) where x is a branch. Without `dropout`, x itself.
+    """
+    if dropout is None or rate == 0:
+        return x
+    keys, rows = dropout
+    kept = mask(keys[site], rows, (len(x), *[1] * (x.ndim - 1)), 1 - rate)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
 def mask(key: Array, rows: Array, shape: tuple[int, ...], keep: float) -> Array:

@@ -101,8 +101,8 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 def remat(block: nnx.Module) -> Callable[..., Array]:
     """`block`, of whose call only the input is kept: the backward pass computes it again."""
 
-    def call(x: Array, dropout: Dropout, site: int) -> Array:
-        return nnx.remat(lambda block, x, dropout: block(x, dropout, site))(block, x, dropout)
+    def call(x: Array, dropout: Dropout, *where: int | float) -> Array:
+        return nnx.remat(lambda block, x, dropout: block(x, dropout, *where))(block, x, dropout)
 
     return call
 

@@ -1,4 +1,4 @@
-"""AdamW with the weight decay chosen by canonical name, and clipping.
+"""AdamW and SGD with decay and rates chosen by canonical name, clipping, and what goes with them.
 
 Twin of `torch_vit/optim.py`.
 """
@@ -9,38 +9,50 @@ import optax
 from jax import Array
 
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+from shared_vit.spec.optimizers import BETA1, BETA2, EPS, optimizer_slots
+from shared_vit.spec.rates import rate_scales
+from shared_vit.spec.recipe import Recipe
 
-# The slots of a TrainState that the optimizer uses: its state is {slot: tree like the parameters}.
-SLOTS = ADAM_SLOTS
 
+def make_optimizer(names: optax.Params, recipe: Recipe) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a recipe, over parameters given as a tree of their canonical names.
 
-def make_optimizer(
-    names: optax.Params, weight_decay: float
-) -> optax.GradientTransformationExtraArgs:
-    """AdamW (Loshchilov and Hutter 2019): p -= lr (m_hat / (sqrt(v_hat) + eps) + wd p).
-
-    `names` is a tree of the parameters' canonical names; `weight_decay=0` is Adam. The update takes
-    `lr` and `corrections`, (1 - beta1^n, 1 - beta2^n) as the host computes them in float64: optax's
-    own, in float32, are 1.3e-5 off at the first step.
+    adamw: p -= lr s (m_hat / (sqrt(v_hat) + eps) + wd p) (Loshchilov and Hutter 2019), adam without
+    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `rate_scale` of the
+    tensor's layer, wd acts on the weights of products. The state is {slot: tree like the
+    parameters}. The update takes `lr` and, for Adam, `corrections`, (1 - beta1^n, 1 - beta2^n) as
+    the host computes them in float64: optax's own, in float32, are 1.3e-5 off at the first step.
     """
-    decays = jax.tree.map(lambda name: weight_decay * canonical.is_decayed(name), names)
+    scales = rate_scales(recipe.model, recipe.layer_decay)
+    decays = jax.tree.map(lambda name: recipe.weight_decay * canonical.is_decayed(name), names)
+    rates = jax.tree.map(lambda name: scales[name], names)
 
     def init(params: optax.Params) -> dict[str, optax.Params]:
-        return {slot: jax.tree.map(jnp.zeros_like, params) for slot in SLOTS}
+        return {slot: jax.tree.map(jnp.zeros_like, params) for slot in optimizer_slots(recipe)}
 
-    def update(grads, slots, params=None, *, lr, corrections, **_):
+    def moved(lr: Array, direction: Array, p: Array, decay: float, rate: float) -> Array:
+        lr = lr if rate == 1 else lr * rate
+        return -lr * (direction + decay * p if decay else direction)
+
+    def adam(grads, slots, params=None, *, lr, corrections, **_):
         c1, c2 = corrections
 
-        def move(m: Array, v: Array, p: Array, decay: float) -> Array:
-            direction = (m / c1) / (jnp.sqrt(v / c2) + EPS)
-            return -lr * (direction + decay * p if decay else direction)
+        def move(m: Array, v: Array, p: Array, decay: float, rate: float) -> Array:
+            return moved(lr, (m / c1) / (jnp.sqrt(v / c2) + EPS), p, decay, rate)
 
         m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, slots["exp_avg"], grads)
         v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, slots["exp_avg_sq"], grads)
-        return jax.tree.map(move, m, v, params, decays), {"exp_avg": m, "exp_avg_sq": v}
+        return jax.tree.map(move, m, v, params, decays, rates), {"exp_avg": m, "exp_avg_sq": v}
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    def sgd(grads, slots, params=None, *, lr, **_):
+        def add(buf: Array, g: Array) -> Array:
+            return recipe.momentum * buf + g
+
+        buf = jax.tree.map(add, slots["momentum_buffer"], grads)
+        updates = jax.tree.map(lambda *leaf: moved(lr, *leaf), buf, params, decays, rates)
+        return updates, {"momentum_buffer": buf}
+
+    return optax.GradientTransformationExtraArgs(init, sgd if recipe.optimizer == "sgd" else adam)
 
 
 def global_norm(grads: optax.Params) -> Array:
@@ -53,6 +65,21 @@ def clip_by_global_norm(grads: optax.Params, clip: float) -> tuple[optax.Params,
     norm = global_norm(grads)
     scale = jnp.minimum(1, clip / norm)
     return jax.tree.map(lambda g: g * scale, grads), norm
+
+
+def climb(params: optax.Params, grads: optax.Params, rho: float) -> optax.Params:
+    """The ascent of sharpness-aware minimization (Foret et al. 2021): p + rho g / |g|.
+
+    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
+    """
+    norm = global_norm(grads)
+    scale = jnp.where(norm > 0, rho / norm, 0)
+    return jax.tree.map(lambda p, g: p + g * scale, params, grads)
+
+
+def average(averages: optax.Params, params: optax.Params, share: Array) -> optax.Params:
+    """The moving average of the weights: e + share (p - e)."""
+    return jax.tree.map(lambda e, p: e + share * (p - e), averages, params)
 
 
 def nudge(params: optax.Params, seed: int, step: Array) -> optax.Params:

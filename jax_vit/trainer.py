@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,23 +14,30 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_vit.bridge import Path, abstract_model, canonical_name, state_arrays, to_canonical, to_jax
-from jax_vit.dropout import Dropout
-from jax_vit.optim import clip_by_global_norm, global_norm, make_optimizer, nudge
+from jax_vit.objective import Mixing, Objective, by_group, losses
+from jax_vit.optim import (
+    average,
+    climb,
+    clip_by_global_norm,
+    global_norm,
+    make_optimizer,
+    nudge,
+)
 from jax_vit.results import LazyResult
 from jax_vit.sharding import placement, whole
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
-from shared_vit.spec.adam import BETA1, BETA2
-from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.pixels import normalization
+from shared_vit.spec.ema import ema_decay
+from shared_vit.spec.optimizers import BETA1, BETA2, EMA
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
 
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 Arrays: TypeAlias = tuple[Array, Array, Array, Array]  # of a DeviceBatch
-Keys: TypeAlias = Array | np.ndarray | None
+Parts: TypeAlias = tuple[Array, Array, Array]  # images, labels and rows
+Draws: TypeAlias = tuple[Array | np.ndarray | None, Mixing | None]  # keys of masks, mixing
 
 
 class DeviceBatch(NamedTuple):
@@ -40,34 +48,7 @@ class DeviceBatch(NamedTuple):
     weight: Array
     rows: Array
     step: int
-
-
-class Objective:
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B].
-
-    It is a scalar in the parameters' dtype.
-    """
-
-    def __init__(self, graphdef: nnx.GraphDef, cfg: ModelConfig, dtype: np.dtype):
-        self.graphdef = graphdef
-        self.scale, self.shift = (a.astype(dtype) for a in normalization(cfg))
-
-    def __call__(
-        self,
-        params: nnx.State,
-        fixed: nnx.State,
-        images: Array,
-        labels: Array,
-        dropout: Dropout = None,
-    ) -> Array:
-        logits = self.logits(params, fixed, images, dropout)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
-
-    def logits(
-        self, params: nnx.State, fixed: nnx.State, images: Array, dropout: Dropout = None
-    ) -> Array:
-        x = images.astype(self.scale.dtype) * self.scale + self.shift
-        return nnx.merge(self.graphdef, params, fixed)(x, dropout)
+    mixing: Mixing | None
 
 
 class Trainer:
@@ -82,6 +63,7 @@ class Trainer:
         remat: bool = False,
         shard: bool = False,
     ):
+        train = replace(train, model=state.config)
         self.cfg, self.train, self.mesh = state.config, train, mesh
         self.sharded = shard and mesh.size > 1
         self.process, self.num_processes = jax.process_index(), jax.process_count()
@@ -92,13 +74,15 @@ class Trainer:
         self.by_device = NamedSharding(mesh, PartitionSpec("data"))
         model = abstract_model(state.config, train.precision)
         model.remat = remat
-        graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
-        self.objective = Objective(graphdef, state.config, self.dtype)
-        self.trained_names = canonical.trained(state.config, canonical.shapes(state.config))
+        self.trained_names = train.trained_names
+        graphdef, params, fixed = nnx.split(model, self._is_trained, ...)
+        kind = (train.loss, train.label_smoothing)
+        self.objective = Objective(graphdef, state.config, self.dtype, *kind)
         self.paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(params)]
         names = nnx.from_flat_state((path, nnx.Param(name)) for path, name in self.paths)
         self.fixed_paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(fixed)]
-        self.optimizer = make_optimizer(names, train.weight_decay)
+        self.kinds = {path: type(v) for path, v in nnx.to_flat_state(fixed)}
+        self.optimizer = make_optimizer(names, train)
         self.compiled_step: Callable | None = None
         self.load(state)
         moved: dict[str, Any] = {"donate_argnums": (0, 1)}
@@ -187,7 +171,11 @@ class Trainer:
         )
         arrays = (jax.make_array_from_process_local_data(self.by_row, a) for a in split)
         images, labels, weight, rows = arrays
-        return DeviceBatch(images, labels, weight, rows, batch.step)
+        mixing = None
+        if batch.mix is not None:
+            numbers = np.array([batch.mix.lam, batch.mix.pixels], self.dtype)
+            mixing = Mixing(numbers, np.array(batch.mix.box, np.int32))
+        return DeviceBatch(images, labels, weight, rows, batch.step, mixing)
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
@@ -198,7 +186,7 @@ class Trainer:
             self.slots,
             self.fixed,
             batch[:4],
-            self._keys(batch),
+            self._draws(batch),
             self._to_scalars(scalars),
             np.uint32(self.step),
             self._flag(stop),
@@ -217,7 +205,7 @@ class Trainer:
         The gradients are those of the global mean loss, {canonical name: array on the host}, in
         canonical layout and the parameters' dtype. Nothing moves.
         """
-        args = (self.params, self.fixed, batch[:4], self._keys(batch))
+        args = (self.params, self.fixed, batch[:4], self._draws(batch))
         grads, values = self.compute_gradients(*args)
         return LazyResult(values, self._to_metrics), self._in_order(state_arrays(grads))
 
@@ -234,50 +222,84 @@ class Trainer:
         slots: dict[str, nnx.State],
         fixed: nnx.State,
         batch: Arrays,
-        keys: Keys,
+        draws: Draws,
         scalars: Array,
         step: Array,
         stop: Array,
     ) -> tuple[nnx.State, dict[str, nnx.State], Array]:
         """The compiled part of `train_step`: (params, slots, [loss, stop, norm])."""
-        loss, grads = self._backward(params, fixed, batch, keys)
+        loss, grads = self._backward(params, fixed, batch, draws)
         params, slots, norm = self._update(params, slots, grads, scalars, step)
         return params, slots, jnp.stack([loss, stop.sum().astype(self.dtype), norm])
 
     def _gradients(
-        self, params: nnx.State, fixed: nnx.State, batch: Arrays, keys: Keys
+        self, params: nnx.State, fixed: nnx.State, batch: Arrays, draws: Draws
     ) -> tuple[nnx.State, Array]:
         """The compiled part of `gradients`: (gradients, [loss, 0, norm])."""
-        loss, grads = self._backward(params, fixed, batch, keys)
+        loss, grads = self._backward(params, fixed, batch, draws)
         return grads, jnp.stack([loss, jnp.zeros_like(loss), global_norm(grads)])
 
     def _backward(
-        self, params: nnx.State, fixed: nnx.State, batch: Arrays, keys: Keys
+        self, params: nnx.State, fixed: nnx.State, batch: Arrays, draws: Draws
     ) -> tuple[Array, nnx.State]:
-        """The loss and its gradients, summed over the parts of the batch."""
+        """The loss and its gradients over the batch, as shares of the global mean."""
         images, labels, _, rows = batch
+        parts = images, labels, rows
+        if self.train.sam_rho:
+            return self._sharp_backward(params, fixed, parts, draws)
+        return self._sum_parts(params, fixed, parts, draws)
+
+    def _sharp_backward(
+        self, params: nnx.State, fixed: nnx.State, parts: Parts, draws: Draws
+    ) -> tuple[Array, nnx.State]:
+        """`_backward` by sharpness-aware minimization (Foret et al. 2021).
+
+        Each group of rows climbs by its own gradient from the same weights; the gradients where it
+        arrives are summed over the groups. The loss is that of the weights themselves.
+        """
+
+        def add_group(carry, own):
+            total, sums = carry
+            loss, grads = self._sum_parts(params, fixed, own, draws)
+            up = climb(params, grads, self.train.sam_rho)
+            _, grads = self._sum_parts(up, fixed, own, draws)
+            return (total + loss, jax.tree.map(jnp.add, sums, grads)), None
+
+        by_groups = tuple(by_group(a, self.train.sam_groups) for a in parts)
+        return jax.lax.scan(add_group, self._nothing(params), by_groups)[0]
+
+    def _sum_parts(
+        self, params: nnx.State, fixed: nnx.State, parts: Parts, draws: Draws
+    ) -> tuple[Array, nnx.State]:
+        """The loss and its gradients, summed over the parts."""
 
         def add_part(carry, part):
             return jax.tree.map(
-                jnp.add, carry, self._backward_part(params, fixed, keys, part)
+                jnp.add, carry, self._backward_part(params, fixed, part, draws)
             ), None
 
         if self.train.grad_accum == 1:
-            return self._backward_part(params, fixed, keys, (images[0], labels[0], rows[0]))
-        zero = (jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params))
-        return jax.lax.scan(add_part, zero, (images, labels, rows))[0]
+            images, labels, rows = parts
+            return self._backward_part(params, fixed, (images[0], labels[0], rows[0]), draws)
+        return jax.lax.scan(add_part, self._nothing(params), parts)[0]
 
     def _backward_part(
-        self, params: nnx.State, fixed: nnx.State, keys: Keys, part: tuple[Array, Array, Array]
+        self, params: nnx.State, fixed: nnx.State, part: Parts, draws: Draws
     ) -> tuple[Array, nnx.State]:
         """The loss and its gradients of a part, as its share of the global mean."""
         images, labels, rows = part
+        keys, mixing = draws
         drop = None if keys is None else (keys, rows)
 
         def loss(params):
-            return self.objective(params, fixed, images, labels, drop) / self.train.batch_size
+            total = self.objective(params, fixed, images, labels, drop, mixing)
+            return total / self.train.batch_size
 
         return jax.value_and_grad(loss)(params)
+
+    def _nothing(self, params: nnx.State) -> tuple[Array, nnx.State]:
+        """A loss and gradients of zero."""
+        return jnp.zeros((), self.dtype), jax.tree.map(jnp.zeros_like, params)
 
     def _update(
         self,
@@ -288,21 +310,29 @@ class Trainer:
         step: Array,
     ) -> tuple[nnx.State, dict[str, nnx.State], Array]:
         """The compiled part of `update`: (params, slots, norm before clipping)."""
-        lr, c1, c2 = scalars
+        lr, c1, c2, *share = scalars
         grads, norm = clip_by_global_norm(grads, self.train.clip)
-        updates, slots = self.optimizer.update(grads, slots, params, lr=lr, corrections=(c1, c2))
+        updates, moved = self.optimizer.update(grads, slots, params, lr=lr, corrections=(c1, c2))
         params = optax.apply_updates(params, updates)
         if self.train.nudge is not None:
             params = nudge(params, self.train.nudge, step)
-        return params, slots, norm
+        if self.train.ema:
+            moved[EMA] = average(slots[EMA], params, *share)
+        return params, moved, norm
 
     def _to_metrics(self, values: list[float]) -> StepMetrics:
         loss, asked, norm = values
         return StepMetrics(loss, norm, False, asked > 0)
 
-    def eval_step(self, batch: DeviceBatch, stop: bool = False) -> LazyResult:
-        """Counts over the global batch; examples of weight 0 do not count."""
-        values = self.compute_counts(self.params, self.fixed, batch[:4], self._flag(stop))
+    def eval_step(
+        self, batch: DeviceBatch, stop: bool = False, averaged: bool = False
+    ) -> LazyResult:
+        """Counts over the global batch; examples of weight 0 do not count.
+
+        They are those of the weights or, if `averaged`, of their moving average.
+        """
+        params = self.slots[EMA] if averaged else self.params
+        values = self.compute_counts(params, self.fixed, batch[:4], self._flag(stop))
         return LazyResult(values, self._to_counts)
 
     def _counts(self, params: nnx.State, fixed: nnx.State, batch: Arrays, stop: Array) -> Array:
@@ -310,13 +340,12 @@ class Trainer:
         # The sharded axis goes first: otherwise every device would gather the whole batch.
         images, labels, weight, _ = (a.swapaxes(0, 1).reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
         before = jnp.arange(logits.shape[1]) < labels[:, None]
         # How many classes come first, equal ones by number; a NaN is never right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
         sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
-            (weight * losses).sum(),
+            (weight * losses(logits, labels, self.train.loss)).sum(),
             weight.sum(),
         ]
         return jnp.stack([*sums, stop.sum().astype(self.dtype)])
@@ -331,16 +360,24 @@ class Trainer:
         versions = {"framework": "jax", "version": jax.__version__}
         return versions | {"device": kind, "devices": str(count)}
 
-    def _keys(self, batch: DeviceBatch) -> np.ndarray | None:
-        """The keys of the step's dropout masks; None without dropout."""
-        if not self.cfg.dropout:
-            return None
-        return dropout.site_keys(self.train.seed, batch.step, self.cfg.depth)
+    def _draws(self, batch: DeviceBatch) -> Draws:
+        """The keys of the step's masks, None without dropout and stochastic depth; its mixing."""
+        keys = None
+        if self.cfg.draws_masks:
+            paths = self.cfg.drop_path > 0
+            keys = dropout.site_keys(self.train.seed, batch.step, self.cfg.depth, paths)
+        return keys, batch.mixing
 
     def _to_scalars(self, scalars: StepScalars) -> np.ndarray:
-        """The learning rate and Adam's bias corrections, computed in float64."""
+        """The learning rate, Adam's bias corrections and the average's share, in float64 first."""
         count = self.adam_count + 1
-        return np.array([scalars.lr, 1 - BETA1**count, 1 - BETA2**count], self.dtype)
+        values = [scalars.lr, 1 - BETA1**count, 1 - BETA2**count]
+        if self.train.ema:
+            values.append(1 - ema_decay(self.train.ema, count))
+        return np.array(values, self.dtype)
+
+    def _is_trained(self, path: Path, value: object) -> bool:
+        return canonical_name(path) in self.trained_names
 
     def _in_order(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Those of the trained parameters, in canonical order."""
@@ -355,10 +392,10 @@ class Trainer:
             np.array(to_jax(path, np.asarray(arrays[name], self.dtype)), order="C")
             for path, name in paths
         ]
-        kind = nnx.Param if paths is self.paths else nnx.Variable
         shards = self.sharded and paths is self.paths
         placed = zip(paths, self._put_all(leaves, shards), strict=True)
-        return nnx.from_flat_state((path, kind(leaf)) for (path, _), leaf in placed)
+        kinds = self.kinds if paths is self.fixed_paths else {}
+        return nnx.from_flat_state((p, kinds.get(p, nnx.Param)(leaf)) for (p, _), leaf in placed)
 
     def _put_all(self, arrays: list[np.ndarray], shards: bool) -> list[Array]:
         """The same arrays on every device of the mesh, or shared out over the devices."""

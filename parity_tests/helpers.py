@@ -74,15 +74,17 @@ VARIANTS = {
 
 
 def train_config(precision: str, **changes) -> Recipe:
-    """A short recipe on digits; `image_size` and `dropout` change its model."""
-    sizes = {n: changes.pop(n) for n in ("image_size", "dropout") if n in changes}
+    """A short recipe on digits; `image_size`, `dropout` and `drop_path` change its model."""
+    sizes = {n: changes.pop(n) for n in ("image_size", "dropout", "drop_path") if n in changes}
     model = dataclasses.replace(DIGITS.model, **sizes)
     return dataclasses.replace(DIGITS, precision=precision, model=model, **changes)
 
 
-def random_state(cfg: ModelConfig, precision: str, seed: int = 0) -> TrainState:
+def random_state(
+    cfg: ModelConfig, precision: str, seed: int = 0, recipe: Recipe | None = None
+) -> TrainState:
     """A start from weights in which no tensor is zero."""
-    return first_state(cfg, random_arrays(cfg, seed), precision)
+    return first_state(cfg, random_arrays(cfg, seed), precision, recipe)
 
 
 def first_batches(train: Recipe, steps: int) -> list[Batch]:

@@ -141,7 +141,7 @@ def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = "", m
 
     torch.set_num_threads(1)
     if mutation == "unsettled buckets":
-        Trainer._settle_buckets = lambda self: None
+        Trainer._settle_buckets = lambda self, mixing: None
     if mutation == "the nudge of another part":
         optim.part_of = lambda full, like: full[len(full) - len(_local(like)) :]
     if mutation == "the norm of one part":

@@ -7,7 +7,7 @@ from shared_vit.errors import UserError
 from shared_vit.run.asked import Asked, check_processes, flags
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan, settle_recipe
-from shared_vit.run.presets import ABOUT, PRESETS
+from shared_vit.run.presets import ABOUT, FROM_WEIGHTS, PRESETS
 from shared_vit.spec.config import model_config
 from twinvit.presets import presets
 
@@ -203,8 +203,10 @@ def test_a_folder_without_a_preset_gets_a_sensible_length_and_says_so(capsys):
         assert (recipe.steps, recipe.warmup_steps) == (steps, warmup)
     assert settle_recipe(asked.replace(warmup_steps=7), cfg, 200).warmup_steps == 7
     tuned = parse(["--data=folder", "--data_dir=x", "--init_from=w"], "x")
-    assert (tuned.epochs, tuned.lr, tuned.model, tuned.image_size) == (30, 1e-4, None, None)
-    assert "epochs 30.0" in capsys.readouterr().err
+    assert (tuned.preset, tuned.epochs, tuned.lr) == ("finetune", 30, 3e-3)
+    assert (tuned.optimizer, tuned.model, tuned.image_size) == ("sgd", None, None)
+    said = capsys.readouterr().err
+    assert "those of finetune (epochs 30.0" in said and "momentum" not in said
     for argv in (["--preset=folder", "--data_dir=x"], ["--preset=cifar10", "--data=folder"]):
         parse(argv, "x")
         assert not capsys.readouterr().err
@@ -219,4 +221,24 @@ def test_a_preset_says_what_is_known_of_it(name, capsys):
     assert "; here: " in ABOUT[name]
     for flag, value in PRESETS[name].items():
         assert value is None or f"--{flag}={value}" in said
-    assert parse([f"--preset={name}", "--data=digits", "--warmup_steps=3"], "x").preset == name
+    weights = ["--init_from=w"] * (name in FROM_WEIGHTS)
+    argv = [f"--preset={name}", "--data=digits", "--warmup_steps=3", *weights]
+    assert parse(argv, "x").preset == name
+    if weights:
+        with pytest.raises(UserError, match=f"--preset={name} starts from weights"):
+            parse(argv[:-1], "x")
+
+
+def test_published_recipes():
+    """What their sources print, in this project's terms."""
+    plain, b16 = (parse([f"--preset={n}"], "x") for n in ("imagenet_plain", "imagenet_b16"))
+    sam, cifar = parse(["--preset=imagenet_sam"], "x"), parse(["--preset=cifar10"], "x")
+    assert plain.weight_decay == 1e-4 / 1e-3  # big_vision's decay is not times the rate
+    recipe = settle_recipe(plain, model_config("vit_s16"), 1_281_167)
+    assert recipe.steps == 112_603 and recipe.warmup_steps == 10_000
+    recipe = settle_recipe(b16, model_config("vit_b16"), 1_281_167)
+    assert recipe.warmup_steps == round(30 * 1_281_167 / 4096)
+    assert (1 - b16.ema) * 32 == pytest.approx(1 - 0.9913, rel=0.15)
+    assert sam.batch_size / sam.sam_groups == 64
+    recipe = settle_recipe(cifar, model_config("vit_mini4", image_size=32), 50_000)
+    assert recipe.warmup_steps == pytest.approx(10 * 50_000 / 128, abs=5)

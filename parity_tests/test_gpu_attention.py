@@ -18,7 +18,7 @@ from helpers import SMALL, TINY, random_arrays, random_images, worst
 import jax_vit
 from jax_vit import fused
 from jax_vit.bridge import state_arrays
-from jax_vit.trainer import Objective
+from jax_vit.objective import Objective
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.mask_keys import site_keys
 

@@ -120,7 +120,7 @@ def test_train_mode_without_dropout_keys(twin, tmp_path):
         model(images)
         model.train()
         with pytest.raises(
-            UserError, match=r"in train mode and its dropout is 0\.5: call it with dropout="
+            UserError, match=r"in train mode, with dropout 0\.5 and drop_path 0\.0: call it with"
         ):
             model(images)
         model.eval()

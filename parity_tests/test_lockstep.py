@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, random_state
+from helpers import random_state
 from whole_runs import train_here
 
 import torch_vit.trainer
@@ -34,12 +34,12 @@ OLD = Path(__file__).parent / "fixtures" / "v0.1"
 EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
 
 
-def steps_in_lockstep(leader="torch", steps=4, precision="fp32", dropout=0.0, **changes):
+def steps_in_lockstep(leader="torch", steps=4, precision="fp32", **changes):
     """Lines of a short lockstep on digits, from weights that hide nothing."""
-    recipe = helpers.train_config(precision, dropout=dropout, steps=100, **changes)
+    recipe = helpers.train_config(precision, steps=100, **changes)
     machine = Machine(workers=0, world_size=2)
     plan = Plan(recipe, machine, None, "train", False, open_dataset("digits"), Path("none"))
-    pair = Pair(plan, random_state(dataclasses.replace(TINY, dropout=dropout), precision), leader)
+    pair = Pair(plan, random_state(recipe.model, precision, recipe=recipe), leader)
     stream = batches(recipe, "train", dataset=plan.dataset, machine=machine)
     lines = []
     for i in range(steps):
@@ -66,6 +66,32 @@ def test_twins_take_the_same_steps(leader, precision):
     assert len({line.loss for line in lines}) == 4
     # Another computation, not the same one twice:
     assert all(line.gradients.gaps["whole"] > 0 for line in lines)
+
+
+RECIPES = {
+    "everything": dict(
+        mixup=0.2, cutmix=1.0, label_smoothing=0.1, randaug="2,10", drop_path=0.2, ema=0.9,
+        layer_decay=0.7, grad_accum=2,
+    ),
+    "sam": dict(sam_rho=0.05, sam_groups=2, mixup=0.2),
+    "sgd": dict(optimizer="sgd", weight_decay=0.01, loss="sigmoid"),
+    "frozen": dict(freeze="2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("leader", ["torch", "jax"])
+def test_recipes_take_the_same_steps(leader, name):
+    lines = steps_in_lockstep(leader, steps=3, **RECIPES[name])
+    assert verdict_of(lines).line() == "lockstep: decided 3 of 3 steps, match"
+    assert all(0 < line.gradients.gaps["whole"] <= 1e-5 for line in lines)
+    assert ("ema.head.weight" in lines[0].optimizer.gaps) == (name == "everything")
+
+
+@pytest.mark.parametrize("name", ["everything", "sam"])
+def test_recipes_take_the_same_steps_in_bf16(name):
+    lines = steps_in_lockstep(precision="bf16", steps=3, **RECIPES[name])
+    assert verdict_of(lines).line() == "lockstep: decided 3 of 3 steps, match"
 
 
 def test_twins_take_the_same_steps_in_bf16():
@@ -99,11 +125,10 @@ def late_rate(monkeypatch):
 
 
 def decay_on_norms(monkeypatch):
-    def make_optimizer(model, weight_decay):
-        named = list(model.named_parameters())
+    def make_optimizer(named, recipe):
         groups = [
-            {"params": [p for n, p in named if n.endswith(".weight") == decayed],
-             "weight_decay": weight_decay * decayed}
+            {"params": [p for n, p in named.items() if n.endswith(".weight") == decayed],
+             "weight_decay": recipe.weight_decay * decayed, "rate_scale": 1.0}
             for decayed in (True, False)
         ]  # fmt: skip
         return torch.optim.AdamW(groups, lr=0.0, fused=True)

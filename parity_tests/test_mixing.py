@@ -1,15 +1,24 @@
-"""The draws of mixup and cutmix are those of the papers, and functions of (seed, step) alone."""
+"""Claim: the draws of mixup and cutmix are those of the papers, and functions of (seed, step)
+alone; both twins mix by them."""
 
+import dataclasses
+import itertools
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from helpers import DIGITS, IN_THREADS
 from mixing_reference import mix, mixed_loss
 from scipy import stats
 
-from shared_vit.data.mixing import Mix, check_mixing, draw_mix, mix_seed
+import jax_vit.objective
+import torch_vit.objective
+from shared_vit.data import batches
+from shared_vit.data.mixing import Mix, check_mixing, draw_mix, mix_of, mix_seed
 from shared_vit.errors import UserError
+from shared_vit.run.command_line import parse
 
 COUNT = 4000
 
@@ -113,6 +122,45 @@ def test_the_reference_mixes_pairs():
     assert np.array_equal(np.concatenate(parts), mix(images, labels, draw)[0])
 
 
+@pytest.mark.parametrize(
+    "draw", [Mix("mixup", 0.25, 0.25), Mix("cutmix", 0.625, box=(2, 3, 6, 8))], ids=str
+)
+def test_the_twins_mix_and_judge_as_the_reference(draw, x64):
+    rng = np.random.default_rng(16)
+    images, labels = rng.normal(size=(6, 8, 8, 3)), np.arange(6)
+    logits = rng.normal(size=(6, 7))
+    mixed, own, partners = mix(images, labels, draw)
+    numbers, box = np.array([draw.lam, draw.pixels]), np.array(draw.box, np.int32)
+    in_jax = jax_vit.objective.Mixing(numbers, box)
+    in_torch = torch_vit.objective.Mixing(torch.from_numpy(numbers), torch.from_numpy(box))
+    assert np.array_equal(jax_vit.objective.mix(images, in_jax), mixed)
+    assert np.array_equal(torch_vit.objective.mix(torch.from_numpy(images), in_torch), mixed)
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
+    for kind, s in itertools.product(("softmax", "sigmoid"), (0.0, 0.1)):
+        target = (1 - s) * (draw.lam * np.eye(7)[own] + (1 - draw.lam) * np.eye(7)[partners])
+        target += s / 7
+        p = 1 / (1 + np.exp(-logits))
+        expected = {
+            "softmax": mixed_loss(logits, own, partners, draw.lam, s),
+            "sigmoid": -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(1),
+        }[kind]
+        a = jax_vit.objective.losses(logits, labels, kind, s, in_jax)
+        b = torch_vit.objective.losses(*tensors, kind, s, in_torch)
+        np.testing.assert_allclose(a, expected, rtol=1e-12)
+        np.testing.assert_allclose(b, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [-1e3, -40.0, 40.0, 1e3])
+def test_losses_of_extreme_logits_stay_exact(value, x64):
+    """Sigmoid's loss of one class is log(1 + e^z), also where e^z overflows or vanishes."""
+    logits, labels = np.array([[value, 0.0]]), np.array([1])
+    expected = np.logaddexp(0, value) + np.log(2)
+    a = jax_vit.objective.losses(logits, labels, "sigmoid")
+    b = torch_vit.objective.losses(torch.from_numpy(logits), torch.from_numpy(labels), "sigmoid")
+    assert float(a[0]) == pytest.approx(expected, rel=1e-14)
+    assert float(b[0]) == pytest.approx(expected, rel=1e-14)
+
+
 def test_the_closed_form_is_the_loss_of_a_soft_target():
     rng = np.random.default_rng(16)
     logits, own, partners = rng.normal(size=(5, 7)), np.arange(5), np.arange(5)[::-1]
@@ -123,11 +171,22 @@ def test_the_closed_form_is_the_loss_of_a_soft_target():
         assert np.allclose(mixed_loss(logits, own, partners, lam, s), expected, rtol=1e-13)
 
 
+def test_batches_of_training_are_mixed_and_those_of_evaluation_not():
+    recipe = dataclasses.replace(DIGITS, mixup=0.2, seed=5)
+    for split, expected in (("train", mix_of(recipe, 4)), ("val", None)):
+        stream = batches(recipe, split, start=4, machine=IN_THREADS)
+        assert next(stream).mix == expected
+        stream.close()
+    assert mix_of(recipe, 4) == draw_mix(mix_seed(5), 4, 8, 0.2, 0.0) != mix_of(recipe, 5)
+
+
 def test_odd_shares_and_impossible_alphas_are_refused():
     check_mixing(24, 4, mixup=0.2, cutmix=0)
     check_mixing(12, 4, mixup=0, cutmix=0)
     with pytest.raises(UserError, match="leaves 3 rows to each, an odd number; a multiple of 8"):
         check_mixing(12, 4, mixup=0, cutmix=1.0)
-    for alpha in (-1, 5, math.nan):
-        with pytest.raises(UserError, match="--cutmix must be from 0"):
-            check_mixing(24, 4, mixup=0, cutmix=alpha)
+    with pytest.raises(UserError, match="leaves 3 rows to each"):
+        parse(["--preset=digits", "--mixup=0.2", "--batch_size=12", "--world_size=4"], "train")
+    for alpha in ("-1", "5", "nan"):
+        with pytest.raises(UserError, match="--cutmix must be"):
+            parse(["--preset=digits", f"--cutmix={alpha}"], "train")

@@ -17,7 +17,7 @@ from shared_vit import model_config
 from shared_vit.data import batches
 from shared_vit.run.state import StepScalars
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+from shared_vit.spec.optimizers import ADAM_SLOTS, BETA1, BETA2, EPS
 from twinvit.pairs import state_distance, without_key_bias
 
 LIMIT = 1e-11

@@ -29,14 +29,14 @@ import jax_vit
 import torch_vit
 from jax_vit import ops
 from jax_vit.bridge import state_arrays
-from jax_vit.trainer import Objective as JaxObjective
+from jax_vit.objective import Objective as JaxObjective
 from shared_vit.data import batches
 from shared_vit.errors import UserError
 from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
+from torch_vit.objective import Objective as TorchObjective
 from torch_vit.precision import set_backend_precision
-from torch_vit.trainer import Objective as TorchObjective
 
 RATE = StepScalars(1e-3)
 B, N, CLASSES = 2, SMALL.num_tokens, SMALL.num_classes
@@ -244,7 +244,7 @@ def jax_product_in_bf16(x, kernel, bias, policy):
     return x @ kernel + bias
 
 
-def jax_residual_in_bf16(self, x, dropout, site):
+def jax_residual_in_bf16(self, x, *_):
     return (x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x), None, 0)).astype(jnp.bfloat16)
 
 

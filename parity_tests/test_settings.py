@@ -21,7 +21,7 @@ class NewModel(ModelConfig):
 
 @dataclass(frozen=True)
 class NewRecipe(Recipe):
-    mixup: float = setting(0.8, "Strength of mixup.", group="data", least=0, historical=0.0)
+    token_mixing: float = setting(0.8, "Tokens mixed.", group="data", least=0, historical=0.0)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NewMachine(Machine):
     pin_memory: bool = setting(True, "Pin the memory.", group="machine", historical=False)
 
 
-GROWN = {NewModel: "layer_scale", NewRecipe: "mixup", NewMachine: "pin_memory"}
+GROWN = {NewModel: "layer_scale", NewRecipe: "token_mixing", NewMachine: "pin_memory"}
 
 
 @pytest.mark.parametrize("new", GROWN)
@@ -54,18 +54,18 @@ def test_a_field_without_a_history_is_missed():
 
 
 def test_a_new_setting_is_a_flag(monkeypatch, capsys):
-    assert "mixup" not in asked.flags()
+    assert "token_mixing" not in asked.flags()
     monkeypatch.setattr(asked, "TABLES", (asked.Start, NewRecipe, NewMachine))
-    monkeypatch.setitem(asked._DEFAULTS, "mixup", 0.8)
+    monkeypatch.setitem(asked._DEFAULTS, "token_mixing", 0.8)
     monkeypatch.setitem(asked._DEFAULTS, "pin_memory", True)
-    assert {"mixup", "pin_memory"} <= asked.flags().keys()
-    found = parse(["--preset=digits", "--mixup=0.5"], "x")
-    assert found.mixup == 0.5 and found.pin_memory is True
-    with pytest.raises(UserError, match="--mixup must be at least 0"):
-        parse(["--preset=digits", "--mixup=-1"], "x")
+    assert {"token_mixing", "pin_memory"} <= asked.flags().keys()
+    found = parse(["--preset=digits", "--token_mixing=0.5"], "x")
+    assert found.token_mixing == 0.5 and found.pin_memory is True
+    with pytest.raises(UserError, match="--token_mixing must be at least 0"):
+        parse(["--preset=digits", "--token_mixing=-1"], "x")
     with pytest.raises(SystemExit):
         parse(["--help"], "x")
-    assert "--mixup X" in capsys.readouterr().out
+    assert "--token_mixing X" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

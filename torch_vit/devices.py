@@ -53,7 +53,7 @@ def _resolve(asked: Asked) -> Asked:
             f"--world_size={gpus} "
             f"(torchrun: --nproc_per_node={gpus}), or --device=cpu for {local} processes on the CPU"
         )
-    check_divides(asked.batch_size, asked.grad_accum, world_size)
+    check_divides(asked, world_size)
     bf16 = bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False)
     if asked.precision == "bf16" and gpus and not bf16:
         raise UserError(

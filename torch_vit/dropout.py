@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of key, site and global row (see
+"""Dropout and stochastic depth whose masks are pure functions of key, site and global row (see
 `shared_vit.spec.mask_keys`)."""
 
 import math
@@ -27,6 +27,18 @@ def drop(x: Tensor, dropout: Dropout, site: int, rate: float) -> Tensor:
         return x
     keys, rows = dropout
     kept = mask(keys[site], rows, x.shape, 1 - rate)
+    return torch.where(kept, x / (1 - rate), 0)
+
+
+def drop_path(x: Tensor, dropout: Dropout, site: int, rate: float) -> Tensor:
+    """x [B, ...] with each row zeroed with probability `rate`, else divided by 1 - rate.
+
+    It is stochastic depth (Huang et al. 2016) where x is a branch. Without `dropout`, x itself.
+    """
+    if dropout is None or rate == 0:
+        return x
+    keys, rows = dropout
+    kept = mask(keys[site], rows, (len(x), *[1] * (x.ndim - 1)), 1 - rate)
     return torch.where(kept, x / (1 - rate), 0)
 
 

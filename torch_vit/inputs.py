@@ -34,8 +34,9 @@ def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropou
             f"images are {images.dtype}, and the model takes normalised floats: "
             "(images / 255 - mean) / std by cfg.mean and cfg.std"
         )
-    if model.training and model.cfg.dropout > 0 and dropout is None:
+    if model.training and model.cfg.draws_masks and dropout is None:
         raise UserError(
-            f"the model is in train mode and its dropout is {model.cfg.dropout}: call it with "
-            "dropout=(keys, rows), or after model.eval() for no dropout"
+            f"the model is in train mode, with dropout {model.cfg.dropout} and drop_path "
+            f"{model.cfg.drop_path}: call it with dropout=(keys, rows), or after model.eval() for "
+            "neither"
         )

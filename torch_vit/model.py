@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from shared_vit.spec.config import ModelConfig, check_config
+from shared_vit.spec.mask_keys import path_site
 from shared_vit.spec.precision import Policy
-from torch_vit.dropout import Dropout, drop
+from torch_vit.dropout import Dropout, drop, drop_path
 from torch_vit.inputs import check_inputs
 from torch_vit.ops import (
     Conv,
@@ -79,7 +80,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block [B, N, width] -> the same; its first dropout site is `site`."""
+    """Pre-norm encoder block [B, N, width] -> the same.
+
+    Its first dropout site is `site`; its branches are dropped at the rate `path_rate`, their sites
+    being `path_site` and `path_site + 1`.
+    """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
         super().__init__()
@@ -89,11 +94,13 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(cfg.width, cfg.norm_eps, policy)
         self.mlp = Mlp(cfg, policy)
 
-    def forward(self, x: Tensor, dropout: Dropout, site: int) -> Tensor:
+    def forward(
+        self, x: Tensor, dropout: Dropout, site: int, path_site: int, path_rate: float
+    ) -> Tensor:
         y = drop(self.attn(self.norm1(x)), dropout, site, self.rate)
-        x = x + cast(y, self.policy.param)
+        x = x + drop_path(cast(y, self.policy.param), dropout, path_site, path_rate)
         y = self.mlp(self.norm2(x), dropout, site + 1)
-        return x + cast(y, self.policy.param)
+        return x + drop_path(cast(y, self.policy.param), dropout, path_site + 1, path_rate)
 
 
 class VisionTransformer(nn.Module):
@@ -102,10 +109,10 @@ class VisionTransformer(nn.Module):
     The constructor leaves the weights unset: zero, and one for LayerNorm's scales.
     `torch_vit.create` draws them, `torch_vit.from_arrays` and `torch_vit.load` take them over.
 
-    `dropout=(keys, rows)` turns dropout on: keys int32 [sites, 2]
+    `dropout=(keys, rows)` turns dropout and stochastic depth on: keys int32 [sites, 2]
     (`torch_vit.dropout.to_keys`), rows int64 [B], the images' numbers in the global batch.
     Without it a call is deterministic. A new model is in eval mode; after `train()`, a call
-    without `dropout` raises UserError where `cfg.dropout` is above 0.
+    without `dropout` raises UserError where `cfg.dropout` or `cfg.drop_path` is above 0.
 
     The last norm is taken of the class token alone where the logits need no other, and of every
     token under `every_token`.
@@ -143,7 +150,8 @@ class VisionTransformer(nn.Module):
         x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):
             call = remat(block) if self.remat else block
-            x = call(x, dropout, 1 + 3 * i)
+            paths = path_site(self.cfg.depth, i), self.cfg.path_rate(i)
+            x = call(x, dropout, 1 + 3 * i, *paths)
         if self.cfg.pool == "token" and not every_token:
             x = x[:, :1]
         if self.norm is not None:

@@ -1,32 +1,62 @@
-"""AdamW with the weight decay chosen by canonical name, and clipping.
+"""AdamW and SGD with decay and rates chosen by canonical name, clipping, and what goes with them.
 
 Twin of `jax_vit/optim.py`.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import ADAM_SLOTS, BETA1, BETA2, EPS
+from shared_vit.spec.optimizers import BETA1, BETA2, EPS
+from shared_vit.spec.rates import rate_scales
+from shared_vit.spec.recipe import Recipe
 from torch_vit.sharding import local, part_of
 
-# The slots of a TrainState that the optimizer uses: its state has them for each parameter.
-SLOTS = ADAM_SLOTS
 
+def make_optimizer(named: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, over the parameters `{canonical name: parameter}` that it moves.
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019): p -= lr (m_hat / (sqrt(v_hat) + eps) + wd p).
-
-    It holds the model's parameters; `weight_decay=0` is Adam. The learning rate is set before each
-    step.
+    adamw: p -= lr s (m_hat / (sqrt(v_hat) + eps) + wd p) (Loshchilov and Hutter 2019), adam without
+    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `rate_scale` of the
+    tensor's layer, wd acts on the weights of products. `set_rate` sets lr before each step.
     """
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if canonical.is_decayed(n)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if not canonical.is_decayed(n)], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(BETA1, BETA2), eps=EPS, fused=True)
+    scales = rate_scales(recipe.model, recipe.layer_decay)
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, p in named.items():
+        decayed, scale = canonical.is_decayed(name), scales[name]
+        decay = recipe.weight_decay if decayed else 0.0
+        about = {"params": [], "weight_decay": decay, "rate_scale": scale}
+        groups.setdefault((not decayed, scale), about)["params"].append(p)
+    ordered = [groups[key] for key in sorted(groups)]
+    if recipe.optimizer == "sgd":
+        return DecoupledSGD(ordered, recipe.momentum)
+    return torch.optim.AdamW(ordered, lr=0.0, betas=(BETA1, BETA2), eps=EPS, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["rate_scale"]
+
+
+class DecoupledSGD(torch.optim.SGD):
+    """SGD with momentum whose weight decay is AdamW's; torch's own goes through the momentum."""
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float):
+        groups = [g | {"decay": g["weight_decay"], "weight_decay": 0.0} for g in groups]
+        super().__init__(groups, lr=0.0, momentum=momentum, foreach=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        for group in self.param_groups:
+            if group["decay"]:
+                params = [local(p) for p in group["params"]]
+                torch._foreach_mul_(params, 1 - group["lr"] * group["decay"])
+        return super().step(closure)
 
 
 @torch.no_grad()
@@ -42,6 +72,27 @@ def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
     norm = global_norm(grads)
     torch._foreach_mul_([local(g) for g in grads], (clip / norm).clamp(max=1))
     return norm
+
+
+@torch.no_grad()
+def climb(params: list[nn.Parameter], rho: float) -> None:
+    """The ascent of sharpness-aware minimization (Foret et al. 2021), in place: p + rho g / |g|.
+
+    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
+    """
+    grads = [p.grad for p in params]
+    norm = global_norm(grads)
+    scale = torch.where(norm > 0, rho / norm, 0)
+    torch._foreach_add_(
+        [local(p) for p in params], torch._foreach_mul([local(g) for g in grads], scale)
+    )
+
+
+@torch.no_grad()
+def average(averages: list[torch.Tensor], params: list[torch.Tensor], share: float) -> None:
+    """The moving average of the weights, in place: e + share (p - e)."""
+    e, p = [local(t) for t in averages], [local(t) for t in params]
+    torch._foreach_add_(e, torch._foreach_sub(p, e), alpha=share)
 
 
 @torch.no_grad()

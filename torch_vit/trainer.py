@@ -3,13 +3,13 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shared_vit.data.batch import Batch
@@ -17,12 +17,22 @@ from shared_vit.errors import UserError
 from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
-from shared_vit.spec.pixels import normalization
+from shared_vit.spec.ema import ema_decay
+from shared_vit.spec.optimizers import EMA, optimizer_slots
 from shared_vit.spec.recipe import Recipe
 from torch_vit import sharding
-from torch_vit.dropout import Dropout, to_keys
+from torch_vit.dropout import to_keys
 from torch_vit.model import VisionTransformer
-from torch_vit.optim import SLOTS, clip_by_global_norm, global_norm, make_optimizer, nudge
+from torch_vit.objective import Mixing, Objective, group_of, losses
+from torch_vit.optim import (
+    average,
+    climb,
+    clip_by_global_norm,
+    global_norm,
+    make_optimizer,
+    nudge,
+    set_rate,
+)
 from torch_vit.precision import set_backend_precision
 from torch_vit.results import LazyResult
 from torch_vit.sharding import whole
@@ -36,27 +46,7 @@ class DeviceBatch(NamedTuple):
     weight: Tensor
     rows: Tensor
     step: int
-
-
-class Objective(nn.Module):
-    """Sum of the cross-entropies of uint8 images [B, H, W, 3] and labels [B].
-
-    It is a scalar in the parameters' dtype.
-    """
-
-    def __init__(self, model: VisionTransformer):
-        super().__init__()
-        self.model = model
-        scale, shift = (torch.from_numpy(a) for a in normalization(model.cfg))
-        self.register_buffer("scale", scale.to(model.pos_embed), persistent=False)
-        self.register_buffer("shift", shift.to(model.pos_embed), persistent=False)
-
-    def forward(self, images: Tensor, labels: Tensor, dropout: Dropout = None) -> Tensor:
-        return F.cross_entropy(self.logits(images, dropout), labels, reduction="sum")
-
-    def logits(self, images: Tensor, dropout: Dropout = None) -> Tensor:
-        x = images.to(self.scale.dtype) * self.scale + self.shift
-        return self.model(x.permute(0, 3, 1, 2), dropout)
+    mixing: Mixing | None
 
 
 class Trainer:
@@ -72,6 +62,7 @@ class Trainer:
         shard: bool = False,
     ):
         set_backend_precision(train.precision)
+        train = replace(train, model=state.config)
         self.cfg, self.train, self.device = state.config, train, device
         self.process = dist.get_rank() if dist.is_initialized() else 0
         self.num_processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -79,17 +70,12 @@ class Trainer:
         if self.sharded and train.precision == "fp16":
             raise UserError("--shard=params has no gradient scaler, which fp16 needs: use bf16")
         self.compile_seconds: float | None = None
-        with torch.device("meta") if self.sharded else device:
-            self.model = VisionTransformer(state.config, train.precision)
-        self.model.remat = remat
-        if self.sharded:
-            if compile:  # the hooks that gather parameters stay outside the compiled blocks
-                for block in self.model.blocks:
-                    block.compile()
-            sharding.shard(self.model, device)
-        self.objective = Objective(self.model)
-        self.trained_names = canonical.trained(state.config, canonical.shapes(state.config))
-        self.optimizer = make_optimizer(self.model, train.weight_decay)
+        self.trained_names = train.trained_names
+        self.model = self._make_model(compile, remat)
+        self.objective = Objective(self.model, train.loss, train.label_smoothing)
+        self.dtype = self.objective.scale.dtype
+        self.named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(dict(self.named), train)
         self.scaler = torch.amp.GradScaler(device.type) if train.precision == "fp16" else None
         self.compute_loss: Any = self.objective
         self.replicated = self.num_processes > 1 and not self.sharded
@@ -107,21 +93,45 @@ class Trainer:
         if compile and not self.sharded:
             self.compute_loss = torch.compile(self.compute_loss)
             self.compute_logits = torch.compile(self.compute_logits)
+        self.averaged: VisionTransformer | None = None
+        if train.ema:  # a model of its own evaluates the averaged weights, which it holds
+            self.averaged = self._make_model(compile, remat).requires_grad_(False)
+            self.compute_averaged: Callable = Objective(self.averaged).logits
+            if compile and not self.sharded:
+                self.compute_averaged = torch.compile(self.compute_averaged)
         self.load(state)
+
+    def _make_model(self, compile: bool, remat: bool) -> VisionTransformer:
+        """A model on the device, unset, with the parameters that stay frozen."""
+        with torch.device("meta") if self.sharded else self.device:
+            model = VisionTransformer(self.cfg, self.train.precision)
+        model.remat = remat
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in self.trained_names)
+        if self.sharded:
+            if compile:  # the hooks that gather parameters stay outside the compiled blocks
+                for block in model.blocks:
+                    block.compile()
+            sharding.shard(model, self.device)
+        return model
 
     def load(self, state: TrainState) -> None:
         """Take over a state; raises UserError unless its arrays fit the model."""
         canonical.check(self.cfg, state.params)
-        self.step, adam_count = state.step, int(state.scalars["adam_count"])
+        self.step, self.adam_count = state.step, int(state.scalars["adam_count"])
         self.load_params(state.params)
         self.slots: dict[str, dict[str, Tensor]] = {slot: {} for slot in state.slots}
+        averages = {} if self.averaged is None else self.averaged.state_dict()
+        for name, tensor in averages.items():
+            self._fill(tensor, state.params[name])
         for slot, arrays in state.slots.items():
-            for name, p in self._named():
-                self.slots[slot][name] = torch.empty_like(p, requires_grad=False)
+            for name, p in self.named:
+                empty = averages[name] if slot == EMA else torch.empty_like(p)
+                self.slots[slot][name] = empty.detach()
                 self._fill(self.slots[slot][name], arrays[name])
-        for name, p in self._named():
-            count = torch.tensor(float(adam_count), device=self.device)
-            moments = {slot: self.slots[slot][name] for slot in SLOTS}
+        for name, p in self.named:
+            count = torch.tensor(float(self.adam_count), device=self.device)
+            moments = {slot: self.slots[slot][name] for slot in optimizer_slots(self.train)}
             self.optimizer.state[p] = {"step": count, **moments}
         if self.scaler is not None and "scale" in state.scalars:
             growth_tracker = int(state.scalars["growth_tracker"])
@@ -192,7 +202,12 @@ class Trainer:
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
         tensors = (self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays)
         images, labels, weight, rows = tensors
-        return DeviceBatch(images, labels, weight, rows, batch.step)
+        mixing = None
+        if batch.mix is not None:
+            numbers = torch.tensor([batch.mix.lam, batch.mix.pixels], dtype=self.dtype)
+            box = torch.tensor(batch.mix.box, dtype=torch.int32)
+            mixing = Mixing(self._to_device(numbers), self._to_device(box))
+        return DeviceBatch(images, labels, weight, rows, batch.step, mixing)
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
@@ -211,7 +226,7 @@ class Trainer:
         """
         loss = self._backward(batch)
         scale = self.scaler.get_scale() if self.scaler else 1
-        grads = {n: p.grad / scale for n, p in self._named()}
+        grads = {n: p.grad / scale for n, p in self.named}
         self._forget_gradients()
         norm = global_norm(list(grads.values()))
         metrics = LazyResult([loss, torch.zeros_like(loss)], [norm], self._to_metrics)
@@ -219,7 +234,7 @@ class Trainer:
 
     def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
         """Clip and step on given gradients of the global mean loss, as `gradients` returns them."""
-        for name, p in self._named():
+        for name, p in self.named:
             if p.grad is None:
                 p.grad = torch.empty_like(p)
             self._fill(p.grad, grads[name])
@@ -233,15 +248,55 @@ class Trainer:
         Both are summed over the parts of the batch, as shares of the global mean.
         """
         if self.unsettled:
-            self._settle_buckets()
+            self._settle_buckets(batch.mixing)
             self.unsettled = False
         keys = self._keys(batch.step)
-        parts = [t.chunk(self.train.grad_accum) for t in (batch.images, batch.labels, batch.rows)]
-        total = torch.zeros((), dtype=self.objective.scale.dtype, device=self.device)
-        for i, (images, labels, rows) in enumerate(zip(*parts)):
+        tensors = (batch.images, batch.labels, batch.rows)
+        parts = list(zip(*(t.chunk(self.train.grad_accum) for t in tensors)))
+        if self.train.sam_rho:
+            return self._sharp_backward(parts, keys, batch.mixing)
+        return self._sum_parts(parts, keys, batch.mixing)
+
+    def _sharp_backward(
+        self, parts: list[tuple[Tensor, ...]], keys: Tensor | None, mixing: Mixing | None
+    ) -> Tensor:
+        """`_backward` by sharpness-aware minimization (Foret et al. 2021).
+
+        Each group of rows climbs by its own gradient from the same weights; the gradients where it
+        arrives are summed over the groups. The loss is that of the weights themselves.
+        """
+        params = [p for _, p in self.named]
+        start = [p.detach().clone() for p in params]
+        sums = [torch.zeros_like(p, requires_grad=False) for p in params]
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        groups = self.train.sam_groups
+        for group in range(groups):
+            own = [tuple(group_of(t, group, groups) for t in part) for part in parts]
+            total += self._sum_parts(own, keys, mixing)
+            climb(params, self.train.sam_rho)
+            self._forget_gradients()
+            self._sum_parts(own, keys, mixing)
+            with torch.no_grad():
+                for p, kept, summed in zip(params, start, sums):
+                    summed += p.grad
+                    p.copy_(kept)
+            self._forget_gradients()
+        for p, summed in zip(params, sums):
+            if p.grad is None:
+                p.grad = summed
+            else:
+                p.grad.copy_(summed)
+        return total
+
+    def _sum_parts(
+        self, parts: list[tuple[Tensor, ...]], keys: Tensor | None, mixing: Mixing | None
+    ) -> Tensor:
+        """Gradients in the parameters, and the loss: the sum over parts (images, labels, rows)."""
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        for i, (images, labels, rows) in enumerate(parts):
             drop = None if keys is None else (keys, rows)
-            with self._synced(i + 1 == self.train.grad_accum):
-                loss = self.compute_loss(images, labels, drop) / self.train.batch_size
+            with self._synced(i + 1 == len(parts)):
+                loss = self.compute_loss(images, labels, drop, mixing) / self.train.batch_size
                 total += loss.detach()
                 # The mean over processes is taken, as DDP and FSDP do; the loss makes it the sum.
                 loss = loss * self.num_processes
@@ -252,17 +307,21 @@ class Trainer:
         """Clip, step and forget the gradients; the norm before clipping."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = clip_by_global_norm([p.grad for p in self.model.parameters()], self.train.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = scalars.lr
+        params = [p for _, p in self.named]
+        norm = clip_by_global_norm([p.grad for p in params], self.train.clip)
+        set_rate(self.optimizer, scalars.lr)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
         self._forget_gradients()
+        self.adam_count += 1
         if self.train.nudge is not None:
-            nudge(list(self.model.parameters()), self.train.nudge, self.step)
+            nudge(params, self.train.nudge, self.step)
+        if self.train.ema:
+            share = 1 - ema_decay(self.train.ema, self.adam_count)
+            average(list(self.slots[EMA].values()), params, share)
         self.step += 1
         return norm
 
@@ -271,20 +330,21 @@ class Trainer:
         return StepMetrics(loss, norm, self.scaler is not None and not np.isfinite(norm), asked > 0)
 
     @torch.no_grad()
-    def eval_step(self, batch: DeviceBatch, stop: bool = False) -> LazyResult:
-        """Counts over the global batch; examples of weight 0 do not count."""
-        logits, labels, weight = (
-            self.compute_logits(batch.images),
-            batch.labels,
-            batch.weight.to(self.objective.scale),
-        )
-        losses = F.cross_entropy(logits, labels, reduction="none")
+    def eval_step(
+        self, batch: DeviceBatch, stop: bool = False, averaged: bool = False
+    ) -> LazyResult:
+        """Counts over the global batch; examples of weight 0 do not count.
+
+        They are those of the weights or, if `averaged`, of their moving average.
+        """
+        compute = self.compute_averaged if averaged else self.compute_logits
+        logits, labels, weight = compute(batch.images), batch.labels, batch.weight.to(self.dtype)
         own = logits.gather(1, labels[:, None])
         before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
         # How many classes come first, equal ones by number; a NaN is never right.
         rank = (~(logits <= own) | ((logits == own) & before)).sum(1)
         sums = [(weight * (rank < k)).sum() for k in (1, 5)] + [
-            (weight * losses).sum(),
+            (weight * losses(logits, labels, self.train.loss)).sum(),
             weight.sum(),
         ]
         asked = torch.full_like(sums[0], float(stop))
@@ -301,20 +361,22 @@ class Trainer:
         return versions | {"device": name, "devices": str(self.num_processes)}
 
     def _keys(self, step: int) -> Tensor | None:
-        """The keys of a step's dropout masks; None without dropout."""
-        if not self.cfg.dropout:
+        """The keys of a step's masks; None without dropout and stochastic depth."""
+        if not self.cfg.draws_masks:
             return None
-        return self._to_device(to_keys(dropout.site_keys(self.train.seed, step, self.cfg.depth)))
-
-    def _named(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.model.named_parameters())
+        paths = self.cfg.drop_path > 0
+        keys = dropout.site_keys(self.train.seed, step, self.cfg.depth, paths)
+        return self._to_device(to_keys(keys))
 
     def _in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Those of the trained parameters on the host, in canonical order."""
         return {n: whole(tensors[n]).cpu().numpy() for n in self.trained_names}
 
     def _adam_count(self) -> int:
-        return int(self.optimizer.state[next(self.model.parameters())]["step"].item())
+        """The updates that the optimizer made; which of them fp16 skipped the device knows."""
+        if self.scaler is None:
+            return self.adam_count
+        return int(self.optimizer.state[self.named[0][1]]["step"].item())
 
     @torch.no_grad()
     def _fill(self, tensor: Tensor, array: np.ndarray) -> None:
@@ -340,7 +402,7 @@ class Trainer:
             self.model.set_requires_gradient_sync(last)
         return nullcontext() if last or not self.replicated else self.compute_loss.no_sync()
 
-    def _settle_buckets(self) -> None:
+    def _settle_buckets(self, mixing: Mixing | None) -> None:
         """One backward pass on zeros, after which DDP's buckets stay as they are.
 
         DDP regroups them after its first pass, and with them the order in which it sums: without
@@ -352,7 +414,8 @@ class Trainer:
         images = torch.zeros(part, side, side, 3, dtype=torch.uint8, device=self.device)
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
         keys = self._keys(0)
-        self.compute_loss(images, labels, None if keys is None else (keys, labels)).backward()
+        drop = None if keys is None else (keys, labels)
+        self.compute_loss(images, labels, drop, mixing).backward()
         self._forget_gradients()
 
     @staticmethod

@@ -333,8 +333,8 @@ class LockstepTrainer:
         self.pair.load(self.leader.state())
         self.leader.update(grads, scalars)
 
-    def eval_step(self, batch: _Fed, stop: bool = False) -> Lazy:
-        return self.leader.eval_step(self._own(batch), stop)
+    def eval_step(self, batch: _Fed, stop: bool = False, averaged: bool = False) -> Lazy:
+        return self.leader.eval_step(self._own(batch), stop, averaged)
 
     def versions(self) -> dict[str, str]:
         return self.leader.versions()

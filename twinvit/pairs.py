@@ -12,13 +12,13 @@ from flax import nnx
 import jax_vit
 import torch_vit
 from jax_vit.bridge import state_arrays
-from jax_vit.trainer import Objective as JaxObjective
+from jax_vit.objective import Objective as JaxObjective
 from jax_vit.trainer import Trainer as JaxTrainer
 from shared_vit.run.state import TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.recipe import Recipe
-from torch_vit.trainer import Objective as TorchObjective
+from torch_vit.objective import Objective as TorchObjective
 from torch_vit.trainer import Trainer as TorchTrainer
 from twinvit.noise_rule import relative_l2
 

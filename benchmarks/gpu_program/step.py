@@ -11,7 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_vit.bridge import abstract_model
-from jax_vit.trainer import Objective, Trainer
+from jax_vit.objective import Objective
+from jax_vit.trainer import Trainer
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe

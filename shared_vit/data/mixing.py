@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from shared_vit.errors import UserError
+from shared_vit.spec.recipe import Recipe
 
-LARGEST_ALPHA = 4.0  # rejection accepts one draw of 70 there, and ever fewer above
 _GRID = 1 << 20
 
 
@@ -77,14 +77,19 @@ def symmetric_beta(alpha: float, uniform: Iterator[float]) -> int:
             return round(_GRID * ((1 if x > y else ratio) / (1 + ratio)))
 
 
+def mix_of(recipe: Recipe, step: int) -> Mix | None:
+    """The Mix of batch `step` of a run; None where the recipe mixes nothing."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    size = recipe.model.image_size
+    return draw_mix(mix_seed(recipe.seed), step, size, recipe.mixup, recipe.cutmix)
+
+
 def check_mixing(batch_size: int, parts: int, mixup: float, cutmix: float) -> None:
     """Raise UserError unless every device and part of a batch has whole pairs of rows.
 
     parts: devices of all processes times `grad_accum`.
     """
-    for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if not 0 <= alpha <= LARGEST_ALPHA:
-            raise UserError(f"--{name} must be from 0 (off) to {LARGEST_ALPHA:g}, not {alpha}")
     if (mixup or cutmix) and batch_size // parts % 2:
         raise UserError(
             f"--mixup and --cutmix mix pairs of rows: --batch_size={batch_size} over {parts} parts "

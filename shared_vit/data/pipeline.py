@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from shared_vit.data.batch import Batch
 from shared_vit.data.dataset import BadImages, Dataset
 from shared_vit.data.examples import make_loader
 from shared_vit.data.minival import with_minival
+from shared_vit.data.mixing import Mix, mix_of
 from shared_vit.data.sources import open_dataset
 from shared_vit.data.workers import plan, shared_memory_fits, start_worker
 from shared_vit.errors import UserError
@@ -67,7 +69,12 @@ def batches(
     else:
         chunks = order.val_chunks(load, num_examples, share, size)
     workers, threads = plan(machine.workers, dataset.photographs)
-    return Batches(chunks, share, workers, threads, dataset.bad_images)
+    mix = partial(mix_of, recipe) if split == "train" else _unmixed
+    return Batches(chunks, share, workers, threads, dataset.bad_images, mix)
+
+
+def _unmixed(step: int) -> None:
+    """No row of a batch of evaluation is mixed."""
 
 
 class Batches(Iterator[Batch]):
@@ -80,8 +87,10 @@ class Batches(Iterator[Batch]):
         workers: int,
         threads: int,
         bad_images: BadImages,
+        mix: Callable[[int], Mix | None],
     ):
         self._share, self._bad_images, self._step = share, bad_images, share.start
+        self._mix_of = mix
         self._chunks = iter(_run_ahead(chunks, share, workers, threads))
 
     def __next__(self) -> Batch:
@@ -99,7 +108,7 @@ class Batches(Iterator[Batch]):
             np.concatenate([p[k] for p in parts]) for k in ("images", "labels", "weight")
         )
         rows = np.arange(self._share.first, self._share.first + self._share.rows)
-        batch = Batch(images, labels, weight, rows, self._step)
+        batch = Batch(images, labels, weight, rows, self._step, self._mix_of(self._step))
         self._step += 1
         return batch
 

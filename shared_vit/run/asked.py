@@ -13,6 +13,7 @@ from shared_vit.errors import UserError
 from shared_vit.run.record import Record
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.sam import check_sam_groups
 from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
 
 
@@ -120,6 +121,12 @@ class Start:
         "product.",
         group="model",
     )
+    drop_path: float = setting(
+        0.0,
+        "Stochastic depth: the rate at which a row skips a branch of the last block, linear from 0 "
+        "in the first.",
+        group="model",
+    )
     eval_resize: float = setting(
         256 / 224,
         "Evaluation: the shorter side is resized to this times --image_size, then the centre is "
@@ -203,11 +210,21 @@ def check_processes(world_size: int) -> None:
         )
 
 
-def check_divides(batch_size: int, grad_accum: int, world_size: int, processes: int = 1) -> None:
-    """Raise UserError unless every device and part takes the same share of the batch."""
-    if batch_size % (processes * world_size * grad_accum):
+def check_divides(asked: Asked, world_size: int, processes: int = 1) -> None:
+    """Raise UserError unless every device and part takes the same share of the batch.
+
+    With mixing a share is of pairs of rows, and with groups of SAM each has as many of every group.
+    """
+    from shared_vit.data.mixing import check_mixing
+
+    parts = processes * world_size * asked.grad_accum
+    if asked.batch_size % parts:
         several = f"{processes} processes x " if processes > 1 else ""
         raise UserError(
-            f"--batch_size={batch_size} is not divisible by {several}--world_size={world_size} x "
-            f"--grad_accum={grad_accum}: every device takes the same share"
+            f"--batch_size={asked.batch_size} is not divisible by {several}"
+            f"--world_size={world_size} x --grad_accum={asked.grad_accum}: every device takes the "
+            "same share"
         )
+    check_mixing(asked.batch_size, parts, asked.mixup, asked.cutmix)
+    if asked.sam_rho:
+        check_sam_groups(asked.batch_size, parts, asked.sam_groups)

@@ -2,7 +2,8 @@
 
 checkpoints/step_N/
     model.safetensors       canonical arrays and their ModelConfig; loads with nothing else
-    optimizer.safetensors   <slot>.<name>: exp_avg.<name>, exp_avg_sq.<name>
+    ema.safetensors         the averaged weights of a run with --ema, as such a file too
+    optimizer.safetensors   <slot>.<name>: exp_avg.<name>, exp_avg_sq.<name>; momentum_buffer.<name>
     state.json              everything else, the run's identity, and the checksums
 """
 
@@ -22,7 +23,7 @@ from shared_vit.run.record import Record
 from shared_vit.run.state import TrainState
 from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import ADAM_SLOTS
+from shared_vit.spec.optimizers import ADAM_SLOTS, EMA
 from shared_vit.weights import checkpoints
 from shared_vit.weights.checkpoints import MODEL, STATE, Found
 from shared_vit.weights.containers.safetensors import write_safetensors
@@ -31,10 +32,12 @@ from shared_vit.weights.lazy import in_memory
 
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER, AVERAGE = "optimizer.safetensors", "ema.safetensors"
 _FORMAT = 2  # 1 had `adam_count` and `scaler` in place of `scalars`, and Adam's slots unnamed
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
-_OWN_KEYS = ("format", "run", "checksums", "step", "slots", "scalars", "adam_count", "scaler")
+_OWN_KEYS = (
+    "format", "run", "checksums", "step", "slots", "frozen", "scalars", "adam_count", "scaler",
+)  # fmt: skip
 _TEMPORARY = ".tmp"
 
 
@@ -150,11 +153,16 @@ def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:
         )
     cfg, params = twinvit.model_of(path / MODEL, opened.files[MODEL])
     moments, metadata, _ = opened.files[OPTIMIZER]
-    names = canonical.trained(cfg, params)
+    frozen = set(document.get("frozen", ()))
+    names = [n for n in canonical.trained(cfg, params) if n not in frozen]
     slots: dict[str, Any] = {
         slot: {n: moments.pop(f"{slot}.{n}", None) for n in names}
         for slot in document.get("slots", ADAM_SLOTS)
+        if slot != EMA
     }
+    if AVERAGE in opened.files:
+        _, average = twinvit.model_of(path / AVERAGE, opened.files[AVERAGE])
+        slots[EMA] = {n: average.get(n) for n in names}
     wrong: list[str] = [
         f"{slot}.{n}"
         for slot, arrays in slots.items()
@@ -178,12 +186,18 @@ def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:
 
 
 def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
-    """Write the three files into an existing folder. Raises UserError where that fails."""
+    """Write the files into an existing folder. Raises UserError where that fails."""
     moments = {
         f"{slot}.{name}": array
         for slot, arrays in state.slots.items()
         for name, array in arrays.items()
+        if slot != EMA
     }
+    frozen = set(canonical.trained(state.config, state.params)).difference(*state.slots.values())
+    checksums = {MODEL: twinvit.write(folder / MODEL, state.config, state.params)}
+    if EMA in state.slots:
+        average = state.params | state.slots[EMA]
+        checksums[AVERAGE] = twinvit.write(folder / AVERAGE, state.config, average)
     metadata = {"format": _OPTIMIZER_FORMAT, "model_config": state.config.to_json()}
     document = {
         **extra,
@@ -191,11 +205,11 @@ def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
         "step": state.step,
         "slots": list(state.slots),
         "scalars": state.scalars,
-        "checksums": {
-            MODEL: twinvit.write(folder / MODEL, state.config, state.params),
-            OPTIMIZER: write_safetensors(folder / OPTIMIZER, moments, metadata),
-        },
+        "checksums": checksums
+        | {OPTIMIZER: write_safetensors(folder / OPTIMIZER, moments, metadata)},
     }
+    if frozen:  # they have no slots
+        document["frozen"] = sorted(frozen)
     write_sealed(folder / STATE, document)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
-from shared_vit.run.presets import FOLDER_FROM_WEIGHTS, PRESETS
+from shared_vit.run.presets import FROM_WEIGHTS, PRESETS
 from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, read_record, run_of
 from shared_vit.spec.config import DEFAULT_MODEL, ModelConfig, model_config
 from shared_vit.spec.machine import Machine
@@ -103,7 +103,7 @@ def check(asked: Asked) -> None:
         raise UserError("--resume continues training: leave it out of --mode=eval")
     if asked.device == "cpu":
         check_processes(asked.world_size or 1)
-    check_divides(asked.batch_size, asked.grad_accum, world_size=asked.world_size or 1)
+    check_divides(asked, asked.world_size or 1)
     Recipe(**{k: v for k, v in asked.values_of(Recipe).items() if k != "steps"})
     if asked.record is None and asked.mode == "train" and not asked.init_from:
         named_model(asked, asked.num_classes or 1)
@@ -178,10 +178,9 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
             f"--init_from={given['init_from']} does not say what data to evaluate on: add --data "
             "and --data_dir, or --preset=digits"
         )
-    base = PRESETS[preset]
-    if preset == "folder" and given.get("init_from"):
-        base = FOLDER_FROM_WEIGHTS
-    return Asked(given, base | {"preset": preset}), notice
+    if preset in FROM_WEIGHTS and not given.get("init_from"):
+        raise UserError(f"--preset={preset} starts from weights: add --init_from")
+    return Asked(given, PRESETS[preset] | {"preset": preset}), notice
 
 
 def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
@@ -189,7 +188,8 @@ def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
         return preset, None
     data = given.get("data")
     if data == "folder":
-        return "folder", None if given.get("mode") == "eval" else _folder_notice(given)
+        preset = "finetune" if given.get("init_from") else "folder"
+        return preset, None if given.get("mode") == "eval" else _folder_notice(preset, given)
     if data or given.get("data_dir"):
         return "digits" if data == "digits" else "imagenet", None
     from shared_vit.data.sources.imagenet import find_imagenet, imagenet_places
@@ -204,14 +204,14 @@ def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
     )
 
 
-def _folder_notice(given: dict[str, Any]) -> str:
-    base = FOLDER_FROM_WEIGHTS if given.get("init_from") else PRESETS["folder"]
+def _folder_notice(preset: str, given: dict[str, Any]) -> str:
+    base = PRESETS[preset]
     shown = {n: v for n, v in (base | given).items() if n in base and n != "data" and v is not None}
     settings = ", ".join(f"{n} {v}" for n, v in shown.items())
     if "warmup_steps" not in given:
         settings += ", warm-up a twentieth of the steps"
     return (
-        f"notice: no preset was named, so this run has the folder preset's settings ({settings}); "
+        f"notice: no preset was named, so this run has those of {preset} ({settings}); "
         "flags change them, `twinvit presets` lists others"
     )
 

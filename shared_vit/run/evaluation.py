@@ -16,7 +16,26 @@ LAG = 2  # results are read this many steps late, so that reading never makes th
 
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
     """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if
-    asked to stop."""
+    asked to stop.
+
+    A run with --ema gives those of the averaged weights too: val_loss_ema and so on.
+    """
+    result: dict[str, float] = {}
+    averages = plan.recipe.ema and plan.mode == "train"
+    for averaged, suffix in ((False, ""), (True, "_ema"))[: 2 if averages else 1]:
+        sums = _sums(plan, trainer, interrupt, averaged)
+        if sums is None:
+            return None
+        correct1, correct5, loss_sum, count = sums
+        result[f"val_loss{suffix}"] = loss_sum / count
+        result[f"val_top1{suffix}"] = correct1 / count
+        result[f"val_top5{suffix}"] = correct5 / count
+        result["val_count"] = int(count)
+    return result
+
+
+def _sums(plan: Plan, trainer: Trainer, interrupt: Interrupt, averaged: bool) -> np.ndarray | None:
+    """Sums over the validation split: correct1, correct5, loss, examples; None if asked to stop."""
     sums, stopping = np.zeros(4), False
     in_flight: deque[Lazy] = deque()
     stream = plan.batches("val", 0, trainer.process, trainer.num_processes)
@@ -30,29 +49,25 @@ def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, fl
 
     try:
         for batch in stream:
-            in_flight.append(trainer.eval_step(trainer.put(batch), stop=interrupt.requested))
+            put = trainer.put(batch)
+            in_flight.append(trainer.eval_step(put, interrupt.requested, averaged))
             read(LAG)
             if stopping:
                 return None
         read(0)
     finally:
         stream.close()
-    if stopping:
-        return None
-    correct1, correct5, loss_sum, count = sums
-    return {
-        "val_loss": loss_sum / count,
-        "val_top1": correct1 / count,
-        "val_top5": correct5 / count,
-        "val_count": int(count),
-    }
+    return None if stopping else sums
 
 
 def describe(result: dict[str, float]) -> str:
     """An evaluation in words."""
+    averaged = ""
+    if "val_top1_ema" in result:
+        averaged = f"; averaged weights: top-1 {100 * result['val_top1_ema']:.2f} %"
     return (
         f"top-1 {100 * result['val_top1']:.2f} %, top-5 {100 * result['val_top5']:.2f} %, "
-        f"loss {result['val_loss']:.4f} on {result['val_count']} examples"
+        f"loss {result['val_loss']:.4f} on {result['val_count']} examples{averaged}"
     )
 
 

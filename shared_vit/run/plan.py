@@ -148,7 +148,10 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
     values = asked.values_of(Recipe) | {"model": model, "steps": steps}
     if asked.warmup_steps is None:
         values["warmup_steps"] = min(LONGEST_WARMUP, steps // 20)
-    return Recipe(**values)
+    recipe = Recipe(**values)
+    if not recipe.trained_names:
+        raise UserError(f"--freeze={recipe.freeze} leaves nothing to train")
+    return recipe
 
 
 def first_or_given_state(plan: Plan) -> TrainState:
@@ -164,7 +167,7 @@ def first_or_given_state(plan: Plan) -> TrainState:
         arrays = in_memory(adapted)
     else:
         arrays = init.draw(recipe.model, recipe.seed)
-    return first_state(recipe.model, arrays, recipe.precision)
+    return first_state(recipe.model, arrays, recipe.precision, recipe)
 
 
 def state_to_evaluate(plan: Plan) -> TrainState:
@@ -172,7 +175,7 @@ def state_to_evaluate(plan: Plan) -> TrainState:
     assert plan.weights is not None
     source, cfg = plan.weights.source, plan.recipe.model
     _, arrays = adapt(source.cfg, source.arrays, cfg.image_size)
-    return first_state(cfg, in_memory(arrays), plan.recipe.precision)
+    return first_state(cfg, in_memory(arrays), plan.recipe.precision, plan.recipe)
 
 
 def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
@@ -214,10 +217,10 @@ def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
     given = model_changes(asked, only_given=True)
     free = {n: given.pop(n) for n in ("image_size", "eval_resize") if n in given}
     wrong = [f"--{n}={v}, and they have {getattr(of_file, n)}" for n, v in given.items()
-             if n != "dropout" and getattr(of_file, n) != v]  # fmt: skip
+             if n not in ("dropout", "drop_path") and getattr(of_file, n) != v]  # fmt: skip
     if wrong:
         raise UserError(f"the weights to evaluate do not fit the flags: {some(wrong)}")
-    return dataclasses.replace(of_file, dropout=0.0, **free)
+    return dataclasses.replace(of_file, dropout=0.0, drop_path=0.0, **free)
 
 
 def _resumed(asked: Asked, recorded: ModelConfig) -> ModelConfig:
@@ -273,7 +276,8 @@ def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfi
                 f"--{name}={wants}, but the weights of {asked.init_from} have "
                 f"{getattr(of_file, name)}"
             )
-    changes: dict[str, Any] = {"num_classes": num_classes, "dropout": asked.dropout}
+    changes: dict[str, Any] = {n: getattr(asked, n) for n in ("dropout", "drop_path")}
+    changes["num_classes"] = num_classes
     for name in ("image_size", "eval_resize"):
         if getattr(asked, name) is not None:
             changes[name] = getattr(asked, name)

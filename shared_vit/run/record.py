@@ -213,6 +213,7 @@ MODEL_FLAGS = frozenset(
         "pos_embed",
         "gelu",
         "dropout",
+        "drop_path",
         "eval_resize",
         *SIZE_FLAGS,
     )

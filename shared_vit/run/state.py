@@ -8,9 +8,10 @@ import numpy as np
 
 from shared_vit.data.batch import Batch
 from shared_vit.spec import canonical
-from shared_vit.spec.adam import ADAM_SLOTS
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.optimizers import ADAM_SLOTS, EMA, slots_of
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.recipe import Recipe
 
 
 @dataclass
@@ -19,8 +20,8 @@ class TrainState:
 
     step counts updates done (skipped ones of fp16 too). slots are the optimizer's arrays, {slot:
     {name: array}}, with the names and shapes of the trained parameters: Adam's `exp_avg` and
-    `exp_avg_sq`. scalars are its numbers: `adam_count`, the updates that Adam made, and fp16's
-    `scale` and `growth_tracker`.
+    `exp_avg_sq`, SGD's `momentum_buffer`, and `ema`, the averaged weights. scalars are its numbers:
+    `adam_count`, the updates that the optimizer made, and fp16's `scale` and `growth_tracker`.
     """
 
     config: ModelConfig
@@ -108,23 +109,35 @@ class Trainer(Protocol):
         """Clip and step on given gradients, as `gradients` returns them."""
         ...
 
-    def eval_step(self, batch: Any, stop: bool = False) -> Lazy: ...
+    def eval_step(self, batch: Any, stop: bool = False, averaged: bool = False) -> Lazy:
+        """Counts of a batch, by the weights or, if `averaged`, by their moving average."""
+        ...
 
     def versions(self) -> dict[str, str]:
         """Framework, version, device kind and count, for the record."""
         ...
 
 
-def first_state(cfg: ModelConfig, params: dict[str, np.ndarray], precision: str) -> TrainState:
-    """The state before the first update: `params` in the parameters' dtype, moments of zero."""
+def first_state(
+    cfg: ModelConfig, params: dict[str, np.ndarray], precision: str, recipe: Recipe | None = None
+) -> TrainState:
+    """The state before the first update: `params` in the parameters' dtype, moments of zero.
+
+    The slots are those of `recipe`, or Adam's of all tensors that can be trained. An average of the
+    weights begins as their copy.
+    """
     dtype = np.dtype(PRECISIONS[precision].param)
     params = {name: np.asarray(params[name], dtype) for name in canonical.shapes(cfg)}
-    names = canonical.trained(cfg, params)
+    names = canonical.trained(cfg, params) if recipe is None else recipe.trained_names
+    slots = ADAM_SLOTS if recipe is None else slots_of(recipe)
     scaler = {"scale": 65536.0, "growth_tracker": 0}
     return TrainState(
         config=cfg,
         step=0,
         params=params,
-        slots={slot: {n: np.zeros_like(params[n]) for n in names} for slot in ADAM_SLOTS},
+        slots={
+            slot: {n: params[n].copy() if slot == EMA else np.zeros_like(params[n]) for n in names}
+            for slot in slots
+        },
         scalars={"adam_count": 0} | (scaler if precision == "fp16" else {}),
     )

@@ -83,6 +83,9 @@ class ModelConfig:
     interpolation: Literal["bilinear", "bicubic"] = setting(
         "bilinear", "filter of the resize in evaluation", group="model", historical="bilinear"
     )
+    drop_path: float = setting(  # used in training only, as dropout is
+        0.0, "stochastic depth: rate of the last block's branches", group="model", historical=0.0
+    )
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
@@ -120,6 +123,8 @@ class ModelConfig:
             raise UserError(f"sincos2d positions need a width divisible by 4, not {self.width}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path must be in [0, 1), not {self.drop_path}")
         if not 0 < self.norm_eps < 1:
             raise UserError(f"norm_eps must be between 0 and 1, not {self.norm_eps}")
         if not (self.eval_resize == 0 or 1 <= self.eval_resize <= 8):
@@ -151,6 +156,16 @@ class ModelConfig:
         """Evaluation: the shorter side in pixels after the resize and before the crop; of a square,
         the image's."""
         return round(self.image_size * self.eval_resize) if self.eval_resize else self.image_size
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether a forward pass in training needs random masks."""
+        return self.dropout > 0 or self.drop_path > 0
+
+    def path_rate(self, block: int) -> float:
+        """Rate of stochastic depth in a block: 0 in the first, `drop_path` in the last, linear
+        between (Huang et al. 2016)."""
+        return self.drop_path * block / max(1, self.depth - 1)
 
     @property
     def norm_name(self) -> str:

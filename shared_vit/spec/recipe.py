@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared_vit.errors import UserError
+from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
+from shared_vit.spec.rates import frozen, parse_freeze
 from shared_vit.spec.settings import restore, setting
 
 Schedule = Literal["cosine", "linear", "constant", "rsqrt"]
+Loss = Literal["softmax", "sigmoid"]
 MIN_AREA = 0.08  # as torchvision's RandomResizedCrop
+LARGEST_ALPHA = 4.0  # of mixing: its rejection accepts one draw of 70 there, and ever fewer above
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,26 @@ class Recipe:
         most=1024,
         historical=1,
     )
+    mixup: float = setting(
+        0.0,
+        "Mixup: weights of pairs of images from Beta(A, A), one draw a batch; 0: off. With "
+        "--cutmix each batch takes one of them.",
+        group="data",
+        least=0,
+        most=LARGEST_ALPHA,
+        historical=0.0,
+        metavar="A",
+    )
+    cutmix: float = setting(
+        0.0,
+        "Cutmix: a box of its partner in each image, its share from Beta(A, A), one draw a batch; "
+        "0: off.",
+        group="data",
+        least=0,
+        most=LARGEST_ALPHA,
+        historical=0.0,
+        metavar="A",
+    )
     minival: Literal["off", "on"] = setting(
         "off",
         "on: hold a random 1 % of the training split out and evaluate on it, not on the validation "
@@ -100,7 +124,8 @@ class Recipe:
         least=0,
         historical=0,
     )
-    optimizer: Literal["adam", "adamw"] = setting("adamw", "Optimizer.", group="optimizer")
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adamw", "Optimizer.", group="optimizer")
+    momentum: float = setting(0.9, "Momentum of sgd.", group="optimizer", least=0, historical=0.9)
     weight_decay: float = setting(
         0.3,
         "Decoupled decay, times the learning rate, on the weights of products only.",
@@ -112,6 +137,56 @@ class Recipe:
         "Largest global norm of the gradient; inf: no clipping.",
         group="optimizer",
         above=0,
+    )
+    loss: Loss = setting(
+        "softmax",
+        "softmax: cross-entropy; sigmoid: binary cross-entropies, summed over the classes.",
+        group="optimizer",
+        historical="softmax",
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Share of a label that goes to all classes alike, in training.",
+        group="optimizer",
+        least=0,
+        historical=0.0,
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Learning rate of each layer over that of the layer above it.",
+        group="optimizer",
+        above=0,
+        most=1,
+        historical=1.0,
+    )
+    freeze: str = setting(
+        "none",
+        "Leave tensors as they are: trunk (all but the head), embed (positions, patches and class "
+        "token), N (those and the first N blocks), or none.",
+        group="optimizer",
+        metavar="{none,embed,trunk,N}",
+        historical="none",
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, evaluated beside them (0.9999); 0: none.",
+        group="optimizer",
+        least=0,
+        historical=0.0,
+    )
+    sam_rho: float = setting(
+        0.0,
+        "Sharpness-aware minimization: the gradient is taken this far up the loss; 0: off.",
+        group="optimizer",
+        least=0,
+        historical=0.0,
+    )
+    sam_groups: int = setting(
+        1,
+        "Groups of a batch that climb each by its own gradient, whatever the devices.",
+        group="optimizer",
+        least=1,
+        historical=1,
     )
     grad_accum: int = setting(
         1,
@@ -168,6 +243,33 @@ class Recipe:
             raise UserError(
                 "--optimizer=adam has no weight decay: use --optimizer=adamw, or --weight_decay=0"
             )
+        for name in ("momentum", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name} must be at least 0 and below 1, not {getattr(self, name)}"
+                )
+        if self.sam_groups > 1 and not self.sam_rho:
+            raise UserError(
+                f"--sam_groups={self.sam_groups} belongs to --sam_rho above 0: add it, or leave "
+                "--sam_groups out"
+            )
+        new = [n for n in ("ema", "sam_rho") if getattr(self, n)]
+        new += ["optimizer=sgd"] if self.optimizer == "sgd" else []
+        if self.precision == "fp16" and new:
+            raise UserError(
+                f"--precision=fp16 may skip updates, of which --{new[0]} knows nothing: use bf16"
+            )
+        parse_freeze(self.freeze)
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Canonical names of the tensors that the optimizer moves, in canonical order.
+
+        Raises UserError where `freeze` names more blocks than the model has.
+        """
+        still = frozen(self.model, parse_freeze(self.freeze))
+        rows = canonical.arrays(self.model)
+        return [n for n, row in rows.items() if row.trained and n not in still]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -64,6 +64,7 @@ def parity(argv: list[str]) -> int:
         "--checkpoint_every=0",
         f"--stop_at={FIRST_NOISE_STEPS}",
         "--wandb=off",
+        "--tensorboard=off",
     ]
     jobs = [("jax", flags), ("torch", flags)]
     jobs += [(f"torch-nudge-{i}", [*flags, *quiet, f"--nudge={i}"]) for i in NUDGES]

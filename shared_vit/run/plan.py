@@ -15,7 +15,7 @@ from shared_vit.data import Dataset, open_dataset
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
 from shared_vit.errors import UserError, some
-from shared_vit.run import checkpoint
+from shared_vit.run import checkpoint, tensorboard
 from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.command_line import model_changes, named_model
 from shared_vit.run.record import SIZE_FLAGS, VERSION, Record, is_run, new_id, read_record
@@ -123,6 +123,8 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     run_dir = Path(asked.run_dir) if asked.run_dir else _free_run_dir(asked.preset, framework)
     if asked.device == "cpu":
         check_processes(asked.world_size)
+    if asked.tensorboard == "on" and asked.mode == "train":
+        tensorboard.check_installed()
     given = _given_weights(asked, run_dir)
     dataset = open_dataset(asked.data, asked.data_dir)
     if asked.minival == "on":

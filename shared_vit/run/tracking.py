@@ -1,4 +1,5 @@
-"""What a run reports: metrics.jsonl, timing.jsonl, a progress bar or lines, wandb; in process 0."""
+"""What a run reports: metrics.jsonl, timing.jsonl, a progress bar or lines, wandb, TensorBoard; in
+process 0."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import describe
 from shared_vit.run.plan import Plan
 from shared_vit.run.state import StepMetrics
+from shared_vit.run.tensorboard import EventFile
 
 
 class Tracker:
@@ -28,6 +30,7 @@ class Tracker:
         self.block_begin, self.block_step, self.waited = time.perf_counter(), start, 0.0
         self.bar = _Bar(start, plan.total_steps, plan.recipe.batch_size)
         self.wandb = _start_wandb(plan, run)
+        self.events = EventFile(run, start) if plan.machine.tensorboard == "on" else None
         self.compiles = versions["framework"] == "jax" or plan.machine.compile == "on"
         self.run.append_timing([json.dumps({"step": start} | versions)])
 
@@ -49,8 +52,10 @@ class Tracker:
             "grad_norm": metrics.grad_norm,
             "lr": lr,
         }
-        self._add(line | ({"skipped": True} if metrics.skipped else {}))
-        self.bar.update(step, metrics.loss)
+        shown = step % self.plan.machine.log_every == 0 or step == self.plan.total_steps
+        self._add(line | ({"skipped": True} if metrics.skipped else {}), shown)
+        if shown:
+            self.bar.update(step, metrics.loss)
         if len(self.lines) >= self.LINES_PER_BLOCK:
             self.flush(step)
 
@@ -75,6 +80,10 @@ class Tracker:
                 "data_wait_share": self.waited / elapsed,
             }
             self.run.append_timing([json.dumps(timing | {"seconds": elapsed})])
+            if self.events is not None:
+                self.events.add(step, {"images_per_second": timing["images_per_second"]})
+        if self.events is not None:
+            self.events.flush()
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -89,10 +98,15 @@ class Tracker:
         self.bar.close()
         if self.wandb is not None:
             self.wandb.finish()
+        if self.events is not None:
+            self.events.close()
 
-    def _add(self, line: dict[str, Any]) -> None:
+    def _add(self, line: dict[str, Any], shown: bool = True) -> None:
         self.lines.append(json.dumps(line))
-        if self.wandb is not None:
+        if self.events is not None and shown:
+            beside = ("step", "epoch", "skipped")
+            self.events.add(line["step"], {k: v for k, v in line.items() if k not in beside})
+        if self.wandb is not None and shown:
             self.wandb.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
 
 

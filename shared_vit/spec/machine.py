@@ -105,6 +105,20 @@ class Machine:
     wandb: Literal["off", "offline", "online"] = setting(
         "off", "Log to Weights & Biases as well.", group="run"
     )
+    tensorboard: Literal["off", "on"] = setting(
+        "off",
+        "Write event files for TensorBoard as well, in tensorboard/ of --run_dir.",
+        group="run",
+        historical="off",
+    )
+    log_every: int = setting(
+        1,
+        "Updates from one that is shown, and sent to Weights & Biases and TensorBoard, to the "
+        "next; evaluations always are. metrics.jsonl has every update, whatever this is.",
+        group="run",
+        least=1,
+        historical=1,
+    )
     coordinator: str | None = setting(
         None, "Several processes of JAX: host:port of process 0.", group="hosts"
     )

@@ -1,19 +1,29 @@
 """Claim: what a run reports elsewhere is what metrics.jsonl holds, however often it is resumed; the
 terminal says what takes long, and no line breaks into the bar's."""
 
+import fcntl
 import json
+import os
+import pty
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import termios
+import threading
+import time
 
 import numpy as np
 import pytest
-from whole_runs import ROOT, metrics, train_here
+from whole_runs import ROOT, metrics, train_here, wait_for
 
 from shared_vit.errors import UserError
 from shared_vit.run import tensorboard
 from shared_vit.run.directory import RunDir
+from shared_vit.run.interrupt import Interrupt
+from shared_vit.run.tracking import _Bar
 
 TINY_RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "--warmup_steps=2",
             "--eval_every=4", "--checkpoint_every=2", "--workers=0")  # fmt: skip
@@ -132,3 +142,109 @@ def test_log_every_holds_for_wandb(tmp_path, monkeypatch):
     ]  # fmt: skip
     timing = (tmp_path / "timing.jsonl").read_text().splitlines()
     assert json.loads(timing[-1])["step"] == 6
+
+
+class Terminal:
+    """A terminal of 100 columns: what stands on it, and what was ever written to it."""
+
+    def __init__(self, monkeypatch):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        self.file, self.written = open(slave, "w"), b""
+        threading.Thread(target=self._read, daemon=True).start()
+        monkeypatch.setattr(sys, "stderr", self.file)
+        monkeypatch.setattr(sys, "stdout", self.file)
+
+    def _read(self):
+        while True:
+            self.written += os.read(self.master, 1 << 16)
+
+    def echo(self, text: str):
+        """What a terminal itself writes when keys are pressed."""
+        os.write(self.file.fileno(), text.encode())
+
+    def lines(self) -> list[str]:
+        rows, row, column = [""], 0, 0
+        for token in re.findall(r"\x1b\[K|\x1b\[A|.", self.written.decode(), re.DOTALL):
+            if token == "\r":
+                column = 0
+            elif token == "\n":
+                row += 1
+                rows += [""] * (row + 1 - len(rows))
+            elif token == "\x1b[A":
+                row -= 1
+            elif token == "\x1b[K":
+                rows[row] = rows[row][:column]
+            else:
+                if column == 100:  # wraps
+                    row, column = row + 1, 0
+                    rows += [""] * (row + 1 - len(rows))
+                rows[row] = rows[row].ljust(column)[:column] + token + rows[row][column + 1 :]
+                column += 1
+        return [row.rstrip() for row in rows]
+
+
+@pytest.mark.parametrize("room", [True, False])  # for ^C behind the bar, which else wraps
+def test_ctrl_c_does_not_break_into_the_bar(monkeypatch, room):
+    terminal = Terminal(monkeypatch)
+    bar = _Bar(0, 10, 32)
+    if room:
+        bar.bar.clear()
+        bar.bar.bar_format = "{n_fmt}/{total_fmt}"
+    bar.update(3, 2.3)
+    bar.bar.refresh()
+    assert wait_for(lambda: any("3/10" in row for row in terminal.lines()), timeout=5)
+    terminal.echo("^C")
+    assert wait_for(lambda: "^" in "".join(terminal.lines()), timeout=5)
+    assert ("3/10^C" in terminal.lines()) == room
+    with Interrupt() as interrupt:
+        interrupt.say = bar.warn
+        os.kill(os.getpid(), signal.SIGINT)
+        assert wait_for(lambda: interrupt.requested, timeout=5)
+    bar.say("step 3: top-1")
+    bar.close()
+    assert wait_for(lambda: terminal.written.endswith(b"\n"), timeout=5)
+    rows = terminal.lines()
+    said = next(i for i, row in enumerate(rows) if "SIGINT" in row)
+    assert rows[said].startswith("SIGINT: finishing the step")
+    assert "step 3: top-1" in rows and "3/10" in rows[-2] and "^C" not in "".join(rows[said:])
+    assert all("3/10" not in row or "SIGINT" not in row for row in rows)
+
+
+def test_compilation_is_told_while_it_lasts(monkeypatch, capsys):
+    monkeypatch.setattr(_Bar, "SECONDS_PER_TICK", 0.05)
+    with monkeypatch.context() as patch:
+        terminal = Terminal(patch)
+        bar = _Bar(0, 10, 32)
+        bar.busy("compiling the training step")
+        assert wait_for(lambda: b"compiling the training step: 1 s" in terminal.written, timeout=5)
+        bar.idle()
+        assert not [t for t in threading.enumerate() if t.name == "elapsed"]
+        bar.say("compiled in 1.2 s")
+        bar.close()
+        assert wait_for(lambda: terminal.written.endswith(b"\n"), timeout=5)
+        assert terminal.lines()[0] == "compiled in 1.2 s"
+        assert "compiling" not in "".join(terminal.lines())
+    bar = _Bar(0, 10, 32)  # no terminal
+    bar.busy("compiling the training step")
+    time.sleep(0.2)
+    bar.idle()
+    assert capsys.readouterr().out == "compiling the training step ...\n"
+
+
+def test_an_error_is_a_line_of_its_own(monkeypatch, tmp_path):
+    """Also one that ends the run while the step is being compiled."""
+    terminal = Terminal(monkeypatch)
+    monkeypatch.setattr("torch_vit.trainer.Trainer.train_step", refuse)
+    monkeypatch.setattr("torch_vit.trainer.Trainer.versions", lambda _: {"framework": "jax"})
+    try:
+        train_here("torch", tmp_path, *TINY_RUN)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    assert "compiling the training step" in terminal.written.decode()
+    assert wait_for(lambda: "error: the message" in terminal.lines(), timeout=5)
+    assert not [t for t in threading.enumerate() if t.name == "elapsed"]
+
+
+def refuse(*_, **__):
+    raise UserError("the message")

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, try again (with --resume)
 SAME_SECONDS = 0.3  # signals within it are one request: the terminal's, and a parent's copy of it
@@ -23,10 +24,12 @@ class Interrupt:
     socket (`signal.set_wakeup_fd`) that a thread reads: the line is printed, and a second SIGINT
     obeyed, at any time. Open it in the main thread, after anything else that sets handlers
     (`jax.distributed.initialize` does). `quiet` prints nothing: for all processes of a run but one.
+    `say` prints the line; who draws on the terminal puts a function of its own there.
     """
 
     def __init__(self, quiet: bool = False):
         self.requested = False
+        self.say: Callable[[str], None] = _say
         self._quiet, self._when = quiet, 0.0
 
     def __enter__(self) -> Interrupt:
@@ -58,10 +61,12 @@ class Interrupt:
             return
         self.requested, self._when = True, time.monotonic()
         if not self._quiet:
-            print(
-                f"\n{number.name}: finishing the step, evaluation batch or compilation in hand, "
+            self.say(
+                f"{number.name}: finishing the step, evaluation batch or compilation in hand, "
                 f"then saving and leaving with status {EXIT_INTERRUPTED}. Ctrl-C (again) ends at "
-                "once and saves nothing.",
-                file=sys.stderr,
-                flush=True,
+                "once and saves nothing."
             )
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)  # the terminal echoes ^C

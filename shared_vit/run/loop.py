@@ -42,7 +42,12 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
                 print(_nothing_to_do(plan, state.step), flush=True)
             return 0
         trainer = make_trainer(state)
-        return _Loop(plan, trainer, run_dir, interrupt).train(state.step, pending_evaluation)
+        loop = _Loop(plan, trainer, run_dir, interrupt)
+        try:
+            return loop.train(state.step, pending_evaluation)
+        finally:
+            if loop.tracker is not None:
+                loop.tracker.release_line()
 
 
 def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
@@ -153,6 +158,7 @@ class _Loop:
         recipe, machine, end = self.plan.recipe, self.plan.machine, self.plan.end
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
+            self.interrupt.say = self.tracker.warn
             self.writer = checkpoint.Writer(self.run_dir, machine.keep)
         stream: Batches | None = None
         step = start
@@ -172,7 +178,7 @@ class _Loop:
                 )
                 step += 1
                 self.in_flight.append((step, lr, result))
-                if step == start + 1 and self.tracker and self.trainer.compile_seconds:
+                if step == start + 1 and self.tracker is not None:
                     self.tracker.compiled(self.trainer.compile_seconds)
                 if step < end and stream is not None:
                     ahead = self._next(stream)
@@ -204,7 +210,8 @@ class _Loop:
         bad = self.plan.dataset.bad_images
         if bad.count:  # each process knows those of its own rows
             whose = f"process {self.trainer.process}: " if self.trainer.num_processes > 1 else ""
-            print(whose + bad.describe(), flush=True)
+            say = print if self.tracker is None else self.tracker.say
+            say(whose + bad.describe())
         if self.tracker is not None:
             self.tracker.close(step)
         return EXIT_INTERRUPTED if self.stopping else 0

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import secrets
 import sys
+import threading
 import time
 from typing import Any
 
@@ -35,13 +36,20 @@ class Tracker:
         self.run.append_timing([json.dumps({"step": start} | versions)])
 
     def compiling(self) -> None:
-        """Say why the first step of this start takes long, where it is compiled."""
+        """Say why the first step of this start takes long, while it is compiled."""
+        self.compile_begin = time.perf_counter()
         if self.compiles:
-            self.say("compiling the training step ...")
+            self.bar.busy("compiling the training step")
 
-    def compiled(self, seconds: float) -> None:
+    def compiled(self, seconds: float | None) -> None:
+        """Say how long it took: as the trainer measured it, else until the step was queued."""
+        if not self.compiles:
+            return
+        self.bar.idle()
+        seconds = seconds or time.perf_counter() - self.compile_begin
         self.say(f"compiled in {seconds:.1f} s")
         self.run.append_timing([json.dumps({"step": self.block_step, "compile_seconds": seconds})])
+        self.restart_clock(self.block_step)
 
     def step(self, step: int, lr: float, metrics: StepMetrics) -> None:
         """Record update number `step` (counting from 1) and the rate it used."""
@@ -93,6 +101,14 @@ class Tracker:
     def say(self, text: str) -> None:
         self.bar.say(text)
 
+    def warn(self, text: str) -> None:
+        """Say on stderr what comes from another thread at any time: a signal's answer."""
+        self.bar.warn(text)
+
+    def release_line(self) -> None:
+        """End the bar's line, whatever ended the run: an error's message is a line of its own."""
+        self.bar.close()
+
     def close(self, step: int) -> None:
         self.flush(step)
         self.bar.close()
@@ -114,12 +130,14 @@ class _Bar:
     """A tqdm bar on a terminal; elsewhere a line now and then."""
 
     SECONDS_PER_LINE = 10.0
+    SECONDS_PER_TICK = 1.0
 
     def __init__(self, start: int, total: int, batch_size: int):
         self.start, self.total, self.batch_size = start, total, batch_size
         self.begin: float | None = None  # of the first update: the rate leaves out compilation
         self.last = time.perf_counter()
         self.bar: Any = None
+        self.ticking: tuple[threading.Thread, threading.Event] | None = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -149,7 +167,38 @@ class _Bar:
         else:
             print(text, flush=True)
 
+    def warn(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)  # takes the bar away first
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def busy(self, what: str) -> None:
+        """Say what takes long; on a terminal with the seconds so far, until `idle`."""
+        if self.bar is None:
+            print(f"{what} ...", flush=True)
+            return
+        done, begin = threading.Event(), time.perf_counter()
+
+        def tick() -> None:
+            while not done.is_set():
+                self.bar.set_postfix_str(f"{what}: {time.perf_counter() - begin:.0f} s")
+                done.wait(self.SECONDS_PER_TICK)
+
+        thread = threading.Thread(target=tick, name="elapsed", daemon=True)
+        self.ticking = (thread, done)
+        thread.start()
+
+    def idle(self) -> None:
+        if self.ticking is not None:
+            thread, done = self.ticking
+            self.ticking = None
+            done.set()
+            thread.join()
+            self.bar.set_postfix_str("")
+
     def close(self) -> None:
+        self.idle()
         if self.bar is not None:
             self.bar.close()
 

@@ -65,6 +65,7 @@ def parity(argv: list[str]) -> int:
         f"--stop_at={FIRST_NOISE_STEPS}",
         "--wandb=off",
         "--tensorboard=off",
+        "--keep_best=off",
     ]
     jobs = [("jax", flags), ("torch", flags)]
     jobs += [(f"torch-nudge-{i}", [*flags, *quiet, f"--nudge={i}"]) for i in NUDGES]

@@ -7,6 +7,7 @@ checkpoints/step_N/
     state.json              everything else, the run's identity, and the checksums
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.files import beside, sync
+from shared_vit.run.best import Best, write_best
 from shared_vit.run.directory import METRICS, RunDir
 from shared_vit.run.record import Record
 from shared_vit.run.state import TrainState
@@ -57,9 +59,15 @@ class Writer:
         self._pending: Future[None] | None = None
         _remove_leftovers(self.folder)
 
-    def save(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        snapshot: Callable[[], TrainState],
+        extra: dict[str, Any],
+        best: Best | None = None,
+    ) -> None:
         """Start writing the state at `step`, which `snapshot` gives in the thread; `extra` (for
-        JSON) is kept with it.
+        JSON) is kept with it. The checkpoint of `best` is not removed, and best.json names it.
 
         Lines of metrics.jsonl written before this call are on disk before the checkpoint is. Waits
         for the checkpoint before it and raises that one's failure.
@@ -67,7 +75,8 @@ class Writer:
         self.wait()
         record = self.run_dir.record
         extra = extra | ({"run": record.id} if record else {})
-        self._pending = self._thread.submit(self._write, step, snapshot, extra)
+        extra |= {"best": dataclasses.asdict(best)} if best else {}
+        self._pending = self._thread.submit(self._write, step, snapshot, extra, best)
 
     def poll(self) -> None:
         """Raise the failure of a write that has ended; does not wait."""
@@ -87,7 +96,13 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def _write(self, step: int, snapshot: Callable[[], TrainState], extra: dict[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        snapshot: Callable[[], TrainState],
+        extra: dict[str, Any],
+        best: Best | None,
+    ) -> None:
         final = self.folder / f"step_{step}"
         state = snapshot()
         temporary = beside(final)
@@ -102,9 +117,12 @@ class Writer:
             write(temporary, state, extra)
             _replace_folder(temporary, final)
             sync(self.folder)
+            if best is not None and best.step == step:
+                write_best(self.run_dir, best)
             if self.keep:
                 for old in [s for s in checkpoints.steps(self.folder) if s <= step][self.keep :]:
-                    _remove(self.folder / f"step_{old}")
+                    if best is None or old != best.step:
+                        _remove(self.folder / f"step_{old}")
             self.run_dir.check()
         except (OSError, UserError) as error:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import Any
 from shared_vit.data.pipeline import Batches
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
+from shared_vit.run.best import Best, better, of_state, write_best
 from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import LAG, describe_evaluated, evaluate
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
@@ -36,13 +37,13 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
         Interrupt(quiet=process != 0) as interrupt,
         RunDir(plan.run_dir) if process == 0 else nullcontext() as run_dir,
     ):
-        state, pending_evaluation = _begin(plan, run_dir)
+        state, pending_evaluation, best = _begin(plan, run_dir)
         if state.step >= plan.end and not pending_evaluation:
             if run_dir is not None:
                 print(_nothing_to_do(plan, state.step), flush=True)
             return 0
         trainer = make_trainer(state)
-        loop = _Loop(plan, trainer, run_dir, interrupt)
+        loop = _Loop(plan, trainer, run_dir, interrupt, best)
         try:
             return loop.train(state.step, pending_evaluation)
         finally:
@@ -50,9 +51,9 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
                 loop.tracker.release_line()
 
 
-def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
-    """The state to start from, and whether the evaluation due at its step is still to be done;
-    process 0 opens the run."""
+def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best | None]:
+    """The state to start from, whether the evaluation due at its step is still to be done, and the
+    best one so far; process 0 opens the run."""
     speak = print if run_dir is not None else lambda *args, **kwargs: None
     if not plan.resume:
         state = first_or_given_state(plan)
@@ -61,7 +62,7 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
         _announce(plan, speak)
         if plan.weights is not None and run_dir is not None:
             speak("\n".join(describe_start(plan.weights.source, plan.model)), flush=True)
-        return state, False
+        return state, False, None
     notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
     found = checkpoint.newest(plan.run_dir, plan.record())
     if found is not None and found.step > plan.total_steps:
@@ -79,12 +80,16 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
         speak(f"skipped: {line}", flush=True)
     if found is None:
         speak("no checkpoint yet: starting from the beginning", flush=True)
-        state, pending = first_or_given_state(plan), False
+        state, pending, best = first_or_given_state(plan), False, None
     else:
         speak(f"resuming from {found.path} (step {found.step})", flush=True)
         state, extra = checkpoint.load(found)
         pending = extra.get("pending_evaluation", False)
+        best = of_state(plan.run_dir, extra)
+        if best is None and extra.get("best"):
+            speak("notice: the best checkpoint is gone, and is sought from here on", flush=True)
     if run_dir is not None:
+        write_best(run_dir, best)
         last = run_dir.cut_metrics(state.step, keep_evaluation=not pending)
         if last < state.step:
             speak(
@@ -92,7 +97,7 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool]:
                 "lost",
                 flush=True,
             )
-    return state, pending
+    return state, pending, best
 
 
 def _nothing_to_do(plan: Plan, step: int) -> str:
@@ -144,9 +149,17 @@ def _pieces(plan: Plan) -> list[str]:
 
 
 class _Loop:
-    def __init__(self, plan: Plan, trainer: Trainer, run_dir: RunDir | None, interrupt: Interrupt):
+    def __init__(
+        self,
+        plan: Plan,
+        trainer: Trainer,
+        run_dir: RunDir | None,
+        interrupt: Interrupt,
+        best: Best | None,
+    ):
         self.plan, self.trainer, self.interrupt = plan, trainer, interrupt
         self.run_dir = run_dir
+        self.best = best  # the same in every process: all of them take part in saving it
         self.tracker: Tracker | None = None
         self.writer: checkpoint.Writer | None = None
         self.in_flight: deque[tuple[int, float, Lazy]] = deque()
@@ -163,7 +176,8 @@ class _Loop:
         stream: Batches | None = None
         step = start
         try:
-            if pending_evaluation and self._evaluate(step) and start >= end:
+            evaluated = pending_evaluation and self._evaluate(step)
+            if evaluated and (start >= end or self._is_best(step)):
                 self._save(step, pending_evaluation=False)
             if start < end and not self.stopping:
                 trainer = self.trainer
@@ -191,7 +205,7 @@ class _Loop:
                 if due_evaluation or due_checkpoint or self.stopping:
                     self._read(0)
                     evaluated = not due_evaluation or self._evaluate(step)
-                    if due_checkpoint or self.stopping:
+                    if due_checkpoint or self.stopping or self._is_best(step):
                         self._save(step, pending_evaluation=not evaluated)
         finally:
             if stream is not None:
@@ -207,6 +221,9 @@ class _Loop:
             done = "interrupted" if self.stopping else "done" if finished else "stopped"
             goes_on = "" if done == "done" else "; --resume continues it"
             self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
+            if self.best is not None:
+                where = self.plan.run_dir / self.best.path
+                self.tracker.say(f"the best evaluation: {self.best.describe()}, {where}")
         bad = self.plan.dataset.bad_images
         if bad.count:  # each process knows those of its own rows
             whose = f"process {self.trainer.process}: " if self.trainer.num_processes > 1 else ""
@@ -272,9 +289,15 @@ class _Loop:
             self.stopping = True
         elif self.tracker is not None:
             self.tracker.evaluation(step, result)
+        metric = self.plan.machine.keep_best
+        if result is not None and metric != "off":
+            self.best = better(self.best, metric, step, result)
         if self.tracker is not None:
             self.tracker.restart_clock(step)
         return result is not None
+
+    def _is_best(self, step: int) -> bool:
+        return self.best is not None and self.best.step == step
 
     def _save(self, step: int, pending_evaluation: bool) -> None:
         if self.tracker is None or self.writer is None:
@@ -288,6 +311,9 @@ class _Loop:
             "versions": self.trainer.versions(),
         }
         self.writer.save(
-            step, self.trainer.snapshot(), extra | {"pending_evaluation": pending_evaluation}
+            step,
+            self.trainer.snapshot(),
+            extra | {"pending_evaluation": pending_evaluation},
+            self.best,
         )
         self.tracker.restart_clock(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from shared_vit.data.pipeline import Batches, batches
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint, tensorboard
 from shared_vit.run.asked import Asked, check_processes
+from shared_vit.run.best import check_metric, read_best
 from shared_vit.run.command_line import model_changes, named_model
 from shared_vit.run.record import SIZE_FLAGS, VERSION, Record, is_run, new_id, read_record
 from shared_vit.run.schedule import learning_rate
@@ -132,6 +134,8 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     model = _model(asked, given.source.cfg if given else None, dataset)
     recipe = settle_recipe(asked, model, len(dataset.train))
     machine = _machine(asked, run_dir, recipe, len(dataset.train))
+    if asked.mode == "train":
+        check_metric(machine.keep_best, recipe)
     plan = Plan(
         recipe, machine, asked.preset, asked.mode, asked.resume, dataset, run_dir, given,
         left_open=asked.left_open,
@@ -198,7 +202,23 @@ def _newest(path: str | Path) -> Path:
         raise UserError(f"the run in {path} has no checkpoint yet")
     for line in found.skipped:
         print(f"skipped: {line}", file=sys.stderr, flush=True)
+    if notice := _best_notice(Path(path), found.step):
+        print(notice, file=sys.stderr, flush=True)
     return found.path / checkpoint.MODEL
+
+
+def _best_notice(run_dir: Path, newest: int) -> str | None:
+    """That a run has a best checkpoint besides its newest, which was taken."""
+    try:
+        best = read_best(run_dir)
+    except UserError as error:
+        return f"skipped: {error}"
+    if best is None or best.step == newest or os.environ.get("RANK", "0") != "0":
+        return None
+    return (
+        f"notice: this is the newest checkpoint of {run_dir}, step {newest}; its best is named by "
+        f"{run_dir / best.path} ({best.describe()})"
+    )
 
 
 def _model(asked: Asked, of_file: ModelConfig | None, dataset: Dataset) -> ModelConfig:

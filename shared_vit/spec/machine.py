@@ -102,6 +102,13 @@ class Machine:
     keep: int = setting(
         2, "Checkpoints to keep: a number, or all.", group="run", parse=keep_count, metavar="N|all"
     )
+    keep_best: Literal["off", "val_top1", "val_loss", "val_top1_ema"] = setting(
+        "off",
+        "Save at each evaluation that is the best so far by this number, and keep that checkpoint "
+        "beside the newest ones. best.json says which it is; nothing takes it unasked.",
+        group="run",
+        historical="off",
+    )
     wandb: Literal["off", "offline", "online"] = setting(
         "off", "Log to Weights & Biases as well.", group="run"
     )

@@ -146,10 +146,16 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: seen.append(figure))
     runs = [write_run(tmp_path, name, 1e-12, i) for i, name in enumerate("abc")]
     equal = write_run(tmp_path, "d", 1e-12)
-    for chosen, panels in ((runs[:1], 2), (runs, 4), ([runs[0], equal], 4)):
+    lines = (runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    short = tmp_path / "e"
+    short.mkdir()
+    (short / "metrics.jsonl").write_text("".join(lines[:30]))
+    chosen_of = (runs[:1], 2), (runs, 4), ([runs[0], equal], 4), ([runs[1], short], 4)
+    for chosen, panels in chosen_of:
         assert curves(tuple(chosen), output=tmp_path / "x.png") == 0
         axes = seen.pop().axes
         assert len(axes) == panels
+        assert axes[0].get_xlim() == axes[-2].get_xlim()  # a gap is below the steps it is of
         assert all(len(a.lines) == len(chosen) for a in axes[:2])
         assert all(len(a.lines) == len(chosen) - 1 for a in axes[2:])
         assert all(a.get_legend() is not None for a in axes)

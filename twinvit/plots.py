@@ -25,7 +25,7 @@ def plot_curves(
 
     rows = 1 if len(curves) == 1 else 2
     figure = Figure(figsize=(11, 3.5 * rows), layout="constrained", dpi=130)
-    axes = figure.subplots(rows, 2, squeeze=False)
+    axes = figure.subplots(rows, 2, squeeze=False, sharex="col")
     for column, quantity in enumerate(QUANTITIES):
         top, bottom = axes[0, column], axes[-1, column]
         for i, (label, curve) in enumerate(curves.items()):

@@ -22,6 +22,10 @@ def empty_folder(tmp_path, monkeypatch):
 
 BAD = {
     "--preset=digit": "did you mean 'digits'",
+    "--preset=imagnet": "did you mean 'imagenet'",
+    "--preset=ImageNet-1k": "did you mean 'imagenet'",
+    "--preset=cifar": "did you mean 'cifar10'",
+    "--data=imagnet": "did you mean 'imagenet'",
     "--model=vit_b61": "did you mean 'vit_b16'",
     "--data=digts": "did you mean 'digits'",
     "--data=cifar10": "did you mean --preset=cifar10, or --data=tfds:cifar10",

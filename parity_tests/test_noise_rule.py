@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from shared_vit.errors import UserError
+from shared_vit.run.asked import flags
 from twinvit import parity as parity_command
 from twinvit.curves import curves
 from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
-from twinvit.parity import parity
+from twinvit.parity import OWN_FLAGS, parity
 
 EPS = float(np.finfo(np.float64).eps)
 STEPS = np.arange(1, 101)
@@ -174,8 +175,12 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
 def test_help_of_parity_is_about_parity(capsys):
     assert parity(["--preset=digits", "--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("usage: twinvit parity") and "`twinvit train --help`" in said
-    assert "--weight_decay" not in said and max(map(len, said.splitlines())) <= 100
+    assert said.startswith("usage: twinvit parity")
+    assert said.index("--lockstep") < said.index("--framework") < said.index("--preset ")
+    assert all(f"  --{name} " in said for name in set(flags()) - {*OWN_FLAGS, "run_dir"})
+    assert not any(f"  --{name} " in said for name in OWN_FLAGS)
+    assert said.count("  --run_dir") == 1 and "Train or evaluate" not in said
+    assert max(map(len, said.splitlines())) <= 100
 
 
 def test_an_interrupted_parity_begins_no_further_run(monkeypatch):

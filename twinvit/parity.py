@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shared_vit.cores import cores
 from shared_vit.errors import UserError
-from shared_vit.run.command_line import parse
+from shared_vit.run.command_line import help_of_flags, parse
 from shared_vit.run.record import read_record
 from twinvit import lockstep_run, noise_rule
 from twinvit.curves import judge, report
@@ -34,17 +34,18 @@ not.
                          twins from the same state. Exit status 2: it cannot be judged
   --framework=TWIN       of a lockstep: the twin that goes on, torch (default) or jax
 
-All other flags are those of training (`twinvit train --help` lists them), without --nudge,
---resume, --stop_at and --mode, which the comparison sets itself. fp16 is PyTorch's alone.
-
 Runs on disk are compared by `twinvit curves RUN_A RUN_B --noise RUN RUN RUN`.
+
+All other flags are those of training, listed below, without --nudge, --resume, --stop_at and
+--mode, which the comparison sets itself. fp16 is PyTorch's alone.
+
 """
 
 
 def parity(argv: list[str]) -> int:
     """`twinvit parity` with its flags; returns the exit status. Raises UserError."""
     if {"-h", "--help"} & set(argv):
-        print(HELP, end="")
+        print(HELP + help_of_flags(without=(*OWN_FLAGS, "run_dir")), end="")
         return 0
     if lockstep_run.wanted(argv):
         return lockstep_run.run(argv)

@@ -82,6 +82,13 @@ def parse(argv: list[str], prog: str) -> Asked:
     return asked
 
 
+def help_of_flags(without: tuple[str, ...]) -> str:
+    """The groups of flags as `--help` shows them, some left out."""
+    parser = _Parser(usage=argparse.SUPPRESS, add_help=False, formatter_class=_Formatter)
+    _add_flags(parser, without)
+    return parser.format_help()
+
+
 def check(asked: Asked) -> None:
     """Check everything about flags that needs neither data nor devices. Raises UserError."""
     for name, (about, _, _) in flags().items():
@@ -290,10 +297,15 @@ def _parser(prog: str, raises: bool = False) -> argparse.ArgumentParser:
         description="Train or evaluate a Vision Transformer. Both twins take the same flags.",
     )
     parser.raises = raises
+    _add_flags(parser)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     groups = {key: parser.add_argument_group(title) for key, title in GROUPS.items()}
     for name, (about, kind, default) in flags().items():
-        groups[about.group].add_argument(f"--{name}", **_argument(about, kind, default))
-    return parser
+        if name not in without:
+            groups[about.group].add_argument(f"--{name}", **_argument(about, kind, default))
 
 
 def _argument(about: Setting, kind: Kind, default: Any) -> dict[str, Any]:

@@ -157,3 +157,6 @@ def test_help_lists_commands(monkeypatch, capsys):
 
 def test_the_script_is_the_command(tmp_path):
     assert "did you mean 'parity'" in command("partiy", cwd=tmp_path, status=2)
+    line = [sys.executable, "-m", "twinvit", "--version"]
+    said = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert said.stdout == f"twinvit {__version__}\n"

@@ -86,6 +86,15 @@ def test_the_check_sees_importlib():
         list(imports(ast.parse("import_module(name)"), "shared_vit.x"))
 
 
+def test_packages_import_nothing_that_is_not_installed():
+    """The commands work without the repository's top folder."""
+    beside = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()} - {*PACKAGES}
+    assert {"train_torch", "benchmarks", "parity_tests"} <= beside
+    for module, path in modules().items():
+        found = {name.split(".")[0] for name in imports(ast.parse(path.read_text()), module)}
+        assert not found & beside, module
+
+
 def test_benchmarks_import_no_tests():
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert "parity_tests" not in path.read_text(), path

@@ -157,6 +157,16 @@ def test_a_metric_that_the_run_does_not_have_is_refused(tmp_path, flags, message
     assert not (tmp_path / "run").exists()
 
 
+def test_the_best_by_averaged_weights(tmp_path):
+    flags = ("--ema=0.5", "--keep_best=val_top1_ema", "--lr=0.01")
+    assert train_here("torch", tmp_path, *RUN, *flags) == 0
+    lines = [m for m in metrics(tmp_path) if "val_top1_ema" in m]
+    values = [m["val_top1_ema"] for m in lines]
+    first = values.index(max(values))
+    assert read_best(tmp_path) == Best("val_top1_ema", values[first], lines[first]["step"])
+    assert any(m["val_top1"] != m["val_top1_ema"] for m in lines)
+
+
 def test_no_number_is_no_best():
     assert better(None, "val_loss", 1, {"val_loss": float("nan")}) is None
     best = Best("val_loss", 1.0, 1)

@@ -62,7 +62,7 @@ def check_metric(metric: str, recipe: Recipe) -> None:
         raise UserError(
             f"--keep_best={metric}: a run with --nudge is not evaluated, leave one of them out"
         )
-    if metric.endswith("_ema") and not getattr(recipe, "ema", 0):
+    if metric.endswith("_ema") and not recipe.ema:
         raise UserError(
             f"--keep_best={metric}: this run keeps no average of its weights; use "
             f"--keep_best={metric.removesuffix('_ema')}"

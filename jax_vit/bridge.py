@@ -4,7 +4,7 @@ Twin of `torch_vit/bridge.py`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarr
         kind = type(model)
         raise UserError(
             f"this is a {kind.__module__}.{kind.__qualname__}, not a jax_vit.VisionTransformer: "
-            "save a PyTorch model by torch_vit.save"
+            "save a PyTorch model by torch_vit.save, and a wrapped one without its wrapper"
         )
     leaves = state_arrays(nnx.state(model))
     return model.cfg, {name: leaves[name] for name in canonical.shapes(model.cfg)}
@@ -85,12 +85,15 @@ def load(
     return from_arrays(*weights.read(path, num_heads=num_heads), precision)
 
 
-def save(model: VisionTransformer, path: str | os.PathLike) -> None:
+def save(
+    model: VisionTransformer, path: str | os.PathLike, class_names: Sequence[str] | None = None
+) -> None:
     """Write the model to `path` as a canonical weight file, which both twins load.
 
-    Raises UserError for anything but a `jax_vit.VisionTransformer`.
+    `class_names`, in the order of the logits, go into the file. Raises UserError for anything but a
+    `jax_vit.VisionTransformer`.
     """
-    weights.write(path, *to_arrays(model))
+    weights.write(path, *to_arrays(model), class_names=class_names)
 
 
 def state_arrays(state: nnx.State) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ Twin of `jax_vit/bridge.py`.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarr
         kind = type(model)
         raise UserError(
             f"this is a {kind.__module__}.{kind.__qualname__}, not a torch_vit.VisionTransformer: "
-            "save a Flax model by jax_vit.save"
+            "save a Flax model by jax_vit.save, and a wrapped one without its wrapper"
         )
     state = model.state_dict()
     return model.cfg, {
@@ -78,9 +78,12 @@ def load(
     return from_arrays(*weights.read(path, num_heads=num_heads), precision)
 
 
-def save(model: VisionTransformer, path: str | os.PathLike) -> None:
+def save(
+    model: VisionTransformer, path: str | os.PathLike, class_names: Sequence[str] | None = None
+) -> None:
     """Write the model to `path` as a canonical weight file, which both twins load.
 
-    Raises UserError for anything but a `torch_vit.VisionTransformer`.
+    `class_names`, in the order of the logits, go into the file. Raises UserError for anything but a
+    `torch_vit.VisionTransformer`.
     """
-    weights.write(path, *to_arrays(model))
+    weights.write(path, *to_arrays(model), class_names=class_names)

@@ -63,14 +63,16 @@ def convert(
         opened = open_weights(here, from_, num_heads, num_classes, image_size)
         cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
         check_target(there, cfg, to, new_folder=bool(many))
-        jobs.append((opened, cfg, arrays, there))
+        # Another number of classes is another task.
+        names = opened.class_names if cfg.num_classes == opened.cfg.num_classes else None
+        jobs.append((opened, cfg, arrays, names, there))
     if many:
         target.mkdir(exist_ok=True)
-    for opened, cfg, arrays, there in jobs:
+    for opened, cfg, arrays, names, there in jobs:
         _say(opened, cfg)
         size = sum(array.nbytes for array in arrays.values())
         with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-            notes = write_weights(there, cfg, arrays, to, progress=bar.update)
+            notes = write_weights(there, cfg, arrays, to, bar.update, names)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"wrote {there} ({to})")

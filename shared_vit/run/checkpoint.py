@@ -49,12 +49,15 @@ class Writer:
 
     A failure to write (UserError) leaves the earlier checkpoints as they were and is raised by the
     next call. Nothing is written or removed in a folder that has taken the place of an open
-    `RunDir`.
+    `RunDir`. `class_names` are written with the weights.
     """
 
-    def __init__(self, run_dir: RunDir | Path, keep: int):
+    def __init__(
+        self, run_dir: RunDir | Path, keep: int, class_names: tuple[str, ...] | None = None
+    ):
         self.run_dir = run_dir if isinstance(run_dir, RunDir) else RunDir(run_dir)
         self.folder, self.keep = self.run_dir.folder / "checkpoints", keep
+        self.class_names = class_names
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         _remove_leftovers(self.folder)
@@ -114,7 +117,7 @@ class Writer:
             if metrics.exists():
                 sync(metrics)
             temporary.mkdir()
-            write(temporary, state, extra)
+            write(temporary, state, extra, self.class_names)
             _replace_folder(temporary, final)
             sync(self.folder)
             if best is not None and best.step == step:
@@ -203,7 +206,12 @@ def load(found: Path | Found) -> tuple[TrainState, dict[str, Any]]:
     return state, {key: value for key, value in document.items() if key not in _OWN_KEYS}
 
 
-def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
+def write(
+    folder: Path,
+    state: TrainState,
+    extra: dict[str, Any],
+    class_names: tuple[str, ...] | None = None,
+) -> None:
     """Write the files into an existing folder. Raises UserError where that fails."""
     moments = {
         f"{slot}.{name}": array
@@ -212,10 +220,11 @@ def write(folder: Path, state: TrainState, extra: dict[str, Any]) -> None:
         if slot != EMA
     }
     frozen = set(canonical.trained(state.config, state.params)).difference(*state.slots.values())
-    checksums = {MODEL: twinvit.write(folder / MODEL, state.config, state.params)}
+    named = dict(class_names=class_names)
+    checksums = {MODEL: twinvit.write(folder / MODEL, state.config, state.params, **named)}
     if EMA in state.slots:
         average = state.params | state.slots[EMA]
-        checksums[AVERAGE] = twinvit.write(folder / AVERAGE, state.config, average)
+        checksums[AVERAGE] = twinvit.write(folder / AVERAGE, state.config, average, **named)
     metadata = {"format": _OPTIMIZER_FORMAT, "model_config": state.config.to_json()}
     document = {
         **extra,

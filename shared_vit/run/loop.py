@@ -61,7 +61,8 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
             run_dir.open_new(plan.record())
         _announce(plan, speak)
         if plan.weights is not None and run_dir is not None:
-            speak("\n".join(describe_start(plan.weights.source, plan.model)), flush=True)
+            lines = describe_start(plan.weights.source, plan.model, plan.class_names)
+            speak("\n".join(lines), flush=True)
         return state, False, None
     notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
     found = checkpoint.newest(plan.run_dir, plan.record())
@@ -172,7 +173,7 @@ class _Loop:
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
             self.interrupt.say = self.tracker.warn
-            self.writer = checkpoint.Writer(self.run_dir, machine.keep)
+            self.writer = checkpoint.Writer(self.run_dir, machine.keep, self.plan.class_names)
         stream: Batches | None = None
         step = start
         try:

@@ -15,6 +15,7 @@ from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
+from shared_vit.data.sources.imagenet_names import plain_names
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint, tensorboard
 from shared_vit.run.asked import Asked, check_processes
@@ -29,6 +30,7 @@ from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.weights.adapt import adapt, in_memory
+from shared_vit.weights.class_names import cleaned
 
 LONGEST_WARMUP = 10_000  # updates, where nobody chose it: as in most recipes for ImageNet
 
@@ -72,6 +74,13 @@ class Plan:
     @property
     def model(self) -> ModelConfig:
         return self.recipe.model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The data's, which the labels mean, also where a head with other names is continued; a
+        class that the data lack is called by its number."""
+        names = cleaned(plain_names(self.dataset.class_names))
+        return names + tuple(map(str, range(len(names), self.model.num_classes)))
 
     @property
     def total_steps(self) -> int:

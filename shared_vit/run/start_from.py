@@ -7,10 +7,13 @@ from shared_vit.spec.config import ModelConfig, name_of
 from shared_vit.weights import Source
 
 
-def describe_start(source: Source, model: ModelConfig) -> list[str]:
+def describe_start(
+    source: Source, model: ModelConfig, class_names: tuple[str, ...] | None = None
+) -> list[str]:
     """Where the weights come from, and what becomes of head, positions and input.
 
-    source: the weights of --init_from; model: that of the run. Further lines are notices.
+    source: the weights of --init_from; model: that of the run; class_names: what the data call
+    the classes. Further lines are notices.
     """
     step = "" if source.step is None else f", step {source.step}"
     lines = [
@@ -22,7 +25,28 @@ def describe_start(source: Source, model: ModelConfig) -> list[str]:
     ]
     if source.assumed:
         lines[-1] += f"; the file does not say, taken as usual: {some(source.assumed)}"
-    return lines + [f"notice: {notice}" for notice in source.notices]
+    notices = source.notices + _other_names(source, model, class_names)
+    return lines + [f"notice: {notice}" for notice in notices]
+
+
+def _other_names(source: Source, model: ModelConfig, names: tuple[str, ...] | None) -> list[str]:
+    """A kept head means what it meant: other classes, or the same in another order, are said."""
+    if not names or not source.class_names or source.cfg.num_classes != model.num_classes:
+        return []
+    pairs = [(_first(a), _first(b)) for a, b in zip(source.class_names, names)]
+    other = [i for i, (a, b) in enumerate(pairs) if a != b]
+    if not other:
+        return []
+    return [
+        f"{len(other)} of the {len(names)} classes have another name in the weights than in the "
+        f"data, such as class {other[0]}, {source.class_names[other[0]]!r} there and "
+        f"{names[other[0]]!r} here: the head is kept, and is trained on the data's"
+    ]
+
+
+def _first(name: str) -> str:
+    """The first of the synonyms that a name may list, in small letters."""
+    return name.split(",")[0].strip().casefold()
 
 
 def _head(old: ModelConfig, new: ModelConfig) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def read(
     Dtypes are as in the file. `format` is one of `NAMES`, or found from the file; `num_heads` is
     for files that do not say (timm's, torchvision's); `num_classes` for those without a head, which
     get one of zeros. Warns where something had to be guessed. Raises UserError. `open_weights` does
-    the same without reading the arrays into memory.
+    the same without reading the arrays into memory, and has the `class_names`.
     """
     source = open_weights(path, format, num_heads, num_classes)
     for notice in source.notices:
@@ -33,11 +34,18 @@ def read(
     return source.cfg, in_memory(source.arrays)
 
 
-def write(path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, format: str = "torch") -> None:
+def write(
+    path: str | os.PathLike,
+    cfg: ModelConfig,
+    arrays: Arrays,
+    format: str = "torch",
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Write canonical arrays in a format; on failure nothing is left behind.
 
+    `class_names` are in the order of the logits; None where nobody knows them.
     Warns where the target's code computes another function unless told, and says how to tell it.
     Raises UserError where the format cannot hold the model, or the file cannot be written.
     """
-    for note in write_weights(path, cfg, arrays, format):
+    for note in write_weights(path, cfg, arrays, format, class_names=class_names):
         warnings.warn(note, stacklevel=2)

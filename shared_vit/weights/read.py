@@ -16,6 +16,7 @@ from shared_vit.errors import UserError, some
 from shared_vit.files import open_regular
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights import class_names as naming
 from shared_vit.weights import formats, table
 from shared_vit.weights.adapt import zeros
 from shared_vit.weights.containers import check_count, container
@@ -41,6 +42,7 @@ class Source:
     arrays: dict[str, LazyArray]
     files: list[Path]  # what the arrays are read from
     step: int | None = None  # of a checkpoint
+    class_names: tuple[str, ...] | None = None  # in the order of the logits; None: nobody said
     assumed: list[str] = field(default_factory=list)  # not in the file; the format's default
     notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
 
@@ -73,8 +75,9 @@ def open_weights(
         raise UserError(f"{path} is no file of this project: leave --from out, or name its format")
     else:
         fmt = _detected(arrays, path) if format == "auto" else formats.FOREIGN[format]
-        stated = _stated(found.files[0], metadata, found.card)
+        stated, names = _stated(found.files[0], metadata, found.card)
         source = _foreign(fmt, arrays, hints, stated)
+        source.class_names = source.class_names or names
     return _with_files(source, found)
 
 
@@ -87,7 +90,8 @@ def _with_files(source: Source, found: Located) -> Source:
 def _own(file: Path, opened: OwnFile, hints: Hints) -> Source:
     cfg, arrays = twinvit.model_of(file, opened)
     _check_heads(cfg, hints, str(file))
-    return Source(file, ", ".join(twinvit.OWN), cfg, arrays, [file])
+    names = naming.from_metadata(file, opened.metadata, cfg.num_classes)
+    return Source(file, ", ".join(twinvit.OWN), cfg, arrays, [file], class_names=names)
 
 
 def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | None) -> Source:
@@ -106,12 +110,14 @@ def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | No
         if name not in pieces:
             made[name] = _made(name, shape, cfg, hints)
             pieces[name] = [table.plain(name, shape)]
+    labels = fmt.labels(hints.config or {})
     return Source(
         Path(hints.where),
         fmt.name,
         cfg,
         table.to_canonical(cfg, pieces, {**arrays, **made}, hints.where),
         [],
+        class_names=naming.from_foreign(labels, cfg.num_classes, reading.notes.notices),
         assumed=reading.notes.assumed + left_out,
         notices=reading.notes.notices,
     )
@@ -152,19 +158,25 @@ def _detected(arrays: Arrays, path: Path) -> Format:
     )
 
 
-def _stated(file: Path, metadata: Mapping[str, str], card: JsonObject | None) -> ModelConfig | None:
-    """The ModelConfig that this project wrote into a foreign file, or beside it."""
+def _stated(
+    file: Path, metadata: Mapping[str, str], card: JsonObject | None
+) -> tuple[ModelConfig | None, naming.Names]:
+    """The ModelConfig and the class names that this project wrote into a foreign file or beside."""
     if "model_config" in metadata:
-        return twinvit.config_of(file, metadata)
+        cfg = twinvit.config_of(file, metadata)
+        return cfg, naming.from_metadata(file, metadata, cfg.num_classes)
     if card is None:
-        return None
+        return None, None
     beside = card_path(file)
     if card["sha256"] != checksum(file):
         raise UserError(
             f"{file} was altered after it was written ({beside.name} has its checksum): use "
             f"another copy, or remove {beside.name} to read it as any other file"
         )
-    return twinvit.config_of(beside, {"model_config": json.dumps(card["model_config"])})
+    keys = [key for key in ("model_config", naming.KEY) if key in card]
+    said = {key: json.dumps(card[key]) for key in keys}
+    cfg = twinvit.config_of(beside, said)
+    return cfg, naming.from_metadata(beside, said, cfg.num_classes)
 
 
 def _contents(files: list[Path]) -> tuple[dict[str, LazyArray], dict[str, str]]:

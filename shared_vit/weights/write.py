@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.files import beside, whole_file
 from shared_vit.spec import canonical
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
+from shared_vit.weights import class_names as naming
 from shared_vit.weights import formats
 from shared_vit.weights.containers import Progress, container
 from shared_vit.weights.containers.npz import write_npz
@@ -51,31 +53,40 @@ def write_weights(
     arrays: Arrays,
     format: str = "torch",
     progress: Progress | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Write canonical arrays whole or not at all, lazy ones one at a time (but for `.pth`).
 
     Returns what has to be set in the target's code for the same function. A foreign file gets a
     card beside it, `<name>.json`, with the function, a checksum and the code that builds the model
-    and its input. `progress` is called with the bytes of each array. Raises UserError.
+    and its input. `progress` is called with the bytes of each array; `class_names` are in the order
+    of the logits, None where nobody knows them. Raises UserError.
     """
     path = Path(path)
+    check_config(cfg)
     check_target(path, cfg, format)
+    names = naming.checked(class_names, cfg.num_classes, path)
     if format in twinvit.OWN:
-        twinvit.write(path, cfg, arrays, progress)
+        twinvit.write(path, cfg, arrays, progress, names)
         return []
     canonical.check(cfg, arrays)
     fmt = formats.FOREIGN[format]
     file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
     if path.suffix == "":
-        _write_folder(path, fmt, cfg, file_arrays, progress)
+        _write_folder(path, fmt, cfg, file_arrays, progress, names)
     else:
-        _write_file(path, fmt, cfg, file_arrays, progress)
-        _write_json(card_path(path), _card(path, fmt, cfg))
+        _write_file(path, fmt, cfg, file_arrays, progress, names)
+        _write_json(card_path(path), _card(path, fmt, cfg, names))
     return fmt.notes(cfg, folder=path.suffix == "")
 
 
 def _write_file(
-    path: Path, fmt: Format, cfg: ModelConfig, arrays: Arrays, progress: Progress | None
+    path: Path,
+    fmt: Format,
+    cfg: ModelConfig,
+    arrays: Arrays,
+    progress: Progress | None,
+    names: naming.Names,
 ) -> None:
     if path.suffix == ".npz":
         write_npz(path, arrays, progress)
@@ -84,19 +95,24 @@ def _write_file(
     else:
         metadata = {"format": "pt"}  # what transformers wants to see
         if fmt.name != "huggingface":  # its config.json holds the function
-            metadata["model_config"] = cfg.to_json()
+            metadata |= {"model_config": cfg.to_json(), **naming.to_metadata(names)}
         write_safetensors(path, arrays, metadata, progress)
 
 
 def _write_folder(
-    path: Path, fmt: Format, cfg: ModelConfig, arrays: Arrays, progress: Progress | None
+    path: Path,
+    fmt: Format,
+    cfg: ModelConfig,
+    arrays: Arrays,
+    progress: Progress | None,
+    names: naming.Names,
 ) -> None:
     temporary = beside(path)
     try:
         temporary.mkdir()
-        _write_file(temporary / "model.safetensors", fmt, cfg, arrays, progress)
+        _write_file(temporary / "model.safetensors", fmt, cfg, arrays, progress, names)
         dtype = np.result_type(*{array.dtype for array in arrays.values()})
-        for name, content in fmt.extras(cfg, dtype).items():
+        for name, content in fmt.extras(cfg, dtype, names).items():
             _write_json(temporary / name, content)
         os.replace(temporary, path)
     except OSError as error:
@@ -107,8 +123,9 @@ def _write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _card(path: Path, fmt: Format, cfg: ModelConfig) -> dict[str, object]:
+def _card(path: Path, fmt: Format, cfg: ModelConfig, names: naming.Names) -> dict[str, object]:
     return {
+        **({} if names is None else {naming.KEY: names}),
         "format": fmt.name,
         "load": fmt.how_to_load(cfg),
         "set_there": fmt.notes(cfg),

@@ -81,9 +81,15 @@ class Format:
         """
         return []
 
-    def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
+    def extras(
+        self, cfg: ModelConfig, dtype: np.dtype, class_names: tuple[str, ...] | None = None
+    ) -> dict[str, object]:
         """`{file name: JSON content}` beside the weights in a folder."""
         return {}
+
+    def labels(self, config: Mapping[str, Any]) -> object:
+        """What a folder's config.json says of the classes: a list, an object, or nothing."""
+        return None
 
     def how_to_load(self, cfg: ModelConfig) -> str:
         """The target's code that builds the model."""

@@ -3,7 +3,7 @@
 Names of transformers 4 and 5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -173,8 +173,11 @@ class HuggingFace(Format):
                 "google and big_vision keep both"
             )
 
-    def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
-        labels = {str(i): f"LABEL_{i}" for i in range(cfg.num_classes)}
+    def extras(
+        self, cfg: ModelConfig, dtype: np.dtype, class_names: tuple[str, ...] | None = None
+    ) -> dict[str, object]:
+        names = class_names or [f"LABEL_{i}" for i in range(cfg.num_classes)]
+        labels = {str(i): name for i, name in enumerate(names)}
         return {
             "config.json": config_args(cfg)
             | {
@@ -189,6 +192,9 @@ class HuggingFace(Format):
             },
             "preprocessor_config.json": processor_args(cfg),
         }
+
+    def labels(self, config: Mapping[str, Any]) -> object:
+        return config.get("id2label")
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         usual = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}

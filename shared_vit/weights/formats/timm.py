@@ -147,10 +147,28 @@ class Timm(Format):
             )
         return out
 
-    def extras(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, object]:
+    def labels(self, config: Mapping[str, Any]) -> object:
+        """The descriptions, where there is one of each name: names may be WordNet numbers."""
+        pretrained = config.get("pretrained_cfg")
+        sections = (config, pretrained if isinstance(pretrained, Mapping) else {})
+        names, described = (
+            next((s[key] for s in sections if s.get(key)), None)
+            for key in ("label_names", "label_descriptions")
+        )
+        if isinstance(names, Mapping):
+            names = [names.get(str(i)) for i in range(len(names))]
+        if isinstance(names, list) and isinstance(described, Mapping):
+            known = [described.get(name) for name in names if isinstance(name, str)]
+            return known if len(known) == len(names) and all(known) else names
+        return names
+
+    def extras(
+        self, cfg: ModelConfig, dtype: np.dtype, class_names: tuple[str, ...] | None = None
+    ) -> dict[str, object]:
         args = model_args(cfg)
         return {
             "config.json": {
+                **({} if class_names is None else {"label_names": list(class_names)}),
                 "architecture": architecture_of(cfg),
                 "num_classes": cfg.num_classes,
                 "num_features": cfg.width,

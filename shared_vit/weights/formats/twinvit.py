@@ -2,6 +2,8 @@
 
 Metadata: `format` is "twinvit"; `format_version` counts the changes of this format, absent in files
 of version 1 that are older than the field; `model_config` is the ModelConfig as JSON;
+`class_names` is a JSON list in the order of the logits, absent where nobody said them and in files
+older than the field: a reader that does not know it loses the names alone, so the version stayed;
 `twinvit_checksum` is SHA-256 over the file.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights import class_names as naming
 from shared_vit.weights.containers import Progress
 from shared_vit.weights.containers.safetensors import OWN_FORMAT, OwnFile, write_safetensors
 from shared_vit.weights.lazy import Arrays, LazyArray
@@ -24,17 +27,23 @@ OWN = ("torch", "jax")  # the names of this format: both twins read the same fil
 
 
 def write(
-    path: str | os.PathLike, cfg: ModelConfig, arrays: Arrays, progress: Progress | None = None
+    path: str | os.PathLike,
+    cfg: ModelConfig,
+    arrays: Arrays,
+    progress: Progress | None = None,
+    class_names: naming.Names = None,
 ) -> str:
     """Write canonical arrays with their ModelConfig; returns the checksum in the file.
 
     Raises UserError where names or shapes do not fit `cfg`, or the file cannot be written.
     """
     canonical.check(cfg, arrays)
+    class_names = naming.checked(class_names, cfg.num_classes, path)
     metadata = {
         "format": FORMAT,
         "format_version": str(VERSION),
         "model_config": cfg.to_json(),
+        **naming.to_metadata(class_names),
     }
     return write_safetensors(path, arrays, metadata, progress)
 

@@ -89,7 +89,9 @@ def test_models():
     assert list(a) == ["PatchEmbed", "Attention", "Mlp", "Block", "VisionTransformer"]
 
 
-@pytest.mark.parametrize("name", ["bridge.py", "inputs.py", "results.py", "trace.py"])
+@pytest.mark.parametrize(
+    "name", ["bridge.py", "classifier.py", "inputs.py", "results.py", "trace.py"]
+)
 def test_other_files_have_the_same_public_names(name):
     a, b = map(outline, sources(name))
     # JAX's leaves have other names and layouts, which torch's state_dict has not.

@@ -1,7 +1,24 @@
 """What knows both frameworks: proofs that the twins are the same, conversion, the `twinvit`
-command."""
+command; `twinvit.load` for the classes of pictures."""
+
+import importlib
+from typing import Any
 
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.version import __version__
 
-__all__ = ["__version__"]
+_HOME = {
+    "Predictor": "twinvit.predictor",
+    "load": "twinvit.predictor",
+    "normalize": "shared_vit.data",
+    "preprocess": "twinvit.predictor",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `import twinvit` is cheap.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'twinvit' has no attribute {name!r}")

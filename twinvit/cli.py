@@ -21,6 +21,7 @@ COMMANDS = {
         "evaluate",
         "a run's newest checkpoint, or any weights, on the validation split",
     ),
+    "predict": ("twinvit.predict", "predict", "class names and probabilities of pictures"),
     "presets": ("twinvit.presets", "presets", "the named settings, with published accuracies"),
     "parity": (
         "twinvit.parity",

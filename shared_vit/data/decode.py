@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.files import reason
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MOST_PIXELS = 178_956_970  # of an image: half a gigabyte of RGB; Pillow refuses more, too
 MOST_BYTES = 6 * MOST_PIXELS + (1 << 20)  # of a file: these as 16-bit RGB, not compressed
@@ -68,17 +72,33 @@ def _decode_any(data: bytes) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            image: Image.Image = file
-            check_pixels(image.height, image.width)
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
-                grey = np.asarray(image)
-                return np.repeat((grey >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # Pillow warns of a direct conversion to RGB
-            return np.asarray(image.convert("RGB"))
+            return decoded(file)
     except UnidentifiedImageError:
         raise DecodeError(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # Pillow's plug-ins raise many kinds on broken files
-        raise DecodeError(f"{type(error).__name__}: {reason(error)}") from error
+        raise _as_decode_error(error) from error
+
+
+def decoded(image: Image.Image) -> np.ndarray:
+    """Pixels uint8 RGB [H, W, 3] of an image of Pillow's, as `decode` gives them.
+
+    Raises DecodeError for a broken file and for more than `MOST_PIXELS`.
+    """
+    check_pixels(image.height, image.width)
+    try:
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 255
+            grey = np.asarray(image)
+            return np.repeat((grey >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow warns of a direct conversion to RGB
+        return np.asarray(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _as_decode_error(error) from error
+
+
+def _as_decode_error(error: Exception) -> DecodeError:
+    return DecodeError(f"{type(error).__name__}: {reason(error)}")

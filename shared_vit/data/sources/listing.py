@@ -92,6 +92,19 @@ def list_split(root: Path, split: str, classes: list[str] | None = None) -> List
     return Listing(list(classes), files, labels, sizes)
 
 
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """Paths of the image files in a folder and below it, sorted; hidden ones are left out.
+
+    Raises UserError where it cannot be read.
+    """
+    top = os.fsencode(folder)
+    try:
+        return [os.path.join(os.fsdecode(top), os.fsdecode(p)) for p in _images_below(top, b"")]
+    except OSError as error:
+        place = os.fsdecode(error.filename or top)
+        raise UserError(f"cannot read {printable(place)}: {error.strerror}") from error
+
+
 def printable(name: str) -> str:
     """A file system's name as text that can be written: bytes that are no UTF-8 become escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,59 @@
+"""A model that takes pictures as they are decoded. Twin of `torch_vit/classifier.py`."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jax_vit.bridge import from_arrays
+from jax_vit.trainer import Objective
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
+
+
+class Classifier:
+    """Images uint8 [B, S, S, 3] -> logits, float64 NumPy [B, classes], on one device.
+
+    They are normalised on the device, as an evaluation does it. Raises UserError as `from_arrays`
+    does, and for `device="gpu"` where there is none.
+
+    A program is compiled for each number of images, so that it is rounded up: to a power of two,
+    and at most to the largest number so far.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        arrays: Mapping[str, np.ndarray],
+        precision: str = "fp32",
+        device: str = "auto",
+    ):
+        self.device, self.precision = find_device(device), precision
+        with jax.default_device(self.device):
+            self.model = from_arrays(cfg, arrays, precision)
+        graphdef, _, _ = nnx.split(self.model, nnx.Param, ...)
+        self.objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
+        self.compute_logits = jax.jit(self.objective.logits)
+        self.largest = 0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        _, params, fixed = nnx.split(self.model, nnx.Param, ...)
+        rows = len(images)
+        self.largest = max(self.largest, rows)
+        size = min(1 << (rows - 1).bit_length(), self.largest)
+        padded = np.concatenate([images, np.zeros((size - rows, *images.shape[1:]), np.uint8)])
+        with jax.default_device(self.device):
+            logits = self.compute_logits(params, fixed, padded)
+        return np.asarray(logits, np.float64)[:rows]
+
+
+def find_device(device: str) -> jax.Device:
+    """The device of `auto`, `cpu` or `gpu`. Raises UserError where there is none."""
+    if device == "auto":
+        return jax.local_devices()[0]
+    try:
+        return jax.local_devices(backend=device)[0]
+    except RuntimeError as error:
+        raise UserError(f"device {device}: JAX {jax.__version__} sees none; use cpu") from error

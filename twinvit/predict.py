@@ -1,0 +1,136 @@
+"""`twinvit predict`: the likeliest classes of pictures, by either twin."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from shared_vit.cores import cores
+from shared_vit.data.sources.listing import ENDINGS, images_below, printable
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import Precision
+from shared_vit.weights import open_weights
+from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes, preprocess
+
+
+def predict(
+    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER ...")
+    ],
+    json: bool = False,
+    top_k: int = 5,
+    framework: Framework = "torch",
+    batch_size: int = 32,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    num_heads: int | None = None,
+) -> int:
+    """Name the likeliest classes of pictures, each with its probability.
+
+    Pictures are preprocessed as an evaluation of the weights does it. The exit status is 1 where
+    one of them could not be decoded.
+
+    Args:
+        weights: a run (its newest checkpoint), a checkpoint, or weights of any known format.
+        images: image files, and folders whose images are taken in sorted order.
+        json: print an object a picture and line: {"image", "top": [{"class", "index",
+            "probability"}]}.
+        top_k: classes to print of each picture, the likeliest first.
+        framework: the twin that computes them.
+        batch_size: pictures computed at once.
+        device: auto takes a GPU where there is one.
+        precision: of the computation.
+        num_heads: attention heads, for files that do not say.
+    """
+    check_sizes(top_k, batch_size)
+    paths = _files(images)
+    source = open_weights(weights, num_heads=num_heads)
+    if framework == "jax":
+        _set_up_jax(device, precision)
+    predictor = Predictor(source, framework, precision, device)
+    for notice in predictor.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    show = _as_json if json else _as_text
+    failed = 0
+    with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
+        for names, inputs in _batches(paths, predictor.cfg, batch_size):
+            good = [name for name, row in zip(names, inputs) if not isinstance(row, UserError)]
+            rows = [row for row in inputs if not isinstance(row, UserError)]
+            found = dict(zip(good, predictor.top(np.stack(rows), top_k))) if rows else {}
+            for name, row in zip(names, inputs):
+                if isinstance(row, UserError):
+                    failed += 1
+                    tqdm.write(f"error: {row}", file=sys.stderr)
+                else:
+                    tqdm.write(show(name, found[name]), file=sys.stdout)
+            sys.stdout.flush()
+            bar.update(len(names))
+    return 1 if failed else 0
+
+
+def _files(images: tuple[str, ...]) -> list[str]:
+    """The image files of the arguments, in their order. Raises UserError before any work."""
+    if not images:
+        raise UserError("twinvit predict needs pictures: twinvit predict RUN_OR_WEIGHTS IMAGE...")
+    files = []
+    for path in images:
+        if not os.path.exists(path):
+            raise UserError(f"{printable(path)} is not there: expected an image file or a folder")
+        below = images_below(path) if os.path.isdir(path) else [path]
+        if not below:
+            endings = b" ".join(ENDINGS).decode()
+            raise UserError(f"{printable(path)} is a folder without images ({endings})")
+        files += below
+    return files
+
+
+def _batches(
+    paths: list[str], cfg: ModelConfig, size: int
+) -> Iterator[tuple[list[str], list[np.ndarray | UserError]]]:
+    """`(paths, inputs)`, `size` at a time; an input is uint8 [S, S, 3], or why there is none.
+
+    Threads prepare the next ones meanwhile: the decoders release Python's lock.
+    """
+
+    def prepare(path: str) -> np.ndarray | UserError:
+        try:
+            return preprocess(path, cfg)[0]
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(cores()) as pool:
+        parts = [paths[i : i + size] for i in range(0, len(paths), size)]
+        ahead: list[Future[np.ndarray | UserError]] = []
+        for part, after in zip(parts, [*parts[1:], []]):
+            now = ahead or [pool.submit(prepare, path) for path in part]
+            ahead = [pool.submit(prepare, path) for path in after]
+            yield part, [future.result() for future in now]
+
+
+def _as_json(path: str, guesses: list[Guess]) -> str:
+    return json.dumps({"image": printable(path), "top": guesses})
+
+
+def _as_text(path: str, guesses: list[Guess]) -> str:
+    lines = (f"  {100 * g['probability']:6.2f} %  {g['class']} ({g['index']})" for g in guesses)
+    return "\n".join([printable(path), *lines])
+
+
+def _set_up_jax(device: Device, precision: Precision) -> None:
+    """What JAX has to be told before it makes its first array."""
+    import jax
+
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if precision == "fp64":
+        jax.config.update("jax_enable_x64", True)

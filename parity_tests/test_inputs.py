@@ -14,6 +14,8 @@ import jax_vit
 import jax_vit.dropout
 import torch_vit
 import torch_vit.dropout
+from shared_vit import weights
+from shared_vit.data import evaluation_input, normalize
 from shared_vit.errors import UserError
 from shared_vit.spec.mask_keys import site_keys
 
@@ -86,6 +88,31 @@ def test_a_name_in_place_of_a_config(twin):
             make("vit_b16")
     with pytest.raises(UserError, match="from a ModelConfig"):
         TWINS[twin].from_arrays("vit_b16", random_arrays(SMALL))
+
+
+def test_a_name_in_place_of_a_config_for_files_and_pictures(tmp_path):
+    image = np.zeros((30, 30, 3), np.uint8)
+    for call in (
+        lambda: weights.write(tmp_path / "a.safetensors", "vit_b16", random_arrays(SMALL)),
+        lambda: evaluation_input(image, "vit_b16"),
+        lambda: normalize(image, "vit_b16"),
+    ):
+        with pytest.raises(UserError, match="from a ModelConfig, not from 'vit_b16': .*config"):
+            call()
+    assert not any(tmp_path.iterdir())
+
+
+def test_pictures_that_are_none(tmp_path):
+    for picture in ("cat.jpg", to_torch(IMAGES)):
+        with pytest.raises(UserError, match="uint8 .H, W, 3., not .*: twinvit.preprocess takes"):
+            evaluation_input(picture, SMALL)
+
+
+def test_a_wrapped_model_is_not_saved(tmp_path):
+    wrapped = torch.nn.DataParallel(model_of("torch"))
+    with pytest.raises(UserError, match="DataParallel, not .* a wrapped one without its wrapper"):
+        torch_vit.save(wrapped, tmp_path / "model.safetensors")
+    torch_vit.save(wrapped.module, tmp_path / "model.safetensors")
 
 
 @twins

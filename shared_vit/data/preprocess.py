@@ -6,7 +6,7 @@ import numpy as np
 
 from shared_vit.data.decode import check_pixels
 from shared_vit.errors import UserError
-from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.pixels import normalization
 
 
@@ -19,6 +19,12 @@ def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
     `CenterCrop` round them. Raises UserError for another shape or type, and for an image so long
     that the resized one would have more than `decode.MOST_PIXELS`.
     """
+    check_config(cfg)
+    if not isinstance(image, np.ndarray):
+        raise UserError(
+            f"an RGB image is expected, uint8 [H, W, 3], not {type(image).__name__}: "
+            "twinvit.preprocess takes paths and Pillow's images too"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(
             f"an RGB image is expected, uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
@@ -35,6 +41,7 @@ def normalize(
     images: np.ndarray, cfg: ModelConfig, dtype: np.dtype | type = np.float32
 ) -> np.ndarray:
     """`(images / 255 - mean) / std` of uint8 RGB [..., H, W, 3], as the trainers compute it."""
+    check_config(cfg)
     scale, shift = (a.astype(dtype) for a in normalization(cfg))
     return images.astype(dtype) * scale + shift
 

@@ -32,6 +32,7 @@ from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.ema import ema_decay
 from shared_vit.spec.optimizers import BETA1, BETA2, EMA
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -74,7 +75,7 @@ class Trainer:
         self.by_device = NamedSharding(mesh, PartitionSpec("data"))
         model = abstract_model(state.config, train.precision)
         model.remat = remat
-        self.trained_names = train.trained_names
+        self.trained_names = trained_names(train)
         graphdef, params, fixed = nnx.split(model, self._is_trained, ...)
         kind = (train.loss, train.label_smoothing)
         self.objective = Objective(graphdef, state.config, self.dtype, *kind)

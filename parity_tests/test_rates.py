@@ -7,7 +7,8 @@ from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.ema import ema_decay
-from shared_vit.spec.rates import frozen, parse_freeze, rate_scales
+from shared_vit.spec.rates import frozen, rate_scales
+from shared_vit.spec.recipe import parse_freeze
 from shared_vit.spec.sam import check_sam_groups, sam_group
 
 SIZES = dict(image_size=8, patch_size=4, width=8, num_heads=2, mlp_dim=16, num_classes=3)

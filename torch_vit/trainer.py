@@ -19,6 +19,7 @@ from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.ema import ema_decay
 from shared_vit.spec.optimizers import EMA, optimizer_slots
+from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 from torch_vit import sharding
 from torch_vit.dropout import to_keys
@@ -70,7 +71,7 @@ class Trainer:
         if self.sharded and train.precision == "fp16":
             raise UserError("--shard=params has no gradient scaler, which fp16 needs: use bf16")
         self.compile_seconds: float | None = None
-        self.trained_names = train.trained_names
+        self.trained_names = trained_names(train)
         self.model = self._make_model(compile, remat)
         self.objective = Objective(self.model, train.loss, train.label_smoothing)
         self.dtype = self.objective.scale.dtype

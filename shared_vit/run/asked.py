@@ -13,7 +13,6 @@ from shared_vit.errors import UserError
 from shared_vit.run.record import Record
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from shared_vit.spec.sam import check_sam_groups
 from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
 
 
@@ -215,7 +214,8 @@ def check_divides(asked: Asked, world_size: int, processes: int = 1) -> None:
 
     With mixing a share is of pairs of rows, and with groups of SAM each has as many of every group.
     """
-    from shared_vit.data.mixing import check_mixing
+    from shared_vit.data.mixing import check_mixing  # which import numpy, and flags do not
+    from shared_vit.spec.sam import check_sam_groups
 
     parts = processes * world_size * asked.grad_accum
     if asked.batch_size % parts:

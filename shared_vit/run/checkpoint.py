@@ -220,11 +220,13 @@ def write(
         if slot != EMA
     }
     frozen = set(canonical.trained(state.config, state.params)).difference(*state.slots.values())
-    named = dict(class_names=class_names)
-    checksums = {MODEL: twinvit.write(folder / MODEL, state.config, state.params, **named)}
+
+    def written(name: str, arrays: dict[str, np.ndarray]) -> str:
+        return twinvit.write(folder / name, state.config, arrays, class_names=class_names)
+
+    checksums = {MODEL: written(MODEL, state.params)}
     if EMA in state.slots:
-        average = state.params | state.slots[EMA]
-        checksums[AVERAGE] = twinvit.write(folder / AVERAGE, state.config, average, **named)
+        checksums[AVERAGE] = written(AVERAGE, state.params | state.slots[EMA])
     metadata = {"format": _OPTIMIZER_FORMAT, "model_config": state.config.to_json()}
     document = {
         **extra,

@@ -27,6 +27,7 @@ from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
+from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.weights.adapt import adapt, in_memory
@@ -164,7 +165,7 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
     if asked.warmup_steps is None:
         values["warmup_steps"] = min(LONGEST_WARMUP, steps // 20)
     recipe = Recipe(**values)
-    if not recipe.trained_names:
+    if not trained_names(recipe):
         raise UserError(f"--freeze={recipe.freeze} leaves nothing to train")
     return recipe
 

@@ -11,6 +11,7 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.optimizers import ADAM_SLOTS, EMA, slots_of
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 
 
@@ -128,7 +129,7 @@ def first_state(
     """
     dtype = np.dtype(PRECISIONS[precision].param)
     params = {name: np.asarray(params[name], dtype) for name in canonical.shapes(cfg)}
-    names = canonical.trained(cfg, params) if recipe is None else recipe.trained_names
+    names = canonical.trained(cfg, params) if recipe is None else trained_names(recipe)
     slots = ADAM_SLOTS if recipe is None else slots_of(recipe)
     scaler = {"scale": 65536.0, "growth_tracker": 0}
     return TrainState(

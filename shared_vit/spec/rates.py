@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.recipe import Freeze, Recipe, parse_freeze
 
-Freeze = Literal["none", "embed", "trunk"] | int
 _OF_THE_HEAD = ("pre_logits.", "head.")
 
 
@@ -47,12 +45,11 @@ def frozen(cfg: ModelConfig, freeze: Freeze) -> frozenset[str]:
     return frozenset(name for name, row in rows.items() if row.lr_layer <= blocks)
 
 
-def parse_freeze(text: str) -> Freeze:
-    """`none`, `embed`, `trunk` or a number of blocks. Raises UserError."""
-    if text in ("none", "embed", "trunk"):
-        return text  # type: ignore[return-value]
-    if text.isascii() and text.isdigit():
-        return int(text)
-    raise UserError(
-        f"--freeze={text}: expected none, embed, trunk, or the number of first blocks to freeze"
-    )
+def trained_names(recipe: Recipe) -> list[str]:
+    """Canonical names of the tensors that a run's optimizer moves, in canonical order.
+
+    Raises UserError where `freeze` names more blocks than the model has.
+    """
+    still = frozen(recipe.model, parse_freeze(recipe.freeze))
+    rows = canonical.arrays(recipe.model)
+    return [n for n, row in rows.items() if row.trained and n not in still]

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared_vit.errors import UserError
-from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
-from shared_vit.spec.rates import frozen, parse_freeze
 from shared_vit.spec.settings import restore, setting
 
 Schedule = Literal["cosine", "linear", "constant", "rsqrt"]
 Loss = Literal["softmax", "sigmoid"]
+Freeze = Literal["none", "embed", "trunk"] | int
 MIN_AREA = 0.08  # as torchvision's RandomResizedCrop
 LARGEST_ALPHA = 4.0  # of mixing: its rejection accepts one draw of 70 there, and ever fewer above
 
@@ -261,16 +260,6 @@ class Recipe:
             )
         parse_freeze(self.freeze)
 
-    @property
-    def trained_names(self) -> list[str]:
-        """Canonical names of the tensors that the optimizer moves, in canonical order.
-
-        Raises UserError where `freeze` names more blocks than the model has.
-        """
-        still = frozen(self.model, parse_freeze(self.freeze))
-        rows = canonical.arrays(self.model)
-        return [n for n, row in rows.items() if row.trained and n not in still]
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """From the dictionary of `dataclasses.asdict` or its JSON, of this version or an older one.
@@ -291,6 +280,17 @@ def parse_randaug(text: str) -> tuple[int, int]:
             "as in --randaug=2,10, or off"
         )
     return int(found[1]), int(found[2])
+
+
+def parse_freeze(text: str) -> Freeze:
+    """`none`, `embed`, `trunk` or a number of blocks. Raises UserError."""
+    if text in ("none", "embed", "trunk"):
+        return text  # type: ignore[return-value]
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise UserError(
+        f"--freeze={text}: expected none, embed, trunk, or the number of first blocks to freeze"
+    )
 
 
 # What a resumed run may change: its length (with a notice), and where its first weights came from.

@@ -50,8 +50,9 @@ def certify(
     """
     cfg, _ = adapt(source.cfg, source.arrays, **changes)
     kind = source.format.partition(",")[0]
+    here = source.origin.path if source.origin else src
     files: dict[str, Task] = {
-        "source": dict(path=str(src), format=kind, num_heads=num_heads, changes=changes),
+        "source": dict(path=str(here), format=kind, num_heads=num_heads, changes=changes),
         "target": dict(path=str(dst), format=to, num_heads=None, changes={}),
     }
     tasks, not_run = _tasks(files)
@@ -75,10 +76,11 @@ def certify(
         "measure": f"relative L2 against: {_REFERENCE}",
         "inputs": f"{_BATCH} images of normal noise, {cfg.image_size} px, default_rng({_SEED})",
         "source": {
-            "name": src.name,
+            "name": source.origin.name if source.origin else src.name,
+            "revision": source.origin.commit if source.origin else None,
             "format": source.format,
             "step": source.step,
-            "sha256": _checksums(source.files, src),
+            "sha256": _checksums(source.files, here),
         },
         "target": {"name": dst.name, "format": to, "sha256": _checksums(_files(dst), dst)},
         "changes": {key: value for key, value in changes.items() if value is not None},

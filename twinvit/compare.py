@@ -37,7 +37,8 @@ def compare(
     """Run the same random images through two weight files and name the first divergent layer.
 
     Args:
-        a: a weight file of any known format, a run or a checkpoint directory.
+        a: a weight file of any known format, a run or a checkpoint directory, or a name on the
+            Hugging Face hub, hf:OWNER/NAME[@REVISION][/FILE].
         b: another, or the same to compare the twins on it.
         precision: of both; fp64 shows a wrong formula that fp32 may hide.
         twin_a: which implementation computes a.

@@ -41,8 +41,8 @@ def convert(
     """Convert weights and the function they were trained for.
 
     Args:
-        src: Weight file, run or checkpoint directory, model folder, or a folder of many weight
-            files.
+        src: Weight file, run or checkpoint directory, model folder, a folder of many weight
+            files, or hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub.
         dst: File to write (.safetensors, .npz, .pth), or a name without suffix for a model folder.
         to: Format to write; torch and jax are the same file.
         from_: Format of SRC; by default it is found from the file.
@@ -109,10 +109,12 @@ def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
 
 def _say(source: Source, cfg: ModelConfig) -> None:
     step = "" if source.step is None else f", step {source.step}"
+    origin = "" if source.origin is None else f", {source.origin.describe()}"
     print(
-        f"found {source.format} in {source.path}{step}: width {cfg.width}, depth {cfg.depth}, "
-        f"{cfg.num_heads} heads, patch {cfg.patch_size}, image {cfg.image_size} px, "
-        f"{cfg.num_classes} classes, {cfg.gelu} GELU, eps {cfg.norm_eps:g}, pooling by {cfg.pool}"
+        f"found {source.format} in {source.path}{step}{origin}: width {cfg.width}, "
+        f"depth {cfg.depth}, {cfg.num_heads} heads, patch {cfg.patch_size}, "
+        f"image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, "
+        f"eps {cfg.norm_eps:g}, pooling by {cfg.pool}"
     )
     if source.assumed:
         print(f"the file does not say, taken as usual: {'; '.join(source.assumed)}")

@@ -16,8 +16,9 @@ EVALUATE_HELP = """\
 usage: twinvit evaluate RUN_OR_WEIGHTS [--framework={torch,jax}] [--flag=value ...]
 
 Evaluates a run's newest checkpoint, one of its checkpoints, or weights in any format that
-`twinvit convert` reads, each example of the validation split once. A run knows its data; for other
-weights name them by --preset, or --data and --data_dir. PyTorch evaluates unless --framework=jax.
+`twinvit convert` reads, on disk or as hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub, each
+example of the validation split once. A run knows its data; for other weights name them by --preset,
+or --data and --data_dir. PyTorch evaluates unless --framework=jax.
 
 `twinvit train --help` lists the other flags, of which --image_size, --eval_resize, --batch_size,
 --precision, --device, --world_size and --workers make sense here.

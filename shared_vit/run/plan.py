@@ -30,6 +30,7 @@ from shared_vit.spec.machine import Machine
 from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
+from shared_vit.weights import hub
 from shared_vit.weights.adapt import adapt, in_memory
 from shared_vit.weights.class_names import cleaned
 
@@ -38,18 +39,26 @@ LONGEST_WARMUP = 10_000  # updates, where nobody chose it: as in most recipes fo
 
 class GivenWeights:
     """The weights that an evaluation, or a run that starts from weights, reads; opened once in each
-    process. `hints` are arguments of `open_weights`."""
+    process. `hints` are arguments of `open_weights`; `commit` is that of a name on the hub, if it
+    is known already."""
 
-    def __init__(self, path: Path, **hints: Any):
-        self.path, self.hints = path, hints
+    def __init__(self, path: Path, commit: str | None = None, **hints: Any):
+        self.path, self.commit, self.hints = path, commit, hints
 
     @functools.cached_property
     def source(self) -> weights.Source:
         """Found and checked, and not yet in memory. Raises UserError."""
-        return weights.open_weights(self.path, **self.hints)
+        path = self.path
+        if self.commit is not None and hub.is_name(path):
+            path = Path(hub.pinned(str(path), self.commit))
+        source = weights.open_weights(path, **self.hints)
+        if source.origin is not None:
+            self.commit = source.origin.commit  # another process reads the same
+        return source
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "hints": self.hints}  # open files stay in their process
+        # open files stay in their process
+        return {"path": self.path, "commit": self.commit, "hints": self.hints}
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Plan:
     """A run with every setting known.
 
     weights: what an evaluation, or a run that starts from weights, reads; None otherwise. id,
-    first_version, left_open: as in the run's record.
+    first_version, left_open, origin: as in the run's record.
     """
 
     recipe: Recipe
@@ -71,6 +80,7 @@ class Plan:
     id: str = field(default_factory=new_id)
     first_version: int = VERSION
     left_open: frozenset[str] = frozenset()
+    origin: dict[str, Any] | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -111,7 +121,7 @@ class Plan:
     def record(self) -> Record:
         """What config.json holds."""
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
-        identity = (self.id, self.first_version, self.left_open)
+        identity = (self.id, self.first_version, self.left_open, self.origin)
         return Record(self.recipe, self.machine, self.preset, data, *identity)
 
     def batches(
@@ -148,11 +158,12 @@ def make_plan(asked: Asked, framework: str) -> Plan:
         check_metric(machine.keep_best, recipe)
     plan = Plan(
         recipe, machine, asked.preset, asked.mode, asked.resume, dataset, run_dir, given,
-        left_open=asked.left_open,
+        left_open=asked.left_open, origin=_origin(given),
     )  # fmt: skip
     if asked.resume and asked.record is not None:
         known = asked.record
         plan = dataclasses.replace(plan, id=known.id or plan.id, first_version=known.first_version)
+        plan = dataclasses.replace(plan, origin=known.origin)
     _check_classes(plan, asked)
     return plan
 
@@ -177,7 +188,8 @@ def first_or_given_state(plan: Plan) -> TrainState:
         cfg = recipe.model
         if given is None:  # resumed before any checkpoint
             hints = dict(num_heads=cfg.num_heads, num_classes=cfg.num_classes)
-            given = GivenWeights(_newest(recipe.init_from), **hints)
+            commit = plan.origin["revision"] if plan.origin else None
+            given = GivenWeights(_newest(recipe.init_from), commit, **hints)
         source = given.source
         _, adapted = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
         arrays = in_memory(adapted)
@@ -201,6 +213,12 @@ def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
         return None
     hints = dict(num_heads=asked.given.get("num_heads"), num_classes=asked.given.get("num_classes"))
     return GivenWeights(_newest(path), **hints)
+
+
+def _origin(given: GivenWeights | None) -> dict[str, Any] | None:
+    """What a record keeps of weights that were downloaded."""
+    origin = given.source.origin if given else None
+    return {"revision": origin.commit, "sha256": origin.sha256} if origin else None
 
 
 def _newest(path: str | Path) -> Path:

@@ -44,7 +44,8 @@ class Record:
     id: random, the same in every checkpoint of the run; empty as read from a file of version 1.
     data: {"name", "fingerprint"}. first_version: the version of config.json that the run began
     with; checkpoints of version 1 have no id. left_open: settings of the machine that nobody chose,
-    which each start of the run decides anew.
+    which each start of the run decides anew. origin: {"revision", "sha256" by file} of an init_from
+    that was downloaded.
     """
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class Record:
     id: str = field(default_factory=new_id)
     first_version: int = VERSION
     left_open: frozenset[str] = frozenset()
+    origin: dict[str, Any] | None = None
 
 
 def path_of(run_dir: str | Path) -> Path:
@@ -74,6 +76,7 @@ def write_record(run_dir: str | Path, record: Record) -> None:
             "left_open": sorted(record.left_open),
             "recipe": dataclasses.asdict(record.recipe),
             "machine": dataclasses.asdict(record.machine) | fresh,
+            **({} if record.origin is None else {"origin": record.origin}),
         },
     )
 
@@ -116,6 +119,7 @@ def read_record(run_dir: str | Path) -> Record:
             id=str(document["id"]),
             first_version=int(document["first_version"]),
             left_open=frozenset(document["left_open"]) & set(settings_of(Machine)),
+            origin=_origin(document.get("origin")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error!r}") from error
@@ -170,6 +174,12 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
 
 def _data(value: Any) -> dict[str, str]:
     return {"name": str(value["name"]), "fingerprint": str(value["fingerprint"])}
+
+
+def _origin(value: Any) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {"revision": str(value["revision"]), "sha256": dict(value["sha256"])}
 
 
 def _text(value: Any) -> str | None:

@@ -16,8 +16,9 @@ def describe_start(
     the classes. Further lines are notices.
     """
     step = "" if source.step is None else f", step {source.step}"
+    origin = "" if source.origin is None else f", {source.origin.describe()}"
     lines = [
-        f"starts from: {source.path} (format {source.format}{step}), {name_of(source.cfg)}",
+        f"starts from: {source.path} (format {source.format}{step}{origin}), {name_of(source.cfg)}",
         f"head: {_head(source.cfg, model)}",
         f"positions: {_positions(source.cfg, model)}",
         f"input: mean {numbers(model.mean)}, std {numbers(model.std)}; LayerNorm eps "

@@ -215,7 +215,8 @@ class Recipe:
     )
     init_from: str | None = setting(
         None,
-        "Start from these weights: any format that `twinvit convert` reads.",
+        "Start from these weights: any format that `twinvit convert` reads, on disk or as "
+        "hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub.",
         group="model",
         open="first weights drawn from the seed",
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from shared_vit.errors import UserError
 from shared_vit.files import open_regular, read_limited
 from shared_vit.sealed import parse_object, read_sealed
-from shared_vit.weights import checkpoints
+from shared_vit.weights import checkpoints, hub
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 _LONGEST_JSON = 1 << 26  # bytes; an index of shards or 20,000 labels take 2 MB
 _MOST_SHARDS = 500  # each stays open
+_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_WITH_CONFIG = ("model", "pytorch_model")  # how files begin that a config.json beside them is about
 
 JsonObject = Mapping[str, Any]
 
@@ -30,18 +33,22 @@ class Located:
     card: JsonObject | None = None  # what this project wrote beside a foreign file
     step: int | None = None  # of a checkpoint
     notices: list[str] = field(default_factory=list)
+    origin: hub.Origin | None = None  # of files that were downloaded
 
 
 def locate(path: Path) -> Located:
-    """What belongs to a weight file, a run or checkpoint directory, or a model folder.
+    """What belongs to a weight file, a run or checkpoint directory, a model folder, or a name of
+    the hub, of which it downloads what it needs.
 
     Of a run it is its newest intact checkpoint, as when it is resumed; a notice names those that
     were skipped. Raises UserError where there is nothing.
     """
+    if hub.is_name(path):
+        return _downloaded(path)
     if not path.exists():
         raise UserError(
-            f"{path} is not there: expected a weight file, a run or checkpoint directory, or a "
-            "model folder"
+            f"{path} is not there: expected a weight file, a run or checkpoint directory, a model "
+            "folder, or hf:OWNER/NAME of the Hugging Face hub"
         )
     if not path.is_dir():
         return dataclasses.replace(_with_json(path, [path]), step=_step_of(path))
@@ -54,7 +61,7 @@ def locate(path: Path) -> Located:
     if found is not None:
         notices = [f"skipped a checkpoint, {line}" for line in found.skipped]
         return Located(path, [found.path / checkpoints.MODEL], step=found.step, notices=notices)
-    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+    for name in _IN_FOLDER:
         file = path / name
         if file.exists():
             return _with_json(path, _shards(file) if name.endswith(".json") else [file])
@@ -119,18 +126,57 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def _downloaded(path: Path) -> Located:
+    """The config before the weights, so that another kind of model is refused before it is here."""
+    repository = hub.Repository(str(path))
+    folder, slash, name = repository.file.rpartition("/")
+    if not name or name.startswith(_WITH_CONFIG):
+        config = repository.find(f"{folder}{slash}config.json")
+        theirs = _foreign_config(config, f"config.json of {path}") if config else None
+        if theirs and "model_type" in theirs:
+            repository.find(f"{folder}{slash}preprocessor_config.json")
+        architecture = str(theirs.get("architecture", "vit")) if theirs else "vit"
+        if not re.search("vit|deit", architecture):
+            raise UserError(
+                f"config.json of {path} says architecture = {architecture!r:.80}, expected a ViT"
+            )
+    if name:
+        files = [repository.need(repository.file)]
+        repository.find(f"{folder}{slash}{card_path(files[0]).name}")
+    else:
+        found = next((file for file in map(repository.find, _IN_FOLDER) if file is not None), None)
+        if found is None:
+            raise UserError(
+                f"{path} has no {', '.join(_IN_FOLDER)} at revision {repository.revision}: name "
+                f"its weight file, {path}/FILE"
+            )
+        files = [found]
+        if found.suffix == ".json":
+            files = [repository.need(shard.name) for shard in _shards(found)]
+    return dataclasses.replace(_with_json(path, files), origin=repository.origin(files))
+
+
+def _foreign_config(config: Path, where: str) -> JsonObject | None:
+    """A config.json of Hugging Face's or timm's; None for a run's, or another program's. Raises
+    UserError for a Hugging Face model that is no ViT."""
+    theirs = read_json(config)
+    if "model_type" not in theirs and "architecture" not in theirs:
+        return None
+    if theirs.get("model_type", "vit") != "vit":
+        raise UserError(f"{where} says model_type = {theirs['model_type']!r:.80}, expected 'vit'")
+    return theirs
+
+
 def _with_json(path: Path, files: list[Path]) -> Located:
     file = files[0]
     card = card_path(file)
     content = read_json(card) if card.exists() else {}
     own = content if "model_config" in content and "sha256" in content else None
     config = file.parent / "config.json"
-    if not config.is_file() or not file.name.startswith(("model", "pytorch_model")):
+    if not config.is_file() or not file.name.startswith(_WITH_CONFIG):
         return Located(path, files, card=own)
-    theirs = read_json(config)
-    if "model_type" not in theirs and "architecture" not in theirs:
-        return Located(path, files, card=own)  # a run's configuration, or another program's
-    if theirs.get("model_type", "vit") != "vit":
-        raise UserError(f"{config} says model_type = {theirs['model_type']!r:.80}, expected 'vit'")
+    theirs = _foreign_config(config, str(config))
+    if theirs is None:
+        return Located(path, files, card=own)
     processor = file.parent / "preprocessor_config.json"
     return Located(path, files, theirs, read_json(processor) if processor.exists() else None, own)

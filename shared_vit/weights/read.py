@@ -25,6 +25,7 @@ from shared_vit.weights.containers.npz import open_npz
 from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format, Hints, Notes, Reading, classes_said
+from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
 
@@ -45,6 +46,7 @@ class Source:
     class_names: tuple[str, ...] | None = None  # in the order of the logits; None: nobody said
     assumed: list[str] = field(default_factory=list)  # not in the file; the format's default
     notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
+    origin: Origin | None = None  # of files that were downloaded
 
 
 def open_weights(
@@ -54,7 +56,8 @@ def open_weights(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> Source:
-    """Open a weight file, a run or checkpoint directory, or a folder of Hugging Face's or timm's.
+    """Open a weight file, a run or checkpoint directory, or a folder of Hugging Face's or timm's,
+    or one on the hub: `hf:OWNER/NAME[@REVISION][/FILE]`.
 
     `format` is one of `formats.NAMES`, or found from the file. `num_heads` is for files that do not
     say; `num_classes` for those without a head, which get one of zeros; `image_size` (pixels) for
@@ -82,7 +85,9 @@ def open_weights(
 
 
 def _with_files(source: Source, found: Located) -> Source:
-    source.files, source.step = found.files, found.step
+    source.files, source.step, source.origin = found.files, found.step, found.origin
+    if found.origin is not None:
+        source.path = found.path  # the name, not where the cache keeps it
     source.notices = found.notices + source.notices
     return source
 

@@ -1,13 +1,15 @@
 """The Vision Transformer in JAX and Flax NNX, twin of `torch_vit`."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOME = dict.fromkeys(("create", "from_arrays", "load", "save", "to_arrays"), "bridge") | {
-    "VisionTransformer": "model"
-}
+if TYPE_CHECKING:  # what type checkers and the documentation read
+    from jax_vit.bridge import create, from_arrays, load, save, to_arrays
+    from jax_vit.model import VisionTransformer
 
-__all__ = [*_HOME]
+__all__ = ["create", "from_arrays", "load", "save", "to_arrays", "VisionTransformer"]
+
+_HOME = dict.fromkeys(__all__, "bridge") | {"VisionTransformer": "model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,16 @@
 command; `twinvit.load` for the classes of pictures."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.version import __version__
+
+if TYPE_CHECKING:  # what type checkers and the documentation read
+    from shared_vit.data import normalize
+    from twinvit.predictor import Predictor, load, preprocess
+
+__all__ = ["load", "Predictor", "preprocess", "normalize", "__version__"]
 
 _HOME = {
     "Predictor": "twinvit.predictor",
@@ -13,8 +19,6 @@ _HOME = {
     "normalize": "shared_vit.data",
     "preprocess": "twinvit.predictor",
 }
-
-__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

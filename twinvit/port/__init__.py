@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and the documentation read
+    from twinvit.port.audit import blind_spots
+    from twinvit.port.causes import cause
+    from twinvit.port.errors import PortError
+    from twinvit.port.explainer import assert_same, explain
+    from twinvit.port.optimizer import explain_optimizer
+    from twinvit.port.record_jax import Function
+    from twinvit.port.report import Finding, Narrowing, Report
+    from twinvit.port.weight_map import WeightMap, map_weights
+
+__all__ = [
+    "explain",
+    "assert_same",
+    "explain_optimizer",
+    "Report",
+    "Finding",
+    "Narrowing",
+    "Function",
+    "map_weights",
+    "WeightMap",
+    "blind_spots",
+    "cause",
+    "PortError",
+]
 
 # Read where they are used, so that `import twinvit.port` needs neither framework.
 _WHERE = {
@@ -20,8 +45,6 @@ _WHERE = {
     "blind_spots": "audit",
     "cause": "causes",
 }
-
-__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -96,8 +96,9 @@ def blind_spots(
     Args:
         torch_model: nn.Module or callable; it is not changed.
         inputs: arrays as it takes them.
-        atol, rtol: the test's tolerance; for "cosine" atol bounds 1 - cosine, for "kl" the
+        atol: the test's absolute tolerance; for "cosine" it bounds 1 - cosine, for "kl" the
             divergence of softmaxes.
+        rtol: the test's relative tolerance.
         metric: "allclose", "cosine", "kl" or "top1" (over the last axis).
         output: which array of a structured output, as for `explain`.
         limit: how many mistakes are tried.

@@ -1,9 +1,10 @@
-# make demo: both twins trained on digits, judged, converted, evaluated. make test: the proofs. Both set themselves up.
+# make demo: both twins trained on digits, judged, converted, evaluated. make test: the proofs. make docs: the site.
+# All set themselves up.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow lint docs setup clean
 
 demo: setup
 	@set -e; run=runs/demo-$$(date +%Y%m%d-%H%M%S); \
@@ -24,6 +25,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs/ready
+	PATH=$(CURDIR)/.venv/docs/bin:$$PATH NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	@echo "the site: build/site; to read and search it: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site"
+
 setup: .venv/ready
 
 # torch first and by its exact version: a range may take a newer build with gigabytes of GPU libraries. timm and
@@ -36,5 +41,12 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm torchvision
 	@touch $@
 
+# Without the project and its frameworks, which the site is built without.
+DOCS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+.venv/docs/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv/docs
+	$(PYTHON) -c '$(DOCS)' | xargs .venv/docs/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build/site

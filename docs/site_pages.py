@@ -1,0 +1,85 @@
+"""Makes a site of the Markdown of the repository, which has GitHub's links; a hook of mkdocs.yml.
+
+Pages outside docs/ (README, CHANGELOG, ...) and files that a page links to, such as numbers of
+benchmarks, become files of the site. docs/X is X there, README.md is the front page index.md, and
+every other file keeps its path.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FRONT = {"README.md": "index.md"}
+_LINK = re.compile(r"(?<=\]\()([^()\s#:]+)(?=[#)\s])")
+_FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
+_LIST_AFTER_TEXT = re.compile(r"^(?![ \-|#>]|\d+\. )(.+)\n(?=- )", re.MULTILINE)
+
+
+def place(path: str) -> str:
+    """The path in the site of a file of the repository."""
+    return FRONT.get(path, path.removeprefix("docs/"))
+
+
+def source(uri: str) -> str:
+    """The path in the repository of a file of the site; the inverse of `place`."""
+    names = {site: path for path, site in FRONT.items()}
+    path = names.get(uri, uri)
+    return path if path in names.values() or not (ROOT / "docs" / uri).is_file() else f"docs/{uri}"
+
+
+def linked(path: str, text: str) -> Iterator[str]:
+    """The repository's files that a page links to, by their paths from its root."""
+    for link in _LINK.findall(text):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+        if (ROOT / target).is_file():
+            yield target
+
+
+def outside() -> list[str]:
+    """The repository's files outside docs/ that the site needs, found from the pages' links."""
+    todo = [*PAGES, *(f"docs/{p.relative_to(ROOT / 'docs')}" for p in ROOT.glob("docs/**/*.md"))]
+    found: list[str] = []
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found.append(path)
+        if path.endswith(".md"):
+            todo += linked(path, (ROOT / path).read_text(encoding="utf-8"))
+    return sorted(path for path in found if not path.startswith("docs/"))
+
+
+def for_site(path: str, text: str) -> str:
+    """A page of the repository with its links and lists as the site's Markdown takes them."""
+
+    def moved(link: re.Match) -> str:
+        for target in linked(path, f"]({link[0]})"):
+            return posixpath.relpath(place(target), posixpath.dirname(place(path)) or ".")
+        return link[0]  # not a file: MkDocs says so
+
+    parts = _FENCE.split(text)
+    # GitHub begins a list right after a line of text, Python-Markdown after an empty one.
+    parts[::2] = (_LIST_AFTER_TEXT.sub(r"\1\n\n", _LINK.sub(moved, part)) for part in parts[::2])
+    return "".join(parts)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs: the files of the site."""
+    from mkdocs.structure.files import File
+
+    for path in outside():
+        added = File.generated(config, place(path), abs_src_path=os.fspath(ROOT / path))
+        files.append(added)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs: a page's text before it becomes HTML."""
+    return for_site(source(page.file.src_uri), markdown)

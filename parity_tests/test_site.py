@@ -1,0 +1,90 @@
+"""Claim: the documentation's site has every page and public name, and links lead somewhere.
+
+`make docs` builds it and is stricter; this finds what would break it without MkDocs.
+"""
+
+import ast
+import importlib.util
+import posixpath
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAZY = ("twinvit", "twinvit.port", "torch_vit", "jax_vit")  # packages that import on first use
+
+
+def load_hook():
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs/site_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+site = load_hook()
+PAGES = sorted(
+    {path for path in site.outside() if path.endswith(".md")}
+    | {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")}
+)
+
+
+def test_every_page_is_in_the_navigation_once():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("theme:")[0]
+    assert sorted(re.findall(r": (\S+\.md)", nav)) == sorted(map(site.place, PAGES)), (
+        "list each page of docs/ in the nav of mkdocs.yml"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    for link in site._LINK.findall((ROOT / page).read_text()):
+        target = ROOT / posixpath.dirname(page) / link
+        assert target.is_file(), f"{page}: {link} is not a file of the repository"
+
+
+def test_links_are_moved_with_the_pages():
+    text = "[a](docs/port.md#limits) ![b](docs/curves.png) [c](benchmarks/results/README.md)"
+    assert site.for_site("README.md", text) == (
+        "[a](port.md#limits) ![b](curves.png) [c](benchmarks/results/README.md)"
+    )
+    text = "[a](../README.md) [b](../benchmarks/results/parity_cpu.json) [c](port.md) [d](no.md)"
+    assert site.for_site("docs/lockstep.md", text) == (
+        "[a](index.md) [b](benchmarks/results/parity_cpu.json) [c](port.md) [d](no.md)"
+    )
+    assert site.for_site("docs/api/port.md", "[a](../port.md)") == "[a](../port.md)"
+    assert "benchmarks/results/parity_cpu.json" in site.outside()
+    for page in PAGES:
+        assert site.source(site.place(page)) == page
+
+
+def test_a_list_after_text_is_a_list():
+    fence = "```\nx\n- y\n```\n"
+    assert site.for_site("README.md", f"Added\n- a\n- b\n{fence}") == f"Added\n\n- a\n- b\n{fence}"
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_and_the_reference_see_the_public_names(package):
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(typed) == set(module.__all__) - {"__version__"}
+    for name, home in typed.items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name)
+
+
+def test_every_public_package_has_a_page():
+    documented = {
+        name
+        for path in ROOT.glob("docs/api/*.md")
+        for name in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE)
+    }
+    public = {*LAZY, "shared_vit", "shared_vit.weights", "shared_vit.data", "twinvit.lockstep"}
+    assert documented == public

@@ -5,6 +5,7 @@ Twin of `torch_vit/bridge.py`.
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,15 +113,20 @@ def canonical_name(path: Path) -> str:
     return ".".join(map(str, (*path[:-1], leaf)))
 
 
-def to_jax(path: Path, array: np.ndarray) -> np.ndarray:
+def to_jax(path: Path, array: Any) -> Any:
     """Torch's layout to Flax's: [out, in] -> [in, out], OIHW -> HWIO; other leaves as they are."""
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
+def from_jax(path: Path, array: Any) -> Any:
+    """Flax's layout to torch's, of a NumPy or JAX array: the inverse of `to_jax`."""
+    if path[-1] != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
 def to_canonical(path: Path, array: np.ndarray) -> np.ndarray:
-    """Flax's layout to torch's, always in memory of its own: the device's buffer may be reused."""
-    if path[-1] == "kernel":
-        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    return np.array(array, order="C")
+    """`from_jax`, always in memory of its own: the device's buffer may be reused."""
+    return np.array(from_jax(path, array), order="C")

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import helpers
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import torch
 from helpers import random_state
 from whole_runs import train_here
 
+import jax_vit.trainer
 import torch_vit.trainer
+from jax_vit.optim import global_norm
 from shared_vit.data import batches
 from shared_vit.data.sources import open_dataset
 from shared_vit.errors import UserError
@@ -27,20 +30,29 @@ from shared_vit.spec.machine import Machine
 from twinvit import audit, lockstep, lockstep_run, proof_pages
 from twinvit import lockstep_record as record
 from twinvit.lockstep import Measured
-from twinvit.lockstep_twins import Pair
+from twinvit.lockstep_jax_map import HostTrainer
+from twinvit.lockstep_twins import Pair, optimizer_quantities
 from twinvit.noise_rule import machine_epsilon
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
 
 
-def steps_in_lockstep(leader="torch", steps=4, precision="fp32", **changes):
-    """Lines of a short lockstep on digits, from weights that hide nothing."""
+def pair_of(leader, precision, machine, **changes):
+    """Both twins on digits, from weights that hide nothing, and their plan."""
     recipe = helpers.train_config(precision, steps=100, **changes)
-    machine = Machine(workers=0, world_size=2)
     plan = Plan(recipe, machine, None, "train", False, open_dataset("digits"), Path("none"))
-    pair = Pair(plan, random_state(recipe.model, precision, recipe=recipe), leader)
-    stream = batches(recipe, "train", dataset=plan.dataset, machine=machine)
+    return Pair(plan, random_state(recipe.model, precision, recipe=recipe), leader), plan
+
+
+def steps_in_lockstep(leader="torch", steps=4, precision="fp32", **changes):
+    """Lines of a short lockstep, JAX on two devices."""
+    machine = Machine(workers=0, world_size=2)
+    return steps_of(*pair_of(leader, precision, machine, **changes), steps)
+
+
+def steps_of(pair, plan, steps):
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
     lines = []
     for i in range(steps):
         scalars = StepScalars(plan.lr(i))
@@ -212,6 +224,56 @@ def test_faults_are_caught_in_float32(fault, monkeypatch):
     assert first.gap > 100 * first.bound
 
 
+def uncounted(monkeypatch):
+    """An update that Adam's bias correction does not count."""
+    sound = jax_vit.trainer.Trainer.update
+
+    def update(self, *args):
+        sound(self, *args)
+        self.adam_count -= 1
+
+    monkeypatch.setattr(jax_vit.trainer.Trainer, "update", update)
+
+
+def no_clipping(monkeypatch):
+    monkeypatch.setattr(
+        jax_vit.trainer, "clip_by_global_norm", lambda grads, _: (grads, global_norm(grads))
+    )
+
+
+@pytest.mark.parametrize(
+    "fault, place", [(uncounted, "scalars.adam_count"), (no_clipping, "exp_avg_sq.*")]
+)
+@pytest.mark.parametrize("leader", ["torch", "jax"])
+def test_faults_of_the_jax_optimizer_are_caught(fault, place, leader, monkeypatch):
+    fault(monkeypatch)
+    verdict = verdict_of(steps_in_lockstep(leader, steps=1, clip=0.1))
+    assert verdict.exit_status == 1 and fnmatchcase(verdict.differences[0].name, place)
+
+
+@pytest.mark.parametrize("variant", ["token", "gap, sincos, tanh"])
+def test_the_optimizer_on_the_host_is_the_trainers(variant, x64):
+    """The same but for rounding, and the caller's arrays stay as they are."""
+    cfg = helpers.VARIANTS[variant]
+    recipe = helpers.train_config("fp64", clip=0.1)
+    state, grads = random_state(cfg, "fp64"), helpers.random_arrays(cfg, seed=1)
+    grads = {n: grads[n].astype(np.float64) for n in state.slots["exp_avg"]}
+    before = record.digest(state.params), record.digest(grads)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    found = []
+    for kind in jax_vit.trainer.Trainer, HostTrainer:
+        trainer = kind(state, recipe, mesh)
+        for rate in (1e-2, 1e-3):
+            trainer.update(grads, StepScalars(rate))
+        found.append(trainer.state())
+    usual, on_host = found
+    assert usual.step == on_host.step == 2 and usual.scalars == on_host.scalars
+    a, b = (optimizer_quantities(s) for s in found)
+    assert list(a) == list(b) and max(lockstep.gaps(b, a).values()) < 1e-14
+    assert (record.digest(state.params), record.digest(grads)) == before
+    assert record.digest(on_host.params) != before[0]
+
+
 def test_faults_are_caught_in_bf16(monkeypatch):
     """Also where the faulty twin is too far off for its distance alone to be judged."""
     other_dropout_site(monkeypatch)
@@ -343,7 +405,10 @@ def here(monkeypatch):
 
     def resolve(asked):
         settled = dict(
-            device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off"
+            device="cpu",
+            world_size=asked.world_size or 1,
+            precision=asked.precision or "fp32",
+            compile="off",
         )
         return make_plan(asked.replace(**settled), "lockstep")
 

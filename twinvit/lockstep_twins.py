@@ -259,6 +259,8 @@ def _twin(
 
     mesh = devices.start(plan.machine)
     if one:
+        from twinvit.lockstep_jax_map import HostTrainer as trainer
+
         mesh = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("data",))
     # float64 exists in JAX where x64 is on; a float32 run has it off, as users have.
     double = recipe.precision == "fp64" and not jax.config.jax_enable_x64

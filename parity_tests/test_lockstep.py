@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
+import signal
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_state
-from whole_runs import train_here
+from whole_runs import train_here, wait_for
 
 import jax_vit.trainer
 import torch_vit.trainer
@@ -22,8 +24,10 @@ from jax_vit.optim import global_norm
 from shared_vit.data import batches
 from shared_vit.data.sources import open_dataset
 from shared_vit.errors import UserError
+from shared_vit.run import checkpoint
+from shared_vit.run.interrupt import EXIT_INTERRUPTED
 from shared_vit.run.plan import Plan, make_plan
-from shared_vit.run.record import Record, write_record
+from shared_vit.run.record import Record, read_record, write_record
 from shared_vit.run.state import StepScalars
 from shared_vit.sealed import read_sealed, write_sealed
 from shared_vit.spec.machine import Machine
@@ -31,8 +35,9 @@ from twinvit import audit, lockstep, lockstep_run, proof_pages
 from twinvit import lockstep_record as record
 from twinvit.lockstep import Measured
 from twinvit.lockstep_jax_map import HostTrainer
-from twinvit.lockstep_twins import Pair, optimizer_quantities
+from twinvit.lockstep_twins import Pair, judged_by_reference, optimizer_quantities
 from twinvit.noise_rule import machine_epsilon
+from twinvit.parity import parity
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
@@ -104,6 +109,27 @@ def test_recipes_take_the_same_steps(leader, name):
 def test_recipes_take_the_same_steps_in_bf16(name):
     lines = steps_in_lockstep(precision="bf16", steps=3, **RECIPES[name])
     assert verdict_of(lines).line() == "lockstep: decided 3 of 3 steps, match"
+
+
+@pytest.mark.parametrize(
+    "devices, leader, shard, remat",
+    [
+        (2, "jax", "none", "block"),
+        (2, "torch", "params", "none"),
+        (4, "jax", "params", "block"),
+        (4, "torch", "none", "none"),
+        (4, "torch", "params", "block"),
+    ],
+)
+def test_jax_on_several_devices(devices, leader, shard, remat, x64):
+    """PyTorch is on one. With dropout, of which each device draws its own rows' masks."""
+    machine = Machine(workers=0, world_size=devices, shard=shard, remat=remat)
+    pair, plan = pair_of(leader, "fp64", machine, dropout=0.1)
+    jax_trainer = pair.twins["jax"].trainer
+    assert jax_trainer.mesh.size == devices and jax_trainer.sharded == (shard == "params")
+    verdict = verdict_of(lines := steps_of(pair, plan, 3), "fp64")
+    assert verdict.line() == "lockstep: decided 3 of 3 steps, match"
+    assert all(0 < line.gradients.gaps["whole"] <= 1e-12 for line in lines)
 
 
 def test_twins_take_the_same_steps_in_bf16():
@@ -436,6 +462,63 @@ def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
     assert found["weights"] == json.loads((whole / record.RESULT).read_text())["weights"]
     assert found["weights"]["step"] == 0
     assert (halves / record.FIGURE).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_lockstep_says_how_it_goes_on(number, here, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "a run"
+    sound = Pair.step
+
+    def step(self, batch, *args, **settings):
+        if batch.step == 2:
+            signal.raise_signal(number)
+            wait_for(lambda: "saving and leaving" in capsys.readouterr().err)
+        return sound(self, batch, *args, **settings)
+
+    flags = [*RUN, "--lockstep=2", "--framework=jax", f"--run_dir={run_dir}"]
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Pair, "step", step)
+        assert parity(flags) == EXIT_INTERRUPTED
+    said = capsys.readouterr().out.splitlines()[-1]
+    start, command = said.split("`")[:2]
+    assert start == "lockstep: interrupted, no verdict yet; " and "line" not in record.read_json(
+        run_dir / record.RESULT
+    )
+    words = shlex.split(command)
+    assert words[:2] == ["twinvit", "parity"] and parity(words[2:]) == 0
+    assert [line.step for line in record.read_lines(run_dir)] == [1, 3, 5]
+
+
+def test_a_lockstep_of_shards_is_that_of_whole_arrays(here, tmp_path, x64):
+    """JAX leads on two devices; it saves and goes on, in one process that has the whole state."""
+    flags = [*RUN, "--lockstep", "--framework=jax", "--precision=fp64", "--world_size=2"]
+    found = {}
+    for shard in ("none", "params"):
+        run_dir = tmp_path / shard
+        own = [*flags, f"--shard={shard}", f"--run_dir={run_dir}"]
+        assert lockstep_run.run([*own, "--stop_at=4"]) == 0
+        go_on = ["--lockstep", "--framework=jax", "--resume", f"--run_dir={run_dir}"]
+        assert lockstep_run.run([*go_on, "--world_size=2", f"--shard={shard}"]) == 0
+        lines = record.read_lines(run_dir)
+        assert [line.step for line in lines] == [1, 2, 3, 4, 5, 6]
+        state, _ = checkpoint.load(checkpoint.newest(run_dir, read_record(run_dir)))
+        found[shard] = [line.loss for line in lines], state
+    (losses, state), (of_shards, sharded) = found.values()
+    np.testing.assert_allclose(of_shards, losses, rtol=1e-12)
+    whole, shards = optimizer_quantities(state), optimizer_quantities(sharded)
+    assert max(lockstep.gaps(shards, whole).values()) < 1e-9
+
+
+def test_tf32_on_a_cpu_is_judged_as_fp32(here, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    flags = [*RUN, "--lockstep", "--precision=tf32", "--device=cpu", "--steps=2"]
+    assert lockstep_run.run([*flags, f"--run_dir={run_dir}"]) == 0
+    said = capsys.readouterr().out
+    assert "tf32 on a CPU is fp32, and is judged by noise" in said
+    found, line = record.read_json(run_dir / record.RESULT), record.read_lines(run_dir)[0]
+    assert found["rule"] == "noise" and line.gradients.distances is None
+    assert 0 < line.gradients.gaps["whole"] < 1e-5 and line.gradients.noise
+    assert judged_by_reference("tf32", "gpu") and not judged_by_reference("fp32", "gpu")
 
 
 def test_every_step_and_leader(here, tmp_path):

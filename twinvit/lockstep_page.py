@@ -25,8 +25,7 @@ def lockstep_page(run_dir: Path) -> Path:
     found = lockstep_record.read_json(run_dir / lockstep_record.RESULT)
     if "line" not in found:
         raise UserError(
-            f"the lockstep in {run_dir} has not ended: `twinvit parity --lockstep={found['every']} "
-            f"--framework={found['leader']} --resume --run_dir={run_dir}` goes on with it"
+            f"the lockstep in {run_dir} has not ended: {lockstep_record.goes_on(run_dir, found)}"
         )
     lines = lockstep_record.read_lines(run_dir)
     if not lines:

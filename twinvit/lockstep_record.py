@@ -10,6 +10,7 @@ from __future__ import annotations
 import decimal
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_object(path, path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def goes_on(run_dir: Path, how: Mapping[str, Any]) -> str:
+    """The command that goes on with a lockstep that has not ended, in a sentence."""
+    flags = f"--lockstep={how['every']} --framework={how['leader']} --resume"
+    return f"`twinvit parity {flags} --run_dir={shlex.quote(str(run_dir))}` goes on with it"
 
 
 def joint_status(checkpoints: Sequence[Mapping[str, Any]]) -> int:

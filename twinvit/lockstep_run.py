@@ -66,8 +66,11 @@ def run(argv: list[str]) -> int:
             file.write(row + "\n")
 
     print(f"lockstep: {leader} leads, every {every}. step taken by the other twin too", flush=True)
+    if asked.precision == "tf32" and how["rule"] == "noise":
+        print("lockstep: tf32 on a CPU is fp32, and is judged by noise", flush=True)
     status = loop.run(plan, 0, make_trainer)
     if status:
+        print(f"lockstep: interrupted, no verdict yet; {record.goes_on(plan.run_dir, how)}")
         return status
     return conclude(plan.run_dir, how | {"seconds": round(time.perf_counter() - begin, 1)})
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -266,6 +267,29 @@ def test_compare_finds_others_different(old, x64):
     a, b = old / "weights/bf16.safetensors", old / "weights/canonical.safetensors"
     status, said = twinvit("compare", a, b, "--precision=fp64")
     assert status == 1, said
+    assert "DIFFERENT: the first divergence is at patch_embed (limit 1e-12)" in said
+
+
+def test_page_of_a_comparison(old, x64, tmp_path):
+    a, b = old / "weights/bf16.safetensors", old / "weights/canonical.safetensors"
+    page, same = tmp_path / "compare.html", tmp_path / "same.html"
+    twinvit("compare", a, b, "--precision=fp64", "--html", page)
+    status, said = twinvit("compare", b, b, "--precision=fp64", "--seed=1", "--html", same)
+    assert status == 0, said
+    different, equal = page.read_text(), same.read_text()
+    assert "DIFFERENT</span><h1>The first divergence is at patch_embed (limit 1e-12)" in different
+    assert "<title>first divergence: patch_embed</title>" in different  # the chart's mark
+    assert "patch_embed (first divergence)" in different and ">logits</td>" in different
+    assert "SAME</span><h1>Every output within 1e-12" in equal and "first divergence" not in equal
+    hashes = [re.findall("<td data-name=\"value\">([0-9a-f]{32} [0-9a-f]{32})<", text)
+              for text in (different, equal)]  # fmt: skip
+    (of_a, of_b, inputs), (again_a, again_b, others) = hashes
+    assert again_a == again_b == of_b != of_a and inputs != others
+    for text in different, equal:
+        assert f"torch {torch.__version__.split('+')[0]}" in text and "seed" in text
+        assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    status, said = twinvit("compare", a, b, "--html", tmp_path)
+    assert status == 2 and "name a file in a folder that exists" in said
 
 
 def test_weights_are_read_and_written_unchanged(old, tmp_path):

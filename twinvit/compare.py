@@ -1,6 +1,7 @@
 """`twinvit compare`: the same inputs through two models, with the first divergent layer named."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ def compare(
     batch_size: int = 2,
     seed: int = 0,
     num_heads: int | None = None,
+    html: Path | None = None,
 ) -> int:
     """Run the same random images through two weight files and name the first divergent layer.
 
@@ -46,12 +48,15 @@ def compare(
         batch_size: how many images.
         seed: of the images.
         num_heads: for files that do not say.
+        html: where to write the comparison as a page.
     """
     if precision not in LIMITS:
         raise UserError(
             f"--precision={precision}: only the PyTorch twin has it; choose from "
             f"{', '.join(LIMITS)}"
         )
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        raise UserError(f"--html={html}: name a file in a folder that exists")
     cfg_a, arrays_a = weights.read(a, num_heads=num_heads)
     cfg_b, arrays_b = weights.read(b, num_heads=num_heads)
     if cfg_a.image_size != cfg_b.image_size:
@@ -59,16 +64,29 @@ def compare(
             f"{a} takes images of {cfg_a.image_size} px and {b} of {cfg_b.image_size} px: convert "
             "one with --image_size first"
         )
-    for line in differences(cfg_a, cfg_b):
-        print(f"the functions differ: {line}")
+    functions = [f"the functions differ: {line}" for line in differences(cfg_a, cfg_b)]
+    if functions:
+        print(*functions, sep="\n")
     size = cfg_a.image_size
     images = np.random.default_rng(seed).standard_normal((batch_size, size, size, 3))
     images = images.astype(np.float32)
-    outputs_a = trace(twin_a, cfg_a, arrays_a, images, precision)
-    outputs_b = trace(twin_b, cfg_b, arrays_b, images, precision)
-    return report(
-        outputs_a, outputs_b, LIMITS[precision], f"{twin_a} {a}", f"{twin_b} {b}", precision
+    arrays_a, arrays_b = in_memory(arrays_a), in_memory(arrays_b)
+    found = compared(
+        trace(twin_a, cfg_a, arrays_a, images, precision),
+        trace(twin_b, cfg_b, arrays_b, images, precision),
+        LIMITS[precision],
+        f"{twin_a} {a}",
+        f"{twin_b} {b}",
+        precision,
     )
+    status = report(found)
+    if html is not None:
+        from twinvit.compare_page import compare_page
+
+        inputs = f"{batch_size} images of {size} px, normal, from seed {seed}"
+        compare_page(html, found, functions, (arrays_a, arrays_b), images, inputs)
+        print(f"page: {html}")
+    return status
 
 
 def trace(
@@ -108,30 +126,70 @@ def _trace_torch(
     return {name: value.double().numpy() for name, value in outputs.items()}
 
 
-def report(a: Outputs, b: Outputs, limit: float, name_a: str, name_b: str, precision: str) -> int:
-    """Print each output's distance and the verdict; the exit status, 1 where they diverge."""
-    print(f"{name_a}  against  {name_b}, {precision}; relative L2 of each output")
-    first = None
-    for layer in [n for n in a if n in b]:
-        distance = relative_l2(a[layer], b[layer])
-        bad = not distance <= limit
-        mark = "  <-- first divergence" if bad and first is None else ""
+@dataclass(frozen=True)
+class Comparison:
+    """Two models' outputs on the same inputs. distances: {module: relative L2}, in the order of
+    `a`; "" is the logits. alone: modules that one of them has. constant: whether every input gives
+    the same logits."""
+
+    name_a: str
+    name_b: str
+    precision: str
+    limit: float
+    distances: dict[str, float]
+    alone: list[str]
+    constant: bool
+
+    @property
+    def first(self) -> str | None:
+        """The first module beyond the limit."""
+        return next((n for n, d in self.distances.items() if not d <= self.limit), None)
+
+    @property
+    def exit_status(self) -> int:
+        """0: same; 1: different."""
+        return 0 if self.first is None and not self.alone else 1
+
+    def sentences(self) -> list[str]:
+        """The verdict, last, and what is to be known beside it."""
+        found = []
+        if self.alone:
+            found.append(f"only one of them has: {', '.join(self.alone)}")
+        if self.constant:
+            found.append(
+                "every image gives the same logits (a zero head?): the last layers' agreement "
+                "shows nothing"
+            )
+        if self.exit_status == 0:
+            found.append(f"SAME: every output within {self.limit:g}")
+        elif self.first is None:
+            found.append("DIFFERENT: the models have other layers")
+        else:
+            where = self.first or "the logits"
+            found.append(f"DIFFERENT: the first divergence is at {where} (limit {self.limit:g})")
+        return found
+
+
+def compared(
+    a: Outputs, b: Outputs, limit: float, name_a: str, name_b: str, precision: str
+) -> Comparison:
+    """The distance of each output that both have."""
+    distances = {n: relative_l2(a[n], b[n]) for n in a if n in b}
+    constant = not np.ptp(a[""], axis=0).any()
+    return Comparison(
+        name_a, name_b, precision, limit, distances, sorted(set(a) ^ set(b)), constant
+    )
+
+
+def report(found: Comparison) -> int:
+    """Print each output's distance and the verdict; the exit status."""
+    names = f"{found.name_a}  against  {found.name_b}"
+    print(f"{names}, {found.precision}; relative L2 of each output")
+    for layer, distance in found.distances.items():
+        mark = "  <-- first divergence" if layer == found.first else ""
         print(f"  {layer or 'logits':<28} {distance:9.2e}{mark}")
-        first = layer if bad and first is None else first
-    alone = sorted(set(a) ^ set(b))
-    if alone:
-        print(f"only one of them has: {', '.join(alone)}")
-    if not np.ptp(a[""], axis=0).any():
-        print(
-            "every image gives the same logits (a zero head?): the last layers' agreement shows "
-            "nothing"
-        )
-    if first is None and not alone:
-        print(f"SAME: every output within {limit:g}")
-        return 0
-    if first is not None:
-        print(f"DIFFERENT: the first divergence is at {first or 'the logits'} (limit {limit:g})")
-    return 1
+    print(*found.sentences(), sep="\n")
+    return found.exit_status
 
 
 def differences(a: ModelConfig, b: ModelConfig) -> list[str]:

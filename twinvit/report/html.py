@@ -23,7 +23,7 @@ main { max-width: 1040px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 8px; }
 h2 { font-size: 1.12rem; margin: 40px 0 12px; }
 p { margin: 0 0 12px; max-width: 75ch; }
-.lead { color: var(--soft); }
+.lead { color: var(--soft); overflow-wrap: anywhere; }
 header { border-left: 6px solid var(--soft); padding: 4px 0 4px 16px; }
 header.good { border-color: var(--good); } header.bad { border-color: var(--bad); }
 header.warn { border-color: var(--warn); }
@@ -38,6 +38,7 @@ pre b { color: var(--bad); }
 table { width: 100%; border-collapse: collapse; font-size: .93rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
+td { overflow-wrap: break-word; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 ul { margin: 0; padding-left: 20px; } li { margin-bottom: 4px; max-width: 85ch; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-top: 6px; }

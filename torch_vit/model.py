@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
         check_inputs(self, images, dropout)
         x = cast(self.patch_embed(images), self.policy.param)
         if self.cls_token is not None:
-            cls_token = torch.broadcast_to(self.cls_token, (len(x), 1, self.cfg.width))
+            cls_token = torch.broadcast_to(self.cls_token, (x.shape[0], 1, self.cfg.width))
             x = torch.concatenate([cls_token, x], dim=1)
         x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
         for i, block in enumerate(self.blocks):

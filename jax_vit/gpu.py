@@ -1,14 +1,32 @@
 """What the model asks about the device, and does on NVIDIA GPUs alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 from jax import Array
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
+_portable = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Trace programs for any device: inside, `nvidia_gpu` is None on every machine."""
+    before = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(before)
+
 
 def nvidia_gpu() -> jax.Device | None:
     """The first device, if it is an NVIDIA GPU; asked while a program is traced."""
+    if _portable.get():
+        return None
     device = jax.devices()[0]
     if device.platform != "gpu" or "rocm" in device.client.platform_version:
         return None

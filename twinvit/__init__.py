@@ -1,4 +1,4 @@
-"""What knows both frameworks: proofs that the twins are the same, conversion, the `twinvit`
+"""What knows both frameworks: proofs that the twins are the same, conversion, export, the `twinvit`
 command; `twinvit.load` for the classes of pictures."""
 
 import importlib
@@ -10,12 +10,24 @@ from shared_vit.version import __version__
 if TYPE_CHECKING:  # what type checkers and the documentation read
     from shared_vit.data import normalize
     from twinvit.predictor import Predictor, load, preprocess
+    from twinvit.programs.read import load_program
+    from twinvit.programs.write import export
 
-__all__ = ["load", "Predictor", "preprocess", "normalize", "__version__"]
+__all__ = [
+    "load",
+    "Predictor",
+    "preprocess",
+    "normalize",
+    "export",
+    "load_program",
+    "__version__",
+]
 
 _HOME = {
     "Predictor": "twinvit.predictor",
+    "export": "twinvit.programs.write",
     "load": "twinvit.predictor",
+    "load_program": "twinvit.programs.read",
     "normalize": "shared_vit.data",
     "preprocess": "twinvit.predictor",
 }

@@ -41,6 +41,11 @@ COMMANDS = {
     "report": ("twinvit.proof_pages", "report", "an HTML page of each proof on disk"),
     "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
     "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
+    "export": (
+        "twinvit.programs.command",
+        "export",
+        "a program of either twin that runs without this package: torch, jax, onnx",
+    ),
     "port": ("twinvit.port.cli", "main", "explain a port of any model: what is wrong, and where"),
     "prepare": (
         "shared_vit.data.prepare",

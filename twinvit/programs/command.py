@@ -1,0 +1,60 @@
+"""`twinvit export`: a program of either twin that runs without this package."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import tyro
+
+from twinvit.programs.target import BATCH, Platform, Precision, To
+from twinvit.programs.write import export as write
+
+
+def export(
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    to: To,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
+    platforms: tuple[Platform, ...] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    num_heads: int | None = None,
+) -> None:
+    """Write uint8 images [B, S, S, 3] -> probabilities [B, classes] as one file.
+
+    Args:
+        path: Run or checkpoint directory, or a weight file of any known format.
+        out: File to write: .pt2 (torch), .jax or .onnx; its card is OUT.json.
+        to: Framework that is to run the program.
+        precision: Of the products inside; onnx has fp32 only.
+        batch_size: Fix the batch size; by default any can be given to the program.
+        platforms: Of a program for jax; by default cpu and cuda.
+        overwrite: Replace OUT where it exists.
+        verify: Load the program and compare it with the twin before it is kept.
+        num_heads: Attention heads, for weight files that do not say.
+    """
+    card = write(
+        path,
+        out,
+        to,
+        precision=precision,
+        batch_size=batch_size,
+        platforms=platforms,
+        overwrite=overwrite,
+        verify=verify,
+        num_heads=num_heads,
+    )
+    print(f"wrote {out} ({_said(card)})")
+
+
+def _said(card: dict[str, Any]) -> str:
+    batch = card["input"]["shape"][0]
+    size = "any batch" if batch == BATCH else f"batch {batch}"
+    kind = f"{card['target']}, {card['precision']}, {size}"
+    check = card["check"]
+    if check is None:
+        return f"{kind}; not checked"
+    found = f"probabilities {check['relative_l2']:.1e} from the twin's"
+    same = ", but the same for each picture: is the head zero?" if check["constant"] else ""
+    return f"{kind}; {found} on {check['pictures']} pictures, limit {check['limit']:g}{same}"

@@ -1,0 +1,128 @@
+"""What a target of `twinvit export` has to say: how its programs are written, run and checked."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import BinaryIO, Literal, Protocol, get_args
+
+import numpy as np
+
+from shared_vit.errors import UserError, nearest
+
+To = Literal["torch", "jax", "onnx"]
+Precision = Literal["fp32", "bf16"]
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+
+# The input and the output of every program, by name.
+INPUT, OUTPUT, BATCH = "images", "probabilities", "batch"
+
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float32 [B, classes]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a program is to be made: None is any batch size; platforms are JAX's alone."""
+
+    precision: Precision = "fp32"
+    batch_size: int | None = None
+    platforms: tuple[Platform, ...] = ("cpu", "cuda")
+
+
+class Twin(Protocol):
+    """A twin on its weights, and how it becomes a program."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images float32 [B, S, S, 3] -> logits [B, classes], by the twin itself."""
+
+    def write(self, file: BinaryIO) -> dict[str, object]:
+        """Write the program, and return what its card says of this target alone."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of program. `module` has `twin(cfg, arrays, options)` and `load(file)`."""
+
+    name: To
+    suffix: str
+    module: str
+    precisions: tuple[Precision, ...]
+    packages: tuple[str, ...]  # in the card's versions; what writing needs
+    to_run: tuple[str, ...]  # what running needs
+    largest: int | None = None  # bytes of weights that the file's format holds
+
+    def code(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+    def require(self, packages: tuple[str, ...]) -> None:
+        """Raise UserError where one of these packages is not installed."""
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"a program for {self.name} needs {', '.join(missing)}, not installed here: "
+                f"pip install 'twinvit[export]', or pip install {' '.join(missing)}"
+            )
+
+    def check(self, options: Options) -> None:
+        """Raise UserError for what a program for this target cannot be."""
+        if options.precision not in self.precisions:
+            raise UserError(
+                f"--precision={options.precision}: programs for {self.name} are "
+                f"{' or '.join(self.precisions)}"
+            )
+        if options.batch_size is not None and options.batch_size < 1:
+            raise UserError(f"--batch_size={options.batch_size}: expected 1 or more")
+        for name in options.platforms:
+            if name not in get_args(Platform):
+                raise UserError(
+                    f"unknown platform {name!r}{nearest(name, get_args(Platform))} Platforms: "
+                    f"{', '.join(get_args(Platform))}."
+                )
+
+    def check_size(self, weights: int) -> None:
+        """Raise UserError where a file for this target cannot hold so many bytes of weights."""
+        if self.largest is not None and weights > self.largest:
+            raise UserError(
+                f"the weights take {weights:,} bytes, and a file for {self.name} holds at most "
+                f"{self.largest:,}: --to=torch has no such limit"
+            )
+
+
+_TWO_GIB = (1 << 31) - (1 << 24)  # protobuf and flatbuffers end at 2 GiB; the rest is the program's
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "torch", ".pt2", "twinvit.programs.to_torch", ("fp32", "bf16"), ("torch",), ("torch",)
+        ),
+        Target(
+            "jax",
+            ".jax",
+            "twinvit.programs.to_jax",
+            ("fp32", "bf16"),
+            ("jax", "jaxlib"),
+            ("jax",),
+            largest=_TWO_GIB,
+        ),
+        Target(
+            "onnx",
+            ".onnx",
+            "twinvit.programs.to_onnx",
+            ("fp32",),  # onnxruntime computes few operations in bf16 on CPUs
+            ("torch", "onnx", "onnxscript"),
+            ("onnxruntime",),
+            largest=_TWO_GIB,
+        ),
+    )
+}
+
+
+def target_of(name: str) -> Target:
+    """Raises UserError for an unknown target, with the nearest."""
+    if name not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise UserError(f"unknown target {name!r}{nearest(name, TARGETS)} Targets: {known}.")
+    return TARGETS[name]

@@ -1,0 +1,111 @@
+"""Programs for JAX: `jax.export`, one file of StableHLO. Twin of `to_torch.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+import jax_vit
+from jax_vit.gpu import portable
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.pixels import normalization
+from twinvit.programs.target import BATCH, Options, Run
+
+
+class JaxTwin:
+    """The JAX twin on the CPU, where programs are made, whatever platforms they are for."""
+
+    def __init__(self, cfg: ModelConfig, arrays: dict[str, np.ndarray], options: Options):
+        self.cfg, self.options = cfg, options
+        with _on_cpu():
+            model = jax_vit.from_arrays(cfg, arrays, options.precision)
+            self.graphdef, self.state = nnx.split(model)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        def forward(state: nnx.State, x: Array) -> Array:
+            return nnx.merge(self.graphdef, state)(x)
+
+        with _on_cpu(), portable():
+            return np.asarray(jax.jit(forward)(self.state, images))
+
+    def write(self, file: BinaryIO) -> dict[str, object]:
+        exported = self.exported()
+        file.write(exported.serialize())
+        return {
+            "platforms": list(exported.platforms),
+            "calling_convention_version": exported.calling_convention_version,
+        }
+
+    def exported(self) -> Any:
+        """The `jax.export.Exported`: the same program for all platforms, weights included."""
+        scale, shift = (a.astype(np.float32) for a in normalization(self.cfg))
+
+        def program(images: Array) -> Array:
+            """uint8 RGB [B, S, S, 3] -> probabilities float32 [B, classes]."""
+            x = images.astype(jnp.float32) * scale + shift
+            return jax.nn.softmax(nnx.merge(self.graphdef, self.state)(x), axis=-1)
+
+        size, side = self.options.batch_size, self.cfg.image_size
+        with _on_cpu(), _without_paths(), portable():
+            batch = size or jax.export.symbolic_shape(BATCH)[0]
+            images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
+            return jax.export.export(jax.jit(program), platforms=self.options.platforms)(images)
+
+
+twin = JaxTwin
+
+
+def load(file: BinaryIO) -> Run:
+    """The program of a file that `jax.export` serialized, on the CPU."""
+    exported = jax.export.deserialize(bytearray(file.read()))
+    if "cpu" not in exported.platforms:
+        raise UserError(
+            f"this program is for {', '.join(exported.platforms)}, and it is run on the CPU here: "
+            "add cpu to --platforms, or say --no_verify to export it unchecked"
+        )
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with _on_cpu():
+            return np.asarray(exported.call(images))
+
+    return run
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Arrays and calls on the CPU, in 32 bits whatever the process has set."""
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "programs for JAX are made on the CPU, which JAX does not see here (is JAX_PLATFORMS "
+            f"set without cpu?): {str(error)[:200]}"
+        ) from error
+    with jax.enable_x64(False), jax.default_device(cpu):
+        yield
+
+
+@contextmanager
+def _without_paths() -> Iterator[None]:
+    """Leave the source lines out of the program: they hold paths of this machine."""
+    wanted = {
+        "jax_hlo_source_file_canonicalization_regex": ".*",
+        "jax_traceback_in_locations_limit": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -1,0 +1,185 @@
+"""A program from weights: made, checked against the twin by numbers, and kept with its card."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shared_vit.data.preprocess import evaluation_input, normalize
+from shared_vit.errors import UserError
+from shared_vit.files import whole_file
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import PRECISIONS
+from shared_vit.version import __version__
+from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.locate import card_path, checksum
+from shared_vit.weights.read import Source, open_weights
+from twinvit.noise_rule import relative_l2
+from twinvit.pictures import pictures
+from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Run, Target, Twin, target_of
+
+FORMAT, VERSION = "twinvit_program", 1
+
+# The most by which a program's probabilities may be away from the twin's, relative L2. A program
+# has the twin's own operations; what its compiler fuses or reorders is rounded anew: measured, at
+# most 1e-6 in float32. A tanh GELU for erf is out by 1e-4. In bf16 an activation that is rounded
+# anew moves by 2^-8, as in `twinvit.compare.LIMITS`.
+LIMITS = {"fp32": 1e-5, "bf16": 4e-2}
+
+
+def export(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    to: str,
+    *,
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    platforms: Sequence[str] | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    num_heads: int | None = None,
+) -> dict[str, Any]:
+    """Write a program of the weights at `path` to `out`; the content of its card, `<out>.json`.
+
+    The program takes uint8 RGB images [B, S, S, 3], as `shared_vit.data.evaluation_input` makes
+    them of any image, and gives probabilities float32 [B, classes]. `to` is torch (`.pt2`), jax
+    (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free, or
+    `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
+
+    Raises UserError for what cannot be exported, a missing package, an `out` that exists without
+    `overwrite`, and a program whose numbers are not the twin's; nothing is left behind.
+    """
+    target, out = target_of(to), Path(out)
+    options = _options(target, precision, batch_size, platforms)
+    target.check(options)
+    _check_out(out, target, overwrite)
+    target.require(target.packages + (target.to_run if verify else ()))
+    source = open_weights(path, num_heads=num_heads)
+    item = np.dtype(PRECISIONS[precision].param).itemsize
+    weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
+    target.check_size(weights)
+    for notice in source.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    code = target.code()
+    twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)
+    with whole_file(out) as file:
+        details = twin.write(file)
+        check = None
+        if verify:
+            file.seek(0)
+            check = _check(code.load(file), twin, source.cfg, options)
+        card = _card(file, target, source, options, details, check)
+        card_path(out).unlink(missing_ok=True)  # of the program that this one replaces
+    with whole_file(card_path(out)) as file:
+        file.write((json.dumps(card, indent=2) + "\n").encode())
+    return card
+
+
+def _check_out(out: Path, target: Target, overwrite: bool) -> None:
+    """Raise UserError where a program cannot be written, before any work."""
+    if out.suffix != target.suffix:
+        raise UserError(f"a program for {target.name} is named *{target.suffix}, not {out.name}")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    for path in (out, card_path(out)):
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: there is a folder of that name")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists already: choose another name, or say --overwrite")
+
+
+def _options(
+    target: Target, precision: str, batch_size: int | None, platforms: Sequence[str] | None
+) -> Options:
+    if platforms is None:
+        return Options(precision, batch_size)  # type: ignore[arg-type] - checked by the target
+    if target.name != "jax":
+        raise UserError(f"--platforms is of programs for jax, and this one is for {target.name}")
+    return Options(precision, batch_size, tuple(platforms))  # type: ignore[arg-type]
+
+
+def _check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str, Any]:
+    """The distance of the program's probabilities from the twin's. Raises UserError if too far."""
+    images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_size)])
+    size = options.batch_size or len(images)
+    images = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
+    wanted = softmax(twin.logits(normalize(images, cfg)).astype(np.float64))
+    found = np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
+    distance = relative_l2(found, wanted)
+    if options.batch_size is None:  # the batch size that a trace fixes most easily is one
+        distance = max(distance, relative_l2(run(images[:1]), wanted[:1]))
+    limit = LIMITS[options.precision]
+    if not distance <= limit:
+        raise UserError(
+            f"the program's probabilities are {distance:.1e} away from the twin's (relative L2 on "
+            f"{len(images)} pictures, limit {limit:g}), so it was not kept: please report this; "
+            "--no_verify exports it unchecked"
+        )
+    return {
+        "relative_l2": distance,
+        "limit": limit,
+        "pictures": len(images),
+        "constant": bool(np.ptp(wanted, axis=0).max() == 0),  # as a head of zeros gives
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _card(
+    file: BinaryIO,
+    target: Target,
+    source: Source,
+    options: Options,
+    details: dict[str, object],
+    check: dict[str, Any] | None,
+) -> dict[str, Any]:
+    cfg, batch = source.cfg, options.batch_size or BATCH
+    file.seek(0)
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "target": target.name,
+        "precision": options.precision,
+        **details,
+        "input": {
+            "name": INPUT,
+            "dtype": "uint8",
+            "shape": [batch, cfg.image_size, cfg.image_size, 3],
+            "of": "RGB, as the preprocessing makes them",
+        },
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [batch, cfg.num_classes]},
+        "num_classes": cfg.num_classes,
+        "preprocessing": {
+            "before_the_program": {
+                "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
+                "interpolation": f"{cfg.interpolation}, with antialias",
+                "centre_crop": cfg.image_size,
+            },
+            "in_the_program": {"mean": cfg.mean, "std": cfg.std, "of": "RGB in [0, 1]"},
+        },
+        "model_config": json.loads(cfg.to_json()),
+        "weights": {
+            "name": source.path.name,
+            "format": source.format,
+            "step": source.step,
+            "sha256": {path.name: checksum(path) for path in source.files},
+        },
+        "check": check,
+        "versions": {
+            "twinvit": __version__,
+            **{name: importlib.metadata.version(name) for name in target.packages},
+        },
+        "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+    }

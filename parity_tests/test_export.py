@@ -230,10 +230,11 @@ def test_without_the_switch_it_would_be(monkeypatch):
     assert GPU_WORDS.search(text)
 
 
-def test_a_program_is_of_32_bits_where_the_process_has_64(x64):
-    program = jax_program()
-    assert jax.config.jax_enable_x64 and not re.search(r"x?f64>", program.mlir_module())
-    assert str(program.out_avals[0].dtype) == "float32"
+def test_a_program_is_the_same_where_the_process_has_64_bits(x64):
+    with jax.enable_x64(False):
+        plain = jax_program().mlir_module()
+    assert jax.config.jax_enable_x64 and jax_program().mlir_module() == plain
+    assert not re.search(r"x?f64>", plain)
 
 
 def test_a_program_for_another_platform_is_not_run_here(tmp_path):

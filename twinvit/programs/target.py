@@ -27,9 +27,9 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float32 [B, cl
 class Options:
     """How a program is to be made: None is any batch size; platforms are JAX's alone."""
 
-    precision: Precision = "fp32"
+    precision: str = "fp32"
     batch_size: int | None = None
-    platforms: tuple[Platform, ...] = ("cpu", "cuda")
+    platforms: tuple[str, ...] = ("cpu", "cuda")
 
 
 class Twin(Protocol):
@@ -49,7 +49,7 @@ class Target:
     name: To
     suffix: str
     module: str
-    precisions: tuple[Precision, ...]
+    precisions: tuple[str, ...]
     packages: tuple[str, ...]  # in the card's versions; what writing needs
     to_run: tuple[str, ...]  # what running needs
     largest: int | None = None  # bytes of weights that the file's format holds

@@ -91,7 +91,7 @@ def world(tmp_path_factory):
         flags = ("--steps=4", "--checkpoint_every=2", "--eval_every=2", "--keep=all")
         train_here("torch", Path("RUN"), *RUN, *flags, "--keep_best=val_top1")
         shutil.copytree("RUN/checkpoints/step_4", "RUN/checkpoints/step_N")
-        for name in ("RUN_A", "RUN_B", "runs/digits-jax"):
+        for name in ("RUN_A", "RUN_B", "runs/digits-jax", "runs/digits-torch"):
             train_here("torch", Path(name), *RUN, "--steps=2")
         for seed in (1, 2, 3):
             train_here("torch", Path(f"NOISE_{seed}"), *RUN, "--steps=2", f"--nudge={seed}")
@@ -185,6 +185,8 @@ def train(twin: str, flags: list[str]) -> None:
 @pytest.mark.parametrize("where, command", COMMANDS, ids=[f"{w} {c}" for w, c in COMMANDS])
 def test_commands_work(where, command, here, monkeypatch, capsys):
     reason = next((NOT_RUN[start] for start in NOT_RUN if command.startswith(start)), None)
+    if "hf:" in command:
+        reason = "needs the hub: test_weights_hub.py"
     command = re.sub(r"\$\(python.*\)$", "checkpoints/step_4", command).split(" > ")[0]
     words = fitted(shlex.split(command))
     if reason:

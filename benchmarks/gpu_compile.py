@@ -89,7 +89,12 @@ def named_models() -> dict[str, ModelConfig]:
     sides = {"vit_nano2": 8, "vit_mini4": 32, "vit_ti4": 32}
     models = {name: model_config(name, image_size=sides.get(name, 224)) for name in MODELS}
     for name, preset in PRESETS.items():
-        models[f"preset {name}"] = model_config(preset["model"], image_size=preset["image_size"])
+        if "model" not in preset:  # that of the weights it starts from
+            continue
+        own = {n: preset[n] for n in ("image_size", "pool", "pos_embed", "gelu") if n in preset}
+        if preset.get("pool") == "mean":
+            own["class_token"] = False
+        models[f"preset {name}"] = model_config(preset["model"], **own)
     return models
 
 

@@ -235,13 +235,17 @@ def test_compilation_is_told_while_it_lasts(monkeypatch, capsys):
 def test_an_error_is_a_line_of_its_own(monkeypatch, tmp_path):
     """Also one that ends the run while the step is being compiled."""
     terminal = Terminal(monkeypatch)
-    monkeypatch.setattr("torch_vit.trainer.Trainer.train_step", refuse)
+
+    def refuse_meanwhile(*_, **__):
+        assert wait_for(lambda: b"compiling the training step" in terminal.written, timeout=60)
+        refuse()
+
+    monkeypatch.setattr("torch_vit.trainer.Trainer.train_step", refuse_meanwhile)
     monkeypatch.setattr("torch_vit.trainer.Trainer.versions", lambda _: {"framework": "jax"})
     try:
         train_here("torch", tmp_path, *TINY_RUN)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    assert "compiling the training step" in terminal.written.decode()
     assert wait_for(lambda: "error: the message" in terminal.lines(), timeout=5)
     assert not [t for t in threading.enumerate() if t.name == "elapsed"]
 

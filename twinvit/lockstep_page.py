@@ -80,6 +80,8 @@ def _what(found: Mapping[str, Any]) -> list[str]:
         f"{found['batch_size']} in {found['grad_accum']} part(s), dropout {found['dropout']:g}, "
         f"{found['steps_of_run']} steps."
     )
+    if found.get("pieces"):  # a record of an older version has none
+        what += f" Recipe: {found['optimizer']}, {', '.join(found['pieces'])}."
     return [what, leads] if leads else [what]
 
 

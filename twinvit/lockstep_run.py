@@ -18,6 +18,7 @@ from shared_vit.run.command_line import parse
 from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec.config import name_of
+from shared_vit.spec.recipe import pieces
 from twinvit import lockstep_record as record
 from twinvit.frameworks import Framework, take_framework
 from twinvit.lockstep_twins import LockstepTrainer, Pair, Step, judged_by_reference
@@ -155,6 +156,8 @@ def about(plan: Plan) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "grad_accum": recipe.grad_accum,
         "dropout": recipe.model.dropout,
+        "optimizer": recipe.optimizer,
+        "pieces": pieces(recipe),
         "device": plan.machine.device,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

@@ -21,7 +21,7 @@ from shared_vit.run.start_from import describe_start
 from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
 from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
-from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.recipe import pieces
 
 
 def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer]) -> int:
@@ -125,28 +125,13 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
         f"{recipe.seed}",
         flush=True,
     )
-    if pieces := _pieces(plan):
-        speak(f"recipe: {', '.join(pieces)}", flush=True)
+    if beyond := pieces(recipe):
+        speak(f"recipe: {', '.join(beyond)}", flush=True)
     if recipe.warmup_steps >= recipe.steps:
         speak(
             f"notice: the whole run is warm-up ({recipe.warmup_steps} of {recipe.steps} steps)",
             flush=True,
         )
-
-
-PIECES = (
-    "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival", "loss",
-    "label_smoothing", "momentum", "layer_decay", "freeze", "ema", "sam_rho", "sam_groups",
-)  # fmt: skip
-
-
-def _pieces(plan: Plan) -> list[str]:
-    """What the recipe has beyond the plain one, in words."""
-    recipe, plain = plan.recipe, Recipe()
-    found = [f"drop path {plan.model.drop_path}"] if plan.model.drop_path else []
-    names = [n for n in PIECES if n != "momentum" or recipe.optimizer == "sgd"]
-    shown = [n for n in names if getattr(recipe, n) != getattr(plain, n) or n == "momentum"]
-    return found + [f"{n.replace('_', ' ')} {getattr(recipe, n)}" for n in shown]
 
 
 class _Loop:

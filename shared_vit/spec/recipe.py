@@ -294,6 +294,21 @@ def parse_freeze(text: str) -> Freeze:
     )
 
 
+PIECES = (
+    "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival", "loss",
+    "label_smoothing", "layer_decay", "freeze", "ema", "sam_rho", "sam_groups",
+)  # fmt: skip
+
+
+def pieces(recipe: Recipe) -> list[str]:
+    """What a recipe has beyond the plain one, in words: `mixup 0.2`, ..."""
+    plain = Recipe()
+    found = [f"drop path {recipe.model.drop_path}"] if recipe.model.drop_path else []
+    found += [f"momentum {recipe.momentum}"] if recipe.optimizer == "sgd" else []
+    shown = [n for n in PIECES if getattr(recipe, n) != getattr(plain, n)]
+    return found + [f"{n.replace('_', ' ')} {getattr(recipe, n)}" for n in shown]
+
+
 # What a resumed run may change: its length (with a notice), and where its first weights came from.
 LENGTH_FIELDS = frozenset(("steps",))
 FREE_FIELDS = LENGTH_FIELDS | {"init_from"}

@@ -1,21 +1,91 @@
 """Claim: the examples run, and show what their text says."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from whole_runs import environment, metrics
+
 ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SMALL = ("--device=cpu", "--workers=0", "--batch_size=16", "--warmup_steps=2")
+
+
+def example(name: str, *arguments: object, status: int = 0) -> str:
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment()
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    assert "57 pictures" in example("draw_pictures.py", folder, "--train=16", "--val=3")
+    return folder
 
 
 def test_explain_a_port(tmp_path):
     page = tmp_path / "page.html"
-    command = [sys.executable, str(ROOT / "examples/explain_a_port.py"), "--html", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
-    assert done.returncode == 1, done.stderr
-    assert "the port = the reference + these 3 edits" in done.stdout
-    found = [line.split()[1] for line in done.stdout.splitlines() if line[:2] in ("1.", "2.", "3.")]
+    shown = example("explain_a_port.py", "--html", page, status=1)
+    assert "the port = the reference + these 3 edits" in shown
+    found = [line.split()[1] for line in shown.splitlines() if line[:2] in ("1.", "2.", "3.")]
     assert found == ["attention_scale", "gelu_tanh", "norm_eps"]
     text = page.read_text()
     assert all(cause in text for cause in found) and "http" not in text.replace(
         "http://www.w3.org", ""
     )
+
+
+def test_finetune_hugging_face(pictures, tmp_path):
+    """A ViT of transformers' own, with random weights and preprocessing that is not the default."""
+    import peers  # noqa: F401  (lets torchvision be imported beside any build of torch)
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        image_size=16, patch_size=4, num_labels=5,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    size = {"height": 16, "width": 16}
+    ViTImageProcessor(size=size, image_mean=[0.4] * 3).save_pretrained(tmp_path / "vit")
+    flags = (*SMALL, "--steps=60", "--lr=0.1", "--min_area=0.5", "--eval_every=60")
+    out = tmp_path / "out"
+    shown = example("finetune_hugging_face.py", tmp_path / "vit", pictures, out, *flags)
+    assert "the same class for 9 of 9 pictures" in shown
+    named = re.findall(r"val/(\w+)/\d.png: (\w+) \(transformers\)  (\w+) \(twinvit\)", shown)
+    assert len(named) == 9 and len({ours for _, _, ours in named}) > 1  # not always one class
+    assert sum(truth == ours for truth, _, ours in named) == round(
+        9 * metrics(out / "run")[-1]["val_top1"]
+    )
+    assert frameworks(out / "run") == ["jax"]
+
+
+def frameworks(run: Path) -> list[str]:
+    """Of each start of a run."""
+    lines = map(json.loads, (run / "timing.jsonl").read_text().splitlines())
+    return [line["framework"] for line in lines if "framework" in line]
+
+
+def test_switch_framework(tmp_path):
+    flags = (*SMALL, "--preset=digits", "--depth=1", "--steps=8", "--stop_at=4")
+    shown = example("switch_framework.py", tmp_path, *flags)
+    gaps = re.findall(r"(loss|grad_norm): largest gap (\S+) over 8 steps", shown)
+    assert [name for name, _ in gaps] == ["loss", "grad_norm"]
+    assert all(0 < float(gap) < 1e-4 for _, gap in gaps)
+    assert frameworks(tmp_path / "switched") == ["torch", "jax"]
+    assert frameworks(tmp_path / "torch") == ["torch", "torch"]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_prove_your_trainer():
+    right, mistaken, first, *_ = example("prove_your_trainer.py").splitlines()
+    assert right == "right: lockstep: decided 15 of 15 steps, match"
+    assert re.fullmatch(r"mistaken: .* differ \(first at step 15, \w+\)", mistaken)
+    assert "at step 15, bound" in first

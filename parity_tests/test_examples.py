@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from whole_runs import environment, metrics
 
 ROOT = Path(__file__).parent.parent
@@ -89,3 +91,27 @@ def test_prove_your_trainer():
     assert right == "right: lockstep: decided 15 of 15 steps, match"
     assert re.fullmatch(r"mistaken: .* differ \(first at step 15, \w+\)", mistaken)
     assert "at step 15, bound" in first
+
+
+def test_the_tour(monkeypatch):
+    """It runs, shows what the committed one shows but for the digits, and names no machine."""
+    path = EXAMPLES / "tour.ipynb"
+    committed = nbformat.read(path, as_version=4)
+    nbformat.validate(committed)
+    again = nbformat.from_dict(committed)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    NotebookClient(again, timeout=300, kernel_name="python3", coalesce_streams=True).execute()
+    assert texts(committed) == texts(again) != []
+    shown = "".join(texts(again, digits=True))
+    distances = [float(x) for x in re.findall(r"(?:distance|step:) (\S+e-\d+)", shown)]
+    assert len(distances) == 6 and all(0 < x < 1e-4 for x in distances)
+    torch, jax = (re.findall(rf"{name} +(\d[ \d]+)\n", shown) for name in ("torch", "jax"))
+    assert torch == jax and len(torch) == 1
+    assert not re.search(r"/home|/root|/tmp|seconds", path.read_text())
+
+
+def texts(notebook: nbformat.NotebookNode, digits: bool = False) -> list[str]:
+    """The text of each output."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    found = [o["text"] if o.output_type == "stream" else o.data["text/plain"] for o in outputs]
+    return found if digits else [re.sub(r"\d+", "#", text) for text in found]

@@ -108,6 +108,7 @@ def test_what_is_missing_or_empty_is_named(tmp_path):
     ) and "/train/<class>/<image>" in message(tmp_path)
     (tmp_path / "train").mkdir()
     assert "no val or test" in message(tmp_path)
+    assert f"name the folder above, --data_dir={tmp_path}" in message(tmp_path / "train")
     (tmp_path / "val").mkdir()
     assert f"{tmp_path}/train has no class folders" in message(tmp_path)
     (tmp_path / "train/a").mkdir()

@@ -170,6 +170,16 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
     for twice, noise in ((runs[0], runs[0] / ".." / "a"), ()), (runs[:2], (equal, equal)):
         with pytest.raises(UserError, match="named twice: .*; name each run once"):
             curves(tuple(twice), noise=noise, output=tmp_path / "x.png")
+    (tmp_path / "b.png").mkdir()
+    for name, complaint in (
+        ("none/x.png", "none is not a folder; make it"),
+        ("x", "x must end in one of .* .png"),
+        ("x.foo", r"x\.foo must end in one of .* .png"),
+        ("b.png", "is a folder; name a file"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            curves(tuple(runs), output=tmp_path / name)
+    assert not seen
 
 
 def test_help_of_parity_is_about_parity(capsys):

@@ -37,6 +37,7 @@ def curves(
     folders = [run.resolve() for run in (*runs, *noise)]
     if twice := [str(f) for f in dict.fromkeys(folders) if folders.count(f) > 1]:
         raise UserError(f"named twice: {some(twice)}; name each run once")
+    plots.check_figure(output)
     labels = _labels(runs)
     if noise:
         verdict = judge(runs[0], runs[1], list(noise))

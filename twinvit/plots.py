@@ -8,9 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from shared_vit.errors import UserError
 from twinvit.noise_rule import QUANTITIES, Curve, Verdict, gap
 
 COLORS = ("#4c9be8", "#111111", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d")
+
+
+def check_figure(path: Path) -> None:
+    """Raise UserError for a path at which no figure can be written, before the work for it."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if not path.parent.is_dir():
+        raise UserError(f"--output: {path.parent} is not a folder; make it, or name another")
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise UserError(f"--output: {path} must end in one of .{' .'.join(sorted(kinds))}")
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder; name a file")
 
 
 def plot_curves(

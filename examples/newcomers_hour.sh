@@ -8,6 +8,10 @@
 # It shows each command and the seconds that it took, and stops at the first that fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if ! command -v twinvit > /dev/null; then
+    echo "error: no command twinvit; run \`make setup\` and \`source .venv/bin/activate\`" >&2
+    exit 2
+fi
 out=${1:-runs/newcomers_hour}
 if [ -e "$out" ]; then
     echo "error: $out exists already; name another folder: examples/newcomers_hour.sh FOLDER" >&2

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import random_arrays
 from nbclient import NotebookClient
 from whole_runs import environment, metrics
+
+from shared_vit import model_config, weights
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -91,6 +94,48 @@ def test_prove_your_trainer():
     assert right == "right: lockstep: decided 15 of 15 steps, match"
     assert re.fullmatch(r"mistaken: .* differ \(first at step 15, \w+\)", mistaken)
     assert "at step 15, bound" in first
+
+
+def test_their_pipelines(pictures, tmp_path):
+    cfg = model_config("vit_nano2", num_classes=3, image_size=16, depth=2)
+    files = {format: tmp_path / format for format in ("huggingface", "timm")}
+    files["torch"] = tmp_path / "w.safetensors"
+    for format, path in files.items():
+        names = ["circle", "square", "triangle"]
+        weights.write(path, cfg, random_arrays(cfg), format=format, class_names=names)
+    ours, for_timm = files["torch"], files["timm"]
+    shown = example("their_pipelines.py", ours, files["huggingface"], for_timm, pictures / "val")
+    assert shown.endswith("the same class for 9 of 9 pictures\n")
+    line = r"\d.png: (\w+) \(twinvit\)  \1 \(transformers\)  \1 \(timm\)"
+    assert len(set(re.findall(line, shown))) > 1  # not always one class
+    weights.write(tmp_path / "other", cfg, random_arrays(cfg, 1), "timm", class_names=names)
+    wrong = (ours, files["huggingface"], tmp_path / "other", pictures / "val")
+    assert "the same class for 9" not in example("their_pipelines.py", *wrong, status=1)
+
+
+@pytest.mark.slow
+def test_newcomers_hour(tmp_path, monkeypatch):
+    for name, flags in (("python", ""), ("twinvit", "-m twinvit")):  # of this environment
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {flags} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    command = [EXAMPLES / "newcomers_hour.sh", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same class for 30 of 30 pictures" in done.stdout
+    assert (tmp_path / "out/digits.png").exists() and (tmp_path / "out/port.html").exists()
+
+
+def test_newcomers_hour_stops_at_a_failure(tmp_path, monkeypatch):
+    (tmp_path / "twinvit").write_text("#!/bin/sh\necho ran\nexit 3\n")
+    (tmp_path / "twinvit").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    command = [EXAMPLES / "newcomers_hour.sh", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout.count("\nran\n") == 1
+    assert "$ twinvit train --framework=torch --preset=digits" in done.stdout
+    assert "error: exit status 3, expected 0; stopped" in done.stderr
 
 
 def test_the_tour(monkeypatch):

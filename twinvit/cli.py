@@ -54,6 +54,8 @@ COMMANDS = {
     ),
 }
 
+OF_PORT = ("explain", "map", "blind_spots", "causes")
+
 USAGE = (
     "usage: twinvit COMMAND [flags]   (twinvit COMMAND --help lists a command's flags)\n\n"
     + "\n".join(f"  {name:<9}{text}" for name, (_, _, text) in COMMANDS.items())
@@ -69,10 +71,10 @@ def _main() -> int | None:
         print(f"twinvit {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        raise UserError(
-            f"unknown command {args[0]!r}{nearest(args[0], COMMANDS)} Commands: "
-            f"{', '.join(COMMANDS)}."
-        )
+        hint = nearest(args[0], COMMANDS)
+        if args[0] in OF_PORT:
+            hint = f"; did you mean `twinvit port {args[0]}`?"
+        raise UserError(f"unknown command {args[0]!r}{hint} Commands: {', '.join(COMMANDS)}.")
     module, function, _ = COMMANDS[args[0]]
     command = getattr(importlib.import_module(module), function)
     if list(inspect.signature(command).parameters) == ["argv"]:  # it reads its flags itself

@@ -111,7 +111,7 @@ def _say(source: Source, cfg: ModelConfig) -> None:
     step = "" if source.step is None else f", step {source.step}"
     origin = "" if source.origin is None else f", {source.origin.describe()}"
     print(
-        f"found {source.format} in {source.path}{step}{origin}: width {cfg.width}, "
+        f"found {'this project' if 'jax' in source.format else source.format} in {source.path}{step}{origin}: width {cfg.width}, "
         f"depth {cfg.depth}, {cfg.num_heads} heads, patch {cfg.patch_size}, "
         f"image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, "
         f"eps {cfg.norm_eps:g}, pooling by {cfg.pool}"

@@ -52,7 +52,7 @@ BAD = {
     "--preset=digits --dropout=1.5": "dropout must be in",
     "--preset=digits --steps=0": "--steps must be at least 1",
     "--resume": "--resume needs --run_dir",
-    "--resume --run_dir=absent": "absent holds no run",
+    "--resume --run_dir=absent": "absent holds no run.*leave --resume out to begin a run there",
     "--preset=digits --init_from=x --resume --run_dir=absent": "absent holds no run",
     "--preset=digits --epochs=inf": "--epochs must be at most",
     "--preset=digits --epochs=1e300": "--epochs must be at most",

@@ -189,7 +189,8 @@ def test_a_finished_run_says_so(run, capsys):
     before = contents(run)
     assert train_here("torch", run, "--resume") == 0
     said = capsys.readouterr().out
-    assert f"done at step 6 already: {run}\n" in said and "continues it" not in said
+    assert f"done at step 6 already: {run}; more --epochs or --steps lengthen it\n" in said
+    assert "continues it" not in said
     assert train_here("torch", run, "--resume", "--steps=8", "--stop_at=5") == 0
     assert "stopped at step 6 already, and --stop_at=5" in capsys.readouterr().out
     after = contents(run)

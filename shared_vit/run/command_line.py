@@ -17,7 +17,7 @@ from shared_vit.errors import UserError, nearest
 from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FROM_WEIGHTS, PRESETS
-from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, read_record, run_of
+from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, NotARun, read_record, run_of
 from shared_vit.spec.config import DEFAULT_MODEL, ModelConfig, model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -169,7 +169,10 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
     if given.get("resume") and not given.get("run_dir"):
         raise UserError("--resume needs --run_dir: the directory of the run to continue")
     if given.get("resume"):
-        return _of_run(given, Path(given["run_dir"])), None
+        try:
+            return _of_run(given, Path(given["run_dir"])), None
+        except NotARun as error:
+            raise UserError(f"{error}: leave --resume out to begin a run there") from error
     if given.get("mode") == "eval":
         named = [path for path in (given.get("init_from"), given.get("run_dir")) if path]
         if not named:

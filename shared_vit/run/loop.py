@@ -103,7 +103,7 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
 
 def _nothing_to_do(plan: Plan, step: int) -> str:
     if step >= plan.total_steps:
-        return f"done at step {step} already: {plan.run_dir}"
+        return f"done at step {step} already: {plan.run_dir}; more --epochs or --steps lengthen it"
     return (
         f"stopped at step {step} already, and --stop_at={plan.machine.stop_at} asks for no more: "
         f"{plan.run_dir}; --resume continues it"

@@ -110,9 +110,8 @@ def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
 def _say(source: Source, cfg: ModelConfig) -> None:
     step = "" if source.step is None else f", step {source.step}"
     origin = "" if source.origin is None else f", {source.origin.describe()}"
-    format = "this project's format" if "jax" in source.format else source.format
     print(
-        f"found {format} in {source.path}{step}{origin}: width {cfg.width}, "
+        f"found {source.format} in {source.path}{step}{origin}: width {cfg.width}, "
         f"depth {cfg.depth}, {cfg.num_heads} heads, patch {cfg.patch_size}, "
         f"image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, "
         f"eps {cfg.norm_eps:g}, pooling by {cfg.pool}"

@@ -21,6 +21,7 @@ from jax_vit.bridge import state_arrays
 from jax_vit.objective import Objective
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.mask_keys import site_keys
+from shared_vit.spec.recipe import Recipe
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -61,6 +62,27 @@ def test_forward_and_gradient_call_cudnn(name, capsys):
         "f32 x f32 -> f32": 3,
     }
     assert capsys.readouterr().err == ""
+
+
+STEPS = {
+    "plain": {},
+    "everything": dict(mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema=0.9, layer_decay=0.7),
+    "sam, sgd, frozen": dict(sam_rho=0.1, optimizer="sgd", loss="sigmoid", freeze="1"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_training_steps_are_lowered(name):
+    """By every kind of recipe, with masks. SAM takes both passes twice; a frozen block has no
+    backward pass."""
+    cfg = dataclasses.replace(MODELS["vit_ti4"], depth=DEPTH, dropout=0.1, drop_path=0.1)
+    recipe = Recipe(model=cfg, batch_size=8, precision="bf16", **STEPS[name])
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    with device.pretend(H100):
+        traced = step.ShapesTrainer(cfg, recipe, mesh).trace()
+        found = lowered.count(traced.lower(lowering_platforms=("cuda",)))
+    both = DEPTH + DEPTH - (recipe.freeze == "1")
+    assert found["attention"] == both * (2 if recipe.sam_rho else 1)
 
 
 def test_the_models_have_odd_and_even_numbers_of_tokens():

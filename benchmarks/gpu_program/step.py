@@ -11,9 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_vit.bridge import abstract_model
-from jax_vit.objective import Objective
+from jax_vit.objective import Mixing, Objective
 from jax_vit.trainer import Trainer
+from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.mask_keys import num_sites
+from shared_vit.spec.optimizers import EMA
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
 
@@ -29,12 +32,15 @@ class ShapesTrainer(Trainer):
     def load(self, state: SimpleNamespace) -> None:
         """Take the shapes of the model's arrays and of the optimizer's."""
         model = abstract_model(self.cfg, self.train.precision)
-        _, self.params, self.fixed = nnx.split(model, nnx.Param, ...)
+        _, self.params, self.fixed = nnx.split(model, self._is_trained, ...)
         self.slots = jax.eval_shape(self.optimizer.init, self.params)
+        if self.train.ema:
+            self.slots[EMA] = self.params
+        self.adam_count = 0
 
     def trace(self) -> jax.stages.Traced:
         """The training step, its inputs placed on the mesh as a run places them."""
-        cfg, batch = self.cfg, self.train.batch_size
+        cfg, recipe, batch = self.cfg, self.train, self.train.batch_size
         whole = NamedSharding(self.mesh, PartitionSpec())
         by_row = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         by_device = NamedSharding(self.mesh, PartitionSpec("data"))
@@ -52,14 +58,17 @@ class ShapesTrainer(Trainer):
             array((1, batch), self.dtype, by_row),
             array((1, batch), jnp.int32, by_row),
         ]
-        keys = array((1 + 3 * cfg.depth, 2), jnp.uint32) if cfg.dropout else None
+        sites = num_sites(cfg.depth, paths=cfg.drop_path > 0)
+        keys = array((sites, 2), jnp.uint32) if cfg.draws_masks else None
+        mixed = recipe.mixup or recipe.cutmix
+        mixing = Mixing(array((2,), self.dtype), array((4,), jnp.int32)) if mixed else None
         return jax.jit(self._step, donate_argnums=(0, 1)).trace(
             placed(self.params),
             placed(self.slots),
             placed(self.fixed),
             tuple(rows),
-            keys,
-            array((3,), self.dtype),
+            (keys, mixing),
+            array(self._to_scalars(StepScalars(0.0)).shape, self.dtype),
             array((), jnp.uint32),
             array((self.mesh.devices.size,), jnp.int32, by_device),
         )

@@ -61,6 +61,8 @@ class Objective:
     ) -> Array:
         x = images.astype(self.scale.dtype) * self.scale + self.shift
         x = x if mixing is None else mix(x, mixing)
+        # Variables of this trace: `nnx.remat` in a scan refuses frozen ones from outside it.
+        fixed = jax.tree.map(lambda a: a, fixed)
         return nnx.merge(self.graphdef, params, fixed)(x, dropout)
 
 

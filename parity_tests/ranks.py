@@ -53,6 +53,9 @@ def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
         own = rows_of(batch, trainer.process, trainer.num_processes)
         return trainer.put(local_rows(own) if job.mutation == "local rows" else own)
 
+    def counts(trainer, averaged):
+        return np.array(trainer.eval_step(take(job.held_out), averaged=averaged).get()[:4])
+
     metrics = []
     for step, batch in enumerate(job.data):
         lr = learning_rate(step, len(job.data), cfg.lr, cfg.warmup_steps)
@@ -60,7 +63,8 @@ def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
     return {
         "loss": np.array([m.loss for m in metrics]),
         "grad_norm": np.array([m.grad_norm for m in metrics]),
-        "counts": np.array(trainer.eval_step(take(job.held_out)).get()[:4]),
+        "counts": counts(trainer, averaged=False),
+        "averaged": counts(trainer, averaged=bool(cfg.ema)),
     }
 
 

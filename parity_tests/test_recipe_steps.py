@@ -115,25 +115,31 @@ def test_pieces_are_the_same_step(piece, x64):
 
 
 @pytest.mark.parametrize("settings", [TOGETHER, SHARP], ids=["everything", "with sam and sgd"])
-@pytest.mark.parametrize("devices, parts", [(1, 1), (2, 2), (4, 1)])
-def test_everything_at_once_on_any_devices(settings, devices, parts, x64):
+@pytest.mark.parametrize(
+    "devices, parts, memory",
+    [(1, 1, {}), (2, 2, {}), (4, 1, {}), (2, 1, dict(shard=True, remat=True))],
+    ids=str,
+)
+def test_everything_at_once_on_any_devices(settings, devices, parts, memory, x64):
     base = recipe_of(**settings)
     recipe = dataclasses.replace(base, grad_accum=parts)
     state = state_of(base)
-    twins = jax_trainer(state, recipe, devices), torch_trainer(state, base)
+    twins = jax_trainer(state, recipe, devices, **memory), torch_trainer(state, base)
     assert distance_of(*twins, base) < LIMIT
 
 
+@pytest.mark.parametrize("memory", [{}, dict(shard=True, remat=True)], ids=str)
 @pytest.mark.parametrize("settings", [TOGETHER, SHARP], ids=["everything", "with sam and sgd"])
-def test_two_torch_processes_with_everything(settings, tmp_path):
+def test_two_torch_processes_with_everything(settings, memory, tmp_path):
     recipe = recipe_of(**settings, grad_accum=2)
     data = [batch_of(recipe, step) for step in range(4)]
-    job = ranks.Job(state_of(recipe), data, batch_of(recipe, 9, Mix()), tmp_path / "result.npz")
+    out = tmp_path / "result.npz"
+    job = ranks.Job(state_of(recipe), data, batch_of(recipe, 9, Mix()), out, memory=memory)
     flags = ranks.asked(recipe, world_size=2, device="cpu")
     assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank, job, recipe)) == 0
     found, alone = np.load(job.out), dataclasses.replace(recipe, grad_accum=1)
     expected = ranks.train(torch_trainer(job.state, alone), alone, job)
-    for name in ("loss", "grad_norm", "counts"):
+    for name in ("loss", "grad_norm", "counts", "averaged"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-10)
 
 

@@ -27,10 +27,13 @@ def command(folders: Iterable[Path | None] = ()) -> str:
     """This process's command line, from the repository's root."""
     script = Path(sys.argv[0]).resolve()
     name = str(script.relative_to(ROOT)) if script.is_relative_to(ROOT) else sys.argv[0]
-    given = " ".join(["python", name, *sys.argv[1:]])
-    for folder in filter(None, folders):
-        given = given.replace(str(folder), "DIR")
-    return given
+    hidden = {str(folder) for folder in folders if folder is not None}
+
+    def shown(argument: str) -> str:
+        flag, equals, value = argument.rpartition("=")
+        return f"{flag}{equals}DIR" if value in hidden else argument
+
+    return " ".join(["python", name, *map(shown, sys.argv[1:])])
 
 
 def cpu() -> str:

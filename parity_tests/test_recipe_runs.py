@@ -81,8 +81,10 @@ def test_averaged_weights_are_evaluated_and_kept(tmp_path):
     _, averaged = torch_vit.to_arrays(model)
     for name, array in averaged.items():
         np.testing.assert_array_equal(array, state.slots["ema"].get(name, state.params[name]))
-    cfg, _ = weights.read(folder)  # a checkpoint's weights are the raw ones
+    cfg, raw = weights.read(folder)  # a checkpoint's weights are the raw ones
     assert cfg == state.config
+    assert all(np.array_equal(raw[n], p) for n, p in state.params.items())
+    assert any(not np.array_equal(raw[n], averaged[n]) for n in raw)
     # Evaluated by its file, it has the score that the run recorded.
     last = metrics(tmp_path / "run")[-1]
     found = evaluated(tmp_path, folder / "ema.safetensors")

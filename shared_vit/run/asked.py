@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from shared_vit.cores import cores
 from shared_vit.errors import UserError
+from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import Record
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -22,10 +23,11 @@ class Start:
 
     preset: str | None = setting(
         None,
-        "digits, cifar10, imagenet or folder: settings, which the other flags then change; "
-        "`twinvit presets` tells more.",
+        f"{', '.join(PRESETS)}: settings, which the other flags then change; `twinvit presets` "
+        "tells more.",
         group="run",
-        open="that of --data, else imagenet where it is found, else digits",
+        open="that of --data (of a folder: finetune with --init_from), else imagenet where it is "
+        "found, else digits",
     )
     config: str | None = setting(
         None,

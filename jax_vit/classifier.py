@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from jax_vit.bridge import from_arrays
-from jax_vit.trainer import Objective
+from jax_vit.objective import Objective
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS

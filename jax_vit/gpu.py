@@ -1,33 +1,20 @@
 """What the model asks about the device, and does on NVIDIA GPUs alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import jax
 from jax import Array
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-_portable = ContextVar("portable", default=False)
-
-
-@contextmanager
-def portable() -> Iterator[None]:
-    """Trace programs for any device: inside, `nvidia_gpu` is None on every machine."""
-    before = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(before)
-
 
 def nvidia_gpu() -> jax.Device | None:
-    """The first device, if it is an NVIDIA GPU; asked while a program is traced."""
-    if _portable.get():
-        return None
-    device = jax.devices()[0]
+    """The device that a program is traced for, if it is an NVIDIA GPU.
+
+    It is JAX's default device where one is set (`jax.default_device`), else the first.
+    """
+    device = jax.config.jax_default_device
+    if not isinstance(device, jax.Device):  # the name of a platform, or None
+        device = jax.devices(device)[0]
     if device.platform != "gpu" or "rocm" in device.client.platform_version:
         return None
     return device

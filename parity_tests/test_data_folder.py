@@ -99,6 +99,13 @@ def test_the_fingerprint_is_of_the_data_and_not_of_its_place(tmp_path):
     assert len({first, moved, opened(one).fingerprint}) == 3
 
 
+def test_a_folder_may_be_named_as_a_split(tmp_path):
+    for root in (tmp_path / "train", tmp_path / "val"):
+        for split in ("train", "val"):
+            (root / split).mkdir(parents=True)
+        assert folder_module.find_splits(root) == ("train", "val")
+
+
 def test_what_is_missing_or_empty_is_named(tmp_path):
     assert f"--data_dir={tmp_path}/none is not there" in message(tmp_path / "none")
     write(tmp_path, "file.jpg")

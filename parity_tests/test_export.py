@@ -180,7 +180,7 @@ def test_an_altered_program_is_refused(to, programs, tmp_path):
 def test_a_fixed_batch_and_bf16(to, tmp_path):
     out = tmp_path / f"x{SUFFIX[to]}"
     card = twinvit.export(weight_file(tmp_path), out, to, precision="bf16", batch_size=3)
-    assert card["input"]["shape"][0] == 3 and card["check"]["pictures"] == 6
+    assert card["input"]["shape"][0] == 3 and card["check"]["pictures"] == 4
     run = twinvit.load_program(out)
     distance = relative_l2(run(images(CFG, 3)), probabilities(CFG, images(CFG, 3)))
     assert write.LIMITS["fp32"] < distance <= write.LIMITS["bf16"]
@@ -199,7 +199,8 @@ def an_h100(monkeypatch):
     client = types.SimpleNamespace(platform_version="cuda 13000")
     h100 = types.SimpleNamespace(platform="gpu", client=client, compute_capability="9.0")
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "jax", types.SimpleNamespace(devices=lambda: [h100]))
+        seen = dict(devices=lambda *_: [h100], config=jax.config, Device=jax.Device)
+        patch.setattr(gpu, "jax", types.SimpleNamespace(**seen))
         yield
 
 
@@ -219,9 +220,9 @@ def test_what_is_for_a_gpu_alone_is_in_no_program(precision, monkeypatch):
     assert text == plain.mlir_module() and plain.platforms == ("cpu", "cuda")
 
 
-def test_without_the_switch_it_would_be(monkeypatch):
+def test_traced_for_a_gpu_it_would_be(monkeypatch):
     """Test of the test: the position embedding's layout is in a program that asks the device."""
-    monkeypatch.setattr(to_jax, "portable", contextlib.nullcontext)
+    monkeypatch.setattr(to_jax, "_on_cpu", lambda: jax.enable_x64(False))
     with an_h100(monkeypatch):
         try:
             text = jax_program(platforms=("cuda",)).mlir_module()
@@ -239,7 +240,9 @@ def test_a_program_is_the_same_where_the_process_has_64_bits(x64):
 
 def test_a_program_for_another_platform_is_not_run_here(tmp_path):
     path, out = weight_file(tmp_path), tmp_path / "x.jax"
-    with pytest.raises(UserError, match="for cuda, .*add cpu to --platforms, or say --no_verify"):
+    with pytest.raises(
+        UserError, match="for cuda alone .*add cpu to --platforms, or say --no_verify"
+    ):
         twinvit.export(path, out, "jax", platforms=["cuda"])
     assert not out.exists()
     card = twinvit.export(path, out, "jax", platforms=["cuda"], verify=False)

@@ -480,6 +480,12 @@ def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
     assert found["weights"] == json.loads((whole / record.RESULT).read_text())["weights"]
     assert found["weights"]["step"] == 0
     assert (halves / record.FIGURE).read_bytes().startswith(b"\x89PNG")
+    # One that has ended stays as it was measured.
+    before = (halves / record.RESULT).read_bytes()
+    capsys.readouterr()
+    assert lockstep_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
+    assert (halves / record.RESULT).read_bytes() == before
+    assert capsys.readouterr().out.rstrip().endswith("lockstep: decided 6 of 6 steps, match")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -36,7 +36,7 @@ from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from torch_vit.objective import Objective as TorchObjective
-from torch_vit.precision import set_backend_precision
+from torch_vit.precision import backend_precision, set_backend_precision
 
 RATE = StepScalars(1e-3)
 B, N, CLASSES = 2, SMALL.num_tokens, SMALL.num_classes
@@ -431,3 +431,22 @@ def test_training_in_low_precision_follows_float32(precision):
         assert np.ptp(curve.loss) > 0.1
         np.testing.assert_allclose(curve.loss, exact.loss, rtol=0.05)
         np.testing.assert_allclose(curve.grad_norm, exact.grad_norm, rtol=0.25)
+
+
+def test_a_callers_switches_are_his_again_after_backend_precision():
+    matmul = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = [torch.get_float32_matmul_precision(), *(getattr(matmul, n) for n in names)]
+    try:
+        torch.set_float32_matmul_precision("medium")
+        for name in names:
+            setattr(matmul, name, True)
+        with backend_precision("fp32"):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not any(getattr(matmul, n) for n in names)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert all(getattr(matmul, n) for n in names)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        for name, value in zip(names, before[1:]):
+            setattr(matmul, name, value)

@@ -125,6 +125,12 @@ def test_log_every_thins_what_is_shown_and_not_the_metrics(tmp_path, monkeypatch
     assert "\nstep 3: top-1" in said
 
 
+def test_the_last_update_of_a_start_is_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shared_vit.run.tracking._Bar.SECONDS_PER_LINE", 0.0)
+    assert train_here("torch", tmp_path, *TINY_RUN, "--log_every=4", "--stop_at=5") == 0
+    assert "\nstep 5/6  loss" in capsys.readouterr().out
+
+
 def test_log_every_holds_for_wandb(tmp_path, monkeypatch):
     sent = []
 

@@ -1,7 +1,6 @@
 """A model that takes pictures as they are decoded. Twin of `jax_vit/classifier.py`."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -9,8 +8,8 @@ import torch
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from torch_vit.bridge import from_arrays
-from torch_vit.precision import set_backend_precision
-from torch_vit.trainer import Objective
+from torch_vit.objective import Objective
+from torch_vit.precision import backend_precision
 
 
 class Classifier:
@@ -33,7 +32,7 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        with _backend(self.precision):
+        with backend_precision(self.precision):
             logits = self.objective.logits(torch.from_numpy(images).to(self.device))
         return logits.double().cpu().numpy()
 
@@ -44,16 +43,3 @@ def find_device(device: str) -> torch.device:
     if device == "gpu" and not there:
         raise UserError(f"device gpu: PyTorch {torch.__version__} sees no GPU; use cpu")
     return torch.device("cuda" if there else "cpu")
-
-
-@contextmanager
-def _backend(precision: str) -> Iterator[None]:
-    """The precision's switches, and then the caller's again."""
-    products = torch.get_float32_matmul_precision()
-    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    set_backend_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced

@@ -3,6 +3,9 @@
 Twin of `jax_vit/precision.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from shared_vit.errors import UserError
@@ -25,3 +28,19 @@ def set_backend_precision(precision: str) -> None:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+@contextmanager
+def backend_precision(precision: str) -> Iterator[None]:
+    """The switches of `set_backend_precision` inside, and those of before again after it."""
+    matmul = torch.backends.cuda.matmul
+    products = torch.get_float32_matmul_precision()
+    bf16 = matmul.allow_bf16_reduced_precision_reduction
+    fp16 = matmul.allow_fp16_reduced_precision_reduction
+    set_backend_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        matmul.allow_bf16_reduced_precision_reduction = bf16
+        matmul.allow_fp16_reduced_precision_reduction = fp16

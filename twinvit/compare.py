@@ -70,7 +70,6 @@ def compare(
     size = cfg_a.image_size
     images = np.random.default_rng(seed).standard_normal((batch_size, size, size, 3))
     images = images.astype(np.float32)
-    arrays_a, arrays_b = in_memory(arrays_a), in_memory(arrays_b)
     found = compared(
         trace(twin_a, cfg_a, arrays_a, images, precision),
         trace(twin_b, cfg_b, arrays_b, images, precision),

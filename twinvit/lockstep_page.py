@@ -135,9 +135,9 @@ def _rules(rule: str) -> str:
             "The twins may round differently here, so each one's distance from the float64 step of "
             f"the same state is compared: within {WHOLE_RATIO} times the other's for the whole "
             f"gradient and {ARRAY_RATIO:g} times for an array in the mean of {WINDOW} steps, and "
-            f"at each step within {ALONE:g} times these limits of the other's largest at the "
-            f"nearest {WINDOW} steps. Where both distances exceed {DECIDABLE_DISTANCE} nothing is "
-            "decided. The float64 step is the PyTorch twin's; "
+            f"at each step within {ALONE:g} times these limits of the other's largest at that "
+            f"step and the {WINDOW // 2} on each side. Where both distances exceed "
+            f"{DECIDABLE_DISTANCE} nothing is decided. The float64 step is the PyTorch twin's; "
             "that the twins agree in float64 is a claim of its own."
         )
     return html.section(

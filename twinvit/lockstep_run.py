@@ -48,7 +48,11 @@ def run(argv: list[str]) -> int:
     how |= {name: before[name] for name in ("weights", "versions") if name in before}
     _refuse_changes(before, how)
 
+    trained = False
+
     def make_trainer(state: TrainState) -> LockstepTrainer:
+        nonlocal trained
+        trained = True
         pair = Pair(plan, state, leader)
         how["versions"] = pair.versions()
         _refuse_changes(before, how)
@@ -73,6 +77,9 @@ def run(argv: list[str]) -> int:
     if status:
         print(f"lockstep: interrupted, no verdict yet; {record.goes_on(plan.run_dir, how)}")
         return status
+    if not trained and "line" in before:  # it had ended: what was measured stays
+        print(before["line"], flush=True)
+        return before["exit_status"]
     return conclude(plan.run_dir, how | {"seconds": round(time.perf_counter() - begin, 1)})
 
 

@@ -85,8 +85,7 @@ class Predictor:
         logits = self._logits(inputs)
         if not np.isfinite(logits).all():
             raise UserError(f"{self._where}: the logits are not finite; use fp32")
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        return softmax(logits)
 
     def top(self, inputs: np.ndarray, top_k: int = 5) -> list[list[Guess]]:
         """`predict` of preprocessed images, uint8 [B, S, S, 3]; equal ones go by their number."""
@@ -189,3 +188,9 @@ def check_sizes(top_k: int, batch_size: int) -> None:
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{name} is one of {', '.join(known)}, not {value!r}")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares of 1 over the last axis, in the dtype of the logits."""
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)

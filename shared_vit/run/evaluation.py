@@ -21,9 +21,8 @@ def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, fl
     A run with --ema gives those of the averaged weights too: val_loss_ema and so on.
     """
     result: dict[str, float] = {}
-    averages = plan.recipe.ema and plan.mode == "train"
-    for averaged, suffix in ((False, ""), (True, "_ema"))[: 2 if averages else 1]:
-        sums = _sums(plan, trainer, interrupt, averaged)
+    for suffix in ("", "_ema") if plan.recipe.ema and plan.mode == "train" else ("",):
+        sums = _sums(plan, trainer, interrupt, averaged=suffix == "_ema")
         if sums is None:
             return None
         correct1, correct5, loss_sum, count = sums

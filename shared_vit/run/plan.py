@@ -162,8 +162,12 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     )  # fmt: skip
     if asked.resume and asked.record is not None:
         known = asked.record
-        plan = dataclasses.replace(plan, id=known.id or plan.id, first_version=known.first_version)
-        plan = dataclasses.replace(plan, origin=known.origin)
+        plan = dataclasses.replace(
+            plan,
+            id=known.id or plan.id,
+            first_version=known.first_version,
+            origin=known.origin,
+        )
     _check_classes(plan, asked)
     return plan
 
@@ -189,7 +193,8 @@ def first_or_given_state(plan: Plan) -> TrainState:
         if given is None:  # resumed before any checkpoint
             hints = dict(num_heads=cfg.num_heads, num_classes=cfg.num_classes)
             commit = plan.origin["revision"] if plan.origin else None
-            given = GivenWeights(_newest(recipe.init_from), commit, **hints)
+            path = _newest(recipe.init_from, plan.machine.process_id)
+            given = GivenWeights(path, commit, **hints)
         source = given.source
         _, adapted = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
         arrays = in_memory(adapted)
@@ -212,7 +217,7 @@ def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
     if path is None or asked.resume:
         return None
     hints = dict(num_heads=asked.given.get("num_heads"), num_classes=asked.given.get("num_classes"))
-    return GivenWeights(_newest(path), **hints)
+    return GivenWeights(_newest(path, asked.process_id), **hints)
 
 
 def _origin(given: GivenWeights | None) -> dict[str, Any] | None:
@@ -221,17 +226,21 @@ def _origin(given: GivenWeights | None) -> dict[str, Any] | None:
     return {"revision": origin.commit, "sha256": origin.sha256} if origin else None
 
 
-def _newest(path: str | Path) -> Path:
-    """The newest intact checkpoint, where a path is a run; else the path."""
+def _newest(path: str | Path, process: int | None) -> Path:
+    """The newest intact checkpoint, where a path is a run; else the path.
+
+    What is to be said of it the first process says.
+    """
     if not is_run(Path(path)):
         return Path(path)
     found = checkpoint.newest(Path(path), read_record(path))
     if found is None:
         raise UserError(f"the run in {path} has no checkpoint yet")
-    for line in found.skipped:
-        print(f"skipped: {line}", file=sys.stderr, flush=True)
-    if notice := _best_notice(Path(path), found.step):
-        print(notice, file=sys.stderr, flush=True)
+    if not process and os.environ.get("RANK", "0") == "0":
+        notice = _best_notice(Path(path), found.step)
+        lines = [f"skipped: {line}" for line in found.skipped] + ([notice] if notice else [])
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
     return found.path / checkpoint.MODEL
 
 
@@ -241,7 +250,7 @@ def _best_notice(run_dir: Path, newest: int) -> str | None:
         best = read_best(run_dir)
     except UserError as error:
         return f"skipped: {error}"
-    if best is None or best.step == newest or os.environ.get("RANK", "0") != "0":
+    if best is None or best.step == newest:
         return None
     return (
         f"notice: this is the newest checkpoint of {run_dir}, step {newest}; its best is named by "

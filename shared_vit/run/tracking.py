@@ -60,7 +60,7 @@ class Tracker:
             "grad_norm": metrics.grad_norm,
             "lr": lr,
         }
-        shown = step % self.plan.machine.log_every == 0 or step == self.plan.total_steps
+        shown = step % self.plan.machine.log_every == 0 or step == self.plan.end
         self._add(line | ({"skipped": True} if metrics.skipped else {}), shown)
         if shown:
             self.bar.update(step, metrics.loss)

@@ -86,6 +86,7 @@ class Repository:
                 f"downloads, cannot be imported ({error}): pip install 'twinvit[hub]'"
             ) from error
         self._hub: ModuleType = huggingface_hub
+        self._sha256: dict[Path, str] = {}  # of files that were compared with it
 
     def need(self, file: str) -> Path:
         """A file, in the cache. Raises UserError where it cannot be had."""
@@ -139,7 +140,10 @@ class Repository:
     def origin(self, files: list[Path]) -> Origin:
         """Of the weight files that were downloaded."""
         snapshot = next(p for p in files[0].parents if p.name == self.revision)
-        sha256 = {f.relative_to(snapshot).as_posix(): _digest(f, "sha256") for f in files}
+        sha256 = {
+            f.relative_to(snapshot).as_posix(): self._sha256.get(f) or _digest(f, "sha256")
+            for f in files
+        }
         path = snapshot / self.file
         at_commit = pinned(self.name, self.revision)
         return Origin(self.name, at_commit, self.revision, path, sha256)
@@ -159,7 +163,9 @@ class Repository:
         if kind is None or not re.fullmatch("[0-9a-f]+", said):
             return
         header = b"" if kind == "sha256" else b"blob %d\0" % path.stat().st_size
-        if _digest(path, kind, header) != said:
+        if _digest(path, kind, header) == said:
+            self._sha256 |= {path: said} if kind == "sha256" else {}
+        else:
             raise UserError(
                 f"{file} of {self.repository} is not the file that the hub has (its {kind} is "
                 f"another): remove {path.resolve()} and start again"

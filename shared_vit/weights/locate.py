@@ -136,7 +136,7 @@ def _downloaded(path: Path) -> Located:
         if theirs and "model_type" in theirs:
             repository.find(f"{folder}{slash}preprocessor_config.json")
         architecture = str(theirs.get("architecture", "vit")) if theirs else "vit"
-        if not re.search("vit|deit", architecture):
+        if not re.match("vit|deit", architecture):  # and not mobilevit or maxvit
             raise UserError(
                 f"config.json of {path} says architecture = {architecture!r:.80}, expected a ViT"
             )

@@ -63,7 +63,8 @@ class Target:
         if missing:
             raise UserError(
                 f"a program for {self.name} needs {', '.join(missing)}, not installed here: "
-                f"pip install 'twinvit[export]', or pip install {' '.join(missing)}"
+                + ("pip install 'twinvit[export]', or " if self.name == "onnx" else "")
+                + f"pip install {' '.join(missing)}"
             )
 
     def check(self, options: Options) -> None:

@@ -14,7 +14,6 @@ from flax import nnx
 from jax import Array
 
 import jax_vit
-from jax_vit.gpu import portable
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.pixels import normalization
@@ -34,7 +33,7 @@ class JaxTwin:
         def forward(state: nnx.State, x: Array) -> Array:
             return nnx.merge(self.graphdef, state)(x)
 
-        with _on_cpu(), portable():
+        with _on_cpu():
             return np.asarray(jax.jit(forward)(self.state, images))
 
     def write(self, file: BinaryIO) -> dict[str, object]:
@@ -55,7 +54,7 @@ class JaxTwin:
             return jax.nn.softmax(nnx.merge(self.graphdef, self.state)(x), axis=-1)
 
         size, side = self.options.batch_size, self.cfg.image_size
-        with _on_cpu(), _without_paths(), portable():
+        with _on_cpu(), _without_paths():
             batch = size or jax.export.symbolic_shape(BATCH)[0]
             images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
             return jax.export.export(jax.jit(program), platforms=self.options.platforms)(images)
@@ -69,8 +68,7 @@ def load(file: BinaryIO) -> Run:
     exported = jax.export.deserialize(bytearray(file.read()))
     if "cpu" not in exported.platforms:
         raise UserError(
-            f"this program is for {', '.join(exported.platforms)}, and it is run on the CPU here: "
-            "add cpu to --platforms, or say --no_verify to export it unchecked"
+            f"this program is for {', '.join(exported.platforms)}, and it is run on the CPU here"
         )
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -82,7 +80,10 @@ def load(file: BinaryIO) -> Run:
 
 @contextmanager
 def _on_cpu() -> Iterator[None]:
-    """Arrays and calls on the CPU, in 32 bits whatever the process has set."""
+    """Arrays, calls and programs on the CPU, in 32 bits whatever the process has set.
+
+    A program traced so has nothing that one kind of device alone can run.
+    """
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:

@@ -19,11 +19,13 @@ from shared_vit.files import whole_file
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.version import __version__
+from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.read import Source, open_weights
 from twinvit.noise_rule import relative_l2
 from twinvit.pictures import pictures
+from twinvit.predictor import softmax
 from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Run, Target, Twin, target_of
 
 FORMAT, VERSION = "twinvit_program", 1
@@ -61,6 +63,11 @@ def export(
     target, out = target_of(to), Path(out)
     options = _options(target, precision, batch_size, platforms)
     target.check(options)
+    if verify and options.platforms and "cpu" not in options.platforms:
+        raise UserError(
+            f"a program for {', '.join(options.platforms)} alone cannot be checked here, on a CPU: "
+            "add cpu to --platforms, or say --no_verify to export it unchecked"
+        )
     _check_out(out, target, overwrite)
     target.require(target.packages + (target.to_run if verify else ()))
     source = open_weights(path, num_heads=num_heads)
@@ -111,7 +118,8 @@ def _options(
 def _check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str, Any]:
     """The distance of the program's probabilities from the twin's. Raises UserError if too far."""
     images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_size)])
-    size = options.batch_size or len(images)
+    number = len(images)
+    size = options.batch_size or number
     images = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
     wanted = softmax(twin.logits(normalize(images, cfg)).astype(np.float64))
     found = np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
@@ -122,21 +130,15 @@ def _check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str
     if not distance <= limit:
         raise UserError(
             f"the program's probabilities are {distance:.1e} away from the twin's (relative L2 on "
-            f"{len(images)} pictures, limit {limit:g}), so it was not kept: please report this; "
+            f"{number} pictures, limit {limit:g}), so it was not kept: please report this; "
             "--no_verify exports it unchecked"
         )
     return {
         "relative_l2": distance,
         "limit": limit,
-        "pictures": len(images),
+        "pictures": number,
         "constant": bool(np.ptp(wanted, axis=0).max() == 0),  # as a head of zeros gives
     }
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def _card(
@@ -163,6 +165,7 @@ def _card(
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": [batch, cfg.num_classes]},
         "num_classes": cfg.num_classes,
+        **({} if source.class_names is None else {naming.KEY: source.class_names}),
         "preprocessing": {
             "before_the_program": {
                 "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
@@ -173,7 +176,8 @@ def _card(
         },
         "model_config": json.loads(cfg.to_json()),
         "weights": {
-            "name": source.path.name,
+            "name": source.origin.name if source.origin else source.path.name,
+            "revision": source.origin.commit if source.origin else None,
             "format": source.format,
             "step": source.step,
             "sha256": {path.name: checksum(path) for path in source.files},

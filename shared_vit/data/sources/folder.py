@@ -68,9 +68,9 @@ def find_splits(root: Path) -> tuple[str, str]:
         f"images are expected as {root}/train/<class>/<image>.JPEG and "
         f"{root}/val/<class>/<image>.JPEG"
     )
-    if root.name in ("train", *VAL_NAMES) and (root.parent / "train").is_dir():
-        raise UserError(f"{root} is one split: name the folder above, --data_dir={root.parent}")
     if not (root / "train").is_dir():
+        if root.name in ("train", *VAL_NAMES) and (root.parent / "train").is_dir():
+            raise UserError(f"{root} is one split: name the folder above, --data_dir={root.parent}")
         raise UserError(f"{root} has no folder train: {layout}")
     for name in VAL_NAMES:
         if (root / name).is_dir():

@@ -110,9 +110,9 @@ def test_what_is_missing_or_empty_is_named(tmp_path):
     assert f"--data_dir={tmp_path}/none is not there" in message(tmp_path / "none")
     write(tmp_path, "file.jpg")
     assert "is not a folder" in message(tmp_path / "file.jpg")
-    assert f"{tmp_path} has no folder train" in message(
-        tmp_path
-    ) and "/train/<class>/<image>" in message(tmp_path)
+    said = message(tmp_path)
+    assert f"{tmp_path} has no folder train" in said
+    assert "/train/<class>/<image> and " in said and "(.jpg .jpeg .png" in said
     (tmp_path / "train").mkdir()
     assert "no val or test" in message(tmp_path)
     assert f"name the folder above, --data_dir={tmp_path}" in message(tmp_path / "train")

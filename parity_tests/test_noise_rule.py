@@ -182,6 +182,25 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
     assert not seen
 
 
+def test_a_change_of_framework_is_marked(tmp_path, monkeypatch, capsys):
+    """The steps that a crash took back count as of the framework that trained them last."""
+    from matplotlib.figure import Figure
+
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: seen.append(figure))
+    run = write_run(tmp_path, "a", 1e-12)
+    starts = (0, "torch"), (30, "torch"), (60, "jax"), (50, "torch"), (70, "jax")
+    lines = [json.dumps({"step": step, "framework": name}) for step, name in starts]
+    lines.insert(1, json.dumps({"step": 10, "images_per_second": 1.0}))
+    (run / "timing.jsonl").write_text("\n".join([*lines, '{"step": 9']))
+    assert curves((run,), output=tmp_path / "x.png") == 0
+    assert "a: 100 updates by torch, jax after step 70, loss 0.9802" in capsys.readouterr().out
+    for axes in seen.pop().axes:
+        curve, change = axes.lines
+        assert len(curve.get_xdata()) == 100 and list(change.get_xdata()) == [70, 70]
+        assert [text.get_text().strip() for text in axes.texts] == ["jax"]
+
+
 def test_help_of_parity_is_about_parity(capsys):
     assert parity(["--preset=digits", "--help"]) == 0
     said = capsys.readouterr().out

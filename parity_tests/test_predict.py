@@ -173,6 +173,9 @@ def test_what_is_wrong_is_said_before_any_work(file, folder, tmp_path, monkeypat
     for wrong in ({"top_k": 0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} must be at least 1, not 0"):
             predict(str(file), (str(folder),), **wrong)
+    for given, kind in ((folder / "b.bmp", "a picture"), (folder, "a folder of pictures")):
+        with pytest.raises(UserError, match=f"is {kind}; the weights come first"):
+            predict(str(given), (str(file),))
 
 
 @pytest.mark.parametrize("twin", TWINS)

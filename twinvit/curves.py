@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,9 @@ def curves(
         report(output, dict(zip(labels, runs)), verdict)
         return 0 if verdict.matched else 1
     found = {label: read_curve(run) for label, run in zip(labels, runs)}
+    trained_by = {label: frameworks_of(run) for label, run in zip(labels, runs)}
     for label, curve in found.items():
-        print(_summary(label, curve))
+        print(_summary(label, curve, trained_by[label]))
     first, *others = found.values()
     for label, curve in zip(labels[1:], others):
         print(f"{labels[0]} and {label}:")
@@ -56,7 +58,7 @@ def curves(
             )
     if len(runs) == 2:
         print("no verdict: name three nudged runs by --noise to judge the gap by rounding's own")
-    plots.plot_curves(output, found, None, " and ".join(labels[:3]))
+    plots.plot_curves(output, found, None, " and ".join(labels[:3]), trained_by)
     print(f"figure: {output}")
     return 0
 
@@ -87,6 +89,29 @@ def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
     print(f"figure: {figure}")
 
 
+def frameworks_of(run: Path) -> list[tuple[int, str]]:
+    """`(step, framework)` of a run's first start and of each later one in the other framework, as
+    its timing.jsonl has them; none where that is gone.
+
+    Steps that were trained again, after a crash, count as of the last start.
+    """
+    try:
+        lines = (run / "timing.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    starts: list[tuple[int, str]] = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            start = int(row["step"]), str(row["framework"])
+        except (ValueError, KeyError, TypeError, OverflowError):  # no start, or a line that was cut
+            continue
+        starts = [kept for kept in starts if kept[0] < start[0]]
+        if not starts or starts[-1][1] != start[1]:
+            starts.append(start)
+    return starts
+
+
 def without_nudge(record: Record) -> Record:
     """What a nudged run shares with the run that it is the noise of."""
     return dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, nudge=None))
@@ -98,8 +123,10 @@ def _labels(runs: tuple[Path, ...]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
-def _summary(label: str, curve: Curve) -> str:
+def _summary(label: str, curve: Curve, trained_by: list[tuple[int, str]]) -> str:
+    then = [f"{framework} after step {step}" for step, framework in trained_by[1:]]
+    by = ", ".join([framework for _, framework in trained_by[:1]] + then)
     return (
-        f"{label}: {len(curve)} updates, loss {curve.loss[0]:.4f} to {curve.loss[-1]:.4f}, grad "
-        f"norm {curve.grad_norm[0]:.3g} to {curve.grad_norm[-1]:.3g}"
+        f"{label}: {len(curve)} updates{f' by {by}' if by else ''}, loss {curve.loss[0]:.4f} to "
+        f"{curve.loss[-1]:.4f}, grad norm {curve.grad_norm[0]:.3g} to {curve.grad_norm[-1]:.3g}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,16 @@ def check_figure(path: Path) -> None:
 
 
 def plot_curves(
-    path: Path | str, curves: dict[str, Curve], verdict: Verdict | None, title: str
+    path: Path | str,
+    curves: dict[str, Curve],
+    verdict: Verdict | None,
+    title: str,
+    trained_by: Mapping[str, Sequence[tuple[int, str]]] | None = None,
 ) -> None:
     """Write a PNG (or what the suffix says): loss and grad norm of each labelled run.
 
+    `trained_by` has `(step, framework)` of each run's first start, which is not drawn, and of each
+    change of framework after it, which is.
     Of several runs, below, the gaps: with a verdict against the noise, else of each run to the
     first. Raises UserError for runs of other steps.
     """
@@ -47,6 +53,8 @@ def plot_curves(
             style |= dict(ls="--") if i == 1 else {}
             color = COLORS[i % len(COLORS)]
             top.plot(curve.steps, getattr(curve, quantity), label=label, color=color, **style)
+            for step, framework in (trained_by or {}).get(label, ())[1:]:
+                _plot_change(top, step, framework, color)
         name = quantity.replace("_", " ")
         top.set(ylabel=name)
         top.legend(frameon=False)
@@ -60,6 +68,14 @@ def plot_curves(
             bottom.legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     figure.savefig(path)
+
+
+def _plot_change(axes: Any, step: int, framework: str, color: str) -> None:
+    axes.axvline(step, color=color, lw=0.8, ls=":")
+    place = (step, 0.02)
+    axes.annotate(
+        f" {framework}", place, xycoords=("data", "axes fraction"), fontsize=8, color=color
+    )
 
 
 def _plot_gaps(axes: Any, curves: dict[str, Curve], quantity: str) -> None:

@@ -19,7 +19,10 @@ from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import open_weights
+from shared_vit.weights.locate import SUFFIXES
 from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes, preprocess
+
+_OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 
 
 def predict(
@@ -53,6 +56,7 @@ def predict(
         num_heads: attention heads, for files that do not say.
     """
     check_sizes(top_k, batch_size)
+    _check_order(weights)
     paths = _files(images)
     source = open_weights(weights, num_heads=num_heads)
     if framework == "jax":
@@ -76,6 +80,25 @@ def predict(
             sys.stdout.flush()
             bar.update(len(names))
     return 1 if failed else 0
+
+
+def _check_order(weights: str) -> None:
+    """Raise UserError for pictures in the place of the weights."""
+    if _is_pictures(weights):
+        kind = "a folder of pictures" if os.path.isdir(weights) else "a picture"
+        raise UserError(
+            f"{printable(weights)} is {kind}; the weights come first: "
+            "twinvit predict RUN_OR_WEIGHTS IMAGE_OR_FOLDER..."
+        )
+
+
+def _is_pictures(path: str) -> bool:
+    """Whether a path is an image by its name, or a folder with images and without weights."""
+    if not os.path.isdir(path):
+        return os.fsencode(path).lower().endswith(ENDINGS) and os.path.isfile(path)
+    names = [os.fsencode(name).lower() for name in os.listdir(path)]
+    weights = any(name.endswith(_OF_WEIGHTS) or name == b"checkpoints" for name in names)
+    return not weights and any(name.endswith(ENDINGS) for name in names)
 
 
 def _files(images: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared_vit.data.dataset import Dataset, fingerprint
 from shared_vit.data.decode import MOST_BYTES
-from shared_vit.data.sources.listing import Listing, list_split, printable
+from shared_vit.data.sources.listing import Listing, layout, list_split, printable
 from shared_vit.data.sources.wnids import WNIDS
 from shared_vit.errors import UserError
 from shared_vit.files import read_limited
@@ -64,18 +64,15 @@ def find_splits(root: Path) -> tuple[str, str]:
     """Names of the training and the validation directory in `root`. Raises UserError."""
     if not root.is_dir():
         raise UserError(f"--data_dir={root} is {'not a folder' if root.exists() else 'not there'}")
-    layout = (
-        f"images are expected as {root}/train/<class>/<image>.JPEG and "
-        f"{root}/val/<class>/<image>.JPEG"
-    )
+    expected = layout(root / "train", root / "val")
     if not (root / "train").is_dir():
         if root.name in ("train", *VAL_NAMES) and (root.parent / "train").is_dir():
             raise UserError(f"{root} is one split: name the folder above, --data_dir={root.parent}")
-        raise UserError(f"{root} has no folder train: {layout}")
+        raise UserError(f"{root} has no folder train: {expected}")
     for name in VAL_NAMES:
         if (root / name).is_dir():
             return "train", name
-    raise UserError(f"{root} has a folder train, and no val or test: {layout}")
+    raise UserError(f"{root} has a folder train, and no val or test: {expected}")
 
 
 def _check_imagenet(top: Path, classes: list[str]) -> None:

@@ -110,13 +110,17 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def layout(*tops: Path) -> str:
+    """Where the images of these splits are expected, for messages."""
+    places = " and ".join(f"{top}/<class>/<image>" for top in tops)
+    return f"images are expected as {places} ({b' '.join(ENDINGS).decode()})"
+
+
 def _check_classes(
     top: Path, names: list[str], found: dict[str, list[bytes]], classes: list[str] | None
 ) -> None:
     if not names:
-        raise UserError(
-            f"{top} has no class folders: images are expected as {top}/<class>/<image>.JPEG"
-        )
+        raise UserError(f"{top} has no class folders: {layout(top)}")
     if not any(found.values()):
         endings = b" ".join(ENDINGS).decode()
         raise UserError(f"{top} has {len(names)} class folders and no images in them ({endings})")

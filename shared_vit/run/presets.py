@@ -63,7 +63,7 @@ ABOUT = {
         "SHI-Labs/Compact-Transformers (ViT-Lite-7/4, 200 epochs), 93.58 % by "
         "aanna0701/SPT_LSA_ViT (its plain ViT, 100 epochs); differs from them by 6 blocks of width "
         "192, RandAugment for AutoAugment, ImageNet's mean and std, and no dropout or erasing; "
-        "here: not run."
+        "here: 6 epochs only, 32.3 % (PyTorch), 31.7 % (JAX)."
     ),
     "imagenet": (
         "ViT-B/16 from scratch, the settings of the PyTorch trainer that this project "

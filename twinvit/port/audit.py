@@ -14,8 +14,8 @@ from twinvit.port import record_torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Generator, Variant, causes_on
 from twinvit.port.errors import PortError
-from twinvit.port.record_torch import Graph, Node
-from twinvit.port.session import edits_of, numbers
+from twinvit.port.record_torch import Graph, Node, numbers
+from twinvit.port.search.edits import edits_of
 
 PER_PLACE = 40  # variants of one cause at one operation that are tried
 SKIP = ("weights", "residual_source", "dropout_on")

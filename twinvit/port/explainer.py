@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,14 @@ import numpy as np
 import torch
 
 from twinvit.port import record_jax, record_torch
-from twinvit.port.constants import narrow_constants, rounded_positions
 from twinvit.port.errors import PortError
-from twinvit.port.index import Index, evidence
-from twinvit.port.record_torch import apply_output, pick_output, pick_torch, preferred
+from twinvit.port.index import Index, align_distance, evidence
+from twinvit.port.record_torch import apply_output, numbers, pick_output, pick_torch, preferred
 from twinvit.port.report import SHOWN, Finding, Narrowing, Operation, Report
-from twinvit.port.session import MOVES, Accepted, Session, align_distance, measure_noise, numbers
+from twinvit.port.search.loop import Progress, explain_divergences
+from twinvit.port.search.noise import measure_noise
+from twinvit.port.search.session import MOVES, Session
 
-Progress = Callable[[str], None]
-MAX_FINDINGS = 24
 CHECKED = 1 << 21  # parameters up to which a model is run again by itself
 RANDOM = (
     "native_dropout",
@@ -390,7 +388,7 @@ def _compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         )
     distance = session.output_distance()
     operations = session.operations()
-    findings, remaining, unknown = _search(session, say)
+    findings, remaining, unknown = explain_divergences(session, say)
     narrowings = [Narrowing("torch", w, d) for w, d in graph.narrowings]
     for w, d in dict.fromkeys([*traced.narrowings, *interpreter.narrowings]):
         narrowings.append(Narrowing("jax", w, d))
@@ -680,81 +678,3 @@ def _check_port(
                 f"the JAX model differs from itself by {d:.1e} on the same input: something in it "
                 "is drawn anew in each call (np.random, a counter); make it deterministic first"
             )
-
-
-def _repeated(finding: Finding, a: Accepted) -> bool:
-    """True if the same was found before at another place: a layer's mistake is each layer's."""
-    if (finding.kind, finding.cause) != (a.kind, a.cause):
-        return False
-    if a.kind == "unknown":
-        places = [re.sub(r"\d+", "", place) for place in (finding.torch, a.node.place)]
-        return bool(a.jax) and finding.jax == a.jax and places[0] == places[1]
-    return a.kind in ("cause", "precision") and finding.text == _with_ties(a)
-
-
-def _with_ties(a: Accepted) -> str:
-    """The finding's text, with the causes that explain the operation equally well."""
-    return f"{a.text}; a tie: {' or '.join(a.ties)} explains it equally well" if a.ties else a.text
-
-
-def _search(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
-    accepted: list[Accepted] = []
-    skip: set[int] = set()
-    unknown = False
-    start = session.snapshot()
-    constants = narrow_constants(session)
-    if constants is not None:
-        accepted.append(constants)
-        session.accepted.append(constants)
-    for _ in range(MAX_FINDINGS):
-        if session.output_distance() <= session.output_tolerance() and not session.watched:
-            break
-        fronts = session.frontier(skip)
-        if not fronts:
-            break
-        front = fronts[0]
-        say(f"the two part at {front.place} ({front.where})")
-        both = rounded_positions(session, front)
-        if both is not None:
-            accepted += both
-            session.accepted += both
-            continue
-        done = None
-        known = sum(a.kind == "unknown" and a.node.place == front.place for a in accepted)
-        trials = session.search(front)[:6] if known < 3 else []
-        for trial in trials:
-            equal = session.equals(trial, trials, front)
-            done = session.accept(trial)
-            if done is not None:
-                if done.kind == "cause":
-                    done.ties = equal
-                break
-        if done is None:
-            done = session.substitute(front)
-            unknown = unknown or done.kind == "unknown"
-            if not done.values:
-                skip.add(front.index)
-        accepted.append(done)
-        session.accepted.append(done)
-    findings: list[Finding] = []
-    for a in accepted:
-        same = next((f for f in findings if _repeated(f, a)), None)
-        if same is not None:
-            same.places += [p for p in a.places if p not in same.places]
-            continue
-        findings.append(
-            Finding(
-                a.kind,
-                a.cause,
-                _with_ties(a),
-                a.node.place,
-                a.jax,
-                a.before,
-                a.after,
-                list(dict.fromkeys(a.places)),
-            )
-        )
-    remaining = session.output_distance()
-    if any(a.kind == "unknown" and a.values for a in accepted):
-        remaining = session.without_unknown(start, accepted)
-    return findings, remaining, unknown

@@ -15,9 +15,9 @@ import torch
 
 from twinvit.port import record_jax
 from twinvit.port.index import Index, distance, evidence, layouts
-from twinvit.port.record_torch import Edit, Graph, Node
+from twinvit.port.record_torch import Edit, Graph, Node, numbers
 from twinvit.port.report import Finding
-from twinvit.port.session import Session, numbers
+from twinvit.port.search.session import Session
 
 TOLERANCE = 1e-10
 LAYERS = 64  # a longer first axis is none of stacked layers

@@ -257,3 +257,32 @@ def layouts(array: np.ndarray, shape: tuple[int, ...], *, clean: bool = False) -
             moved = [x for x in moved if merges(x.shape, target)] or moved
         result = [x.reshape(shape) for x in moved]
     return result
+
+
+def align_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """Relative L2 distance of a reference's and a port's output; axes may be permuted if the shapes
+    say so."""
+    if mine.size != theirs.size:
+        return float("inf")
+    theirs = np.asarray(theirs)
+    if mine.shape == theirs.shape:
+        return distance(mine, theirs)
+    best = float("inf")
+    small = mine.reshape([s for s in mine.shape if s != 1])
+    other = theirs.reshape([s for s in theirs.shape if s != 1])
+    if small.shape == other.shape:
+        return distance(small, other)
+    if small.ndim == other.ndim and small.ndim <= 5:
+        for order in itertools.permutations(range(other.ndim)):
+            if tuple(other.shape[i] for i in order) == small.shape:
+                best = min(best, distance(small, other.transpose(order)))
+    elif mine.size:
+        best = distance(mine, theirs)
+    return best
+
+
+def squeezed_distance(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The smallest distance over the orders of axes that fit."""
+    if mine.size != theirs.size:
+        return float("inf")
+    return min([distance(mine, m) for m in layouts(theirs, mine.shape)[:24]] or [float("inf")])

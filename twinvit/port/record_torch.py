@@ -684,6 +684,11 @@ def to_torch(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array, copy=True, order="C"))
 
 
+def numbers(t: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers as a contiguous array."""
+    return np.ascontiguousarray(t.detach().numpy())
+
+
 def split_inputs(inputs: Any) -> tuple[list[str], list[Any]]:
     """Names (none for positional inputs) and arrays; an array alone is the only input."""
     if isinstance(inputs, Mapping):

@@ -539,7 +539,7 @@ def _decide(
     from twinvit.port import record_jax, record_torch
     from twinvit.port.explainer import Pair
     from twinvit.port.index import Index, evidence
-    from twinvit.port.session import numbers
+    from twinvit.port.record_torch import numbers
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
     graph = record_torch.record(

@@ -12,9 +12,13 @@ import numpy as np
 import torch
 
 from twinvit.port.index import SMALLEST, Index, distance, layouts
-from twinvit.port.record_torch import Node
-from twinvit.port.session import NARROW, Accepted, Session, edits_of, numbers
+from twinvit.port.record_torch import Node, numbers
+from twinvit.port.search.candidates import sites, variants
+from twinvit.port.search.edits import edits_of
+from twinvit.port.search.session import Session
+from twinvit.port.search.trial import Accepted
 
+NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 REPEATS = 16
 
 
@@ -55,10 +59,10 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
         return None
     boundary = _boundary(session)
     last = max((graph.producer[v] or 0 for v in boundary), default=0)
-    for site in session.sites(front):
+    for site in sites(session, front):
         if any(o in dependent for o in site.outs):
             continue
-        for cause, variant in session.variants(site, "rope", NARROW):
+        for cause, variant in variants(session, site, "rope", NARROW):
             try:
                 edits = edits_of(graph, site, variant)
                 changed = graph.run(edits, first=min(edits), until=last)

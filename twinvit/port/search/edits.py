@@ -1,0 +1,71 @@
+"""Changes of the reference's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from twinvit.port.call import flat_tensors, results
+from twinvit.port.causes import Variant
+from twinvit.port.record_torch import Edit, Graph, Node, Ref
+
+
+def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
+    """What a variant replaces, asked about at `site`, by the operations' positions."""
+    edits: dict[int, Edit] = {}
+    for index, fn in (
+        (variant.node if variant.node is not None else site.index, variant.fn),
+        *variant.also,
+    ):
+        edits[index] = Edit(
+            checked(graph, graph.nodes[index], fn, variant.reshapes),
+            variant.refs if fn is variant.fn else None,
+        )
+    return edits
+
+
+def checked(
+    graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False
+) -> Callable[..., object]:
+    """The variant as a replacement: results that it leaves out are the operation's own, shapes are
+    checked."""
+
+    def call(*args: object, **kwargs: object) -> object:
+        out = fn(*args, **kwargs)
+        given = flat_tensors(out)
+        if len(given) != len(node.outs):
+            out = results(out, node, [None if o is None else graph.values[o] for o in node.outs])
+            given = flat_tensors(out)
+        for tensor, out_id in zip(given, node.outs):
+            if (
+                out_id is not None
+                and not reshapes
+                and (tensor is None or tensor.shape != graph.values[out_id].shape)
+            ):
+                raise ValueError(f"{node.name}: the variant's result has another shape")
+        return out
+
+    return call
+
+
+def edited(node: Node, edit: Edit) -> Node:
+    if edit.refs is None:
+        return replace(node, op=edit.fn)
+    args = tuple(Ref(r) for r in edit.refs)
+    return replace(node, op=edit.fn, args=args, kwargs={}, refs=list(edit.refs))
+
+
+def pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., object]:
+    op = node.op
+
+    def fn(*args: object, **kwargs: object) -> object:
+        out = op(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            return value
+        made = list(flat_tensors(out))
+        made[position] = value
+        return tuple(made)
+
+    return fn

@@ -1,0 +1,403 @@
+"""What is known of each value of the reference: whether the port has its equal, also with edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from twinvit.port.call import LAYOUT
+from twinvit.port.index import EQUAL, Index, align_distance, distance, evidence
+from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.report import Operation
+from twinvit.port.search.edits import edited, pinned
+from twinvit.port.search.trial import Accepted, Judged
+
+PARTS = frozenset("select slice split unsafe_split split_with_sizes unbind chunk narrow".split())
+"""Operations that take a part of their input, a step of a sequence."""
+CELLS = ("LSTM", "GRU", "RNN")
+WINDOW = 60  # operations after the first divergence that a candidate is judged by
+REORDER = frozenset(
+    "view reshape permute transpose t unbind split split_with_sizes "
+    "chunk select slice cat stack expand unsafe_split "
+    "flip roll index index_select gather repeat unfold im2col "
+    "pixel_shuffle pixel_unshuffle repeat_interleave clone "
+    "unsafe_split_with_sizes unsqueeze squeeze embedding".split()
+)
+"""Operations that a wrong order, split or offset can hide in even where their values are found."""
+MOVES = LAYOUT | REORDER
+
+Snapshot = tuple[list[Node], list[torch.Tensor], dict[int, int | None]]
+"""The reference's operations and values, and what was found."""
+
+
+class Session:
+    """A reference graph, the port's index, and what is known of each value."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        index: Index,
+        noise: Mapping[int, float],
+        port_outputs: Sequence[np.ndarray],
+    ) -> None:
+        self.graph = graph
+        self.index = index
+        self.noise = noise
+        self.port_outputs = list(port_outputs)
+        self.errors: dict[str, None] = {}  # causes that raised, where and what
+        self.accepted: list[Accepted] = []
+        self.trials = 0
+        self.what: tuple[str, ...] = ("forward",)
+        self.watched: set[int] = set()
+        self.spoiled: set[int] = set()
+        self.live = self._live()
+        self.root: dict[int, int] = {}
+        self._roots()
+        self.match: dict[
+            int, int | None
+        ] = {}  # by root id: entry, or None if it has evidence and no equal
+        self._refresh(None)
+
+    def _live(self) -> set[int]:
+        """Operations that an output depends on."""
+        live: set[int] = set()
+        wanted = {*self.graph.outputs, *self.watched}
+        for node in reversed(self.graph.nodes):
+            if any(o in wanted for o in node.outs):
+                live.add(node.index)
+                wanted.update(node.refs)
+        return live
+
+    def _roots(self) -> None:
+        for i, producer in enumerate(self.graph.producer):
+            self.root[i] = i
+            if producer is None:
+                continue
+            node = self.graph.nodes[producer]
+            if node.name in LAYOUT and node.refs:
+                source = node.refs[0]
+                if self.graph.values[source].numel() == self.graph.values[i].numel():
+                    self.root[i] = self.root[source]
+
+    def tolerance(self, value_id: int) -> float:
+        return max(EQUAL, 100 * self.noise.get(value_id, 0.0))
+
+    def lookup(self, value_id: int, value: torch.Tensor) -> int | None | bool:
+        """The port's entry equal to this value; None if there is none; False if the value proves
+        nothing."""
+        if value.dtype != torch.float64 or value.numel() < 8:
+            return False
+        array = numbers(value)
+        if not evidence(array):
+            return False
+        return self.index.find(array, self.tolerance(value_id))
+
+    def _refresh(self, changed: Mapping[int, torch.Tensor] | None) -> None:
+        """Look values up again, all or those that changed."""
+        for i in range(len(self.graph.values)):
+            if self.root[i] != i or (changed is not None and i not in changed):
+                continue
+            producer = self.graph.producer[i]
+            if producer is not None and producer not in self.live:
+                continue
+            hit = self.lookup(i, self.graph.values[i])
+            if hit is False:
+                self.match.pop(i, None)
+            else:
+                self.match[i] = hit
+        self._outputs_agree()
+        self._passed()
+
+    def _outputs_agree(self) -> None:
+        """An output that equals the port's is found even if it is small."""
+        for out, theirs in zip(self.graph.outputs, self.port_outputs):
+            if align_distance(numbers(self.graph.values[out]), theirs) <= self.tolerance(out):
+                if self.match.get(self.root[out]) is None:
+                    self.match[self.root[out]] = -1
+            else:  # the port may hold it and go on computing
+                self.match[self.root[out]] = None
+
+    def _passed(self) -> None:
+        """Which values lead to a found one."""
+        self.leads: set[int] = set()
+        spoiled = self.spoiled = set()  # a part that is found does not vouch for those that are not
+        for node in reversed(self.graph.nodes):
+            if node.index not in self.live:
+                continue
+            good = wrong = False
+            for out in node.outs:
+                if out is None:
+                    continue
+                if (
+                    out in self.leads
+                    and out not in spoiled
+                    or (self.root[out] == out and self.match.get(out) is not None)
+                ):
+                    good = True
+                elif self.root[out] in self.match and self.consumed(out):
+                    wrong = True
+            if wrong and self._step_of(node):
+                spoiled.update(node.refs)
+            elif good:
+                self.leads.update(node.refs)
+
+    def _step_of(self, node: Node) -> bool:
+        """True for an operation that takes one of many parts, a step of a sequence."""
+        if node.name not in PARTS or not node.refs:
+            return False
+        size = self.graph.values[node.refs[0]].numel()
+        return all(o is None or 4 * self.graph.values[o].numel() < size for o in node.outs)
+
+    def recurrent(self, node: Node) -> bool:
+        """True for an operation of a recurrent layer."""
+        return self.graph.modules.get(node.scope, "").removesuffix("Cell") in CELLS
+
+    def status(self, value_id: int) -> str:
+        """found, passed, lost, or "" (proves nothing)."""
+        root = self.root[value_id]
+        if self.match.get(root) is not None:
+            return "found"
+        if (value_id in self.leads or root in self.leads) and root not in self.spoiled:
+            return "passed"
+        return "lost" if root in self.match else ""
+
+    def claimed(self) -> set[int]:
+        return {e for e in self.match.values() if e is not None and e >= 0}
+
+    def _ok(self) -> set[int]:
+        """Values that are right, as far as can be told: found, passed, or neutral and computed from
+        such."""
+        ok: set[int] = set()
+        for i, producer in enumerate(self.graph.producer):
+            if producer is None:
+                ok.add(i)
+                continue
+            status = self.status(i)
+            if status in ("found", "passed"):
+                ok.add(i)
+            elif (status == "" or self.graph.nodes[producer].name in MOVES) and all(
+                r in ok for r in self.graph.nodes[producer].refs
+            ):
+                # Moving right numbers makes none wrong; a wrong order is seen by its consumer.
+                ok.add(i)
+        return ok
+
+    def frontier(self, skip: set[int]) -> list[Node]:
+        """Lost operations all of whose inputs are right, in order."""
+        ok = self._ok()
+        result = []
+        for node in self.graph.nodes:
+            if node.index not in self.live or node.index in skip:
+                continue
+            lost = [
+                o
+                for o in node.outs
+                if o is not None and self.consumed(o) and self.status(o) == "lost"
+            ]
+            if node.name in MOVES and not any(o in self.graph.outputs for o in node.outs):
+                continue
+            if lost and all(r in ok for r in node.refs):
+                result.append(node)
+        return result
+
+    def consumed(self, value_id: int) -> bool:
+        return (
+            value_id in self.graph.outputs
+            or value_id in self.watched
+            or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+        )
+
+    def output_distance(self) -> float:
+        """Relative L2 distance of all outputs together."""
+        top = bottom = 0.0
+        for out, theirs in zip(self.graph.outputs, self.port_outputs):
+            mine = numbers(self.graph.values[out])
+            norm = (
+                float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
+            )
+            d = align_distance(mine, theirs)
+            top += (d * norm) ** 2
+            bottom += norm**2
+        return float(np.sqrt(top / bottom)) if bottom else float(np.sqrt(top))
+
+    def output_tolerance(self) -> float:
+        return max([1e-12, *(self.tolerance(o) for o in self.graph.outputs)])
+
+    def operations(self) -> list[Operation]:
+        """The picture: each operation's distance and status."""
+        result = []
+        sorts = 0
+        for node in self.graph.nodes:
+            if node.index not in self.live or node.name in LAYOUT:
+                continue
+            out = next((o for o in node.outs if o is not None and self.consumed(o)), None)
+            if out is None:
+                continue
+            status = self.status(out)
+            value = numbers(self.graph.values[out])
+            far = 0.0
+            if status == "":
+                far = 0.0
+            elif status == "found":
+                entry = self.match.get(self.root[out])
+                theirs = (
+                    self.index.sorted(entry)
+                    if entry is not None and entry >= 0 and value.size <= 1 << 16
+                    else None
+                )
+                far = (
+                    distance(np.sort(value.reshape(-1)), theirs)
+                    if theirs is not None and theirs.size == value.size
+                    else 0.0
+                )
+            elif value.dtype == np.float64:
+                sorts += 1
+                near = self.index.nearest(value) if sorts <= 40 or value.size < 1 << 14 else []
+                far = near[0][0] if near else self.index.bound(value)
+            result.append(
+                Operation(node.index, node.scope, node.name, far, self.noise.get(out, 0.0), status)
+            )
+        return result
+
+    def judge(
+        self,
+        edits: Mapping[int, Edit],
+        front: Node,
+        values: Mapping[int, torch.Tensor] | None = None,
+        window: int = WINDOW,
+        patience: int = 5,
+        enough: int = 6,
+    ) -> Judged | None:
+        """What an edit regains; None if the reference cannot run with it."""
+        self.trials += 1
+        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
+        claims = {self.index.key(e) for e in self.claimed()}
+        regained = broken = 0
+        proof: tuple[int, int, torch.Tensor] | None = None
+        changed: dict[int, torch.Tensor] = dict(values or {})
+        fixed = dict(changed)
+        last_front = max(front.index, max(edits, default=0))
+        misses = 0
+        for index in range(first, min(len(self.graph.nodes), last_front + window)):
+            if index not in self.live:
+                continue
+            node = self.graph.nodes[index]
+            try:
+                new = self.graph.run(edits, changed, first=index, until=index)
+            except Exception:
+                return None
+            for out in node.outs:
+                if (
+                    out is None
+                    or out in fixed
+                    or out not in new
+                    or self.root[out] != out
+                    and index not in edits
+                ):
+                    if out is not None and out in new:
+                        changed[out] = new[out]
+                    continue
+                changed[out] = new[out]
+                root = self.root[out]
+                if root not in self.match or not self.consumed(out):
+                    continue
+                was = self.status(out)
+                found = self.found_as(out, new[out])
+                if found is not None:
+                    if was == "lost" and (found < 0 or self.index.key(found) not in claims):
+                        regained += 1
+                        misses = 0
+                        if proof is None:
+                            proof = (out, found, new[out])
+                elif was == "found":
+                    broken += 1
+                elif was == "lost" and index >= last_front:
+                    misses += 1
+            if (
+                broken > regained + 3
+                or (misses >= patience and regained == 0)
+                or (enough and regained >= enough)
+            ):
+                break
+        return Judged(regained, broken, proof)
+
+    def found_as(self, out: int, value: torch.Tensor) -> int | None:
+        if out in self.graph.outputs:
+            k = self.graph.outputs.index(out)
+            return (
+                -1
+                if align_distance(numbers(value), self.port_outputs[k]) <= self.tolerance(out)
+                else None
+            )
+        hit = self.lookup(out, value)
+        return None if hit is False else hit
+
+    def apply(
+        self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None
+    ) -> None:
+        """Make an edit: the graph's operations are replaced, its values computed again, statuses
+        looked up."""
+        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
+        for index, edit in edits.items():
+            node = self.graph.nodes[index]
+            self.graph.nodes[index] = edited(node, edit)
+        self._rewire()
+        changed = self.graph.run({}, dict(values or {}), first=first) if values else {}
+        if edits:
+            more = self.graph.run(
+                {i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first
+            )
+            changed.update(more)
+        for i, value in changed.items():
+            self.graph.values[i] = value.detach()
+        self._refresh(changed)
+
+    def undo(self, snapshot: Snapshot) -> None:
+        self.graph.nodes[:], self.graph.values[:] = snapshot[0], snapshot[1]
+        self.match = dict(snapshot[2])
+        self._rewire()
+        self._passed()
+
+    def _rewire(self) -> None:
+        """An edit may take other values than the operation did: who consumes what changes with
+        it."""
+        self.graph.finish()
+        self.live = self._live()
+
+    def snapshot(self) -> Snapshot:
+        return list(self.graph.nodes), list(self.graph.values), dict(self.match)
+
+    def watch(self, values: set[int]) -> None:
+        """Values that must be found though nothing consumes them (running statistics)."""
+        self.watched = values
+        for value in values:
+            producer = self.graph.producer[value]
+            if producer is not None:
+                self.live.add(producer)
+        self._refresh(None)
+
+    def count(self, status: str) -> int:
+        return sum(
+            1
+            for n in self.graph.nodes
+            if n.index in self.live
+            for o in n.outs
+            if o is not None and self.root[o] == o and self.consumed(o) and self.status(o) == status
+        )
+
+    def pin(self, values: Mapping[int, torch.Tensor]) -> None:
+        """Put values in place of what the reference computes."""
+        changed = self.graph.run(
+            {}, dict(values), first=min(self.graph.first_use(v) for v in values)
+        )
+        for i, value in changed.items():
+            self.graph.values[i] = value.detach()
+        for i in values:  # from here on the value is given
+            producer = self.graph.producer[i]
+            if producer is not None:
+                node = self.graph.nodes[producer]
+                position = node.outs.index(i)
+                self.graph.nodes[producer] = edited(node, Edit(pinned(node, position, values[i])))
+        self._refresh(changed)

@@ -1,0 +1,199 @@
+"""Where no cause explains an operation: the port's value in its place, and how the two differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from twinvit.port.call import LAYOUT
+from twinvit.port.index import distance, layouts
+from twinvit.port.record_torch import Node, numbers
+from twinvit.port.search.residual import residual
+from twinvit.port.search.session import MOVES, Session
+from twinvit.port.search.trial import Accepted
+
+PRODUCTS = frozenset("mm addmm bmm baddbmm convolution native_layer_norm embedding".split())
+"""Operations that no wrong input gives a value of the port by chance."""
+TRIES = 800  # values of the port that are put in place for one unknown
+LATER = 8  # operations after an unknown at which the search can begin again
+
+_Put = tuple[int, float, int, np.ndarray, int]
+"""What is regained, the distance, the port's entry and its value, and the place it is put at."""
+
+
+def substitute(session: Session, front: Node) -> Accepted:
+    """Put the port's value in the reference's place, where one can be told, and describe the
+    difference."""
+    out = next((o for o in front.outs if o is not None and session.status(o) == "lost"), None)
+    value = numbers(session.graph.values[out]) if out is not None else np.zeros(0)
+    best: _Put | None = None
+    if out is not None and value.dtype == np.float64:
+        best = _put(session, front, _places(session, front, out))
+        if best is None or best[0] <= 1:
+            best = _put(session, front, _later(session, front), best, 96)
+    if best is None or out is None:
+        near_ = session.index.nearest(value) if value.dtype == np.float64 else []
+        d = near_[0][0] if near_ else float("inf")
+        where = session.index.entries[near_[0][1]].where if near_ else ""
+        text = (
+            "no catalogued cause explains this operation, and the port holds no array of its size"
+            if d == float("inf")
+            else ("no catalogued cause explains this operation")
+        )
+        return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
+    gain, far, entry, moved, place = best
+    told = gain > 1 or (gain == 1 and place == out and not session.graph.consumers.get(place))
+    shape = (
+        residual(numbers(session.graph.values[place]), moved)
+        if told or (far < 0.5 and place == out)
+        else ""
+    )
+    near_now = session.index.nearest(value)
+    before = near_now[0][0] if near_now else float("inf")
+    kind, text = "unknown", "no catalogued cause explains this operation"
+    if shape:
+        if place != out:
+            text += f"; seen at {session.graph.nodes[session.graph.producer[place] or 0].place}"
+        text += f"; the port's value minus the reference's {shape}"
+    values: dict[int, torch.Tensor] = {}
+    after = before
+    if told:
+        values = {place: torch.from_numpy(moved)}
+        session.pin(values)
+        after = 0.0
+        if 1e-12 < far < 1e-6 and place not in session.graph.input_dependent():
+            kind, text = (
+                "precision",
+                f"a constant that one side makes in a narrower type, {far:.1e} apart",
+            )
+    return Accepted(
+        kind,
+        "",
+        text,
+        front,
+        {},
+        values,
+        session.index.entries[entry].where,
+        before,
+        after,
+        [front.place],
+    )
+
+
+def without_unknown(
+    session: Session,
+    start: tuple[list[Node], list[torch.Tensor], dict[int, int | None]],
+    accepted: Sequence[Accepted],
+) -> float:
+    """The outputs' distance with the causes' edits alone; the session is left as it was."""
+    present = session.snapshot()
+    session.undo(start)
+    try:
+        for a in accepted:
+            if a.kind == "unknown":
+                continue
+            if a.values:
+                session.pin(a.values)
+            elif a.edits:
+                session.apply(a.edits)
+        return session.output_distance()
+    except Exception:
+        return float("inf")
+    finally:
+        session.undo(present)
+
+
+def _put(
+    session: Session,
+    front: Node,
+    places: Sequence[int],
+    best: _Put | None = None,
+    breadth: int = 10,
+) -> _Put | None:
+    """The place and the port's value that regain the most there."""
+    claims = session.claimed()
+    latest = max(
+        [
+            session.match[session.root[r]] or 0
+            for r in front.refs
+            if session.match.get(session.root[r]) is not None
+        ]
+        or [0]
+    )
+    tries = 0
+    for place in places:
+        present = numbers(session.graph.values[place])
+        if present.dtype != np.float64 or present.size < 8:
+            continue
+        near = [e for _, e in session.index.nearest(present, 4, 4, claims)]
+        near += [
+            e
+            for e in session.index.ids(present.size)
+            if latest < e and e not in claims and e not in near
+        ][:breadth]
+        for entry in near:
+            theirs = session.index.entries[entry].value
+            if theirs is None:
+                continue
+            moved = layouts(theirs, present.shape, clean=True)[:24]
+            ranked = sorted((distance(present, m), k) for k, m in enumerate(moved))
+            for far, k in ranked[:4]:
+                tries += 1
+                if tries > TRIES:
+                    return best
+                value = torch.from_numpy(np.array(moved[k]))
+                judged = session.judge({}, front, {place: value}, patience=3, enough=0)
+                if judged is None:
+                    continue
+                gain = judged.regained - judged.broken
+                if gain == 1 and judged.proof is not None:
+                    proof = session.graph.producer[judged.proof[0]]
+                    gain += proof is not None and session.graph.nodes[proof].name in PRODUCTS
+                nearer = best is not None and best[4] == place and -far > -best[1]
+                if best is None or gain > best[0] or (gain == best[0] and nearer):
+                    best = (gain, far, entry, np.array(moved[k]), place)
+    return best
+
+
+def _places(session: Session, front: Node, out: int) -> list[int]:
+    """Values that the port's can be put in place of: the operation's, those it takes, those
+    that follow."""
+    places = [out]
+    layer = [front]
+    for _ in range(6):
+        following = []
+        for node in layer:
+            for o in node.outs:
+                for user in session.graph.consumers.get(o, []) if o is not None else ():
+                    behind = session.graph.nodes[user]
+                    if user in session.live and behind not in following:
+                        following.append(behind)
+        layer = following[:3]
+        places += [
+            n.outs[0] for n in layer if n.name not in LAYOUT and n.outs and n.outs[0] is not None
+        ]
+        if len(places) >= 4:
+            break
+    for ref in front.refs:
+        root = session.root[ref]
+        if ref in session.graph.input_dependent() and session.graph.producer[root] is not None:
+            places.append(root)
+    return list(dict.fromkeys(places))[:6]
+
+
+def _later(session: Session, front: Node) -> list[int]:
+    """Lost values further on, where the search can begin again."""
+    near = {front.index}
+    places = []
+    for node in session.graph.nodes[front.index + 1 :]:
+        if node.index not in session.live or not any(
+            session.graph.producer[r] in near for r in node.refs
+        ):
+            continue
+        near.add(node.index)
+        out = node.outs[0] if node.outs else None
+        if out is not None and node.name not in MOVES and session.status(out) == "lost":
+            places.append(out)
+    return places[:LATER]

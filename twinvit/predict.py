@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from shared_vit.cores import cores
-from shared_vit.data.sources.listing import ENDINGS, images_below, printable
+from shared_vit.data.sources.listing import ENDINGS, KNOWN, images_below, printable
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
@@ -111,8 +111,7 @@ def _files(images: tuple[str, ...]) -> list[str]:
             raise UserError(f"{printable(path)} is not there: expected an image file or a folder")
         below = images_below(path) if os.path.isdir(path) else [path]
         if not below:
-            endings = b" ".join(ENDINGS).decode()
-            raise UserError(f"{printable(path)} is a folder without images ({endings})")
+            raise UserError(f"{printable(path)} is a folder without images {KNOWN}")
         files += below
     return files
 

@@ -539,7 +539,6 @@ def _decide(
     from twinvit.port import record_jax, record_torch
     from twinvit.port.explainer import Pair
     from twinvit.port.index import Index, evidence
-    from twinvit.port.record_torch import numbers
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
     graph = record_torch.record(
@@ -549,7 +548,7 @@ def _decide(
     )
     dependent = graph.input_dependent()
     targets = [
-        numbers(graph.values[i])
+        record_torch.numbers(graph.values[i])
         for i in sorted(dependent)
         if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
     ]

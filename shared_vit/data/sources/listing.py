@@ -14,6 +14,7 @@ import numpy as np
 from shared_vit.errors import UserError, some
 
 ENDINGS = tuple(b".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif".split())
+KNOWN = f"({b' '.join(ENDINGS).decode()})"  # for messages
 _THREADS = 16  # more than cores: `stat` waits on a network file system
 _STAT_AT_ONCE = 8192
 
@@ -113,7 +114,7 @@ def printable(name: str) -> str:
 def layout(*tops: Path) -> str:
     """Where the images of these splits are expected, for messages."""
     places = " and ".join(f"{top}/<class>/<image>" for top in tops)
-    return f"images are expected as {places} ({b' '.join(ENDINGS).decode()})"
+    return f"images are expected as {places} {KNOWN}"
 
 
 def _check_classes(
@@ -122,8 +123,7 @@ def _check_classes(
     if not names:
         raise UserError(f"{top} has no class folders: {layout(top)}")
     if not any(found.values()):
-        endings = b" ".join(ENDINGS).decode()
-        raise UserError(f"{top} has {len(names)} class folders and no images in them ({endings})")
+        raise UserError(f"{top} has {len(names)} class folders and no images in them {KNOWN}")
     if classes is None:
         if empty := [printable(n) for n in names if not found[n]]:
             verb = "has" if len(empty) == 1 else "have"

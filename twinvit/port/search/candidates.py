@@ -105,13 +105,11 @@ def _order_only(session: Session, trials: Sequence[Trial]) -> bool:
 
 
 def sites(session: Session, front: Node) -> list[Node]:
-    """Operations at which the divergence seen at `front` can have been made, the likeliest
-    first.
+    """Operations at which the divergence seen at `front` can have been made, the likeliest first.
 
-    These are the operation itself, those before it that have no equal or only reorder, those
-    found ones that a
-    symmetric product can hide an order behind, and the next ones after it (the port may hold
-    the next value only).
+    These are the operation itself, those before it that have no equal or only reorder, those found
+    ones that a symmetric product can hide an order behind, and the next ones after it (the port may
+    hold the next value only).
     """
     near: dict[int, int] = {front.index: 0}
     layer = [(front, 0)]

@@ -51,6 +51,7 @@ def checked(
 
 
 def edited(node: Node, edit: Edit) -> Node:
+    """The operation as an edit makes it."""
     if edit.refs is None:
         return replace(node, op=edit.fn)
     args = tuple(Ref(r) for r in edit.refs)
@@ -58,6 +59,7 @@ def edited(node: Node, edit: Edit) -> Node:
 
 
 def pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., object]:
+    """The operation with one of its results given."""
     op = node.op
 
     def fn(*args: object, **kwargs: object) -> object:

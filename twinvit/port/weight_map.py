@@ -537,8 +537,8 @@ def _decide(
 ) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
     from twinvit.port import record_jax, record_torch
-    from twinvit.port.explainer import Pair
     from twinvit.port.index import Index, evidence
+    from twinvit.port.pair import Pair
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
     graph = record_torch.record(

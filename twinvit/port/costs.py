@@ -1,0 +1,66 @@
+"""What each narrowing costs: the outputs with it against the outputs without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinvit.port import record_jax, record_torch
+from twinvit.port.harness import CHECKED
+from twinvit.port.index import align_distance
+from twinvit.port.pair import Pair
+from twinvit.port.record_torch import numbers
+from twinvit.port.report import SHOWN, Narrowing
+from twinvit.port.search.session import Session
+
+
+def reference_costs(session: Session, narrowings: list[Narrowing]) -> None:
+    """What each narrowing of the reference costs: the outputs with it against the outputs
+    without."""
+    graph = session.graph
+    if sum(v.numel() for v in graph.values) > 1 << 24:
+        return
+    for narrowing in narrowings:
+        if narrowing.side != "torch":
+            continue
+        edits = {
+            n.index: record_torch.Edit(_rounded(n.op, n.narrowed))
+            for n in graph.nodes
+            if n.narrowed is not None and n.where == narrowing.where
+        }
+        if edits:
+            changed = graph.run(edits, first=min(edits))
+            far = [
+                align_distance(numbers(graph.values[o]), numbers(changed[o]))
+                for o in graph.outputs
+                if o in changed
+            ]
+            narrowing.cost = max(far, default=0.0)
+
+
+def port_costs(
+    pair: Pair,
+    arrays: Sequence[np.ndarray],
+    named: Sequence[tuple[str, Any]],
+    narrowings: Sequence[Narrowing],
+) -> None:
+    """What each narrowing of the port costs: the port is traced and evaluated with it alone."""
+    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
+        return
+    values = [*pair.leaves, *arrays]
+    for narrowing in [n for n in narrowings if n.side == "jax"][:SHOWN]:
+        place = (narrowing.where, narrowing.dtype)
+        traced = record_jax.trace(pair.called, pair.leaves, arrays, place)
+        interpreter = record_jax.Interpreter(round_at=place)
+        outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+        rounded = dict(zip(traced.labels, outs))
+        narrowing.cost = max(
+            (align_distance(np.asarray(x), np.asarray(rounded[n])) for n, x in named), default=0.0
+        )
+
+
+def _rounded(op: Any, dtype: torch.dtype) -> Any:
+    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(record_torch.WIDE[dtype])

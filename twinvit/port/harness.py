@@ -1,0 +1,131 @@
+"""Is the comparison itself sound: each model against itself, and the weights of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinvit.port import record_jax, record_torch
+from twinvit.port.errors import PortError
+from twinvit.port.index import Index, align_distance, evidence
+from twinvit.port.pair import Pair
+from twinvit.port.record_torch import numbers, pick_torch
+from twinvit.port.search.session import Session
+
+CHECKED = 1 << 21  # parameters up to which a model is run again by itself
+RANDOM = (
+    "native_dropout",
+    "bernoulli",
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "uniform",
+    "normal",
+    "randint",
+    "multinomial",
+)
+
+
+def check_reference(pair: Pair, graph: record_torch.Graph) -> None:
+    """Each model against itself: a model that differs from itself cannot be compared."""
+    random = [n for n in graph.nodes if n.name in RANDOM]
+    size = sum(v.numel() for v, s in zip(graph.values, graph.source) if s.startswith("param:"))
+    if not random and size > CHECKED:
+        return
+    model = record_torch.widened(pair.torch_model)
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    names, inputs = record_torch.split_inputs(pair.inputs)
+    tensors = [record_torch.to_torch(x) for x in inputs]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            results = []
+            for _ in range(2):
+                out = record_torch.call(model, names, tensors)
+                results.append([t.clone() for _, t in pick_torch(out, pair.output)])
+    finally:
+        torch.set_default_dtype(default)
+    for a, b in zip(*results):
+        d = align_distance(numbers(a.double()), numbers(b.double()))
+        if d > 1e-9:
+            raise PortError(
+                f"the PyTorch model differs from itself by {d:.1e} on "
+                "the same input: something in it is random in eval mode "
+                "(dropout called with training=True?) or "
+                "nondeterministic; make it deterministic first"
+            )
+
+
+def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[str, Any]]) -> None:
+    """The port against itself, traced and evaluated once more."""
+    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
+        return
+    traced, arrays, _ = pair.trace()
+    values = [*pair.leaves, *arrays]
+    interpreter = record_jax.Interpreter()
+    outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+    again = dict(zip(traced.labels, outs))
+    for (name, _), first in zip(named, outputs):
+        second = np.asarray(again[name]) if name in again else first
+        d = align_distance(first, second)
+        if first.shape != second.shape or d > 1e-9:
+            raise PortError(
+                f"the JAX model differs from itself by {d:.1e} on the same input: something in it "
+                "is drawn anew in each call (np.random, a counter); make it deterministic first"
+            )
+
+
+def check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]) -> None:
+    """Raise if no parameter of the reference is in the port."""
+    own = [
+        v
+        for v, s in zip(graph.values, graph.source)
+        if s.startswith("param:") and v.dtype == torch.float64 and evidence(numbers(v))
+    ]
+    held = [
+        x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
+    ]
+    if not own or not held:
+        return
+    if any(index.find(numbers(v), 1e-12) is not None for v in own):
+        return
+    numbers_held = np.sort(np.concatenate([x.reshape(-1) for x in held]))
+    for value in own:
+        flat = numbers(value).reshape(-1)
+        sample = flat[:: max(1, flat.size // 64)][:64]
+        place = np.searchsorted(numbers_held, sample).clip(1, numbers_held.size - 1)
+        near = np.minimum(
+            np.abs(numbers_held[place] - sample), np.abs(numbers_held[place - 1] - sample)
+        )
+        if float((near <= 1e-6 * np.abs(sample)).mean()) > 0.5:
+            return
+    raise PortError(
+        f"none of the reference's {len(own)} weights of 8 numbers "
+        "or more is found in the port: the two hold other weights. "
+        'Convert the weights first, or give weights="transfer" to have them put into the port'
+    )
+
+
+def lost_weights(session: Session) -> list[str]:
+    """Parameters whose values the port does not hold, in any split."""
+    lost = []
+    for name, i in session.graph.params().items():
+        if session.status(i) != "lost" or not any(
+            u in session.live for u in session.graph.consumers.get(i, [])
+        ):
+            continue
+        value = numbers(session.graph.values[i])
+        if not any(
+            value.shape
+            and value.shape[0] % n == 0
+            and all(session.index.find(part, 1e-12) is not None for part in np.split(value, n))
+            for n in (2, 3, 4)
+        ):
+            lost.append(name)
+    return lost

@@ -1,0 +1,171 @@
+"""Two models and their inputs: the port as a pure function, what it is called with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from twinvit.port import record_jax, record_torch
+from twinvit.port.errors import PortError
+from twinvit.port.record_torch import apply_output
+from twinvit.port.search.loop import Progress
+
+
+class Pair:
+    """Two models and their inputs, recorded."""
+
+    def __init__(
+        self,
+        torch_model: Any,
+        jax_model: Any,
+        inputs: Any,
+        jax_inputs: Any,
+        output: Any,
+        say: Progress,
+        evaluate: bool = False,
+    ) -> None:
+        self.torch_model = torch_model
+        self.inputs = inputs
+        self.output = output
+        self.say = say
+        self.pure = record_jax.pure(jax_model, evaluate=evaluate)
+        self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
+        self.notes: list[str] = []
+        self.torch_arrays = [
+            record_torch.to_torch(x).numpy() for x in record_torch.split_inputs(inputs)[1]
+        ]
+        self.jax_inputs = jax_inputs
+        self.given = (
+            None
+            if jax_inputs is None
+            else [jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
+        )
+        self.jax_model = jax_model
+
+    def transfer(self, weights: Any) -> None:
+        """Put the reference's weights into the port.
+
+        Raises:
+            PortError: the map does not fit the two models.
+        """
+        from twinvit.port.weight_map import WeightMap, map_weights
+
+        if not isinstance(self.torch_model, torch.nn.Module):
+            raise PortError(
+                "the reference is a function, which has no weights to put into the port"
+            )
+        if isinstance(weights, WeightMap):
+            found = weights
+        elif weights == "transfer":
+            found = map_weights(self.torch_model, self.jax_model, self.inputs, self.jax_inputs)
+        elif isinstance(weights, str | os.PathLike):
+            found = WeightMap.load(weights)
+        else:
+            raise PortError(
+                f'weights= is a {type(weights).__name__}; give "as_is", "transfer", a WeightMap '
+                "or the path of one"
+            )
+        placed = found.apply(record_torch.widened(self.torch_model).state_dict())
+        position = {name: i for i, name in enumerate(self.pure.names)}
+        for name, value in placed.items():
+            if name not in position:
+                raise PortError(f"the map of weights makes {name}, which the port does not have")
+            shape = np.shape(self.leaves[position[name]])
+            if value.shape != shape:
+                raise PortError(
+                    f"the map of weights makes {name} of shape {value.shape}; the port's is {shape}"
+                )
+        for name, value in placed.items():
+            self.leaves[position[name]] = record_jax.widen(value)
+        kept = [n for n in position if n not in placed]
+        self.notes.append(
+            f"the reference's weights were put into the port by a map of {len(placed)} arrays"
+            + (f"; {len(kept)} others were left as they were: {shortened(kept)}" if kept else "")
+        )
+
+    def _picking(self, pure: record_jax.Pure) -> Callable[..., Any]:
+        """The port's call; a function given as `output=` is applied to what it returns."""
+        if not callable(self.output):
+            return pure.call
+
+        def call(leaves: Any, *xs: Any) -> Any:
+            out = pure.call(leaves, *xs)
+            if pure.stateful:
+                return apply_output(self.output, out[0], "JAX"), out[1]
+            return apply_output(self.output, out, "JAX")
+
+        return call
+
+    def trace(
+        self, *, train: bool = False
+    ) -> tuple[record_jax.Traced, list[np.ndarray], record_jax.Pure]:
+        """The port's jaxpr and the inputs that it took."""
+        pure = record_jax.pure(self.jax_model, train=True) if train else self.pure
+        if self.given is not None:
+            tries = [("", self.given)]
+        else:
+            same = [jax_input(x) for x in self.torch_arrays]
+            tries = [("", same)]
+            if any(x.ndim == 4 for x in same):
+                tries.append(
+                    (
+                        "images were given to the port as NHWC",
+                        [x.transpose(0, 2, 3, 1) if x.ndim == 4 else x for x in same],
+                    )
+                )
+        errors: list[str] = []
+        for note, arrays in tries:
+            self.called = self._picking(pure)
+            try:
+                traced = record_jax.trace(self.called, self.leaves, arrays)
+            except PortError:
+                raise
+            except Exception as error:
+                errors.append(
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+                    if str(error)
+                    else type(error).__name__
+                )
+                if pure.kind != "pytree":
+                    continue
+                arrays = [
+                    jax_input(x) for x in (self.torch_arrays if self.given is None else self.given)
+                ]
+                self.called = self._picking(replace(pure, call=_mapped(pure.call)))
+                try:
+                    traced = record_jax.trace(self.called, self.leaves, arrays)
+                except PortError:
+                    raise
+                except Exception:
+                    continue
+                note = "the port was mapped over the batch"
+            if note and note not in self.notes:
+                self.notes.append(note)
+            return traced, arrays, pure
+        shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
+        hint = (
+            ""
+            if self.given is not None
+            else "; give jax_inputs= as the port takes them (images NHWC?)"
+        )
+        raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
+
+
+def shortened(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (" ..." if len(names) > shown else "")
+
+
+def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model of single examples, as Equinox's are, mapped over the batch."""
+    return lambda leaves, *xs: jax.vmap(lambda *x: call(leaves, *x))(*xs)
+
+
+def jax_input(x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    return record_jax.widen(array)

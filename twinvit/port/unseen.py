@@ -1,0 +1,81 @@
+"""What these inputs and weights cannot show."""
+
+from __future__ import annotations
+
+import torch
+
+from twinvit.port.search.session import MOVES, Session
+
+
+def _raw(session: Session, value: int) -> bool:
+    """True for images that the reference's first weights take as they come."""
+    graph = session.graph
+    if graph.values[value].ndim != 4 or not graph.values[value].is_floating_point():
+        return False
+    layer = [value]
+    for v in layer:
+        for user in graph.consumers.get(v, ()):
+            node = graph.nodes[user]
+            if node.name in MOVES:
+                layer += [o for o in node.outs if o is not None and o not in layer]
+            elif node.name not in ("convolution", "mm", "addmm"):
+                return False
+    return True
+
+
+def unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
+    """What these inputs and weights could not show."""
+    graph = session.graph
+    found: list[str] = []
+    constant = [
+        n
+        for n, i in graph.params().items()
+        if graph.values[i].numel() >= 2
+        and graph.values[i].dtype == torch.float64
+        and float(graph.values[i].max()) == float(graph.values[i].min())
+    ]
+    if constant:
+        found.append(
+            f"{len(constant)} parameters are constant "
+            f"({', '.join(constant[:4])}{' ...' if len(constant) > 4 else ''}): "
+            "an exchange or a missing one among them cannot "
+            "be seen; draw them at random on both sides"
+        )
+    for i in graph.inputs():
+        if graph.values[i].ndim >= 2 and graph.values[i].shape[0] == 1:
+            found.append("a batch of one: mixing along the batch cannot be seen")
+            break
+    if any(_raw(session, i) for i in graph.inputs()):
+        found.append(
+            "preprocessing is no part of the models: scaling, mean and standard deviation, resize, "
+            "crop and order of channels are not compared"
+        )
+    for node in graph.nodes:
+        if (
+            node.name in ("gelu", "silu")
+            and node.refs
+            and float(graph.values[node.refs[0]].abs().max()) < 1
+        ):
+            found.append(f"{node.place}: no input beyond 1, the activation's tails are not reached")
+            break
+    masks = [n for n in graph.nodes if n.name in ("masked_fill", "where")]
+    if masks and not any(
+        bool(graph.values[r].any())
+        for n in masks
+        for r in n.refs
+        if graph.values[r].dtype == torch.bool
+    ):
+        found.append("no position is masked")
+    for node in graph.nodes:
+        if node.name == "softmax" and node.refs and graph.values[node.refs[0]].shape[-1] == 1:
+            found.append(
+                f"{node.place}: a softmax over one position is 1 whatever is computed before it"
+            )
+            break
+    if "train" not in kinds:
+        found.append(
+            'evaluation mode only: dropout and batch statistics are not compared (what="train")'
+        )
+    if "grad" not in kinds:
+        found.append('gradients are not compared (what="grad")')
+    return found

@@ -7,17 +7,20 @@ every other file keeps its path.
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 FRONT = {"README.md": "index.md"}
 _LINK = re.compile(r"(?<=\]\()([^()\s#:]+)(?=[#)\s])")
+_HREF = re.compile(r"""\s(?:href|src)=["']?([^"'\s>]+)""")
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _LIST_AFTER_TEXT = re.compile(r"^(?![ \-|#>]|\d+\. )(.+)\n(?=- )", re.MULTILINE)
 
@@ -70,6 +73,25 @@ def for_site(path: str, text: str) -> str:
     return "".join(parts)
 
 
+def dead_links(built: Path) -> list[str]:
+    """`page: link` for each link of a built site to a file of it that is not there.
+
+    MkDocs warns of targets that it does not know, not of those that it leaves out (exclude_docs).
+    """
+    found = []
+    for page in sorted(built.rglob("*.html")):
+        if page.name == "404.html":  # its links begin at the server's root
+            continue
+        for link in _HREF.findall(page.read_text(encoding="utf-8")):
+            address = urlsplit(link)
+            if address.scheme or address.netloc or not address.path:
+                continue
+            target = page.parent / unquote(address.path)
+            if not (target.is_file() or (target / "index.html").is_file()):
+                found.append(f"{page.relative_to(built).as_posix()}: {link}")
+    return found
+
+
 def on_files(files: Any, config: Any) -> Any:
     """MkDocs: the files of the site."""
     from mkdocs.structure.files import File
@@ -83,3 +105,9 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs: a page's text before it becomes HTML."""
     return for_site(source(page.file.src_uri), markdown)
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """MkDocs: the whole site is written; a link that leads nowhere is a warning."""
+    for dead in dead_links(Path(config.site_dir)):
+        logging.getLogger("mkdocs.hooks.site_pages").warning("no such file: %s", dead)

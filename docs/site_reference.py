@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-import ast
 import html
+import importlib
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import griffe
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def help_of(path: str) -> str:
+    """The help of a setting, `module.Class.field`, as Markdown.
+
+    The text is that of the class itself, which the source need not show (an f-string). The modules
+    that hold settings import the standard library alone, so that the site needs no framework.
+    Help is plain text of the command line: [/FILE] is no link in it, <name> no tag.
+    """
+    module, cls, field = path.rsplit(".", 2)
+    settings_of = importlib.import_module("shared_vit.spec.settings").settings_of
+    text = settings_of(getattr(importlib.import_module(module), cls))[field].help
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", html.escape(text, quote=False))
 
 
 class Reference(griffe.Extension):
@@ -16,7 +33,7 @@ class Reference(griffe.Extension):
     def __init__(self) -> None:
         self.functions: list[griffe.Function] = []
 
-    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, **_: Any) -> None:
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Read `name: type = setting(default, help, ...)` as a default and a docstring."""
         made = attr.value
         if (
@@ -24,9 +41,7 @@ class Reference(griffe.Extension):
             and made.canonical_path == "shared_vit.spec.settings.setting"
         ):
             attr.value = made.arguments[0]
-            # The help of the command line is plain text: [/FILE] is no link, <name> no tag.
-            text = html.escape(ast.literal_eval(node.value.args[1]), quote=False)
-            text = re.sub(r"([\\`*_\[\]])", r"\\\1", text)
+            text = help_of(attr.path)
             attr.docstring = griffe.Docstring(text, parent=attr)
 
     def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:

@@ -7,8 +7,11 @@ import ast
 import importlib.util
 import posixpath
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pathspec
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +44,58 @@ def test_links_lead_to_files(page):
     for link in site._LINK.findall((ROOT / page).read_text()):
         target = ROOT / posixpath.dirname(page) / link
         assert target.is_file(), f"{page}: {link} is not a file of the repository"
+
+
+def test_the_site_leaves_out_no_file_that_a_page_links_to():
+    left_out = re.search(r'^exclude_docs: "(.*)"', (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    rule = pathspec.GitIgnoreSpec.from_lines([left_out[1]])
+    files = [*site.outside(), *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.*"))]
+    found = {path for path in files if rule.match_file(site.place(path))}
+    assert {path for path in found if "__pycache__" not in path} == {
+        "docs/site_pages.py",
+        "docs/site_reference.py",
+    }
+    assert "examples/explain_a_port.py" in files
+
+
+def test_dead_links_of_the_built_site_are_found(tmp_path):
+    page = '<a href="b.html#x">b</a> <img src=c.png> <a href="https://x.org/d">d</a> <a href="#e">'
+    (tmp_path / "a.html").write_text(page)
+    (tmp_path / "b.html").write_text('<a href="api/f.html">f</a>')
+    assert site.dead_links(tmp_path) == ["a.html: c.png", "b.html: api/f.html"]
+
+
+READ_HELP = """
+import ast, sys, types
+from pathlib import Path
+root = Path(sys.argv[1])
+sys.path[:0] = [str(root), str(root / "docs")]
+# What the extension's definitions need of Griffe, which is not installed beside the tests.
+sys.modules["griffe"] = types.SimpleNamespace(
+    **dict.fromkeys(["Extension", "Attribute", "Function", "Module"], object)
+)
+from site_reference import help_of
+read = 0
+for path in (p for name in ("shared_vit", "jax_vit", "torch_vit", "twinvit")
+             for p in sorted((root / name).rglob("*.py"))):
+    module = ".".join(path.relative_to(root).with_suffix("").parts)
+    for cls in ast.parse(path.read_text()).body:
+        for field in cls.body if isinstance(cls, ast.ClassDef) else ():
+            if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
+                if ast.unparse(field.value.func) == "setting":
+                    text = help_of(f"{module}.{cls.name}.{field.target.id}")
+                    assert text.strip() and "{" not in text, text
+                    read += 1
+print(read)
+"""
+
+
+def test_the_reference_reads_the_help_of_every_setting():
+    """Without any installed package (-S), as the environment of `make docs` has no framework."""
+    command = [sys.executable, "-I", "-S", "-c", READ_HELP, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 70
 
 
 def test_links_are_moved_with_the_pages():

@@ -56,7 +56,7 @@ def explained():
     )
     unknown = Finding("unknown", "", "no known cause", "head: addmm", "", math.inf, math.nan)
     return Report(
-        same=False,
+        verdict="different",
         explained=False,
         distance=2.9e-4,
         remaining=1e-4,
@@ -117,7 +117,7 @@ def test_source_lines_are_shown_where_the_file_can_be_read(tmp_path):
 
 
 def test_the_same_is_said_in_one_sentence():
-    text = parsed(page(Report(True, True, 1e-15, 1e-15, operations=operations([1e-16] * 3))))
+    text = parsed(page(Report("same", True, 1e-15, 1e-15, operations=operations([1e-16] * 3))))
     assert "The port computes what the reference computes." in text
     assert "Findings" not in text
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # what type checkers and the documentation read
     from twinvit.port.explainer import assert_same, explain
     from twinvit.port.optimizer import explain_optimizer
     from twinvit.port.record_jax import Function
-    from twinvit.port.report import Finding, Narrowing, Report
+    from twinvit.port.report import Draw, Finding, Narrowing, Native, Output, Report
     from twinvit.port.weight_map import WeightMap, map_weights
 
 __all__ = [
@@ -22,6 +22,9 @@ __all__ = [
     "Report",
     "Finding",
     "Narrowing",
+    "Output",
+    "Native",
+    "Draw",
     "Function",
     "map_weights",
     "WeightMap",
@@ -35,6 +38,9 @@ _WHERE = {
     "PortError": "errors",
     "Finding": "report",
     "Narrowing": "report",
+    "Output": "report",
+    "Native": "report",
+    "Draw": "report",
     "Report": "report",
     "Function": "record_jax",
     "explain": "explainer",

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from twinvit.port.comparison import compare
+from twinvit.port.comparison import Comparison, compare
+from twinvit.port.envelope import about
 from twinvit.port.errors import PortError
 from twinvit.port.harness import lost_weights
 from twinvit.port.index import evidence
 from twinvit.port.pair import Pair, shortened
 from twinvit.port.record_torch import numbers
-from twinvit.port.report import Report
+from twinvit.port.report import Finding, Report
 from twinvit.port.search.loop import Progress
 from twinvit.port.unseen import unseen
+
+_FAILED = {
+    "different": "the port differs from its reference",
+    "undecided": "it could not be decided whether the port is its reference",
+}
 
 
 def explain(
@@ -29,6 +36,7 @@ def explain(
     weights: Any = "as_is",
     what: str | Sequence[str] = ("forward",),
     output: Any = None,
+    reference: str = "torch",
     progress: Progress | None = None,
 ) -> Report:
     """Say what a port computes otherwise than its reference, where, and prove it.
@@ -48,6 +56,8 @@ def explain(
         output: which array of a structured output: a key, an index, or a function that is given
             what either model returns (PyTorch's tensors, the port's JAX arrays) and returns what is
             compared.
+        reference: the side that is right, "torch" or "jax": the report's texts, fixes and places
+            speak of the other, which is to be changed. The verdict does not depend on it.
         progress: told what is being done.
 
     Raises:
@@ -66,7 +76,7 @@ def explain(
         )
         if weights != "as_is":
             pair.transfer(weights)
-        return _explain(pair, kinds, started, say)
+        return replace(_explain(pair, kinds, started, say), reference=reference)
     finally:
         torch.set_num_threads(threads)
 
@@ -77,7 +87,7 @@ def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any)
     __tracebackhide__ = True
     report = explain(torch_model, jax_model, inputs, **arguments)
     if not report.same:
-        raise AssertionError(f"the port differs from its reference\n{report}")
+        raise AssertionError(f"{_FAILED[report.verdict]}\n{report}")
     return report
 
 
@@ -143,9 +153,10 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     )
     not_seen = [*forward.branches, *unseen(session, kinds)]
     explained = same or (bool(findings) and not unknown and judged)
+    verdict, reasons = _verdict(same, findings, forward)
     return Report(
-        same,
-        explained,
+        verdict,
+        explained and verdict != "undecided",
         forward.distance,
         forward.distance if same else remaining,
         findings,
@@ -153,4 +164,21 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
         not_seen,
         notes,
         forward.operations,
+        reasons=reasons,
+        seconds=time.perf_counter() - started,
+        **about(pair.torch_model, pair.jax_model, pair.inputs),
     )
+
+
+def _verdict(same: bool, findings: Sequence[Finding], forward: Comparison) -> tuple[str, list[str]]:
+    """The verdict and what is said first."""
+    if same:
+        return "same", []
+    if findings:
+        return "different", []
+    if forward.distance <= forward.session.output_tolerance():
+        return "undecided", [
+            "the outputs agree, and no value of the reference was there to be compared: all are "
+            "constant or hold fewer than 8 numbers"
+        ]
+    return "different", ["nothing that was tried explains the difference"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -103,11 +103,12 @@ def explain_optimizer(
         noise = np.maximum(noise, _distances(reference.trajectory, nudged.trajectory))
     limit = max(1e-13, 100 * float(noise.max()))
     distances = _distances(reference.trajectory, port)
+    worst = float(distances.max())
     report = Report(
-        same=bool(distances.max() <= limit),
-        explained=bool(distances.max() <= limit),
-        distance=float(distances.max()),
-        remaining=float(distances.max()),
+        "same",
+        True,
+        worst,
+        worst,
         operations=[
             Operation(i, f"step {i + 1}", reference.name, float(d), float(n), _status(d, limit))
             for i, (d, n) in enumerate(zip(distances, noise, strict=True))
@@ -118,40 +119,50 @@ def explain_optimizer(
         ],
         unseen=[f"schedules after step {steps}"],
     )
-    if report.same:
+    if np.isfinite(worst) and worst <= limit:
         return report
-    settings = reference.settings
-    if settings is not None:
-        own = _distances(reference.trajectory, simulate(settings, problem)).max()
-        if own > limit:
-            reference.note = f"the model of {reference.name} is {own:.1e} from its own trajectory"
-            settings = None
-    found = None
-    if settings is not None:
-        found = search.explain(settings, problem, port, limit)
+    found = _search(reference, problem, port, limit)
     if found is None:
-        report.findings = [_unknown(reference, problem, port, distances, limit)]
-        return report
-    report.explained = True
-    report.remaining = found.distance
-    for edit in found.edits:
-        precision = edit.cause == ""
-        report.findings.append(
-            Finding(
-                kind="precision" if precision else "cause",
-                cause=edit.cause,
-                text=edit.text,
-                torch=f"{reference.name}: {edit.setting}",
-                jax="",
-                before=edit.before,
-                after=found.distance,
-                places=edit.places,
-                what="optimizer",
-            )
-        )
+        findings = [_unknown(reference, problem, port, distances, limit)]
+        return replace(report, verdict="different", explained=False, findings=findings)
+    notes = list(report.notes)
     if found.others:
-        report.notes.append("explained as well by: " + "; ".join(found.others))
-    return report
+        notes.append("explained as well by: " + "; ".join(found.others))
+    return replace(
+        report,
+        verdict="different",
+        remaining=found.distance,
+        findings=[_finding(edit, reference, found.distance) for edit in found.edits],
+        notes=notes,
+    )
+
+
+def _search(
+    reference: _Reference, problem: Problem, port: np.ndarray, limit: float
+) -> search.Found | None:
+    """The reference's settings changed until it is the port; None where that does not succeed."""
+    settings = reference.settings
+    if settings is None:
+        return None
+    own = _distances(reference.trajectory, simulate(settings, problem)).max()
+    if own > limit:
+        reference.note = f"the model of {reference.name} is {own:.1e} from its own trajectory"
+        return None
+    return search.explain(settings, problem, port, limit)
+
+
+def _finding(edit: search.Edit, reference: _Reference, after: float) -> Finding:
+    return Finding(
+        kind="precision" if edit.cause == "" else "cause",
+        cause=edit.cause,
+        text=edit.text,
+        torch=f"{reference.name}: {edit.setting}",
+        jax="",
+        before=edit.before,
+        after=after,
+        places=edit.places,
+        what="optimizer",
+    )
 
 
 def _status(distance: float, limit: float) -> str:

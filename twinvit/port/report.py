@@ -1,17 +1,22 @@
-"""What an explanation of a port says: findings, narrowings, and the proof at their end."""
+"""What an explanation of a port says: the verdict, its reasons, the findings and their proof."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-FORMAT = 1
+from twinvit.port.errors import PortError
+
 SHOWN = 12  # narrowings that are shown, and measured in the port
+VERDICTS = ("same", "different", "undecided")
+KINDS = ("cause", "precision", "weights", "expression", "unknown")
+SIDES = ("torch", "jax")
+WORST = 100.0
+"""Roundings of its own that an element of two equal outputs is apart at most."""
+CEILING = 1e-9
+"""Relative L2 distance up to which equal outputs are apart where no rounding was measured."""
 
 
 @dataclass
@@ -20,16 +25,19 @@ class Finding:
 
     Attributes:
         kind: "cause" (a catalogued wrong version, proven), "precision" (a constant made in a
-            narrower type), "weights" (parameters without an equal) or "unknown" (the place is
-            known, the cause is not).
+            narrower type), "weights" (parameters without an equal), "expression" (a sub-program of
+            the port, proven in the reference's place) or "unknown" (the place is known, the cause
+            is not).
         cause: identifier of the catalogue; "" where there is none.
-        text: what is wrong and what to change where, in words.
-        torch: the reference's place, "layers.0.mlp.act: gelu".
-        jax: the port's place, "modeling.py:118"; "" where it cannot be told.
+        text: what is wrong, in words.
+        torch: the place in the PyTorch model, "layers.0.mlp.act: gelu".
+        jax: the place in the JAX model, "modeling.py:118"; "" where it cannot be told.
         before: the distance at this operation without the edit (relative L2).
         after: the distance at this operation with the edit.
-        places: every place of the reference that the same edit was made at.
+        places: every place of the PyTorch model that the same edit was made at.
         what: "forward", "grad", "train" or "optimizer".
+        fix: what to write in the side that is to be changed; "" where it is not known.
+        torch_line: file and line of `torch`, "model.py:31"; "" where it cannot be told.
     """
 
     kind: str
@@ -41,6 +49,8 @@ class Finding:
     after: float
     places: list[str] = field(default_factory=list)
     what: str = "forward"
+    fix: str = ""
+    torch_line: str = ""
 
 
 @dataclass
@@ -59,6 +69,107 @@ class Narrowing:
     where: str
     dtype: str
     cost: float | None = None
+
+
+@dataclass
+class Output:
+    """One array that the models return, and how far the two sides' are apart.
+
+    Attributes:
+        torch: its name in what the PyTorch model returns, "logits" or "1.hidden"; "" for an array
+            alone; None where the PyTorch model returns none.
+        jax: the same of the JAX model.
+        shape_torch: its shape; None where the PyTorch model returns none.
+        shape_jax: the same of the JAX model.
+        compared: whether the two arrays were compared.
+        before: relative L2 distance before any edit.
+        after: the same with the causes' edits alone.
+        worst: the largest |difference| before any edit, in units of that element's own measured
+            rounding; inf where one side has NaN or infinity and the other has not.
+        permuted: the order of the PyTorch array's axes that the JAX array has, where it is another.
+        note: what is to be said about it, in words.
+    """
+
+    torch: str | None = ""
+    jax: str | None = ""
+    shape_torch: tuple[int, ...] | None = None
+    shape_jax: tuple[int, ...] | None = None
+    compared: bool = True
+    before: float = 0.0
+    after: float = 0.0
+    worst: float = 0.0
+    permuted: tuple[int, ...] | None = None
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """The output in words: "logits", "0 (aux in the JAX model)", "the output"."""
+        mine, theirs = self.torch, self.jax
+        if mine is None or theirs is None:
+            return (mine if theirs is None else theirs) or "the output"
+        if mine == theirs or not theirs:
+            return mine or "the output"
+        return f"{mine} ({theirs} in the JAX model)" if mine else theirs
+
+
+@dataclass
+class Native:
+    """Both models as they are, in their own types and jitted, against themselves in float64.
+
+    Attributes:
+        torch: relative L2 distance of the PyTorch model's outputs from its own in float64; None if
+            it did not run.
+        jax: the same of the JAX model.
+        torch_dtype: the type that the PyTorch model's outputs have, "float32".
+        jax_dtype: the same of the JAX model.
+        text: what is to be said about it, in words (NaN, where and how many; why it did not run).
+    """
+
+    torch: float | None = None
+    jax: float | None = None
+    torch_dtype: str = ""
+    jax_dtype: str = ""
+    text: str = ""
+
+
+@dataclass
+class Draw:
+    """The reference with the report's edits against the port, on other inputs or weights.
+
+    Attributes:
+        kind: "inputs" (drawn inputs), "weights" (drawn weights) or "given" (the caller's inputs).
+        distances: relative L2 distance by the output's name.
+        note: what is to be said about it, in words.
+        worst: the largest |difference| of any element in units of its own measured rounding; None
+            where rounding was not measured: then no distance may be above 1e-9.
+    """
+
+    kind: str
+    distances: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    worst: float | None = None
+
+    @property
+    def rounding(self) -> bool:
+        """Whether what is left is rounding."""
+        if self.worst is not None:
+            return self.worst <= WORST
+        return all(d <= CEILING for d in self.distances.values())
+
+
+@dataclass
+class Input:
+    """An array that both models were given, as the PyTorch model takes it.
+
+    Attributes:
+        name: the parameter's name; "" for an input given by its position.
+        shape: its shape.
+        dtype: its type as it was given, "float32".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Operation(NamedTuple):
@@ -83,14 +194,21 @@ class Operation(NamedTuple):
     status: str
 
 
+Verify = Callable[[Any], dict[str, float]]
+"""Runs the edited reference and the port on inputs; distances by output."""
+
+
 @dataclass
 class Report:
     """The explanation of a port: the port = the reference + the findings' edits.
 
+    What it says of itself is checked when it is made and before it is written: a report that
+    contradicts itself raises ValueError.
+
     Attributes:
-        same: outputs equal to rounding, no finding but narrowings, and something was there to be
-            compared.
-        explained: `same`, or every finding has a proven cause and `remaining` is rounding.
+        verdict: "same" (every output that the reference has was compared and is equal to rounding,
+            and nothing was found but precision), "different", or "undecided" (`reasons` says why).
+        explained: the same, or every difference has a proven edit and `remaining` is rounding.
         distance: relative L2 distance of the outputs before any edit.
         remaining: the same after the causes' edits alone.
         findings: differences, in the order in which data flows.
@@ -98,9 +216,20 @@ class Report:
         unseen: what these inputs could not show.
         notes: how the comparison was made, what was matched, how long it took.
         operations: the reference's operations, for a picture of where the two part.
+        reasons: why undecided, or what is said before everything else.
+        outputs: each array that the models return.
+        native: both models as they run, against float64.
+        verified: the edits proven on further inputs and weights.
+        reference: "torch" or "jax": the side that is right; texts and `fix` speak of the other.
+        models: the models' names by side, {"torch": "ViT", "jax": "function"}.
+        inputs: the arrays that both were given.
+        seed: what the inputs were drawn from; None where the caller gave them.
+        command: the command line; "" where there was none.
+        versions: of twinvit, torch, jax, numpy and python.
+        seconds: how long it took; None where it was not measured.
     """
 
-    same: bool
+    verdict: str
     explained: bool
     distance: float
     remaining: float
@@ -109,111 +238,125 @@ class Report:
     unseen: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    native: Native | None = None
+    verified: list[Draw] = field(default_factory=list)
+    reference: str = "torch"
+    models: dict[str, str] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+    seed: int | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    _verify: Verify | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def same(self) -> bool:
+        """Whether the verdict is "same"."""
+        return self.verdict == "same"
+
+    @property
+    def exit_status(self) -> int:
+        """0 same, 1 different, 2 undecided."""
+        return VERDICTS.index(self.verdict)
+
+    def check(self) -> None:
+        """Raise ValueError if the report contradicts itself."""
+        for lie in contradictions(self):
+            raise ValueError(f"a report that contradicts itself: {lie}")
+
+    def verify(self, inputs: Any) -> dict[str, float]:
+        """Run the reference with the report's edits, and the port, on other inputs.
+
+        Args:
+            inputs: arrays as `explain` takes them.
+
+        Returns:
+            Relative L2 distance by the output's name.
+
+        Raises:
+            PortError: the report was read from a file, which holds neither model.
+        """
+        if self._verify is None:
+            raise PortError(
+                "this report holds neither model (it was read from a file, or made by another "
+                "function than explain): call verify on the report that explain returns"
+            )
+        return self._verify(inputs)
 
     def __str__(self) -> str:
-        return "\n".join(self._lines(_colours()))
+        from twinvit.port.report_text import colours, lines
+
+        return "\n".join(lines(self, colours()))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON; numbers that JSON lacks are written as the strings "inf" and
-        "nan"."""
-        data = {"format": FORMAT, **asdict(self)}
-        data["operations"] = [list(op) for op in self.operations]
-        Path(path).write_text(json.dumps(_plain(data), indent=1) + "\n", encoding="utf-8")
+        """Write the report as JSON to a file, or to standard output if the path is "-".
+
+        Numbers that JSON lacks are written as the strings "inf", "-inf" and "nan". The file
+        `report.schema.json` beside this module describes it field by field.
+        """
+        from twinvit.port.report_json import write
+
+        write(self, path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Report:
-        """Read what `to_json` wrote. Raises ValueError on another format."""
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not a report of this version (format {FORMAT})")
-        for finding in data["findings"]:
-            finding["before"], finding["after"] = float(finding["before"]), float(finding["after"])
-        for narrowing in data["narrowings"]:
-            if narrowing["cost"] is not None:
-                narrowing["cost"] = float(narrowing["cost"])
-        return cls(
-            same=data["same"],
-            explained=data["explained"],
-            distance=float(data["distance"]),
-            remaining=float(data["remaining"]),
-            findings=[Finding(**f) for f in data["findings"]],
-            narrowings=[Narrowing(**n) for n in data["narrowings"]],
-            unseen=data["unseen"],
-            notes=data["notes"],
-            operations=[
-                Operation(i, s, n, float(d), float(e), st)
-                for i, s, n, d, e, st in data["operations"]
-            ],
-        )
+        """Read what `to_json` wrote, now or in a former version.
+
+        Raises:
+            ValueError: the file is no report, or one of a later version.
+        """
+        from twinvit.port.report_json import read
+
+        return read(path)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML page that needs nothing else."""
+        from pathlib import Path
+
         from twinvit.port import html
 
+        self.check()
         Path(path).write_text(html.page(self), encoding="utf-8")
 
-    def _lines(self, c: dict[str, str]) -> Iterator[str]:
-        if self.same:
-            yield (
-                f"{c['good']}SAME{c['end']}  the port computes what the "
-                f"reference computes: outputs {self.distance:.1e} apart"
-            )
-        elif self.explained:
-            n = len(self.findings)
-            yield (
-                f"{c['bad']}DIFFERENT{c['end']}, explained: the port = the reference + "
-                f"{'this edit' if n == 1 else f'these {n} edits'}"
-            )
-        else:
-            yield f"{c['bad']}DIFFERENT{c['end']}, not fully explained"
-        for number, finding in enumerate(self.findings, 1):
-            yield ""
-            label = finding.cause or finding.kind
-            where = f"  {finding.jax}" if finding.jax else ""
-            yield f"{c['bold']}{number}. {label}{c['end']}{where}"
-            yield f"   {finding.text}"
-            yield f"   reference: {finding.torch}"
-            if len(finding.places) > 1:
-                shown = ", ".join(finding.places[:6]) + (", ..." if len(finding.places) > 6 else "")
-                yield f"   {len(finding.places)} places: {shown}"
-            yield (
-                f"   distance there: {finding.before:.1e} "
-                f"before the edit, {finding.after:.1e} after"
-            )
-        if not self.same:
-            yield ""
-            yield (
-                f"outputs: {self.distance:.1e} apart; "
-                f"{self.remaining:.1e} with the edits made to the reference"
-            )
-        if self.narrowings:
-            yield ""
-            yield "Narrowings (ignored above: both sides ran in float64):"
-            for narrow in self.narrowings[:SHOWN]:
-                cost = "" if narrow.cost is None else f", costs {narrow.cost:.1e}"
-                yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{cost}"
-            if len(self.narrowings) > SHOWN:
-                yield f"   and {len(self.narrowings) - SHOWN} more"
-        for title, texts in (("Not seen with these inputs:", self.unseen), ("Notes:", self.notes)):
-            if texts:
-                yield ""
-                yield title
-                for text in texts:
-                    yield f"   {text}"
+
+def contradictions(report: Report) -> list[str]:
+    """What a report says that cannot all be true."""
+    lies = []
+    if report.verdict not in VERDICTS:
+        lies.append(f"verdict {report.verdict!r} is none of {', '.join(VERDICTS)}")
+    if report.reference not in SIDES:
+        lies.append(f"reference {report.reference!r} is none of {', '.join(SIDES)}")
+    lies += [f"a finding of kind {f.kind!r}" for f in report.findings if f.kind not in KINDS]
+    if report.explained and any(f.kind == "unknown" for f in report.findings):
+        lies.append("explained, with a finding of unknown cause")
+    if report.verdict == "same":
+        lies += _against_same(report)
+    if report.verdict == "different" and not report.findings and not report.reasons:
+        lies.append("different, without a finding or a reason")
+    if report.verdict == "undecided" and not report.reasons:
+        lies.append("undecided, without a reason")
+    return lies
 
 
-def _colours() -> dict[str, str]:
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        return {"good": "\033[32m", "bad": "\033[31m", "bold": "\033[1m", "end": "\033[0m"}
-    return dict.fromkeys(("good", "bad", "bold", "end"), "")
-
-
-def _plain(value: Any) -> Any:
-    """`value` without the floats that JSON lacks."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
+def _against_same(report: Report) -> list[str]:
+    """What stands in a report whose verdict is "same" and speaks against it."""
+    lies = [
+        f"same, with a finding of kind {f.kind}" for f in report.findings if f.kind != "precision"
+    ]
+    if not report.explained:
+        lies.append("same, and not explained")
+    for output in report.outputs:
+        present = output.torch if report.reference == "torch" else output.jax
+        if present is not None and not output.compared:
+            lies.append(f"same, and {output.name} was not compared")
+        if output.compared and not output.worst <= WORST:
+            lies.append(f"same, and {output.name} is {output.worst:g} roundings apart")
+    for draw in report.verified:
+        if not draw.rounding:
+            lies.append(f"same, and apart with other {draw.kind}")
+    return lies

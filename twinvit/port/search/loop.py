@@ -77,6 +77,7 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
                 a.before,
                 a.after,
                 list(dict.fromkeys(a.places)),
+                torch_line=a.node.where,
             )
         )
     remaining = session.output_distance()

@@ -1,0 +1,243 @@
+"""Reports as JSON: real ones are held to the schema in the package, and read back alike."""
+
+import copy
+import importlib.resources
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from twinvit import port
+from twinvit.port.report import Draw, Finding, Narrowing, Native, Operation, Output, Report
+from twinvit.port.report_json import envelope
+
+SCHEMA = json.loads((importlib.resources.files("twinvit.port") / "report.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+X = np.random.default_rng(0).standard_normal((5, 9))
+
+
+class Layers(torch.nn.Module):
+    """Two layers with an activation between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(9, 12), torch.nn.Linear(12, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.nn.functional.gelu(self.a(x)))
+
+
+def call(p: dict[str, Any], x: Any, activation: Any) -> Any:
+    return activation(x @ p["a.weight"].T + p["a.bias"]) @ p["b.weight"].T + p["b.bias"]
+
+
+def real(which: str) -> Report:
+    """A report that `explain` returns: same, explained or unknown; undecided is made of one."""
+    import jax
+    import jax.numpy as jnp
+
+    if which == "undecided":
+        reasons = ["the reference's output is NaN, first at mul, model.py:3"]
+        return replace(real("same"), verdict="undecided", explained=False, reasons=reasons)
+    activation = {
+        "same": partial(jax.nn.gelu, approximate=False),
+        "explained": partial(jax.nn.gelu, approximate=True),
+        "unknown": lambda x: jnp.arctan(x) * jnp.cos(3 * x) + 0.1 * jnp.sin(x) ** 3,
+    }[which]
+    model = Layers()
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+    return port.explain(model, port.Function(partial(call, activation=activation), params), X)
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, Report]:
+    return {which: real(which) for which in ("same", "explained", "unknown", "undecided")}
+
+
+def test_real_reports_are_what_their_names_say(reports):
+    verdicts = {which: (r.verdict, r.explained) for which, r in reports.items()}
+    assert verdicts == {
+        "same": ("same", True),
+        "explained": ("different", True),
+        "unknown": ("different", False),
+        "undecided": ("undecided", False),
+    }
+
+
+@pytest.mark.parametrize("which", ["same", "explained", "unknown", "undecided"])
+def test_real_reports_obey_the_schema_and_are_read_back_alike(reports, which, tmp_path):
+    reports[which].to_json(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
+    VALIDATOR.validate(data)
+    assert data["versions"]["torch"] == torch.__version__
+    assert data["models"] == {"torch": "Layers", "jax": "call"}
+    assert data["inputs"][0]["shape"] and data["inputs"][0]["dtype"] == "float64"
+    read = Report.from_json(tmp_path / "report.json")
+    assert repr(read) == repr(reports[which])  # NaN is no equal of itself
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def full() -> Report:
+    """A report that fills every field, with numbers that JSON lacks and names of other scripts."""
+    finding = Finding("unknown", "", "größer, 層", "層: gelu", "\udcff.py:3", math.inf, math.nan)
+    return Report(
+        "different",
+        False,
+        math.inf,
+        -math.inf,
+        [finding, replace(finding, kind="cause", cause="gelu_tanh", places=["a", "b"])],
+        [Narrowing("jax", "a.py:1", "float32"), Narrowing("torch", "", "bfloat16", 1e-3)],
+        ["no masked row"],
+        ['"quoted"\n</script>'],
+        [Operation(0, "a", "gelu", math.inf, math.nan, "lost")],
+        reasons=["the port returns NaN"],
+        outputs=[
+            Output("0", "logits", (2, 9), (9, 2), True, 0.1, 0.0, math.inf, (1, 0), "moved"),
+            Output(None, "aux", None, (), compared=False, before=math.nan),
+        ],
+        native=Native(np.float64(1e-7), None, "float32", "", "no GPU"),
+        verified=[Draw("inputs", {"": 1e-16, "aux": math.nan}, "a note", 3.0)],
+        reference="jax",
+        seed=3,
+        command="twinvit port explain",
+        seconds=1.5,
+    )
+
+
+def test_every_field_survives(tmp_path):
+    full().to_json(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text("utf-8"), parse_constant=no_constant)
+    VALIDATOR.validate(data)
+    read = Report.from_json(tmp_path / "report.json")
+    assert repr(read) == repr(full()).replace("\\udcff", "\\\\udcff").replace(
+        "np.float64(1e-07)", "1e-07"
+    )
+
+
+def objects(schema: Any, data: Any) -> list[dict[str, Any]]:
+    """Every object in a report that the schema describes, by identity."""
+    if isinstance(data, dict):
+        return [data, *(o for v in data.values() for o in objects(schema, v))]
+    return [o for v in data for o in objects(schema, v)] if isinstance(data, list) else []
+
+
+def closed(schema: Any) -> list[dict[str, Any]]:
+    """Every part of the schema that describes an object with named fields."""
+    if isinstance(schema, dict):
+        own = [schema] if schema.get("type") == "object" and "properties" in schema else []
+        return own + [o for v in schema.values() for o in closed(v)]
+    return [o for v in schema for o in closed(v)] if isinstance(schema, list) else []
+
+
+def test_the_schema_is_one_and_knows_every_field_and_no_other():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert len(closed(SCHEMA)) >= 8
+    for part in closed(SCHEMA):
+        assert part["additionalProperties"] is False
+    for part in [SCHEMA, *(d for d in SCHEMA["$defs"].values() if d.get("type") == "object")]:
+        assert part["required"] == list(part["properties"])
+        assert all("description" in field for field in part["properties"].values())
+    assert list(SCHEMA["properties"]) == list(envelope(full()))
+
+
+def test_no_field_can_be_left_out_and_none_added(reports):
+    for report in [*reports.values(), full()]:
+        data = envelope(report)
+        VALIDATOR.validate(data)
+        for i, part in enumerate(objects(SCHEMA, data)):
+            by_output = any(part is d["distances"] for d in data["verified"])
+            optional = part is data["models"] or part is data["versions"]
+            for key in [] if by_output or optional else part:
+                changed = copy.deepcopy(data)
+                del objects(SCHEMA, changed)[i][key]
+                assert not VALIDATOR.is_valid(changed), key
+            changed = copy.deepcopy(data)
+            objects(SCHEMA, changed)[i]["surprise"] = "a word"
+            assert not VALIDATOR.is_valid(changed), part
+
+
+def test_the_schema_refuses_what_a_report_cannot_say():
+    def valid(**changes: Any) -> bool:
+        return VALIDATOR.is_valid(envelope(full()) | changes)
+
+    assert valid()
+    assert not valid(verdict="same") and not valid(explained=True)
+    assert not valid(verdict="undecided", reasons=[]) and not valid(findings=[], reasons=[])
+    assert not valid(distance="1e-3") and not valid(schema=1) and not valid(reference="numpy")
+
+
+FIRST = {
+    "format": 1,
+    "same": False,
+    "explained": False,
+    "distance": 0.1,
+    "remaining": "inf",
+    "findings": [],
+    "narrowings": [{"side": "jax", "where": "a.py:1", "dtype": "float32", "cost": None}],
+    "unseen": [],
+    "notes": ["a note"],
+    "operations": [[0, "a", "gelu", "inf", 1e-16, "lost"]],
+}
+FIRST_FINDING = {
+    "kind": "cause",
+    "cause": "gelu_tanh",
+    "text": "tanh",
+    "torch": "act: gelu",
+    "jax": "",
+    "before": "nan",
+    "after": 0.0,
+    "places": ["act: gelu"],
+    "what": "forward",
+}
+
+
+def test_files_of_the_first_format_load(tmp_path: Path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(FIRST))
+    read = Report.from_json(path)
+    assert read.verdict == "different" and read.reasons and math.isinf(read.remaining)
+    path.write_text(json.dumps(FIRST | {"findings": [FIRST_FINDING], "explained": True}))
+    read = Report.from_json(path)
+    assert read.findings[0].fix == "" and math.isnan(read.findings[0].before)
+    path.write_text(json.dumps(FIRST | {"same": True, "explained": True}))
+    assert Report.from_json(path).same
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no report"),
+        ("{}", "no field schema"),
+        ("words", "not JSON"),
+        ('{"schema": 3}', "reads 1 and 2"),
+        ('{"schema": 2}', "no whole report"),
+        ('{"format": 1}', "no whole report"),
+    ],
+)
+def test_other_files_are_refused_in_words(tmp_path, text, message):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Report.from_json(tmp_path / "report.json")
+
+
+def test_a_file_whose_verdict_lies_is_refused(tmp_path):
+    data = envelope(full()) | {"verdict": "same", "explained": True}
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="contradicts itself"):
+        Report.from_json(tmp_path / "report.json")
+
+
+def test_a_dash_is_standard_output(capsys):
+    full().to_json("-")
+    VALIDATOR.validate(json.loads(capsys.readouterr().out))

@@ -1,0 +1,132 @@
+"""Reports as JSON files: one envelope, described by `report.schema.json` beside this module."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from twinvit.port.report import (
+    Draw,
+    Finding,
+    Input,
+    Narrowing,
+    Native,
+    Operation,
+    Output,
+    Report,
+)
+
+SCHEMA = 2
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+
+
+def envelope(report: Report) -> dict[str, Any]:
+    """The report as what JSON can hold; its fields are those of `Report`, after "schema"."""
+    report.check()
+    names = [f.name for f in fields(report) if not f.name.startswith("_")]
+    return {"schema": SCHEMA} | {n: _plain(getattr(report, n)) for n in names}
+
+
+def write(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report to a file, or to standard output if the path is "-"."""
+    text = json.dumps(envelope(report), indent=1, allow_nan=False) + "\n"
+    if os.fspath(path) == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def read(path: str | os.PathLike[str]) -> Report:
+    """Read a report's file of this version or a former one. Raises ValueError on another file."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no report: it is not JSON ({error})") from error
+    if not isinstance(data, dict) or ("schema" not in data and "format" not in data):
+        raise ValueError(f"{path} is no report: it has no field schema")
+    version = data.pop("schema") if "schema" in data else data.pop("format")
+    if version not in (1, SCHEMA):
+        raise ValueError(
+            f"{path} is a report of schema {version!r}; this version reads 1 and {SCHEMA}"
+        )
+    try:
+        return _report(_from_first(data) if version == 1 else data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no whole report: {error!r}") from error
+
+
+def _from_first(data: dict[str, Any]) -> dict[str, Any]:
+    """A report of format 1, which had `same` for a verdict and no reasons."""
+    data = dict(data)
+    same = data.pop("same")
+    data["verdict"] = "same" if same else "different"
+    if any(f["kind"] == "unknown" for f in data["findings"]):
+        data["explained"] = False
+    if not same and not data["findings"]:
+        data["reasons"] = ["nothing that was tried explains the difference"]
+    return data
+
+
+def _report(data: dict[str, Any]) -> Report:
+    data = dict(data)
+    native = data.get("native")
+    return Report(
+        **data
+        | {
+            "distance": float(data["distance"]),
+            "remaining": float(data["remaining"]),
+            "findings": [Finding(**_numbers(f, "before", "after")) for f in data["findings"]],
+            "narrowings": [Narrowing(**_numbers(n, "cost")) for n in data["narrowings"]],
+            "operations": [
+                Operation(i, s, n, float(d), float(e), st)
+                for i, s, n, d, e, st in data["operations"]
+            ],
+            "outputs": [_output(o) for o in data.get("outputs", [])],
+            "native": None if native is None else Native(**_numbers(native, "torch", "jax")),
+            "verified": [_draw(d) for d in data.get("verified", [])],
+            "inputs": [Input(**i | {"shape": tuple(i["shape"])}) for i in data.get("inputs", [])],
+        }
+    )
+
+
+def _output(data: dict[str, Any]) -> Output:
+    data = _numbers(data, "before", "after", "worst")
+    for name in ("shape_torch", "shape_jax", "permuted"):
+        if data[name] is not None:
+            data[name] = tuple(data[name])
+    return Output(**data)
+
+
+def _draw(data: dict[str, Any]) -> Draw:
+    return Draw(
+        **_numbers(data, "worst")
+        | {"distances": {k: float(d) for k, d in data["distances"].items()}}
+    )
+
+
+def _numbers(data: dict[str, Any], *names: str) -> dict[str, Any]:
+    """`data` with its numbers as floats: "inf" and "nan" are strings in JSON."""
+    return data | {n: None if data[n] is None else float(data[n]) for n in names}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: dataclasses as objects, tuples as arrays, no NaN or infinity."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, float):  # NumPy's float64 among them
+        value = float(value)
+        return value if value - value == 0 else str(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, str):  # half a surrogate pair, as file names can hold, is not UTF-8
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if value is None or isinstance(value, bool | int):
+        return value
+    return value.item() if hasattr(value, "item") else str(value)  # NumPy's scalars

@@ -1,11 +1,18 @@
 """`twinvit port`: what it prints and its exit status."""
 
+import inspect
+import json
+import re
 from pathlib import Path
 
+import numpy as np
+import port_models as models
 import pytest
 
 from twinvit import port
 from twinvit.port import cli
+from twinvit.port.annotations import workflow_commands
+from twinvit.port.report import Finding, Report
 
 FACTORIES = """
 from functools import partial
@@ -18,9 +25,26 @@ def make_torch():
 def good(model):
     return port.Function(models.port, models.params(model))
 
+def leaves():
+    raise SystemExit(0)
+
+def fails(model):
+    return {}["w"]
+
+def late(model):
+    return port.Function(lambda p, x: 1 // 0, models.params(model))
+
+def chatty(model):
+    print("the model says a word")
+    return bad(model)
+
 def bad(model):
     return port.Function(partial(models.port, tanh=True), models.params(model))
 """
+
+
+SHAPE = ["--shape", "2,3,12,12"]
+PAIR = ["port_factories:make_torch", "port_factories:good"]
 
 
 @pytest.fixture
@@ -62,10 +86,19 @@ def test_explain_says_same_and_different(factories, tmp_path, capsys):
             "no shape",
         ),
         (["blind_spots", "port_factories:bad", "--shape", "2,3,12,12"], "takes 1 arguments"),
+        (["explain", "port_factories:leaves", "port_factories:good", *SHAPE], "SystemExit: 0"),
+        (["explain", "port_factories:make_torch", "port_factories:fails", *SHAPE], "KeyError: 'w'"),
+        (
+            ["explain", "port_factories:make_torch", "port_factories:late", *SHAPE],
+            "the port refuses its inputs ((2, 3, 12, 12) float64): ZeroDivisionError",
+        ),
+        (["explain", *PAIR, "--shape", "2,3,12,12", "--jax-shape", "2,12,3"], "is no order"),
+        (["explain", *PAIR, "--shape", "4,4,4", "--jax-shape", "4,4,4", "--weights", "x"], "'x'"),
+        (["explain", *PAIR, *SHAPE, "--jax-shape", "3", "--jax-shape", "3"], "given 2 times for 1"),
     ],
 )
-def test_what_cannot_be_judged_has_status_2(factories, arguments, message, capsys):
-    assert cli.main(arguments) == 2
+def test_no_verdict_has_status_3(factories, arguments, message, capsys):
+    assert cli.main(arguments) == 3
     assert message in capsys.readouterr().err
 
 
@@ -81,9 +114,9 @@ MODELS = ["port_factories:nothing", "port_factories:good"]
     ],
 )
 def test_paths_are_checked_before_the_models_are_made(factories, arguments, tmp_path, capsys):
-    assert cli.main([*arguments, str(tmp_path)]) == 2
+    assert cli.main([*arguments, str(tmp_path)]) == 3
     assert "is a folder" in capsys.readouterr().err
-    assert cli.main([*arguments, str(tmp_path / "none" / "file")]) == 2
+    assert cli.main([*arguments, str(tmp_path / "none" / "file")]) == 3
     assert "its folder does not exist" in capsys.readouterr().err
 
 
@@ -111,3 +144,117 @@ def test_a_map_is_written(factories, tmp_path, capsys):
     out = tmp_path / "map.toml"
     assert cli.main(["map", f"{factories}:make_torch", f"{factories}:good", "-o", str(out)]) == 0
     assert len(port.WeightMap.load(out).rules) == 40
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["explian"],
+        ["explain", *PAIR, *SHAPE, "--nothing"],
+        ["explain", *PAIR, *SHAPE, "--seed", "-1"],
+        ["explain", *PAIR, *SHAPE, "--reference", "numpy"],
+        ["blind_spots", "port_factories:make_torch", "--metric", "none"],
+    ],
+)
+def test_wrong_arguments_have_status_3(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 3 and "error: " in capsys.readouterr().err
+
+
+def test_an_error_of_ours_is_one_line_unless_its_place_is_asked_for(factories, monkeypatch, capsys):
+    from twinvit.port import explainer
+
+    def broken(*_, **__):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(explainer, "explain", broken)
+    assert cli.main(["explain", *PAIR, *SHAPE]) == 3
+    printed = capsys.readouterr().err
+    assert printed == (
+        "error: no verdict, an unexpected RuntimeError: two lines; --traceback shows where\n"
+    )
+    assert cli.main(["explain", *PAIR, *SHAPE, "--traceback"]) == 3
+    assert "in broken" in capsys.readouterr().err
+
+
+def test_undecided_has_status_2(factories, monkeypatch, capsys):
+    from twinvit.port import explainer
+
+    report = Report("undecided", False, 0.0, 0.0, reasons=["logits are NaN"])
+    monkeypatch.setattr(explainer, "explain", lambda *_, **__: report)
+    assert cli.main(["explain", *PAIR, *SHAPE, "--quiet", "--github"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "UNDECIDED: logits are NaN",
+        "::warning title=port%3A undecided::UNDECIDED: logits are NaN",
+    ]
+
+
+@pytest.mark.parametrize("flag", [["--json"], ["--json", "-"], ["--json", "--quiet", "--github"]])
+def test_standard_output_holds_the_json_alone(factories, flag, capsys):
+    pair = [f"{factories}:make_torch", f"{factories}:chatty"]
+    assert cli.main(["explain", *pair, *SHAPE, "--seed", "3", *flag]) == 1
+    printed = capsys.readouterr()
+    data = json.loads(printed.out)
+    assert data["schema"] == 2 and data["findings"][0]["cause"] == "gelu_tanh"
+    assert data["seed"] == 3 and data["command"].startswith("twinvit port explain port_factories:")
+    assert "the model says a word" in printed.err and "DIFFERENT" in printed.err
+
+
+def test_quiet_prints_the_verdict_and_github_every_place(factories, capsys):
+    pair = [f"{factories}:make_torch", f"{factories}:bad"]
+    assert cli.main(["explain", *pair, *SHAPE, "--quiet", "--github"]) == 1
+    printed = capsys.readouterr()
+    verdict, first, second = printed.out.splitlines()
+    assert verdict == "DIFFERENT, explained: the port = the reference + this edit"
+    assert first.startswith("::error title=port%3A different::DIFFERENT")
+    assert re.match(
+        r"::error file=[^:,]*port_models\.py,line=\d+,title=gelu_tanh::the port computes", second
+    )
+    assert "recording" not in printed.err
+
+
+def test_with_jax_as_the_reference_annotations_are_at_the_pytorch_line(factories, capsys):
+    pair = [f"{factories}:make_torch", f"{factories}:bad"]
+    assert cli.main(["explain", *pair, *SHAPE, "--github", "--reference", "jax"]) == 1
+    lines, start = inspect.getsourcelines(models.Block.forward)
+    at = start + next(i for i, text in enumerate(lines) if "F.gelu" in text)
+    assert f"port_models.py,line={at},title=gelu_tanh::the JAX model computes" in (
+        capsys.readouterr().out
+    )
+
+
+def test_annotations_escape_what_their_syntax_uses():
+    finding = Finding("unknown", "", "100 %: a\nb", "a: gelu", "x.py:3, y.py:4", 1.0, 1.0)
+    report = Report("different", False, 1.0, 1.0, [finding], models={"jax": "a,b:c"})
+    verdict, *found = workflow_commands(report)
+    assert verdict.startswith("::error title=a%2Cb%3Ac%3A different::DIFFERENT, not")
+    assert found == [
+        "::error file=x.py,line=3,title=unknown::100 %25: a%0Ab",
+        "::error file=y.py,line=4,title=unknown::100 %25: a%0Ab",
+    ]
+    finding.jax = ""
+    assert list(workflow_commands(report))[1:] == [
+        "::error title=unknown::100 %25: a%0Ab%0Aat a: gelu"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ("2,4,4,3", (0, 2, 3, 1)),
+        ("2,3,4,4", (0, 1, 2, 3)),
+        ("4,4,3,2", None),
+        ("2,3,16", None),
+    ],
+)
+def test_the_ports_inputs_have_their_axes_in_the_order_of_their_flag(shape, order):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4))
+    if order is None:
+        with pytest.raises(port.PortError, match="of the axes of an input of shape"):
+            cli.jax_inputs([shape], [x])
+    else:
+        (made,) = cli.jax_inputs([shape], [x])
+        assert np.array_equal(made, x.transpose(order))
+    assert cli.jax_inputs([], [x]) is None

@@ -3,54 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import inspect
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
+from twinvit.port.command_inputs import check_writable, inputs, jax_inputs, load
 from twinvit.port.errors import PortError
 
-SAME, DIFFERENT, NO_JUDGEMENT = 0, 1, 2
+if TYPE_CHECKING:
+    from twinvit.port.report import Report
+
+SAME, DIFFERENT, UNDECIDED, NO_VERDICT = 0, 1, 2, 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """Leaves with status 3 where the arguments are wrong: 2 means undecided."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(NO_VERDICT, f"error: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="twinvit port",
         description="Explain a port between PyTorch and JAX: what is wrong, where, and the proof.",
-        epilog="exit status: 0 same, 1 different (the causes are "
-        "printed), 2 cannot be judged (the reason is printed)",
+        epilog="exit status: 0 same, 1 different, 2 undecided (the report says why), 3 no verdict "
+        "(wrong arguments, a model that does not import or run, or an error of this program)",
     )
     commands = top.add_subparsers(dest="command", required=True)
-    explain = commands.add_parser("explain", help="the port = the reference + these edits")
-    explain.add_argument(
-        "torch_model",
-        metavar="pkg.mod:make_torch",
-        help="an nn.Module, or a function that makes one",
-    )
-    explain.add_argument(
-        "jax_model",
-        metavar="pkg.mod:make_jax",
-        help="the port, or a function that makes it; one that "
-        "takes an argument is given the PyTorch model",
-    )
-    _inputs(explain)
-    explain.add_argument(
-        "--weights", default="as_is", help="as_is (default), transfer, or a map's file"
-    )
-    explain.add_argument(
-        "--output", default=None, help="name or number of the compared array of a structured output"
-    )
-    explain.add_argument("--grad", action="store_true", help="compare gradients, too")
-    explain.add_argument("--train", action="store_true", help="compare train mode, too")
-    explain.add_argument("--html", type=Path, default=None, help="write the report as a page")
-    explain.add_argument("--json", type=Path, default=None, help="write the report as JSON")
+    _explain_flags(commands)
     mapped = commands.add_parser("map", help="propose a map of weights")
     mapped.add_argument("torch_model", metavar="pkg.mod:make_torch")
     mapped.add_argument("jax_model", metavar="pkg.mod:make_jax")
@@ -62,7 +52,68 @@ def parser() -> argparse.ArgumentParser:
     blind.add_argument("--rtol", type=float, default=0.0)
     blind.add_argument("--metric", default="allclose", choices=("allclose", "cosine", "kl", "top1"))
     commands.add_parser("causes", help="print the catalogue")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--traceback", action="store_true", help="show where an error comes from"
+        )
     return top
+
+
+def _explain_flags(commands: Any) -> None:
+    p = commands.add_parser("explain", help="the port = the reference + these edits")
+    p.add_argument(
+        "torch_model",
+        metavar="pkg.mod:make_torch",
+        help="an nn.Module, or a function that makes one",
+    )
+    p.add_argument(
+        "jax_model",
+        metavar="pkg.mod:make_jax",
+        help="the port, or a function that makes it; one that "
+        "takes an argument is given the PyTorch model",
+    )
+    _inputs(p)
+    p.add_argument(
+        "--jax-shape",
+        dest="jax_shapes",
+        action="append",
+        default=[],
+        metavar="2,224,224,3",
+        help="an input's shape as the port takes it: the same numbers with their axes in this "
+        "order; once for each input",
+    )
+    p.add_argument("--weights", default="as_is", help="as_is (default), transfer, or a map's file")
+    p.add_argument(
+        "--output", default=None, help="name or number of the compared array of a structured output"
+    )
+    p.add_argument(
+        "--reference",
+        default="torch",
+        choices=("torch", "jax"),
+        help="the side that is right: texts speak of the other, which is to be changed",
+    )
+    p.add_argument("--grad", action="store_true", help="compare gradients, too")
+    p.add_argument("--train", action="store_true", help="compare train mode, too")
+    p.add_argument("--html", type=Path, default=None, help="write the report as a page")
+    p.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        default=None,
+        metavar="PATH",
+        help="write the report as JSON to a file, or without a path (or with -) to standard "
+        "output, where nothing else is written then",
+    )
+    p.add_argument("--quiet", action="store_true", help="print the verdict's line only")
+    p.add_argument(
+        "--github", action="store_true", help="print annotations of a GitHub workflow, too"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _inputs(p: argparse.ArgumentParser) -> None:
@@ -85,115 +136,37 @@ def _inputs(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--seed",
-        type=int,
+        type=_seed,
         default=0,
         help="of the inputs, drawn from a standard normal distribution",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status."""
-    arguments = parser().parse_args(argv)
+    """Run a command and return its exit status: 0 same, 1 different, 2 undecided, 3 no verdict.
+
+    Raises SystemExit where the arguments are wrong (3) or help was asked for (0).
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(given)
+    arguments.command_line = shlex.join(["twinvit", "port", *given])
     try:
         return _COMMANDS[arguments.command](arguments)
     except PortError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return NO_JUDGEMENT
+        message = str(error)
+        cause: BaseException = error
+    except (Exception, SystemExit) as error:  # SystemExit(0) of a model would say: the same
+        message = f"no verdict, an unexpected {_one_line(error)}; --traceback shows where"
+        cause = error
+    if arguments.traceback:
+        traceback.print_exception(cause)
+    print(f"error: {message}", file=sys.stderr)
+    return NO_VERDICT
 
 
-def load(name: str, *given: Any) -> Any:
-    """What `pkg.mod:name` names: an object, or what a function of that name makes.
-
-    A function whose first parameter has no default is given `given`.
-
-    Raises:
-        PortError: it cannot be imported or called.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not attribute:
-        raise PortError(f"{name!r} names no factory; write pkg.mod:function")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        missing = getattr(error, "name", None)
-        if missing in ("torch", "jax", "flax", "equinox", "haiku"):
-            raise PortError(
-                f"{name} needs {missing}, which is not installed; install it and try again"
-            ) from error
-        raise PortError(
-            f"{module_name} cannot be imported: {error}; run in its folder or set PYTHONPATH"
-        ) from error
-    except Exception as error:
-        raise PortError(
-            f"{module_name} fails while it is imported: {type(error).__name__}: {error}"
-        ) from error
-    try:
-        found: Any = module
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise PortError(f"{module_name} has no {attribute}") from error
-    if not (inspect.isfunction(found) or inspect.isclass(found) or inspect.isbuiltin(found)):
-        return found
-    needed = [
-        p
-        for p in inspect.signature(found).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(needed) > len(given):
-        raise PortError(
-            f"{name} takes {len(needed)} arguments; a factory takes none"
-            + (", or the PyTorch model" if given else "")
-        )
-    try:
-        return found(*given[: len(needed)])
-    except PortError:
-        raise
-    except Exception as error:
-        raise PortError(f"{name}() fails: {type(error).__name__}: {error}") from error
-
-
-def inputs(arguments: argparse.Namespace) -> tuple[np.ndarray, ...]:
-    """Arrays as the flags ask for them, in the flags' order."""
-    rng = np.random.default_rng(arguments.seed)
-    made: list[np.ndarray] = []
-    for flag, text in arguments.inputs:
-        if flag == "--shape":
-            made.append(rng.standard_normal(_shape(text)))
-            continue
-        shape, _, bound = text.partition(":")
-        if not bound.isdigit() or int(bound) < 1:
-            raise PortError(f"--int {text}: write shape:bound, e.g. 2,16:100")
-        made.append(rng.integers(0, int(bound), _shape(shape)))
-    if not made:
-        raise PortError("no input: give --shape 2,3,224,224 (or --int 2,16:100 for tokens)")
-    return tuple(made)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(n) for n in text.split(","))
-    except ValueError:
-        shape = (0,)
-    if any(n < 1 for n in shape):
-        raise PortError(f"{text!r} is no shape; write e.g. 2,3,224,224")
-    return shape
-
-
-def _check_writable(*paths: Path | None) -> None:
-    """Raises PortError for a path that no file can be written to, before long work starts."""
-    for path in paths:
-        if path is None:
-            continue
-        folder = path.resolve().parent
-        if not folder.is_dir():
-            raise PortError(f"{path}: its folder does not exist")
-        if path.is_dir():
-            raise PortError(f"{path} is a folder; name a file in it")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise PortError(f"{path} cannot be written; name another file")
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _models(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -223,34 +196,64 @@ def _progress() -> Callable[[str], None]:
 
 def _explain(arguments: argparse.Namespace) -> int:
     arrays = inputs(arguments)
-    _check_writable(arguments.html, arguments.json)
-    model, jax_model = _models(arguments)
-    from twinvit.port.explainer import explain
+    given = jax_inputs(arguments.jax_shapes, arrays)
+    file = None if arguments.json in (None, "-") else Path(arguments.json)
+    check_writable(arguments.html, file)
+    with _standard_output_kept(arguments.json == "-"):
+        model, jax_model = _models(arguments)
+        from twinvit.port.explainer import explain
 
-    what = (
-        "forward",
-        *(("grad",) if arguments.grad else ()),
-        *(("train",) if arguments.train else ()),
-    )
-    report = explain(
-        model,
-        jax_model,
-        arrays,
-        weights=arguments.weights,
-        what=what,
-        output=arguments.output,
-        progress=_progress(),
-    )
-    print(report)
+        report = explain(
+            model,
+            jax_model,
+            arrays,
+            jax_inputs=given,
+            weights=arguments.weights,
+            what=(
+                "forward",
+                *(("grad",) if arguments.grad else ()),
+                *(("train",) if arguments.train else ()),
+            ),
+            output=arguments.output,
+            reference=arguments.reference,
+            progress=None if arguments.quiet else _progress(),
+        )
+        report.seed, report.command = arguments.seed, arguments.command_line
+        _print(report, arguments)
     if arguments.json is not None:
         report.to_json(arguments.json)
     if arguments.html is not None:
         report.to_html(arguments.html)
-    return SAME if report.same else DIFFERENT
+    return report.exit_status
+
+
+def _print(report: Report, arguments: argparse.Namespace) -> None:
+    """The report or its first line, and annotations; on standard error where standard output is
+    the JSON's."""
+    from twinvit.port.annotations import workflow_commands
+    from twinvit.port.report_text import verdict_line
+
+    lines = [verdict_line(report) if arguments.quiet else str(report)]
+    if arguments.github:
+        lines += workflow_commands(report)
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `| head`: the verdict stands, and the status says it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _standard_output_kept(kept: bool) -> Iterator[None]:
+    """What is printed within, by the models too, goes to standard error if the other is kept."""
+    if not kept:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _map(arguments: argparse.Namespace) -> int:
-    _check_writable(arguments.out)
+    check_writable(arguments.out)
     model, jax_model = _models(arguments)
     from twinvit.port.weight_map import map_weights
 

@@ -4,5 +4,5 @@
 class PortError(Exception):
     """The two models cannot be judged: the message says what was wrong, where, and what to do.
 
-    The command line turns it into exit status 2.
+    The command line turns it into exit status 3.
     """

@@ -14,6 +14,7 @@ from twinvit.port import record_torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Generator, Variant, causes_on
 from twinvit.port.errors import PortError
+from twinvit.port.outputs import pick_torch, preferred
 from twinvit.port.record_torch import Graph, Node, numbers
 from twinvit.port.search.edits import edits_of
 
@@ -111,9 +112,9 @@ def blind_spots(
         raise PortError(f'metric={metric!r} is none of "allclose", "cosine", "kl", "top1"')
 
     def pick(out: Any) -> list[Any]:
-        found = record_torch.pick_torch(out, output)
+        found = pick_torch(out, output)
         if output is None:
-            found = record_torch.preferred(found)
+            found = preferred(found)
         return [t for _, t in found]
 
     graph = record_torch.record(torch_model, inputs, pick)

@@ -8,55 +8,88 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.port import record_jax, record_torch
+from twinvit.port import record_jax, record_torch, verdict
 from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.harness import check_port, check_reference, check_weights
 from twinvit.port.index import Index
-from twinvit.port.outputs import labelled, pair_outputs
+from twinvit.port.outputs import Leaves, Paired, labelled, pair_outputs, pick, pick_torch
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import pick_output, pick_torch
+from twinvit.port.record_torch import Graph, numbers
 from twinvit.port.report import Finding, Narrowing, Operation
 from twinvit.port.search.loop import Progress, explain_divergences
-from twinvit.port.search.noise import measure_noise
+from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.session import Session
 
 
 @dataclass
-class Comparison:
-    """Both models recorded and compared in one mode."""
+class Recorded:
+    """Both models recorded in one mode, their outputs paired.
 
+    Attributes:
+        graph: the reference; its outputs are the compared ones.
+        index: the port's values.
+        traced, arrays, pure: the port, and what it was called with.
+        interpreter: what the port's evaluation met (narrowings, branches).
+        pairs: every output of the reference, compared or not.
+        compared: those of `pairs` that are compared, in the order of the graph's outputs.
+        port: the port's arrays of `compared`, as the port returns them.
+        extra: names of the port's outputs that nothing was compared with.
+    """
+
+    graph: Graph
+    index: Index
+    traced: record_jax.Traced
+    arrays: list[np.ndarray]
+    pure: record_jax.Pure
+    interpreter: record_jax.Interpreter
+    pairs: list[Paired]
+    compared: list[Paired]
+    port: list[np.ndarray]
+    extra: list[str]
+    chosen: list[int]
+    """Places of the compared arrays among all that the port returns."""
+
+
+@dataclass
+class Comparison:
+    """Both models recorded and compared in one mode.
+
+    Attributes:
+        before, after: each compared output against the port's, without any edit and with those of
+            known causes.
+        remaining: the outputs' relative L2 distance with the edits of known causes.
+        unknown: some difference has no proven edit.
+        found: how many values of the reference the port has an equal of.
+    """
+
+    recorded: Recorded
     session: Session
     findings: list[Finding]
+    before: list[verdict.Distance]
+    after: list[verdict.Distance]
     distance: float
     remaining: float
     unknown: bool
     operations: list[Operation]
     narrowings: list[Narrowing]
-    branches: list[str]
-    arrays: list[np.ndarray]
-    chosen: list[int]
-    """Places of the compared arrays among the port's outputs."""
-    compared: int
+    found: int
 
     @property
-    def same(self) -> bool:
-        return (
-            self.distance <= self.session.output_tolerance()
-            and not self.findings
-            and self.compared > 0
-        )
+    def agrees(self) -> bool:
+        """True if no output differs, and nothing had to be changed for that."""
+        return not self.findings and all(d.verdict != verdict.DIFFERENT for d in self.before)
 
 
-def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
-    output = pair.output
+def record(pair: Pair, train: bool, say: Progress) -> Recorded:
+    """Record both models and pair their outputs. Raises PortError."""
     say("recording the PyTorch model")
-    first: list[tuple[str, Any]] = []
+    mine: Leaves = []
 
-    def pick(out: Any) -> list[Any]:
-        first[:] = pick_torch(out, output)
-        return [t for _, t in first]
+    def choose(out: Any) -> list[Any]:
+        mine[:] = pick_torch(out, pair.output)
+        return [t for _, t in mine]
 
-    graph = record_torch.record(pair.torch_model, pair.inputs, pick, train=train)
+    graph = record_torch.record(pair.torch_model, pair.inputs, choose, train=train)
     say("recording the port")
     index = Index()
     traced, arrays, pure = pair.trace(train=train)
@@ -67,43 +100,83 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
-    theirs = pick_output(labelled(traced, outs, pure), output, "JAX")
-    pair_outputs(graph, first, theirs)
-    chosen = [next(i for i, out in enumerate(outs) if out is x) for _, x in theirs]
-    port_outputs = [np.asarray(x) for _, x in theirs]
+    theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX")
+    pairs = pair_outputs(mine, theirs)
+    compared = [p for p in pairs if p.port is not None]
+    port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
+    values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
+    for p, value, array in zip(compared, values, port):
+        p.fix_layout(value, array)
+    graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
+    extra = [n for k, (n, _) in enumerate(theirs) if k not in {p.port for p in compared}]
+    chosen = [
+        next(i for i, out in enumerate(outs) if out is theirs[p.port][1])
+        for p in compared
+        if p.port is not None
+    ]
+    return Recorded(
+        graph,
+        index,
+        traced,
+        arrays,
+        pure,
+        interpreter,
+        pairs,
+        compared,
+        port,
+        extra,
+        chosen,
+    )
+
+
+def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
+    """Record both models, and explain where they part."""
+    recorded = record(pair, train, say)
+    graph, traced = recorded.graph, recorded.traced
+    named = [(p.theirs, x) for p, x in zip(recorded.compared, recorded.port)]
     if not train:
         check_reference(pair, graph)
-        check_port(pair, port_outputs, theirs)
+        check_port(pair, recorded.port, named)
     say("measuring rounding")
-    session = Session(graph, index, measure_noise(graph), port_outputs)
+    outputs = [p.arrange(x) for p, x in zip(recorded.compared, recorded.port)]
+    session = Session(graph, recorded.index, measure_noise(graph), outputs)
     if train:
         session.what = ("forward", "train")
         session.watch(
             {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
         )
+    before = [session.judge_output(k) for k in range(len(outputs))]
     distance = session.output_distance()
     operations = session.operations()
     findings, remaining, unknown = explain_divergences(session, say)
+    if findings:
+        remeasure(session)
     narrowings = [Narrowing("torch", w, d) for w, d in graph.narrowings]
-    for w, d in dict.fromkeys([*traced.narrowings, *interpreter.narrowings]):
+    for w, d in dict.fromkeys([*traced.narrowings, *recorded.interpreter.narrowings]):
         narrowings.append(Narrowing("jax", w, d))
     reference_costs(session, narrowings)
     if not train:
-        port_costs(pair, arrays, theirs, narrowings)
-    compared = sum(1 for e in session.match.values() if e is not None)
+        port_costs(pair, recorded.arrays, named, narrowings)
     return Comparison(
+        recorded,
         session,
         findings,
+        before,
+        [session.judge_output(k) for k in range(len(outputs))],
         distance,
         remaining,
         unknown,
         operations,
         narrowings,
-        list(interpreter.branches),
-        arrays,
-        chosen,
-        compared,
+        sum(1 for e in session.match.values() if e is not None),
     )
+
+
+def remeasure(session: Session) -> None:
+    """Measure the rounding of the outputs again: edits have made other numbers of them."""
+    fresh: Noise = measure_noise(session.graph)
+    session.noise.elements = fresh.elements
+    session.noise.relative.update({o: fresh.get(o) for o in session.graph.outputs})
 
 
 def _add_slices(

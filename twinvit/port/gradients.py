@@ -51,7 +51,7 @@ def reference_gradients(
     changed = {ids[n]: t for n, t in leaves.items()}
     with torch.enable_grad():
         values = graph.run(dict(edits or {}), changed, everything=True)
-        total = sum((values[o] * c).sum() for o, c in zip(graph.outputs, cotangents))
+        total = sum((values[o] * c).sum() for o, c in zip(graph.outputs, cotangents) if c.any())
         if not isinstance(total, torch.Tensor) or not total.requires_grad:
             return {n: np.zeros(tuple(t.shape)) for n, t in leaves.items()}
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
@@ -173,23 +173,25 @@ def _own(
 
 
 def compare_gradients(
-    session: Session, pair: Any, chosen: Sequence[int], arrays: list[np.ndarray]
+    session: Session, pair: Any, recorded: Any
 ) -> tuple[list[Finding], str, bool]:
     """Findings, a note, and whether every difference has a proven cause.
 
-    `chosen` are the places of the compared arrays among the port's outputs. `Theirs.has` says with
+    `recorded` holds both models as they were compared. `Theirs.has` says with
     what each gradient is compared; one without an array of its own may be found among any
     intermediate of the port's backward pass.
     """
     graph = session.graph
+    chosen, arrays = recorded.chosen, recorded.arrays
     generator = torch.Generator().manual_seed(1)
     cotangents = [
         torch.randn(graph.values[o].shape, generator=generator, dtype=torch.float64)
+        * graph.values[o].is_floating_point()
         for o in graph.outputs
     ]
     aligned = [
         _as_port(numbers(graph.values[o]), c.numpy(), theirs)
-        for o, c, theirs in zip(graph.outputs, cotangents, session.port_outputs)
+        for o, c, theirs in zip(graph.outputs, cotangents, recorded.port)
     ]
     floats = [
         i for i, x in enumerate(pair.leaves) if isinstance(x, np.ndarray) and x.dtype == np.float64
@@ -200,8 +202,8 @@ def compare_gradients(
         for i, x in zip(floats, some):
             leaves[i] = x
         out = pair.called(leaves, *xs)
-        found = jax.tree.leaves(out)
-        return sum((found[p] * c).sum() for p, c in zip(chosen, aligned))
+        found = [x for _, x in record_jax.ordered_leaves(out)]
+        return sum((found[p] * c).sum() for p, c in zip(chosen, aligned) if c.any())
 
     def gradient(leaves: list[Any], *xs: Any) -> Any:
         return jax.grad(loss)([leaves[i] for i in floats], leaves, *xs)

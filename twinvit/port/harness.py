@@ -11,8 +11,9 @@ import torch
 from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, align_distance, evidence
+from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import numbers, pick_torch
+from twinvit.port.record_torch import numbers
 from twinvit.port.search.session import Session
 
 CHECKED = 1 << 21  # parameters up to which a model is run again by itself

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from twinvit.port.verdict import dwarfing
+from twinvit.port.verdict import relative as distance
+
 SMALLEST = 8  # fewer numbers are found everywhere by chance
-HUGE = 1e100  # masks' constants: compared by their count
 EQUAL = 1e-13
 
 
@@ -56,44 +58,41 @@ def evidence(x: np.ndarray) -> bool:
 
 
 def fingerprint(x: np.ndarray) -> np.ndarray:
-    """Mean, root mean square, mean absolute value, maximum, minimum, and the count of values that
-    are huge or not numbers; of the others alone, if there are any such."""
+    """Mean, root mean square, mean absolute value, maximum, minimum of the numbers that count, and
+    a number that stands for how many others there are of each kind (`countable`)."""
+    flat, others = countable(x)
+    if not flat.size:
+        return np.array([0, 0, 0, 0, 0, others], dtype=np.float64)
+    top, low = np.max(flat), np.min(flat)
+    scale = max(top, -low) if max(top, -low) > 1e150 else 1.0  # squares must not overflow
+    part = flat if scale == 1.0 else flat / scale
+    rms = scale * np.sqrt(np.dot(part, part) / part.size)
+    mean, size = scale * part.mean(), scale * np.abs(part).mean()
+    return np.array([mean, rms, size, top, low, others], dtype=np.float64)
+
+
+def countable(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The numbers that a lookup compares, flat, and what stands for the count of the others: NaN,
+    +inf, -inf, and constants that repeat and dwarf the rest (masks, padding)."""
     flat = np.ascontiguousarray(x).reshape(-1)
-    top = np.max(flat)
-    low = np.min(flat)
-    huge = 0
-    if not (-HUGE < low and top < HUGE):
-        keep = np.abs(flat) < HUGE  # False for nan, too
-        huge = flat.size - int(keep.sum())
-        flat = flat[keep]
-        if not flat.size:
-            return np.array([0, 0, 0, 0, 0, huge], dtype=np.float64)
-        top, low = np.max(flat), np.min(flat)
-    mean = flat.mean()
-    rms = np.sqrt(np.dot(flat, flat) / flat.size)
-    return np.array([mean, rms, np.abs(flat).mean(), top, low, huge], dtype=np.float64)
+    others = 0.0
+    with np.errstate(all="ignore"):
+        total = np.sum(flat)  # of huge numbers it overflows, too
+    if not np.isfinite(total) and not (finite := np.isfinite(flat)).all():
+        # Counts under irrational weights: another count of a kind is another sum.
+        counts = [np.isnan(flat).sum(), (flat == np.inf).sum(), (flat == -np.inf).sum()]
+        others = float(np.dot(counts, (np.pi, np.e, np.sqrt(2))))
+        flat = flat[finite]
+    masks = dwarfing(flat) if flat.size else None
+    if masks is not None:
+        others += float(masks.sum())
+        flat = flat[~masks]
+    return flat, others
 
 
 def sorted_finite(x: np.ndarray) -> np.ndarray:
-    """The values in order, those that are huge or not numbers left out."""
-    flat = np.ascontiguousarray(x).reshape(-1)
-    keep = np.abs(flat) < HUGE
-    return np.sort(flat if keep.all() else flat[keep])
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 distance of two arrays of one shape; inf if other positions are huge or not
-    numbers."""
-    a, b = np.asarray(a, np.float64).reshape(-1), np.asarray(b, np.float64).reshape(-1)
-    keep = np.abs(a) < HUGE
-    other = np.abs(b) < HUGE
-    if not np.array_equal(keep, other):
-        return float("inf")
-    if not keep.all():
-        a, b = a[keep], b[keep]
-    norm = float(np.linalg.norm(a))
-    diff = float(np.linalg.norm(a - b))
-    return diff / norm if norm else (0.0 if diff == 0 else float("inf"))
+    """The numbers that a lookup compares (`countable`), in order."""
+    return np.sort(countable(x)[0])
 
 
 class Index:

@@ -1,39 +1,179 @@
-"""Which arrays of what the two models return are compared."""
+"""Which arrays of what the two models return are compared, and in which layout."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from twinvit.port import record_jax, record_torch
-from twinvit.port.record_torch import preferred
+from twinvit.port import verdict
+from twinvit.port.errors import PortError
+
+PREFERRED = ("logits", "last_hidden_state")
+Leaves = list[tuple[str, Any]]
+"""Names ("logits", "aux.0"; "" for an array alone) and arrays, in the order of the model's own."""
 
 
-def labelled(
-    traced: record_jax.Traced, outs: Sequence[Any], pure: record_jax.Pure
-) -> list[tuple[str, Any]]:
-    """The port's output by its labels, the new state left out."""
-    named = zip(traced.labels, outs)
-    if not pure.stateful:
-        return list(named)
+@dataclass
+class Paired:
+    """One output of the reference and the port's that it is compared with.
+
+    Attributes:
+        name, theirs: the names on either side, "" for an array alone.
+        mine: position among the reference's arrays.
+        port: position among the port's arrays; None where there is none.
+        shape, port_shape: the shapes as the models return them.
+        layout: how the port's array becomes the reference's; None if no order of axes fits.
+        note: why it is not compared; "" where it is.
+    """
+
+    name: str
+    theirs: str
+    mine: int
+    port: int | None
+    shape: tuple[int, ...]
+    port_shape: tuple[int, ...] | None = None
+    layout: verdict.Layout | None = None
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.theirs or "the output"
+
+    def fix_layout(self, mine: np.ndarray, theirs: np.ndarray) -> None:
+        """Choose the order of the port's axes, on these numbers, once for all."""
+        self.port_shape = tuple(theirs.shape)
+        self.layout = verdict.best_layout(mine, theirs)
+
+    def arrange(self, theirs: np.ndarray) -> np.ndarray:
+        """The port's array in the reference's layout; as it is where none fits."""
+        return theirs if self.layout is None else verdict.arrange(theirs, self.layout)
+
+    @property
+    def permuted(self) -> tuple[int, ...] | None:
+        """The order of the port's axes, where it is not that of the reference's."""
+        if self.layout is None or self.port_shape is None:
+            return None
+        order = self.layout[0]
+        return None if list(order) == sorted(order) else order
+
+
+def leaves_of(out: Any) -> Leaves:
+    """Names and arrays of what the PyTorch model returned, numbers among them, in its own order."""
+    if isinstance(out, torch.Tensor):
+        return [("", out)]
+    if isinstance(out, bool | int | float):
+        kind = {bool: torch.bool, int: torch.int64}.get(type(out), torch.float64)
+        return [("", torch.tensor(out, dtype=kind))]
+    if isinstance(out, Mapping):
+        return [(_join(k, n), t) for k, v in out.items() for n, t in leaves_of(v)]
+    if dataclasses.is_dataclass(out) and not isinstance(out, type):
+        fields = [f.name for f in dataclasses.fields(out)]
+        return [(_join(k, n), t) for k in fields for n, t in leaves_of(getattr(out, k))]
+    if isinstance(out, tuple | list):
+        names = getattr(out, "_fields", range(len(out)))
+        return [(_join(k, n), t) for k, v in zip(names, out) for n, t in leaves_of(v)]
+    return []
+
+
+def _join(key: Any, name: str) -> str:
+    return f"{key}.{name}".rstrip(".")
+
+
+def apply_output(output: Any, out: Any, side: str) -> Any:
+    """What a function given as `output=` makes of what a model returned; else `out` itself."""
+    if not callable(output):
+        return out
+    try:
+        return output(out)
+    except Exception as error:
+        raise PortError(
+            f"output= fails on what the {side} model returns: {type(error).__name__}: {error}"
+        ) from error
+
+
+def pick(leaves: Leaves, output: Any, side: str) -> Leaves:
+    """The arrays of a structured output that `output=` names, else all. Raises PortError."""
+    if not leaves:
+        raise PortError(f"the {side} model returns no array; choose one with output=, a function")
+    if output is None or callable(output):
+        return leaves
+    chosen = [(n, x) for n, x in leaves if n == str(output) or n.split(".")[0] == str(output)]
+    if not chosen:
+        raise PortError(
+            f"the {side} model's output has no {output!r}; it has "
+            f"{', '.join(n or 'one array' for n, _ in leaves)}"
+        )
+    return chosen
+
+
+def pick_torch(out: Any, output: Any) -> Leaves:
+    """The compared arrays of what the PyTorch model returned."""
+    return pick(leaves_of(apply_output(output, out, "PyTorch")), output, "PyTorch")
+
+
+def pair_outputs(mine: Leaves, theirs: Leaves) -> list[Paired]:
+    """Pair the reference's arrays with the port's: by name, then by position, never by size."""
+    taken: dict[int, int] = {}
+    if len(mine) == 1 or len(theirs) == 1:
+        k, p = _preferred(mine), _preferred(theirs)
+        same = [j for j, (n, _) in enumerate(theirs) if n == mine[k][0]]
+        if len(theirs) == 1:
+            named = [j for j, (n, _) in enumerate(mine) if n and n == theirs[0][0]]
+            taken[named[0] if named else k] = 0
+        else:
+            taken[k] = same[0] if same else p
+    else:
+        for k, (name, _) in enumerate(mine):
+            same = [j for j, (n, _) in enumerate(theirs) if n == name]
+            if same:
+                taken[k] = same[0]
+        left = [k for k in range(len(mine)) if k not in taken]
+        rest = [j for j in range(len(theirs)) if j not in taken.values()]
+        if len(left) == len(rest) or not taken:
+            taken.update(zip(left, rest))
+    pairs = []
+    for k, (name, array) in enumerate(mine):
+        j = taken.get(k)
+        other = "" if j is None else theirs[j][0]
+        pair = Paired(name, other, k, j, tuple(array.shape))
+        if j is None:
+            pair.note = "the port returns nothing that is named or placed like it"
+        pairs.append(pair)
+    return pairs
+
+
+def preferred(leaves: Leaves) -> Leaves:
+    """Of several arrays the one that is meant (logits, last_hidden_state), alone."""
+    place = _preferred(leaves)
+    return leaves[place : place + 1]
+
+
+def _preferred(leaves: Leaves) -> int:
+    """Of several arrays the one that is meant: logits or last_hidden_state, else the first of
+    floating point."""
+    for name in PREFERRED:
+        for k, (n, _) in enumerate(leaves):
+            if n.split(".")[-1] == name:
+                return k
+    return next((k for k, (_, x) in enumerate(leaves) if is_float(x)), 0)
+
+
+def is_float(x: Any) -> bool:
+    """True for arrays of real or complex floating-point numbers, of either framework."""
+    name = str(x.dtype).removeprefix("torch.")
+    return name.startswith(("float", "bfloat", "complex"))
+
+
+def labelled(labels: Sequence[str], outs: Sequence[Any], stateful: bool) -> Leaves:
+    """The port's outputs by their labels, the new state left out."""
+    named = list(zip(labels, outs))
+    if not stateful:
+        return named
     return [
         (n.removeprefix("0").removeprefix("."), x) for n, x in named if n == "0" or n[:2] == "0."
     ]
-
-
-def pair_outputs(
-    graph: record_torch.Graph, mine: list[tuple[str, Any]], theirs: list[tuple[str, Any]]
-) -> None:
-    """Choose the arrays that are compared, in place."""
-    if len(mine) == len(theirs) == 1:
-        return
-    if len(mine) == len(theirs) and all(
-        int(np.prod(a.shape)) == int(np.prod(b.shape)) for (_, a), (_, b) in zip(mine, theirs)
-    ):
-        return
-    a, b = preferred(mine), preferred(theirs)
-    keep = [k for k, (n, _) in enumerate(mine) if n == a[0][0]][:1]
-    graph.outputs[:] = [graph.outputs[k] for k in keep]
-    theirs[:] = b

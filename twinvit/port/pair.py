@@ -13,7 +13,7 @@ import torch
 
 from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
-from twinvit.port.record_torch import apply_output
+from twinvit.port.outputs import apply_output
 from twinvit.port.search.loop import Progress
 
 

@@ -570,6 +570,19 @@ def _wide_tracing(narrowings: dict[Place, None], round_at: Place | None) -> Iter
         lax_internal._convert_element_type = original
 
 
+def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Names ("logits", "aux.0"; "" for an array alone) and arrays of what a port returned,
+    mappings in their own order, which JAX's flattening sorts."""
+    if isinstance(tree, Mapping):
+        found = [(f"{k}.{n}", x) for k, v in tree.items() for n, x in ordered_leaves(v)]
+    elif isinstance(tree, tuple | list):
+        keys = getattr(tree, "_fields", range(len(tree)))
+        found = [(f"{k}.{n}", x) for k, v in zip(keys, tree) for n, x in ordered_leaves(v)]
+    else:
+        return [(_path(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [(n.rstrip("."), x) for n, x in found]
+
+
 @dataclass
 class Traced:
     """A port's jaxpr with the order of its outputs; `labels` names each output leaf."""
@@ -591,8 +604,8 @@ def trace(
     labels: list[str] = []
 
     def flat(ls: Any, *xs: Any) -> list[Any]:
-        found, _ = jax.tree_util.tree_flatten_with_path(fn(ls, *xs))
-        labels[:] = [_path(p) for p, _ in found]
+        found = ordered_leaves(fn(ls, *xs))
+        labels[:] = [name for name, _ in found]
         return [x for _, x in found]
 
     with float64_on_cpu():

@@ -122,6 +122,17 @@ class Graph:
             self._dependent = frozenset(found)
         return self._dependent
 
+    def ancestors(self, value_id: int) -> set[int]:
+        """Ids of the values that a value is computed from, itself among them."""
+        found, rest = {value_id}, [value_id]
+        while rest:
+            producer = self.producer[rest.pop()]
+            refs = self.nodes[producer].refs if producer is not None else ()
+            fresh = [r for r in refs if r not in found]
+            found.update(fresh)
+            rest += fresh
+        return found
+
     def first_use(self, value_id: int) -> int:
         """Index of the first operation that takes a value."""
         users = self.consumers.get(value_id)
@@ -769,62 +780,3 @@ def record(
     graph.outputs += [recorder.known(tensor) for tensor in picked]
     graph.finish()
     return graph
-
-
-def picked_leaves(out: Any) -> list[tuple[str, Any]]:
-    """Names and arrays of a structured output."""
-    if isinstance(out, torch.Tensor):
-        return [("", out)]
-    if isinstance(out, Mapping):
-        return [(f"{k}.{n}".rstrip("."), t) for k, v in out.items() for n, t in picked_leaves(v)]
-    if isinstance(out, tuple | list):
-        return [(f"{i}.{n}".rstrip("."), t) for i, v in enumerate(out) for n, t in picked_leaves(v)]
-    return []
-
-
-def apply_output(output: Any, out: Any, side: str) -> Any:
-    """What a function given as `output=` makes of what a model returned; else `out` itself."""
-    if not callable(output):
-        return out
-    try:
-        return output(out)
-    except Exception as error:
-        raise PortError(
-            f"output= fails on what the {side} model returns: {type(error).__name__}: {error}"
-        ) from error
-
-
-def pick_output(leaves: list[tuple[str, Any]], output: Any, side: str) -> list[tuple[str, Any]]:
-    """The compared arrays of a structured output."""
-    arrays = [(n, x) for n, x in leaves if hasattr(x, "dtype") and hasattr(x, "shape")]
-    if output is not None and not callable(output):
-        chosen = [(n, x) for n, x in arrays if n == str(output) or n.split(".")[0] == str(output)]
-        if not chosen:
-            raise PortError(
-                f"the {side} model's output has no {output!r}; it has "
-                f"{', '.join(n or 'one array' for n, _ in arrays) or 'no arrays'}"
-            )
-        return chosen
-    floats = [
-        (n, x)
-        for n, x in arrays
-        if str(x.dtype).replace("torch.", "").startswith(("float", "bfloat", "complex"))
-    ]
-    if not floats:
-        raise PortError(f"the {side} model returns no floating-point array; name one with output=")
-    return floats
-
-
-def preferred(floats: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Of a structured output of which one array is wanted: logits or last_hidden_state, else the
-    first."""
-    for name in ("logits", "last_hidden_state"):
-        for n, x in floats:
-            if n.split(".")[-1] == name:
-                return [(n, x)]
-    return floats[:1]
-
-
-def pick_torch(out: Any, output: Any) -> list[tuple[str, torch.Tensor]]:
-    """The compared arrays of what the PyTorch model returned."""
-    return pick_output(picked_leaves(apply_output(output, out, "PyTorch")), output, "PyTorch")

@@ -536,7 +536,7 @@ def _decide(
     state: Mapping[str, np.ndarray],
 ) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
-    from twinvit.port import record_jax, record_torch
+    from twinvit.port import outputs, record_jax, record_torch
     from twinvit.port.index import Index, evidence
     from twinvit.port.pair import Pair
 
@@ -544,7 +544,7 @@ def _decide(
     graph = record_torch.record(
         torch_model,
         inputs,
-        lambda out: [t for _, t in record_torch.pick_torch(out, None)],
+        lambda out: [t for _, t in outputs.pick_torch(out, None)],
     )
     dependent = graph.input_dependent()
     targets = [

@@ -58,6 +58,11 @@ def edited(node: Node, edit: Edit) -> Node:
     return replace(node, op=edit.fn, args=args, kwargs={}, refs=list(edit.refs))
 
 
+def given(value: torch.Tensor) -> Callable[..., object]:
+    """An operation that takes nothing and returns this value."""
+    return lambda: value
+
+
 def pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., object]:
     """The operation with one of its results given."""
     op = node.op

@@ -32,11 +32,12 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
         accepted.append(constants)
         session.accepted.append(constants)
     for _ in range(MAX_FINDINGS):
-        if session.output_distance() <= session.output_tolerance() and not session.watched:
-            break
         fronts = session.frontier(skip)
         if not fronts:
-            break
+            if session.find_hidden():
+                fronts = session.frontier(skip)
+            if not fronts:
+                break
         front = fronts[0]
         say(f"the two part at {front.place} ({front.where})")
         both = rounded_positions(session, front)

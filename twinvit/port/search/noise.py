@@ -1,39 +1,212 @@
-"""What rounding alone does to each value of the reference."""
+"""What rounding alone does to each value of the reference, measured at every operation."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from twinvit.port.index import distance
-from twinvit.port.record_torch import Graph, numbers
+from twinvit.port.record_torch import Graph, Node, flat_tensors, numbers
+
+RUNS = 3
+STEPS = frozenset(
+    "floor ceil round trunc fix sign sgn heaviside floor_divide argmax argmin argsort bincount "
+    "searchsorted bucketize one_hot nonzero unique unique_consecutive histc mode median "
+    "nanmedian kthvalue".split()
+)
+"""Operations whose result jumps: it is that of the first run, whatever rounding does."""
+DRAWS = frozenset(
+    "bernoulli rand randn rand_like randn_like uniform normal randint randint_like randperm "
+    "multinomial exponential geometric cauchy log_normal poisson rrelu_with_noise".split()
+)
+"""Operations that draw numbers: these are those of the first run."""
+EXACT = frozenset(
+    "view reshape permute transpose t expand clone contiguous detach unsqueeze squeeze alias to "
+    "lift_fresh lift_fresh_copy _reshape_alias numpy_T mT movedim flatten restride scatter "
+    "view_as_real view_as_complex _conj copy copy_into select slice split unsafe_split "
+    "split_with_sizes unsafe_split_with_sizes unbind chunk narrow cat stack flip roll index "
+    "index_select gather repeat unfold im2col pixel_shuffle pixel_unshuffle repeat_interleave "
+    "embedding neg abs relu maximum minimum max min amax amin clamp clamp_min clamp_max where "
+    "masked_fill tril triu diagonal zeros ones full zeros_like ones_like full_like arange eye "
+    "new_zeros new_ones new_full fill index_put scatter_add constant_pad_nd sort topk cummax "
+    "cummin max_pool2d_with_indices as_strided_scatter select_scatter slice_scatter".split()
+)
+"""Operations that round nothing: they return numbers that they were given, or write them."""
+WHOLE = frozenset("add sub rsub mul sum cumsum prod cumprod pow remainder fmod".split())
+"""Operations that round nothing where their results are whole numbers."""
 
 
-def measure_noise(graph: Graph, seed: int = 0, runs: int = 3) -> dict[int, float]:
-    """The largest relative L2 distance of each value over runs with parameters and inputs nudged by
-    one eps."""
-    noise: dict[int, float] = {}
-    generator = torch.Generator().manual_seed(seed)
-    sources = [
-        i
-        for i, s in enumerate(graph.source)
-        if s != "node" and graph.values[i].dtype == torch.float64
-    ]
+@dataclass
+class Noise:
+    """Measured rounding.
+
+    Attributes:
+        relative: the largest relative L2 distance of each value, by its id, between runs of the
+            reference whose every result, parameter, input and constant is moved by one eps.
+        elements: of the kept values, the largest absolute move of each number; float64.
+    """
+
+    relative: dict[int, float] = field(default_factory=dict)
+    elements: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def get(self, value_id: int, default: float = 0.0) -> float:
+        return self.relative.get(value_id, default)
+
+
+class _Nudge:
+    """Multiplies numbers by 1 + eps r, r of -1 and 1."""
+
+    def __init__(self, seed: int, largest: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        size = min(max(largest, 1), 1 << 20) + 9973
+        signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.float64) * 2 - 1
+        self.pool = 1 + signs * torch.finfo(torch.float64).eps
+        self.at = 0
+
+    def __call__(self, x: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+        """`whole`: whole numbers stay as they are."""
+        if x.dtype not in (torch.float64, torch.complex128) or not x.numel():
+            return x
+        n = x.numel()
+        self.at = (self.at + 7919) % 9973
+        if n + self.at <= len(self.pool):
+            factor = self.pool[self.at : self.at + n].view(x.shape)
+        else:  # an array beyond the pool: repeated, at an odd offset
+            factor = self.pool[: len(self.pool) - 1 - self.at % 97]
+            factor = factor.repeat(-(-n // len(factor)))[:n].view(x.shape)
+        moved = x * factor
+        if whole and x.dtype == torch.float64:
+            return torch.where(x == x.round(), x, moved)
+        return moved
+
+
+def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> Noise:
+    """What rounding does to each value; of those in `keep`, and of the outputs, to each number."""
+    noise = Noise()
+    kept = {*keep, *graph.outputs}
+    largest = max((v.numel() for v in graph.values), default=0)
 
     def on_value(i: int, value: torch.Tensor) -> None:
+        first = graph.values[i]
+        if value.dtype not in (torch.float64, torch.complex128):
+            return
         if value.dtype == torch.float64 and value.numel() >= 2:
-            d = distance(numbers(graph.values[i]), numbers(value))
-            noise[i] = max(noise.get(i, 0.0), d if np.isfinite(d) else 0.0)
+            d = distance(numbers(first), numbers(value))
+            noise.relative[i] = max(noise.relative.get(i, 0.0), d if np.isfinite(d) else 0.0)
+        if i in kept:
+            with np.errstate(all="ignore"):
+                moved = np.abs(numbers(value) - numbers(first))
+            moved = np.where(np.isfinite(moved), moved, 0.0)
+            old = noise.elements.get(i)
+            noise.elements[i] = moved if old is None else np.maximum(old, moved)
 
-    for _ in range(runs):
-        nudged = {}
-        for i in sources:
-            sign = (
-                torch.randint(0, 2, graph.values[i].shape, generator=generator, dtype=torch.float64)
-                * 2
-                - 1
-            )
-            nudged[i] = graph.values[i] * (1 + sign * torch.finfo(torch.float64).eps)
-        with torch.no_grad():
-            graph.run({}, nudged, everything=True, on_value=on_value, keep=lambda i: False)
+    for seed in range(runs):
+        run_nudged(graph, _Nudge(seed, largest), on_value)
     return noise
+
+
+def run_nudged(
+    graph: Graph,
+    nudge: Callable[..., torch.Tensor],
+    on_value: Callable[[int, torch.Tensor], None],
+) -> None:
+    """Run the graph with every result moved; steps and draws keep their recorded results."""
+    held: dict[int, torch.Tensor] = {}
+    for i, source in enumerate(graph.source):
+        if source != "node":
+            held[i] = nudge(graph.values[i], whole=True)
+            on_value(i, held[i])
+    with torch.no_grad():
+        for node in graph.nodes:
+            outs = nudged_results(graph, node, held, nudge)
+            for out, value in zip(node.outs, outs):
+                if out is not None:
+                    held[out] = value
+                    on_value(out, value)
+            for ref in node.refs:
+                if graph.consumers[ref][-1] == node.index:
+                    held.pop(ref, None)
+
+
+def nudged_results(
+    graph: Graph,
+    node: Node,
+    held: Mapping[int, torch.Tensor],
+    nudge: Callable[..., torch.Tensor],
+) -> list[Any]:
+    """An operation's results on moved operands, moved themselves; None where there is no tensor."""
+    first = [None if i is None else graph.values[i] for i in node.outs]
+    if node.name in STEPS or node.name in DRAWS or not any(_moves(t) for t in first):
+        return first
+    args, kwargs = graph.arguments(node, held)
+    special = _SPECIAL.get(node.name)
+    made = None if special is None else special(node, args, kwargs, first)
+    if made is None:
+        made = flat_tensors(node.op(*args, **kwargs))
+    results: list[Any] = []
+    for value, recorded in zip(made, first):
+        if recorded is None or value is None or not _moves(recorded):
+            results.append(recorded)
+        elif value.shape != recorded.shape:  # as many rows as a condition chose
+            results.append(recorded)
+        elif node.name in EXACT:
+            results.append(value)
+        else:
+            results.append(nudge(value, whole=node.name in WHOLE))
+    return results
+
+
+def _moves(t: torch.Tensor | None) -> bool:
+    return t is not None and (t.is_floating_point() or t.is_complex())
+
+
+def _remainder(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[Any] | None:
+    """x - n y with the recorded n, the whole number of times that y goes into x."""
+    x, y = args[0], args[1]
+    if not isinstance(x, torch.Tensor):
+        return None
+    quotient = (x - first[0]) / y
+    return [x - quotient.round() * y]
+
+
+def _by_indices(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[Any] | None:
+    """Values taken by the recorded indices (sort, topk, max along an axis)."""
+    if len(first) < 2 or first[1] is None or first[1].dtype != torch.int64:
+        return None
+    x = args[0]
+    axis = kwargs.get("dim")
+    if axis is None:
+        place = {"sort": 1, "topk": 2, "max": 1, "min": 1, "cummax": 1, "cummin": 1}[node.name]
+        axis = args[place] if place < len(args) and isinstance(args[place], int) else -1
+    keeps = first[1].ndim == x.ndim
+    if not x.ndim:
+        return [x.clone(), first[1]]
+    indices = first[1] if keeps else first[1].unsqueeze(axis)
+    values = x.gather(axis, indices)
+    return [values if keeps else values.squeeze(axis), first[1]]
+
+
+def _dropout(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[Any] | None:
+    """Dropout with the recorded mask."""
+    if len(first) < 2 or first[1] is None:
+        return None
+    rate = args[1]
+    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    return [args[0] * first[1] * scale, first[1]]
+
+
+_SPECIAL: dict[str, Callable[..., list[Any] | None]] = {
+    "remainder": _remainder,
+    "fmod": _remainder,
+    "sort": _by_indices,
+    "topk": _by_indices,
+    "max": _by_indices,
+    "min": _by_indices,
+    "cummax": _by_indices,
+    "cummin": _by_indices,
+    "native_dropout": _dropout,
+}

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from twinvit.port import verdict
 from twinvit.port.call import LAYOUT
-from twinvit.port.index import EQUAL, Index, align_distance, distance, evidence
+from twinvit.port.index import Index, distance, evidence
 from twinvit.port.record_torch import Edit, Graph, Node, numbers
 from twinvit.port.report import Operation
-from twinvit.port.search.edits import edited, pinned
+from twinvit.port.search.edits import edited, given, pinned
+from twinvit.port.search.hidden import BLIND, behind_steps, sensitivities
+from twinvit.port.search.noise import Noise
 from twinvit.port.search.trial import Accepted, Judged
 
 PARTS = frozenset("select slice split unsafe_split split_with_sizes unbind chunk narrow".split())
@@ -39,13 +42,17 @@ class Session:
         self,
         graph: Graph,
         index: Index,
-        noise: Mapping[int, float],
+        noise: Noise,
         port_outputs: Sequence[np.ndarray],
     ) -> None:
+        """`port_outputs`: the port's equals of the graph's outputs, in the reference's layout."""
         self.graph = graph
         self.index = index
         self.noise = noise
         self.port_outputs = list(port_outputs)
+        self.hidden: set[int] = set()  # what nothing found depends on, though it leads there
+        self.stepped: set[int] = set()  # what something found depends on through a step alone
+        self.unjudged: dict[int, float] = {}  # what rounding alone moves too far, and how far
         self.errors: dict[str, None] = {}  # causes that raised, where and what
         self.accepted: list[Accepted] = []
         self.trials = 0
@@ -59,6 +66,7 @@ class Session:
             int, int | None
         ] = {}  # by root id: entry, or None if it has evidence and no equal
         self._refresh(None)
+        self.find_hidden()
 
     def _live(self) -> set[int]:
         """Operations that an output depends on."""
@@ -82,17 +90,36 @@ class Session:
                     self.root[i] = self.root[source]
 
     def tolerance(self, value_id: int) -> float:
-        return max(EQUAL, 100 * self.noise.get(value_id, 0.0))
+        return verdict.tolerance(self.noise.get(value_id))
 
     def lookup(self, value_id: int, value: torch.Tensor) -> int | None | bool:
         """The port's entry equal to this value; None if there is none; False if the value proves
         nothing."""
         if value.dtype != torch.float64 or value.numel() < 8:
             return False
+        noise = self.noise.get(value_id)
+        if noise > verdict.UNJUDGED:
+            self.unjudged[value_id] = noise
+            return False
         array = numbers(value)
         if not evidence(array):
             return False
-        return self.index.find(array, self.tolerance(value_id))
+        return self.index.find(array, verdict.tolerance(noise))
+
+    def judge_output(self, k: int, value: torch.Tensor | None = None) -> verdict.Distance:
+        """The k-th output, or another value in its place, against the port's, number by number."""
+        out = self.graph.outputs[k]
+        mine = numbers(self.graph.values[out] if value is None else value)
+        return verdict.judge(mine, self.port_outputs[k], self.noise.elements.get(out))
+
+    def agrees(self, k: int, value: torch.Tensor | None = None) -> bool:
+        """True unless the k-th output, or another value in its place, differs from the port's."""
+        out = self.graph.outputs[k]
+        mine = numbers(self.graph.values[out] if value is None else value)
+        if mine.dtype == np.float64 and self.noise.get(out) < verdict.MOST:
+            if verdict.relative(mine, self.port_outputs[k]) > 1e-6:
+                return False
+        return self.judge_output(k, value).verdict != verdict.DIFFERENT
 
     def _refresh(self, changed: Mapping[int, torch.Tensor] | None) -> None:
         """Look values up again, all or those that changed."""
@@ -112,8 +139,8 @@ class Session:
 
     def _outputs_agree(self) -> None:
         """An output that equals the port's is found even if it is small."""
-        for out, theirs in zip(self.graph.outputs, self.port_outputs):
-            if align_distance(numbers(self.graph.values[out]), theirs) <= self.tolerance(out):
+        for k, out in enumerate(self.graph.outputs):
+            if self.agrees(k):
                 if self.match.get(self.root[out]) is None:
                     self.match[self.root[out]] = -1
             else:  # the port may hold it and go on computing
@@ -123,6 +150,7 @@ class Session:
         """Which values lead to a found one."""
         self.leads: set[int] = set()
         spoiled = self.spoiled = set()  # a part that is found does not vouch for those that are not
+        agreed = all(self.match.get(self.root[o]) is not None for o in self.graph.outputs)
         for node in reversed(self.graph.nodes):
             if node.index not in self.live:
                 continue
@@ -133,15 +161,76 @@ class Session:
                 if (
                     out in self.leads
                     and out not in spoiled
+                    and out not in self.hidden
                     or (self.root[out] == out and self.match.get(out) is not None)
                 ):
                     good = True
                 elif self.root[out] in self.match and self.consumed(out):
                     wrong = True
-            if wrong and self._step_of(node):
+            if wrong and not agreed and self._step_of(node):
                 spoiled.update(node.refs)
             elif good:
                 self.leads.update(node.refs)
+
+    def find_hidden(self) -> bool:
+        """Look for values that lead to found ones and that nothing found depends on, with these
+        weights and inputs: nothing vouches for them. True if there are others than before."""
+        before, self.hidden, self.stepped = self.hidden, set(), set()
+        self._passed()
+        found = [i for i, hit in self.match.items() if hit is not None]
+        candidates = [
+            i
+            for i in range(len(self.graph.values))
+            if self.root[i] == i
+            and self.graph.producer[i] is not None
+            and self.graph.producer[i] in self.live
+            and self.match.get(i) is None
+            and i in self.leads
+            and self.graph.values[i].dtype == torch.float64
+        ]
+        if candidates:
+            try:
+                moved = sensitivities(self.graph, found, candidates)
+            except Exception as error:  # an operation without a derivative
+                self.errors[f"hidden values: {type(error).__name__}: {error}"] = None
+                moved = {}
+            stepped = behind_steps(self.graph, found)
+            blind = {i for i, s in moved.items() if s < BLIND}
+            self.hidden, self.stepped = blind - stepped, blind & stepped
+        if self.hidden:
+            self._passed()
+        return self.hidden != before
+
+    def unvouched(self) -> list[str]:
+        """Hidden values with too few numbers to be looked up, one text each."""
+        texts = []
+        for i in sorted(self.hidden):
+            producer = self.graph.producer[i]
+            if i in self.match or producer is None or not self._decisive(i):
+                continue
+            node = self.graph.nodes[producer]
+            texts.append(
+                f"hidden from the outputs by these weights, and too few numbers to be looked up: "
+                f"{node.place} ({node.where})"
+            )
+        return texts[:4]
+
+    def _decisive(self, value_id: int) -> bool:
+        """True unless what a value is computed from is right and it is a constant."""
+        value = self.graph.values[value_id]
+        return bool(value.numel()) and value_id in self.graph.input_dependent()
+
+    def through_steps(self) -> list[str]:
+        """Values that were seen through a step alone, one text."""
+        seen = [
+            i
+            for i in sorted(self.stepped)
+            if self.match.get(i) is None and i in self.leads and self.graph.producer[i] is not None
+        ]
+        if not seen:
+            return []
+        node = self.graph.nodes[self.graph.producer[seen[-1]] or 0]
+        return [f"{node.place} ({node.where}) was seen through a step alone"]
 
     def _step_of(self, node: Node) -> bool:
         """True for an operation that takes one of many parts, a step of a sequence."""
@@ -159,6 +248,8 @@ class Session:
         root = self.root[value_id]
         if self.match.get(root) is not None:
             return "found"
+        if root in self.hidden:
+            return "lost" if root in self.match else ""
         if (value_id in self.leads or root in self.leads) and root not in self.spoiled:
             return "passed"
         return "lost" if root in self.match else ""
@@ -210,20 +301,25 @@ class Session:
         )
 
     def output_distance(self) -> float:
-        """Relative L2 distance of all outputs together."""
-        top = bottom = 0.0
-        for out, theirs in zip(self.graph.outputs, self.port_outputs):
-            mine = numbers(self.graph.values[out])
-            norm = (
-                float(np.linalg.norm(mine[np.isfinite(mine)])) if mine.dtype == np.float64 else 1.0
-            )
-            d = align_distance(mine, theirs)
-            top += (d * norm) ** 2
-            bottom += norm**2
-        return float(np.sqrt(top / bottom)) if bottom else float(np.sqrt(top))
+        """The largest relative L2 distance of an output; of whole numbers the share that
+        differs."""
+        return max(
+            (
+                verdict.relative(mine, theirs)
+                if mine.dtype.kind in "fc" and mine.size == theirs.size
+                else self.judge_output(k).relative
+                for k, theirs in enumerate(self.port_outputs)
+                for mine in [numbers(self.graph.values[self.graph.outputs[k]])]
+            ),
+            default=0.0,
+        )
 
     def output_tolerance(self) -> float:
         return max([1e-12, *(self.tolerance(o) for o in self.graph.outputs)])
+
+    def outputs_agree(self) -> bool:
+        """True if no output differs from the port's."""
+        return all(self.agrees(k) for k in range(len(self.port_outputs)))
 
     def operations(self) -> list[Operation]:
         """The picture: each operation's distance and status."""
@@ -325,12 +421,7 @@ class Session:
 
     def found_as(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
-            k = self.graph.outputs.index(out)
-            return (
-                -1
-                if align_distance(numbers(value), self.port_outputs[k]) <= self.tolerance(out)
-                else None
-            )
+            return -1 if self.agrees(self.graph.outputs.index(out), value) else None
         hit = self.lookup(out, value)
         return None if hit is False else hit
 
@@ -398,6 +489,10 @@ class Session:
             producer = self.graph.producer[i]
             if producer is not None:
                 node = self.graph.nodes[producer]
+                if len(node.outs) == 1:  # what it was computed from matters no more
+                    self.graph.nodes[producer] = edited(node, Edit(given(values[i]), ()))
+                    continue
                 position = node.outs.index(i)
                 self.graph.nodes[producer] = edited(node, Edit(pinned(node, position, values[i])))
+        self._rewire()
         self._refresh(changed)

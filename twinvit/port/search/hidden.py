@@ -1,0 +1,107 @@
+"""Values of the reference that nothing found depends on: the outputs cannot vouch for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from twinvit.port.index import countable
+from twinvit.port.record_torch import Graph, flat_tensors, numbers
+from twinvit.port.search.noise import DRAWS, STEPS
+
+BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
+
+
+def sensitivities(
+    graph: Graph, found: Iterable[int], values: Sequence[int], seed: int = 0
+) -> dict[int, float]:
+    """How far what was found moves, relative to its size, if each of `values` moves by its own.
+
+    One backward pass with cotangents of random sign at everything in `found`. 0 for a value that
+    nothing found depends on, 1 for one that all of something depends on.
+
+    Args:
+        found: ids of values that are known to be right.
+        values: ids of floating-point values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        held = _tracked(graph)
+        total = torch.zeros((), dtype=torch.float64)
+        for i in found:
+            value = held.get(i, graph.values[i])
+            weight = _cotangent(graph.values[i], generator)
+            if weight is not None and value.requires_grad:
+                total = total + (torch.where(weight != 0, value, 0.0) * weight).sum()
+        taps = [held[i] for i in values]
+        wanted = [t for t in taps if t.requires_grad]
+        if not wanted or not total.requires_grad:
+            return dict.fromkeys(values, 0.0)
+        grads = iter(torch.autograd.grad(total, wanted, allow_unused=True))
+    result = {}
+    for i, tap in zip(values, taps):
+        gradient = next(grads) if tap.requires_grad else None
+        result[i] = 0.0 if gradient is None else _size(gradient, graph.values[i])
+    return result
+
+
+def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
+    """Every value of the graph under autograd, those that are given or made of nothing as
+    leaves."""
+
+    def leaf(value: torch.Tensor) -> torch.Tensor:
+        if value.requires_grad or not value.is_floating_point():
+            return value
+        return value.detach().clone().requires_grad_(True)
+
+    held = {i: leaf(graph.values[i]) for i, s in enumerate(graph.source) if s != "node"}
+    for node in graph.nodes:
+        args, kwargs = graph.arguments(node, held)
+        for i, value in zip(node.outs, flat_tensors(node.op(*args, **kwargs))):
+            if i is not None:
+                held[i] = graph.values[i] if value is None else leaf(value)
+    return held
+
+
+def _cotangent(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
+    """Random signs over the norm of the numbers that count; zero at the others."""
+    if value.dtype != torch.float64:
+        return None
+    array = numbers(value)
+    kept, others = countable(array)
+    top = float(np.abs(kept).max(initial=0.0))
+    norm = top * float(np.linalg.norm(kept / top)) if top else 1.0
+    signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    if others:
+        small = np.abs(array) <= top
+        signs = torch.where(torch.from_numpy(small), signs, 0.0)
+    return signs / norm
+
+
+def _size(gradient: torch.Tensor, value: torch.Tensor) -> float:
+    """The norm of gradient times value; of a gradient that is not finite, infinity."""
+    product = torch.where(gradient == 0, torch.zeros((), dtype=value.dtype), gradient * value)
+    size = float(torch.linalg.vector_norm(product))
+    return size if np.isfinite(size) else float("inf")
+
+
+def behind_steps(graph: Graph, found: Iterable[int]) -> set[int]:
+    """Values that reach something found through a step: an operation that jumps or that returns
+    whole numbers, whose gradient says nothing."""
+    right = set(found)
+    through: set[int] = set()
+    reached: set[int] = set()
+    for node in reversed(graph.nodes):
+        outs = [o for o in node.outs if o is not None]
+        good = any(o in right or o in reached for o in outs)
+        stepped = any(o in through for o in outs)
+        if not good and not stepped:
+            continue
+        reached.update(node.refs)
+        jumps = node.name in STEPS or node.name in DRAWS
+        whole = any(o in right | reached and not graph.values[o].is_floating_point() for o in outs)
+        if stepped or jumps or whole:
+            through.update(node.refs)
+    return through

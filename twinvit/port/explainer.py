@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude
 from twinvit.port.errors import PortError
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
+from twinvit.port.rounded_weights import round_alike
 from twinvit.port.search.loop import Progress
 
 _FAILED = {
@@ -60,18 +62,37 @@ def explain(
     """
     started = time.perf_counter()
     say = progress or (lambda text: None)
-    kinds = (what,) if isinstance(what, str) else tuple(what)
-    for kind in kinds:
-        if kind not in ("forward", "grad", "train"):
-            raise PortError(f'what={kind!r} is none of "forward", "grad", "train"')
+    given = checked(
+        torch_model,
+        jax_model,
+        inputs,
+        jax_inputs=jax_inputs,
+        weights=weights,
+        what=what,
+        reference=reference,
+    )
     threads = torch.get_num_threads()
     try:
         pair = Pair(
-            torch_model, jax_model, inputs, jax_inputs, output, say, evaluate="train" in kinds
+            given.torch_model,
+            given.jax_model,
+            given.inputs,
+            given.jax_inputs,
+            output,
+            say,
+            evaluate="train" in given.what,
         )
-        if weights != "as_is":
+        pair.notes += given.notes
+        if isinstance(weights, str) and weights == "as_is":
+            round_alike(pair)
+        else:
             pair.transfer(weights)
-        return replace(_explain(pair, kinds, started, say), reference=reference)
+        return replace(_explain(pair, given.what, started, say), reference=reference)
+    except PortError as error:
+        more = hint(str(error), given.inputs)
+        if not more:
+            raise
+        raise PortError(f"{error}{more}") from error
     finally:
         torch.set_num_threads(threads)
 

@@ -149,16 +149,29 @@ class Pair:
                 self.notes.append(note)
             return traced, arrays, pure
         shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
-        hint = (
-            ""
-            if self.given is not None
-            else "; give jax_inputs= as the port takes them (images NHWC?)"
+        raise PortError(
+            f"the port refuses its inputs ({shapes}): {errors[0]}"
+            + _refused_layouts(tries, errors, self.given is not None)
         )
-        raise PortError(f"the port refuses its inputs ({shapes}): {errors[0]}{hint}")
 
 
 def shortened(names: Sequence[str], shown: int = 8) -> str:
     return ", ".join(names[:shown]) + (" ..." if len(names) > shown else "")
+
+
+def _refused_layouts(
+    tries: Sequence[tuple[str, list[np.ndarray]]], errors: Sequence[str], given: bool
+) -> str:
+    """What the port said of images in the other layout, and what to do about the inputs."""
+    text = ""
+    if len(tries) > 1 and len(errors) > 1 and errors[1] != errors[0]:
+        shapes = ", ".join(str(x.shape) for x in tries[1][1])
+        text = f"; and as NHWC ({shapes}): {errors[1]}"
+    if not given:
+        return f"{text}; give jax_inputs= as the port takes them"
+    # Few channels before many columns: the shape of NCHW, which ports rarely take.
+    first = any(x.ndim == 4 and x.shape[1] <= 4 < x.shape[3] for x in tries[0][1])
+    return f"{text}; are its images NHWC?" if first else text
 
 
 def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """Before the comparison: the port against itself, preprocessing, and causes that tie."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +142,191 @@ def test_a_cause_that_raises_is_noted():
         _REGISTRY[:] = [c for c in _REGISTRY if c.name != "broken"]
     assert report.explained
     assert any("broken at mean: RuntimeError: no such" in note for note in report.notes)
+
+
+# Programs that run are judged
+
+
+class Two(torch.nn.Module):
+    """Two linear layers with `between` them, (B, 9) to (B, 8)."""
+
+    def __init__(self, between=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(9, 9), torch.nn.Linear(9, 8)
+        self.between = between or (lambda y: y)
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x)))
+
+
+def arrays(model):
+    return {k: v.detach().numpy() for k, v in model.state_dict().items()}
+
+
+def layer(p, name, x):
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def both(between, theirs, wrong, inputs=None):
+    """Reports of the exact port and of a wrong one."""
+    model = Two(between)
+    x = (RNG.standard_normal((4, 9)).astype(np.float32),) if inputs is None else inputs
+
+    def judged(fn):
+        function = port.Function(lambda p, x: layer(p, "b", fn(layer(p, "a", x))), arrays(model))
+        return port.explain(model, function, x)
+
+    return judged(theirs), judged(wrong)
+
+
+def test_a_model_that_casts_to_float32_is_judged():
+    exact, wrong = both(
+        lambda y: torch.nn.functional.gelu(y.float()),
+        lambda y: jax.nn.gelu(y.astype(jnp.float32), approximate=False),
+        lambda y: jax.nn.gelu(y, approximate=True),
+    )
+    assert exact.same, exact
+    assert [f.cause for f in wrong.findings] == ["gelu_tanh"] and wrong.explained, wrong
+
+
+def test_a_reference_that_draws_in_eval_mode_is_refused():
+    model = Two(lambda y: torch.nn.functional.dropout(y, 0.5, training=True))
+    function = port.Function(lambda p, x: layer(p, "b", layer(p, "a", x)), arrays(model))
+    state = torch.random.get_rng_state()
+    with pytest.raises(port.PortError, match="PyTorch model differs from itself"):
+        port.explain(model, function, (RNG.standard_normal((4, 9)),))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_an_expert_without_tokens_is_judged():
+    """Rows of each of three experts; the second has none."""
+    route = np.array([0, 0, 2, 2])
+
+    def torch_experts(y):
+        out = torch.zeros_like(y)
+        for k in range(3):
+            (rows,) = torch.where(torch.from_numpy(route) == k)
+            out = out.index_add(0, rows, torch.softmax(y[rows] @ y.T, -1) @ y * (k + 1))
+        return out
+
+    def experts(y, scale=1):
+        out = jnp.zeros_like(y)
+        for k in range(3):
+            rows = np.flatnonzero(route == k)
+            out = out.at[rows].add(jax.nn.softmax(y[rows] @ y.T, -1) @ y * (k + 1) * scale)
+        return out
+
+    exact, wrong = both(torch_experts, experts, lambda y: experts(y, 1.01))
+    assert exact.same, exact
+    assert wrong.verdict == "different" and wrong.distance > 1e-4
+
+
+def test_products_of_empty_arrays_are_zeros_of_the_right_shape():
+    from twinvit.port.jax_rules import RULES
+
+    for left, right, where in (
+        ((0, 9), (9, 4), (0, 4)),
+        ((3, 0), (0, 4), (3, 4)),
+        ((3, 9), (9, 0), (3, 0)),
+        ((0, 0), (0, 0), (0, 0)),
+    ):
+        out = RULES["dot_general"](
+            {"dimension_numbers": (((1,), (0,)), ((), ()))}, np.zeros(left), np.zeros(right)
+        )
+        assert out.shape == where and not out.any()
+
+
+def test_control_flow_that_follows_the_inputs_is_said():
+    def doubled(y):
+        return y * 2 if y.sum() > 0 else y * 3
+
+    x = np.abs(RNG.standard_normal((4, 9))).astype(np.float32)
+    taken = {}
+    for sign in (1, -1):
+        model = Two(doubled)
+        with torch.no_grad():
+            model.a.weight.copy_(sign * model.a.weight.abs())
+        function = port.Function(
+            lambda p, x: (lambda y: layer(p, "b", jnp.where(y.sum() > 0, y * 2, y * 3)))(
+                layer(p, "a", x)
+            ),
+            arrays(model),
+        )
+        report = port.explain(model, function, (x,))
+        assert report.same, report
+        taken[sign] = [u for u in report.unseen if "only what these inputs lead to" in u]
+    assert taken[1] == taken[-1] and len(taken[1]) == 1
+    assert taken[1][0].startswith("test_port_harness.py:") or "test_port_harness.py:" in taken[1][0]
+
+
+def test_control_flow_that_follows_a_constant_is_not_said():
+    exact, _ = both(
+        lambda y: y * 2 if torch.ones(3).sum() > 0 else y, lambda y: y * 2, lambda y: y * 3
+    )
+    assert exact.same and not any("these inputs lead to" in u for u in exact.unseen)
+
+
+def test_a_mask_of_attention_is_no_control_flow():
+    mask = np.tril(np.ones((5, 5), bool))
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = torch.nn.Linear(9, 9)
+
+        def forward(self, x, ok):
+            y = self.a(x)
+            return torch.nn.functional.scaled_dot_product_attention(y, y, y, attn_mask=ok)
+
+    model = Attention()
+
+    def call(p, x, ok):
+        y = layer(p, "a", x)
+        s = jnp.where(ok, y @ y.swapaxes(1, 2) / 3, -jnp.inf)
+        return jax.nn.softmax(s, -1) @ y
+
+    x = RNG.standard_normal((2, 5, 9)).astype(np.float32)
+    report = port.explain(model, port.Function(call, arrays(model)), (x, mask))
+    assert report.same and not any("these inputs lead to" in u for u in report.unseen), report
+
+
+def test_outputs_in_data_classes_and_beside_text_are_taken():
+    @dataclasses.dataclass
+    class Out:
+        logits: object
+        hidden: object = None
+        name: str = "two"
+
+    class Data(Two):
+        def forward(self, x):
+            y = self.a(x)
+            return Out(y, self.b(y))
+
+    model = Data()
+    for scale, verdict in ((1.0, "same"), (1.001, "different")):
+
+        def call(p, x, scale=scale):
+            y = layer(p, "a", x)
+            return Out(y * scale, layer(p, "b", y))
+
+        x = RNG.standard_normal((4, 9)).astype(np.float32)
+        report = port.explain(model, port.Function(call, arrays(model)), (x,))
+        assert report.verdict == verdict, report
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_norm_of_the_old_kind_is_copied():
+    torch.manual_seed(0)
+    model = torch.nn.utils.weight_norm(torch.nn.Linear(9, 8))
+
+    def call(p, x, squared=True):
+        v = p["weight_v"]
+        size = jnp.sqrt((v * v).sum(1, keepdims=True)) if squared else jnp.abs(v).sum(1)[:, None]
+        return x @ (p["weight_g"] * v / size).T + p["bias"]
+
+    x = RNG.standard_normal((4, 9)).astype(np.float32)
+    assert port.explain(model, port.Function(call, arrays(model)), (x,)).same
+    wrong = port.Function(lambda p, x: call(p, x, False), arrays(model))
+    assert port.explain(model, wrong, (x,)).verdict == "different"

@@ -12,6 +12,7 @@ from twinvit.port import record_jax, record_torch, verdict
 from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.harness import check_port, check_reference, check_weights
 from twinvit.port.index import Index
+from twinvit.port.native import NativeRun, run_native
 from twinvit.port.outputs import Leaves, Paired, labelled, pair_outputs, pick, pick_torch
 from twinvit.port.pair import Pair
 from twinvit.port.record_torch import Graph, numbers
@@ -60,6 +61,7 @@ class Comparison:
         remaining: the outputs' relative L2 distance with the edits of known causes.
         unknown: some difference has no proven edit.
         found: how many values of the reference the port has an equal of.
+        native: both programs as they run.
     """
 
     recorded: Recorded
@@ -73,6 +75,7 @@ class Comparison:
     operations: list[Operation]
     narrowings: list[Narrowing]
     found: int
+    native: NativeRun
 
     @property
     def agrees(self) -> bool:
@@ -135,8 +138,11 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     graph, traced = recorded.graph, recorded.traced
     named = [(p.theirs, x) for p, x in zip(recorded.compared, recorded.port)]
     if not train:
-        check_reference(pair, graph)
+        check_reference(pair, graph, [p.mine for p in recorded.compared])
         check_port(pair, recorded.port, named)
+    say("running both as they are")
+    mine = [(p.name, graph.values[o]) for p, o in zip(recorded.compared, graph.outputs)]
+    native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
     say("measuring rounding")
     outputs = [p.arrange(x) for p, x in zip(recorded.compared, recorded.port)]
     session = Session(graph, recorded.index, measure_noise(graph), outputs)
@@ -169,6 +175,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         operations,
         narrowings,
         sum(1 for e in session.match.values() if e is not None),
+        native,
     )
 
 

@@ -35,6 +35,7 @@ class Judged:
         trained: the comparison in train mode beside it.
         gradients: findings about gradients.
         known: every difference of gradients has a proven cause.
+        native: both programs as they run, in evaluation mode.
         wrong, open: further reasons for "different" and "undecided".
     """
 
@@ -187,7 +188,8 @@ def outputs_of(comparison: Comparison, said: str) -> list[Output]:
 def not_seen(judged: Judged, kinds: tuple[str, ...]) -> list[str]:
     """What these inputs and weights could not show."""
     session = judged.forward.session
-    texts = [*judged.forward.recorded.interpreter.branches]
+    recorded = judged.forward.recorded
+    texts = [*recorded.graph.branches(), *recorded.interpreter.branches]
     if session.unjudged:
         worst = max(session.unjudged, key=lambda i: session.unjudged[i])
         producer = session.graph.producer[worst]

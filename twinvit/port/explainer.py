@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from twinvit.port import verdict
 from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
-from twinvit.port.conclusion import Judged, conclude
+from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
@@ -54,7 +55,8 @@ def explain(
             what either model returns (PyTorch's tensors, the port's JAX arrays) and returns what is
             compared.
         reference: the side that is right, "torch" or "jax": the report's texts, fixes and places
-            speak of the other, which is to be changed. The verdict does not depend on it.
+            speak of the other, which is to be changed. The verdict does not depend on it but where
+            one model returns NaN as it runs: it is blamed on the port alone.
         progress: told what is being done.
 
     Raises:
@@ -87,7 +89,8 @@ def explain(
             round_alike(pair)
         else:
             pair.transfer(weights)
-        return replace(_explain(pair, given.what, started, say), reference=reference)
+        report = _explain(pair, given.what, started, say, reference)
+        return replace(report, reference=reference)
     except PortError as error:
         more = hint(str(error), given.inputs)
         if not more:
@@ -107,7 +110,9 @@ def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any)
     return report
 
 
-def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) -> Report:
+def _explain(
+    pair: Pair, kinds: tuple[str, ...], started: float, say: Progress, reference: str
+) -> Report:
     alone = kinds == ("train",)
     judged = Judged(compare(pair, alone, say))
     if alone:
@@ -124,4 +129,11 @@ def _explain(pair: Pair, kinds: tuple[str, ...], started: float, say: Progress) 
     if "train" in kinds and not alone:
         say("comparing train mode")
         judged.trained = compare(pair, True, say)
+    side = "jax" if reference == "torch" else "torch"
+    failures = [f for c in judged.compared if (f := c.native.failure(side))]
+    if failures:
+        alike = verdict.decide(evidence_of(judged)) == verdict.SAME
+        judged.wrong.insert(0, ("in float64 the same, but " if alike else "") + failures[0])
+    if not alone:
+        judged.native = judged.forward.native.report()
     return conclude(pair, kinds, judged, started)

@@ -98,10 +98,9 @@ def _dot(params: dict[str, Any], a: Any, b: Any) -> Any:
     fb = [i for i in range(b.ndim) if i not in cb and i not in bb]
     batch = [a.shape[i] for i in ba]
     inner = int(np.prod([a.shape[i] for i in ca]))
-    left = a.transpose([*ba, *fa, *ca]).reshape(
-        [*batch, -1, inner] if inner and a.size else [*batch, 0, 0]
-    )
-    right = b.transpose([*bb, *cb, *fb]).reshape([*batch, inner, -1])
+    rows, columns = (int(np.prod([x.shape[i] for i in f])) for x, f in ((a, fa), (b, fb)))
+    left = a.transpose([*ba, *fa, *ca]).reshape([*batch, rows, inner])
+    right = b.transpose([*bb, *cb, *fb]).reshape([*batch, inner, columns])
     return np.matmul(left, right).reshape(
         [*batch, *(a.shape[i] for i in fa), *(b.shape[i] for i in fb)]
     )

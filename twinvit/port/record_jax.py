@@ -10,6 +10,7 @@ floating-point type is ignored and written down.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import sys
@@ -306,13 +307,21 @@ class Interpreter:
             self._where[key] = frames(eqn.source_info)
         return self._where[key]
 
+    def held(self, value: Any) -> Any:
+        """A value in the type that it is held in: float64, if it is a floating-point value."""
+        return widen(value)
+
+    def literal(self, value: Any) -> Any:
+        """A literal in the type that it is held in."""
+        return _literal(value)
+
     def tell(self, value: Any, name: str, where: str, parents: list[int]) -> int:
         return self.sink(value, name, where, parents) if self.sink is not None else -1
 
     def closed(
         self, closed: Any, args: Sequence[Any], ids: Sequence[int]
     ) -> tuple[list[Any], list[int]]:
-        consts = [widen(c) for c in closed.consts]
+        consts = [self.held(c) for c in closed.consts]
         const_ids = [self.tell(c, "constant", "", []) for c in consts]
         return self.jaxpr(closed.jaxpr, consts, const_ids, args, ids)
 
@@ -337,7 +346,7 @@ class Interpreter:
         kept = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
 
         def read(v: Any) -> tuple[Any, int]:
-            return (_literal(v.val), -1) if isinstance(v, jex_core.Literal) else env[v]
+            return (self.literal(v.val), -1) if isinstance(v, jex_core.Literal) else env[v]
 
         for n, eqn in enumerate(jaxpr.eqns):
             pairs = [read(v) for v in eqn.invars]
@@ -380,7 +389,12 @@ class Interpreter:
         where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
-        outs = [widen(o) for o in outs]
+        return self.told(name, [self.held(o) for o in outs], values, ids, where)
+
+    def told(
+        self, name: str, outs: list[Any], values: list[Any], ids: list[int], where: str
+    ) -> tuple[list[Any], list[int]]:
+        """An equation's results with their ids; a layout operation's keep that of its operand."""
         if (
             (name in LAYOUT or name == "convert_element_type")
             and len(values) >= 1
@@ -592,6 +606,39 @@ class Traced:
     narrowings: dict[Place, None]
 
 
+def flattened(fn: Callable[..., Any], labels: list[str]) -> Callable[..., list[Any]]:
+    """`fn` as a function that returns a list of arrays, and writes their names into `labels`."""
+
+    def flat(*args: Any) -> list[Any]:
+        found = [
+            (name, x)
+            for name, x in ordered_leaves(_plain(fn(*args)))
+            if not isinstance(x, str | bytes) and not callable(x)
+        ]
+        labels[:] = [name for name, _ in found]
+        return [x for _, x in found]
+
+    return flat
+
+
+def _plain(out: Any) -> Any:
+    """An output with data classes that JAX does not know as dicts."""
+
+    def unknown(x: Any) -> bool:
+        return dataclasses.is_dataclass(x) and not isinstance(x, type) and _is_leaf(x)
+
+    def plain(x: Any) -> Any:
+        if not unknown(x):
+            return x
+        return _plain({f.name: getattr(x, f.name) for f in dataclasses.fields(x)})
+
+    return jax.tree.map(plain, out, is_leaf=unknown)
+
+
+def _is_leaf(x: Any) -> bool:
+    return jax.tree_util.all_leaves([x])
+
+
 def trace(
     fn: Callable[..., Any],
     leaves: Sequence[Any],
@@ -603,11 +650,7 @@ def trace(
     narrowings: dict[Place, None] = {}
     labels: list[str] = []
 
-    def flat(ls: Any, *xs: Any) -> list[Any]:
-        found = ordered_leaves(fn(ls, *xs))
-        labels[:] = [name for name, _ in found]
-        return [x for _, x in found]
-
+    flat = flattened(fn, labels)
     with float64_on_cpu():
         try:
             with _wide_tracing(narrowings, round_at):

@@ -34,6 +34,10 @@ WIDE = {
     torch.complex64: torch.complex128,
 }
 """Narrow types, and those that their values are computed in."""
+SHAPED = frozenset(
+    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
+)
+"""Operations that take the shape of a tensor, and none of its numbers."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
 
@@ -92,6 +96,8 @@ class Graph:
     narrowings: list[tuple[str, str]] = field(default_factory=list)  # where, dtype
     modules: dict[str, str] = field(default_factory=dict)  # name: class
     buffers: set[str] = field(default_factory=set)
+    reads: list[tuple[int, str]] = field(default_factory=list)
+    """Values that the model's Python code read as numbers (`if`, `.item()`), and where."""
     _dependent: frozenset[int] | None = None
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
@@ -113,11 +119,11 @@ class Graph:
                 self.consumers.setdefault(ref, []).append(node.index)
 
     def input_dependent(self) -> frozenset[int]:
-        """Ids of the values that depend on an input."""
+        """Ids of the values that depend on an input's numbers, and not on its shape alone."""
         if self._dependent is None:
             found = set(self.inputs())
             for node in self.nodes:
-                if any(r in found for r in node.refs):
+                if node.name not in SHAPED and any(r in found for r in node.refs):
                     found.update(o for o in node.outs if o is not None)
             self._dependent = frozenset(found)
         return self._dependent
@@ -132,6 +138,16 @@ class Graph:
             found.update(fresh)
             rest += fresh
         return found
+
+    def branches(self) -> list[str]:
+        """Where the model's control flow follows numbers that depend on its inputs, in words."""
+        dependent = self.input_dependent()
+        places = dict.fromkeys(where for i, where in self.reads if i in dependent)
+        return [
+            f"{where}: the reference reads a number that depends on its inputs (if, while, "
+            ".item()); only what these inputs lead to is compared"
+            for where in places
+        ]
 
     def first_use(self, value_id: int) -> int:
         """Index of the first operation that takes a value."""
@@ -290,7 +306,7 @@ def attention(
         else:
             scores = scores + attn_mask
     weights = scores.softmax(-1)
-    if masked is not None and bool(masked.all(-1).any()):
+    if masked is not None and bool(masked.all(-1).any().numpy()):  # not read by the model
         weights = weights.masked_fill(masked.all(-1, keepdim=True), 0.0)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, True)
@@ -426,6 +442,10 @@ class Recorder(TorchDispatchMode):
         if packet in (aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes):
             out = [t.clone() for t in out]  # its results are promised not to be written through
         if packet in (aten._local_scalar_dense, aten.is_pinned, aten.equal, aten.sym_size):
+            if packet in (aten._local_scalar_dense, aten.equal):
+                self.graph.reads += [
+                    (self.known(t), where) for t in args if isinstance(t, torch.Tensor)
+                ]
             return out
         return self._record(_replayable(func), _name(func), args, kwargs, out, where, narrowed)
 
@@ -673,13 +693,22 @@ def widened(model: Any) -> Any:
     """A copy of a module in float64 on the CPU; a function is returned as it is."""
     if not isinstance(model, torch.nn.Module):
         return model
+    return copied(model).double()
+
+
+def copied(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module on the CPU. Raises PortError if it cannot be copied."""
+    computed: dict[int, Any] = {}  # attributes with a gradient (weight norm's), which refuse
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
     try:
-        wide = copy.deepcopy(model)
+        return copy.deepcopy(model, computed).cpu()
     except Exception as error:
         raise PortError(
             f"the PyTorch model cannot be copied ({error}); explain works on a float64 copy"
         ) from error
-    return wide.cpu().double()
 
 
 def to_torch(array: Any) -> torch.Tensor:

@@ -106,7 +106,7 @@ INPUTS = {
     "no input": ((), "inputs= is empty, and the PyTorch model takes x"),
     "no named input": ({}, "inputs= is empty, and the PyTorch model takes x"),
     "None among them": ((X, None), r"inputs\[1\] is None"),
-    "a mapping among them": ([{"x": X}], r"inputs\[0\] is a dict"),
+    "a mapping among them": ((X, {"x": X}), r"inputs\[1\] is a dict"),
     "a word by name": ({"x": "x"}, r"inputs\['x'\] is a str"),
     "no numbers": (X[:0], r"holds no numbers \(shapes \(0, 9\)\)"),
     "objects": (np.array([X, None], dtype=object), r"inputs\[0\] holds object values"),

@@ -20,6 +20,7 @@ from twinvit.port.report import Finding, Narrowing, Operation
 from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.session import Session
+from twinvit.port.verify import Program
 
 
 @dataclass
@@ -76,6 +77,8 @@ class Comparison:
     narrowings: list[Narrowing]
     found: int
     native: NativeRun
+    program: Program
+    """The reference with the edits and the port, to be run on other inputs and weights."""
 
     @property
     def agrees(self) -> bool:
@@ -151,6 +154,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         session.watch(
             {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
         )
+    plain = list(graph.nodes)
     before = [session.judge_output(k) for k in range(len(outputs))]
     distance = session.output_distance()
     operations = session.operations()
@@ -176,6 +180,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         narrowings,
         sum(1 for e in session.match.values() if e is not None),
         native,
+        Program(pair, train, plain, session, recorded),
     )
 
 

@@ -65,6 +65,14 @@ class Judged:
             found += more
         return found
 
+    @property
+    def closed(self) -> bool:
+        """True if no output differs any more, and every edit that this needed is proven."""
+        proven = not any(c.unknown for c in self.compared) and self.known
+        return proven and all(
+            d.verdict != verdict.DIFFERENT for c in self.compared for d in c.after
+        )
+
 
 def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float) -> Report:
     """The report of what was compared."""
@@ -72,10 +80,8 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
     findings = judged.findings
     rest = evidence_of(judged)
     said = verdict.decide(rest)
-    proven = not any(c.unknown for c in judged.compared) and judged.known
-    agreed = all(d.verdict != verdict.DIFFERENT for c in judged.compared for d in c.after)
     explained = said == verdict.SAME or (
-        said == verdict.DIFFERENT and bool(findings) and proven and agreed and not judged.wrong
+        said == verdict.DIFFERENT and bool(findings) and judged.closed and not judged.wrong
     )
     reasons = _reasons(said, rest, judged)
     seconds = time.perf_counter() - started
@@ -94,6 +100,7 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         native=judged.native,
         verified=judged.draws,
         seconds=seconds,
+        _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
     )
 

@@ -18,6 +18,7 @@ from twinvit.port.pair import Pair
 from twinvit.port.report import Report
 from twinvit.port.rounded_weights import round_alike
 from twinvit.port.search.loop import Progress
+from twinvit.port.verify import Further, several, verified
 
 _FAILED = {
     "different": "the port differs from its reference",
@@ -45,9 +46,10 @@ def explain(
         torch_model: the reference, nn.Module or callable of tensors.
         jax_model: the port: nnx.Module, (linen_module, variables), a callable pytree, or
             port.Function(fn, params).
-        inputs: arrays as the reference takes them; a mapping gives them by name.
+        inputs: arrays as the reference takes them; a mapping gives them by name. A list of such
+            tuples or mappings: the first is explained, the port must follow it on the others.
         jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC
-            if the port refuses those.
+            if the port refuses those. A list of tuples if `inputs` is one.
         weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights
             are put into the port by a proposed map), a WeightMap or the path of one.
         what: of "forward", "grad", "train".
@@ -64,6 +66,7 @@ def explain(
     """
     started = time.perf_counter()
     say = progress or (lambda text: None)
+    (inputs, jax_inputs), *further = several(inputs, jax_inputs)
     given = checked(
         torch_model,
         jax_model,
@@ -89,7 +92,7 @@ def explain(
             round_alike(pair)
         else:
             pair.transfer(weights)
-        report = _explain(pair, given.what, started, say, reference)
+        report = _explain(pair, given.what, further, started, say, reference)
         return replace(report, reference=reference)
     except PortError as error:
         more = hint(str(error), given.inputs)
@@ -111,7 +114,12 @@ def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any)
 
 
 def _explain(
-    pair: Pair, kinds: tuple[str, ...], started: float, say: Progress, reference: str
+    pair: Pair,
+    kinds: tuple[str, ...],
+    further: Further,
+    started: float,
+    say: Progress,
+    reference: str,
 ) -> Report:
     alone = kinds == ("train",)
     judged = Judged(compare(pair, alone, say))
@@ -129,6 +137,11 @@ def _explain(
     if "train" in kinds and not alone:
         say("comparing train mode")
         judged.trained = compare(pair, True, say)
+    say("trying other inputs and weights")
+    tried = verified(judged.forward.program, further, judged.closed)
+    judged.draws += tried.draws
+    if judged.closed and tried.apart:
+        judged.wrong.append(tried.reason(bool(judged.findings)))
     side = "jax" if reference == "torch" else "torch"
     failures = [f for c in judged.compared if (f := c.native.failure(side))]
     if failures:

@@ -194,7 +194,7 @@ class Operation(NamedTuple):
     status: str
 
 
-Verify = Callable[[Any], dict[str, float]]
+Verify = Callable[..., dict[str, float]]
 """Runs the edited reference and the port on inputs; distances by output."""
 
 
@@ -269,24 +269,28 @@ class Report:
         for lie in contradictions(self):
             raise ValueError(f"a report that contradicts itself: {lie}")
 
-    def verify(self, inputs: Any) -> dict[str, float]:
-        """Run the reference with the report's edits, and the port, on other inputs.
+    def verify(self, inputs: Any, jax_inputs: Any = None) -> dict[str, float]:
+        """Run the reference with the report's edits, and the port, on other inputs, in float64.
 
         Args:
-            inputs: arrays as `explain` takes them.
+            inputs: arrays as `explain` takes them, of the shapes and types of the first ones.
+            jax_inputs: arrays as the port takes them; by default made of `inputs` as the first
+                ones were.
 
         Returns:
-            Relative L2 distance by the output's name.
+            Relative L2 distance by the output's name; inf where one side has NaN or infinity and
+            the other has not.
 
         Raises:
-            PortError: the report was read from a file, which holds neither model.
+            PortError: the inputs have other names, shapes or types; the report was read from a
+                file, which holds neither model.
         """
         if self._verify is None:
             raise PortError(
                 "this report holds neither model (it was read from a file, or made by another "
                 "function than explain): call verify on the report that explain returns"
             )
-        return self._verify(inputs)
+        return self._verify(inputs) if jax_inputs is None else self._verify(inputs, jax_inputs)
 
     def __str__(self) -> str:
         from twinvit.port.report_text import colours, lines

@@ -1,0 +1,270 @@
+"""Other inputs and other weights for two models, without a map between their weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+HUGE = 1e30  # larger numbers are masks' constants
+SPREAD = 0.2  # standard deviation of the factors that inputs are drawn with
+LAYERS = 64  # a longer first axis is none of stacked layers
+FEW = 8  # arrays of fewer different numbers equal others by chance
+WIDTH = 1.2  # weights are drawn with factors of 1.1, more or less half of this
+Key = tuple[int, int]
+"""Size and checksum of an array's numbers in any order."""
+
+
+def redrawn_inputs(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Other inputs of the same kinds.
+
+    Floating-point numbers are multiplied by 1 + 0.2 r, r standard normal. Whole numbers are
+    permuted along the longest axis, each line by itself, so that each stays in its range. Masks
+    (booleans, 0 and 1, two different numbers) are rolled along the batch: shuffled, they could hide
+    every position of a row. Infinite numbers stay.
+    """
+    rng = np.random.default_rng(seed)
+    return [_redrawn(x, rng) for x in arrays]
+
+
+def signs_redrawn(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray] | None:
+    """The inputs with random signs where all numbers of a floating-point array have one sign; None
+    if there is no such array."""
+    rng = np.random.default_rng(seed)
+    result, changed = [], False
+    for x in arrays:
+        one_sign = x.dtype.kind == "f" and x.size > 1 and ((x >= 0).all() or (x <= 0).all())
+        if one_sign and not _is_mask(x) and not _is_whole(x):
+            x = np.where(np.abs(x) < HUGE, x * rng.choice([-1.0, 1.0], x.shape), x)
+            changed = True
+        result.append(x)
+    return result if changed else None
+
+
+def _redrawn(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if not x.size or x.dtype.kind not in "fciub":
+        return x
+    if _is_mask(x):
+        return np.roll(x, 1, 0) if x.ndim else x
+    if x.dtype.kind in "iu" or _is_whole(x):
+        return rng.permuted(x, axis=int(np.argmax(x.shape))) if x.ndim else x
+    with np.errstate(all="ignore"):
+        return np.where(np.abs(x) < HUGE, x * (1 + SPREAD * rng.standard_normal(x.shape)), x)
+
+
+def _is_mask(x: np.ndarray) -> bool:
+    """True for booleans, for 0 and 1 in any type, and for two different numbers."""
+    if x.dtype.kind == "b":
+        return True
+    if x.dtype.kind not in "fiu" or x.size < 2:
+        return False
+    low, high = x.min(), x.max()
+    if not ((x == low) | (x == high)).all():
+        return False
+    return bool({float(low), float(high)} <= {0.0, 1.0} or (low != high and x.dtype.kind == "f"))
+
+
+def _is_whole(x: np.ndarray) -> bool:
+    """True for floating-point arrays of different whole numbers: ids, timesteps, pixels."""
+    if x.dtype.kind != "f" or x.size < 2 or not np.isfinite(x).all():
+        return False
+    return bool((x == np.floor(x)).all() and (x != x.flat[0]).any())
+
+
+@dataclass
+class Weights:
+    """Other weights of both models.
+
+    Attributes:
+        mine: the reference's arrays, in the order given.
+        theirs: the port's.
+        moved: how many of the reference's arrays have other numbers.
+        alone: numbers of arrays of either side that have no equal on the other and kept their
+            values, as positions (of the reference's, of the port's). What one side computed from
+            its weights before stays with the old ones there.
+    """
+
+    mine: list[np.ndarray]
+    theirs: list[np.ndarray]
+    moved: int
+    alone: tuple[list[int], list[int]]
+
+
+def redrawn_weights(
+    mine: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    fixed: Sequence[np.ndarray],
+    seed: int,
+) -> Weights:
+    """One smooth random function applied to every number of every parameter of both sides.
+
+    Numbers that are equal stay equal in every layout, split and stack, so no map is needed. The
+    function keeps signs (variances stay positive) and zero. An array without an equal on the other
+    side (not as a whole, in slices or splits along an axis, nor number by number) keeps its values,
+    and so does what equals one of `fixed`.
+
+    Args:
+        mine: the reference's parameters, float64.
+        theirs: the port's, float64.
+        fixed: arrays whose equals must keep their values.
+        seed: of the function.
+    """
+    sides = [[_Array(x) for x in side] for side in (mine, theirs)]
+    kept = [a for a in (_Array(x) for x in fixed if x.dtype == np.float64) if a.strong]
+    parts, wholes = {k for a in kept for k in a.parts}, {a.whole for a in kept}
+    for a in itertools.chain(*sides):
+        a.moves = a.strong and a.whole not in parts and not a.parts & wholes
+    _settle(sides)
+    pinned = _pinned(sides)
+    function = _function(mine, seed)
+    moved = [0, 0]
+    made: list[list[np.ndarray]] = [[], []]
+    for number, (side, values) in enumerate(zip(sides, (mine, theirs))):
+        for a, x in zip(side, values):
+            new = x
+            if (a.moves or not a.strong) and x.size:
+                new = function(x)
+                if pinned.size and (still := _among(x, pinned)).any():
+                    new = np.where(still, x, new)
+            moved[number] += not np.array_equal(new, x)
+            made[number].append(new)
+    alone = tuple([i for i, a in enumerate(side) if a.alone(pinned)] for side in sides)
+    return Weights(made[0], made[1], moved[0], (alone[0], alone[1]))
+
+
+class _Array:
+    """An array of one side, with what it can be recognised by.
+
+    Attributes:
+        strong: True if it holds numbers enough to be recognised by.
+        whole: key of all its numbers.
+        coverings: ways of taking it apart, each a list of keys.
+        parts: all these keys.
+        moves: True if its numbers are drawn anew.
+    """
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.value = x
+        self.strong = _different(x) >= FEW
+        self.moves = False
+        self.coverings = list(_coverings(x)) if self.strong else []
+        self.whole = self.coverings[0][0] if self.coverings else (x.size, 0)
+        self.parts = {k for covering in self.coverings for k in covering}
+
+    def covered(self, parts: set[Key]) -> bool:
+        return any(all(k in parts for k in covering) for covering in self.coverings)
+
+    def alone(self, pinned: np.ndarray) -> bool:
+        """True for an array that kept numbers that nobody writes by hand."""
+        if self.strong:
+            return not self.moves
+        kept = self.value[_among(self.value, pinned)]
+        return any(len(np.format_float_positional(np.float32(v), trim="-")) > 7 for v in kept.flat)
+
+
+def _settle(sides: Sequence[Sequence[_Array]]) -> None:
+    """Of the arrays that move keep those that the other side's make up."""
+    for a in itertools.chain(*sides):
+        a.value = a.value + 0.0  # one zero
+    while True:
+        tables = [{k for a in side if a.moves for k in a.parts} for side in sides]
+        open_ = [
+            [a for a in side if a.moves and not a.covered(other)]
+            for side, other in zip(sides, reversed(tables))
+        ]
+        lost = _without_equal(open_)
+        for a in lost:
+            a.moves = False
+        if not lost:
+            return
+
+
+def _without_equal(open_: Sequence[Sequence[_Array]]) -> list[_Array]:
+    """Arrays of which a number is in none of the other side's."""
+    lost: list[_Array] = []
+    for side, other in zip(open_, reversed(open_)):
+        known = np.unique(np.concatenate([np.zeros(1), *(a.value.reshape(-1) for a in other)]))
+        for a in side:
+            numbers = np.unique(a.value)
+            place = np.searchsorted(known, numbers).clip(max=known.size - 1)
+            long = numbers.view(np.uint64) & np.uint64((1 << 42) - 1) != 0  # not of float16
+            if not (known[place] == numbers).all() or np.count_nonzero(long) < FEW:
+                lost.append(a)
+    return lost
+
+
+def _pinned(sides: Sequence[Sequence[_Array]]) -> np.ndarray:
+    """Numbers that keep their values wherever they stand: zero, and those of arrays too poor to be
+    recognised that the two sides do not hold equally often."""
+    counts: list[Counter[float]] = [Counter(), Counter()]
+    for count, side in zip(counts, sides):
+        for a in side:
+            if not a.strong:
+                values, often = np.unique(a.value, return_counts=True)
+                count.update(dict(zip(values.tolist(), often.tolist())))
+    apart = {v for v in counts[0] | counts[1] if counts[0][v] != counts[1][v]}
+    return np.array(sorted(v for v in apart if np.isfinite(v)))
+
+
+def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Where `x` holds one of few numbers, which are sorted."""
+    if len(few) <= 4:
+        found = np.zeros(x.shape, bool)
+        for v in few:
+            found |= x == v
+        return found
+    return few[np.searchsorted(few, x).clip(max=few.size - 1)] == x
+
+
+def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A smooth function that keeps zero and the sign of every number."""
+    rng = np.random.default_rng(seed)
+    flat = [np.ascontiguousarray(x).reshape(-1) for x in mine]
+    some = np.concatenate([np.ones(0), *(x[:: max(1, x.size // 512)] for x in flat)])
+    some = np.abs(some[np.isfinite(some) & (some != 0)])
+    size = float(np.median(some)) if some.size else 1.0
+    speed, shift = rng.uniform(1.0, 2.0) / size, rng.uniform(-0.5, 0.5)
+
+    def function(x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            u = x * speed + shift
+            u /= 1 + u * u
+            u *= WIDTH
+            u += 1.1
+            u *= x
+        return u if np.isfinite(u.sum()) else np.where(np.abs(x) < HUGE, u, x)
+
+    return function
+
+
+def _different(x: np.ndarray) -> int:
+    """How many different numbers an array holds, counted up to FEW."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    head = np.unique(flat[:4096]).size
+    return head if head >= FEW or flat.size <= 4096 else np.unique(flat).size
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Each number's bits, stirred so that sums of them tell multisets apart."""
+    bits = np.ascontiguousarray(x + 0.0).view(np.uint64)
+    bits = (bits ^ (bits >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (bits ^ (bits >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
+
+
+def _coverings(x: np.ndarray) -> Iterator[list[Key]]:
+    """Keys of the whole array, of its slices, and of its equal splits along each axis."""
+    mixed = _mixed(x)
+    yield [(x.size, int(mixed.sum()))]
+    if x.ndim >= 2 and 1 < x.shape[0] <= LAYERS:
+        sums = mixed.reshape(x.shape[0], -1).sum(1)
+        yield [(x.size // x.shape[0], int(s)) for s in sums]
+    for axis in range(x.ndim):
+        rest = tuple(i for i in range(x.ndim) if i != axis)
+        lines = mixed.sum(axis=rest) if rest else mixed
+        for n in (2, 3, 4):
+            if x.shape[axis] % n == 0 and x.shape[axis] > n:
+                sums = lines.reshape(n, -1).sum(1)
+                yield [(x.size // n, int(s)) for s in sums]

@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint docs setup clean
+.PHONY: demo quick test test-slow test-mutations lint docs setup clean
 
 demo: setup
 	@set -e; run=runs/demo-$$(date +%Y%m%d-%H%M%S); \
@@ -14,11 +14,21 @@ demo: setup
 	$(BIN)/python train_torch.py --mode=eval --preset=digits --init_from=$$run/from_jax.safetensors; \
 	echo "figure: $$run/curves.png"
 
+# Only the files that have quick tests: to import all of them takes longer than to run these.
+quick: setup
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m quick $$(grep -l mark.quick parity_tests/test_*.py)
+
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+# Which of the committed mutations no test sees; QUICK=1: by the quick tier alone.
+test-mutations: setup
+	$(BIN)/python -m parity_tests.mutate $(if $(QUICK),--quick)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from shared_vit.run.presets import ABOUT, FROM_WEIGHTS, PRESETS
 from shared_vit.spec.config import model_config
 from twinvit.presets import presets
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):

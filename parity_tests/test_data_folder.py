@@ -88,6 +88,7 @@ def test_test_stands_in_for_a_missing_val(tmp_path):
     assert len(opened(tmp_path).val) == 1
 
 
+@pytest.mark.quick
 def test_the_fingerprint_is_of_the_data_and_not_of_its_place(tmp_path):
     one = image_folder(tmp_path / "one")
     shutil.copytree(one, tmp_path / "two", copy_function=shutil.copyfile)  # new times
@@ -97,6 +98,10 @@ def test_the_fingerprint_is_of_the_data_and_not_of_its_place(tmp_path):
     moved = opened(tmp_path / "two").fingerprint
     (one / "train/n03/n03_6.JPEG").unlink()
     assert len({first, moved, opened(one).fingerprint}) == 3
+    before = opened(one).fingerprint
+    with open(one / "train/n03/n03_5.JPEG", "ab") as file:
+        file.write(b"\0")  # the same names, one file of another size
+    assert opened(one).fingerprint != before
 
 
 def test_a_folder_may_be_named_as_a_split(tmp_path):

@@ -51,6 +51,7 @@ def test_mutation_is_caught(x64):
     assert worst(a, b)[0] > LIMIT["fp32"]
 
 
+@pytest.mark.quick
 def test_gradients_written_by_hand_are_the_derivatives(x64):
     """The gradients that `jax_vit.ops` writes out, against JAX's derivatives of plain formulas."""
     rng = np.random.default_rng(0)

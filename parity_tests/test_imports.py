@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 PACKAGES = ("jax_vit", "torch_vit", "shared_vit", "twinvit")

@@ -15,6 +15,7 @@ from twinvit.noise_rule import relative_l2
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_output(variant, precision):
     cfg = VARIANTS[variant]

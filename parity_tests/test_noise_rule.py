@@ -14,6 +14,8 @@ from twinvit.curves import curves
 from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
 from twinvit.parity import OWN_FLAGS, parity
 
+pytestmark = pytest.mark.quick
+
 EPS = float(np.finfo(np.float64).eps)
 STEPS = np.arange(1, 101)
 RNG = np.random.default_rng(0)

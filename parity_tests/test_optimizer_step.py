@@ -42,6 +42,7 @@ def distance(a, b, cfg=TINY):
     return state_distance(a, b)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes",
     [
@@ -71,6 +72,7 @@ def test_every_parameter_and_moment(changes, x64):
             )
 
 
+@pytest.mark.quick
 def test_formula(x64):
     """AdamW (Loshchilov and Hutter 2019) in NumPy, from the first moments of each twin."""
     train = train_config(weight_decay=0.3, clip=0.5)
@@ -176,6 +178,7 @@ def test_published_sizes_at_224(name, x64):
     assert gap <= LIMIT, where
 
 
+@pytest.mark.quick
 def test_decayed_elements():
     """Products only: not biases, norms, the class token or positions (counted, as an ndim rule
     would differ)."""

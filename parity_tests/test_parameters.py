@@ -11,6 +11,8 @@ from shared_vit import model_config
 from shared_vit.spec import canonical
 from torch_vit.model import VisionTransformer as TorchViT
 
+pytestmark = pytest.mark.quick
+
 COUNTS = {
     "vit_ti16": 5_717_416,
     "vit_s16": 22_050_664,

@@ -11,6 +11,8 @@ from shared_vit.spec.rates import frozen, rate_scales
 from shared_vit.spec.recipe import parse_freeze
 from shared_vit.spec.sam import check_sam_groups, sam_group
 
+pytestmark = pytest.mark.quick
+
 SIZES = dict(image_size=8, patch_size=4, width=8, num_heads=2, mlp_dim=16, num_classes=3)
 TOKEN = ModelConfig(depth=3, pre_logits=5, **SIZES)
 MEAN = ModelConfig(

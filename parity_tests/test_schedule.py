@@ -8,6 +8,8 @@ from shared_vit.errors import UserError
 from shared_vit.run.schedule import learning_rate
 from shared_vit.spec.recipe import Recipe
 
+pytestmark = pytest.mark.quick
+
 
 def test_every_step():
     total, peak, warmup = 1000, 1e-3, 100

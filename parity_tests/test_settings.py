@@ -13,6 +13,8 @@ from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import restore, setting
 
+pytestmark = pytest.mark.quick
+
 
 @dataclass(frozen=True)
 class NewModel(ModelConfig):

@@ -14,6 +14,8 @@ from pathlib import Path
 import pathspec
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 LAZY = ("twinvit", "twinvit.port", "torch_vit", "jax_vit")  # packages that import on first use
 

@@ -53,6 +53,7 @@ def same(a, b) -> bool:
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "dtype",
     [np.float32, np.float64, np.float16, ml_dtypes.bfloat16],

@@ -7,22 +7,20 @@ the port's trajectory to rounding.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
-import optax
-import torch
 
 from twinvit.port import optimizer_search as search
 from twinvit.port.errors import PortError
+from twinvit.port.optimizer_judge import SCALES, Course, Ways, evidence, way, ways
 from twinvit.port.optimizer_model import Problem, Settings, simulate
-from twinvit.port.record_jax import float64_on_cpu
+from twinvit.port.optimizer_run import Reference, by_names, run_optax, run_torch
 from twinvit.port.report import Finding, Operation, Report
+from twinvit.port.verdict import FACTOR, MOST, Evidence, decide, relative, tolerance
 
 # Names and shapes that decay masks look at: kernels, biases, norms, an embedding, a convolution.
 SHAPES = {
@@ -46,16 +44,6 @@ JAX_NAMES = {
     "head.weight": "head/kernel",
 }
 NUDGED_RUNS = 3
-
-
-@dataclass
-class _Reference:
-    """A PyTorch run: parameters before and after each step (steps + 1, elements), settings."""
-
-    trajectory: np.ndarray
-    settings: Settings | None
-    name: str
-    note: str = ""
 
 
 def explain_optimizer(
@@ -83,30 +71,74 @@ def explain_optimizer(
         seed: draws parameters and gradients.
 
     Returns:
-        A report with what="optimizer"; its operations are the steps.
+        A report with what="optimizer"; its operations are the steps. It is "same" where every
+        tensor's way is the same to rounding and something moved, also with gradients of other
+        sizes; "undecided" where rounding decides, nothing moved, a number is not finite, the
+        reference's clip acted always or never, or names that were not given decide.
 
     Raises:
         PortError: a side could not be run.
     """
     if steps < 3:
         raise PortError(f"explain_optimizer: steps={steps} shows too little; give at least 3")
+    given = (shapes is not None, jax_names is not None)
     if shapes is None:
         shapes, jax_names = SHAPES, jax_names or JAX_NAMES
-    sizes = {name: tuple(shape) for name, shape in shapes.items()}
-    names = {name: (jax_names or {}).get(name, name.replace(".", "/")) for name in shapes}
-    problem = _draw(sizes, steps, seed)
-    reference = _run_torch(torch_optimizer_factory, problem)
-    port = _run_optax(optax_transform, problem, names)
+    named = {name: (jax_names or {}).get(name, name.replace(".", "/")) for name in shapes}
+    problem = _draw({name: tuple(shape) for name, shape in shapes.items()}, steps, seed)
+    if not problem.size:
+        return _nothing(shapes)
+    first, *_ = found = _runs(torch_optimizer_factory, optax_transform, problem, named, seed)
+    references, courses = [r for r, _ in found], [c for _, c in found]
+    open_ = by_names(torch_optimizer_factory, optax_transform, problem, named, given)
+    shown, tensors = evidence(courses, open_)
+    report = _report(first, shown, tensors, steps)
+    if not shown.wrong:
+        return report
+    at = next(i for i, course in enumerate(courses) if ways(course).wrong)
+    return _explained(report, references, courses, at)
+
+
+Run = tuple["Reference", Course]
+
+
+def _runs(
+    factory: Callable[[Any], Any],
+    transform: Any,
+    problem: Problem,
+    names: Mapping[str, str],
+    seed: int,
+) -> list[Run]:
+    """Both sides on the drawn gradients, and on much smaller and much larger ones."""
+    problems = [problem, *(replace(problem, gradients=problem.gradients * s) for s in SCALES)]
+    found = []
+    for drawn, port in zip(problems, run_optax(transform, problems, names), strict=True):
+        reference = run_torch(factory, drawn)
+        nudged = [
+            run_torch(factory, drawn.nudged(seed + 1 + run), seed + 1 + run).trajectory
+            for run in range(NUDGED_RUNS)
+        ]
+        course = Course(drawn, reference.trajectory, port, nudged, reference.acted)
+        found.append((reference, course))
+    return found
+
+
+def _report(run: Run, shown: Evidence, tensors: Ways, steps: int) -> Report:
+    """The verdict and how it was reached, without findings."""
+    reference, course = run
     noise = np.zeros(steps)
-    for run in range(NUDGED_RUNS):
-        nudged = _run_torch(torch_optimizer_factory, problem.nudged(seed + 1 + run))
-        noise = np.maximum(noise, _distances(reference.trajectory, nudged.trajectory))
-    limit = max(1e-13, 100 * float(noise.max()))
-    distances = _distances(reference.trajectory, port)
+    for nudged in course.nudged:
+        noise = np.maximum(noise, _distances(reference.trajectory, nudged))
+    limit = _limit(noise)
+    distances = _distances(reference.trajectory, course.port)
     worst = float(distances.max())
-    report = Report(
-        "same",
-        True,
+    verdict = decide(shown)
+    unseen = [f"schedules after step {steps}", "clips and thresholds outside 1e-7 to 1e7"]
+    if tensors.still:
+        unseen.append(f"what moves {', '.join(tensors.still)}: neither side did")
+    return Report(
+        verdict,
+        verdict == "same",
         worst,
         worst,
         operations=[
@@ -114,44 +146,113 @@ def explain_optimizer(
             for i, (d, n) in enumerate(zip(distances, noise, strict=True))
         ],
         notes=[
-            f"{steps} steps, {problem.size} parameters in {len(shapes)} tensors, the same "
-            "gradients in float64; distances are of parameters, relative to how far they moved"
+            f"{steps} steps, {course.problem.size} parameters in {len(course.problem.shapes)} "
+            "tensors, the same gradients in float64; distances are of parameters, relative to how "
+            "far they moved"
         ],
-        unseen=[f"schedules after step {steps}"],
+        unseen=unseen,
+        reasons=shown.wrong if verdict == "different" else shown.open,
     )
-    if np.isfinite(worst) and worst <= limit:
-        return report
-    found = _search(reference, problem, port, limit)
+
+
+def _nothing(shapes: Mapping[str, Sequence[int]]) -> Report:
+    reason = f"{', '.join(shapes) or 'shapes='} has no number: nothing was compared"
+    return Report("undecided", False, 0.0, 0.0, reasons=[reason])
+
+
+def _limit(noise: np.ndarray) -> float:
+    """Up to which distance over all tensors a search calls a model of a side that side."""
+    worst = float(noise.max())
+    return tolerance(worst if np.isfinite(worst) else 0.0)
+
+
+def _explained(
+    report: Report, references: list[Reference], courses: list[Course], at: int
+) -> Report:
+    """The report with what makes the two different, found on the gradients number `at`."""
+    reference, course = references[at], courses[at]
+    noise = np.array([_distances(course.reference, run) for run in course.nudged])
+    limit = _limit(noise)
+    distances = _distances(course.reference, course.port)
+    found = _search(reference, course.problem, course.port, limit)
     if found is None:
-        findings = [_unknown(reference, problem, port, distances, limit)]
+        findings = [_unknown(reference, course.problem, course.port, distances, limit)]
         return replace(report, verdict="different", explained=False, findings=findings)
     notes = list(report.notes)
     if found.others:
         notes.append("explained as well by: " + "; ".join(found.others))
+    findings = [_finding(edit, reference, found.distance) for edit in found.edits]
+    findings += _left(reference, course, found, distances)
+    for i, scale in enumerate((1.0, *SCALES)):
+        if i != at and references[i].settings is not None:
+            findings += _left_at(references[i], courses[i], found, scale)
+    explained = all(f.kind != "unknown" for f in findings)
     return replace(
         report,
-        verdict="different",
+        explained=explained,
         remaining=found.distance,
-        findings=[_finding(edit, reference, found.distance) for edit in found.edits],
+        findings=findings,
         notes=notes,
+        reasons=[] if explained else report.reasons,
     )
 
 
+def _left(
+    reference: Reference, course: Course, found: search.Found, distances: np.ndarray
+) -> list[Finding]:
+    """What a tensor that moves little still differs by, beside those that the search looked at."""
+    tensors = _apart(course, found.settings, 0.0)
+    if not tensors:
+        return []
+    rest = _unknown(reference, course.problem, course.port, distances, 0.0)
+    return [replace(rest, text=f"more differs in {', '.join(tensors)}", places=tensors)]
+
+
+def _left_at(
+    reference: Reference, course: Course, found: search.Found, scale: float
+) -> list[Finding]:
+    """What the same edits leave with gradients of another size."""
+    model = copy.copy(found.settings)
+    if reference.settings is not None and not any("clip" in e.conflicts for e in found.edits):
+        model.clip = reference.settings.clip  # it may act here alone
+    noise = max(float(_distances(course.reference, run).max()) for run in course.nudged)
+    tensors = _apart(course, model, noise)
+    if not tensors:
+        return []
+    distances = _distances(course.reference, course.port)
+    rest = _unknown(reference, course.problem, course.port, distances, 0.0)
+    text = f"with gradients {scale:g} times as large, more differs in {', '.join(tensors)}"
+    return [replace(rest, text=text, places=tensors)]
+
+
+def _apart(course: Course, model: Settings, noise: float) -> list[str]:
+    """Tensors whose way a model of the port does not reproduce."""
+    problem = course.problem
+    run = simulate(model, problem, course.port if model.solve else None)
+    limit = max(MOST, FACTOR * noise)
+    return [
+        name
+        for i, name in enumerate(problem.shapes)
+        if (own := problem.owner == i).any()
+        and relative(way(course.port, own), way(run, own)) > limit
+    ]
+
+
 def _search(
-    reference: _Reference, problem: Problem, port: np.ndarray, limit: float
+    reference: Reference, problem: Problem, port: np.ndarray, limit: float
 ) -> search.Found | None:
     """The reference's settings changed until it is the port; None where that does not succeed."""
     settings = reference.settings
-    if settings is None:
+    if settings is None or not np.isfinite(port).all():
         return None
-    own = _distances(reference.trajectory, simulate(settings, problem)).max()
-    if own > limit:
+    own = float(_distances(reference.trajectory, simulate(settings, problem)).max())
+    if not own <= limit:
         reference.note = f"the model of {reference.name} is {own:.1e} from its own trajectory"
         return None
     return search.explain(settings, problem, port, limit)
 
 
-def _finding(edit: search.Edit, reference: _Reference, after: float) -> Finding:
+def _finding(edit: search.Edit, reference: Reference, after: float) -> Finding:
     return Finding(
         kind="precision" if edit.cause == "" else "cause",
         cause=edit.cause,
@@ -171,8 +272,8 @@ def _status(distance: float, limit: float) -> str:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(steps,) L2 distances of the parameters after each step over the furthest that `a` went."""
-    moved = np.linalg.norm(a - a[0], axis=1).max()
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        moved = np.nan_to_num(np.linalg.norm(a - a[0], axis=1), posinf=0.0).max()
         d = np.linalg.norm(a[1:] - b[1:], axis=1) / (moved or 1.0)
     return np.where(np.isfinite(d), d, np.inf)
 
@@ -185,215 +286,17 @@ def _draw(shapes: Mapping[str, tuple[int, ...]], steps: int, seed: int) -> Probl
     scale = 10.0 ** rng.uniform(-8, 0, size)
     # Norms from 1/100 to 100: any usual clip acts in some steps and not in others.
     norms = 10.0 ** rng.permutation(np.linspace(-2, 2, steps))
-    gradients = rng.standard_normal((steps, size)) * scale
-    gradients *= (norms / np.linalg.norm(gradients, axis=1))[:, None]
     owner = np.repeat(np.arange(len(sizes)), sizes)
+    # One large one in each tensor: what moves less than its own rounding shows nothing.
+    scale[np.unique(owner, return_index=True)[1]] = 1.0
+    gradients = rng.standard_normal((steps, size)) * scale
+    if size:
+        gradients *= (norms / np.linalg.norm(gradients, axis=1))[:, None]
     return Problem(dict(shapes), rng.standard_normal(size), gradients, owner)
 
 
-class _Holder(torch.nn.Module):
-    """A module whose parameters have the given dotted names."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        super().__init__()
-        for name, array in arrays.items():
-            *path, leaf = name.split(".")
-            module: torch.nn.Module = self
-            for part in path:
-                if part not in dict(module.named_children()):
-                    module.add_module(part, torch.nn.Module())
-                module = module.get_submodule(part)
-            module.register_parameter(leaf, torch.nn.Parameter(torch.tensor(array)))
-
-
-def _argument(factory: Callable[[Any], Any], module: torch.nn.Module) -> Any:
-    try:
-        first = next(iter(inspect.signature(factory).parameters), "")
-    except (TypeError, ValueError):  # a class without a signature
-        first = ""
-    if first in ("model", "module"):
-        return module
-    if first in ("named_parameters", "named_params"):
-        return list(module.named_parameters())
-    return list(module.parameters())
-
-
-def _parts(made: Any) -> tuple[torch.optim.Optimizer, Any, Any]:
-    """(optimizer, scheduler or None, clip or None) of what the factory returned."""
-    items = made if isinstance(made, tuple | list) else (made,)
-    optimizer = scheduler = clip = None
-    for item in items:
-        if isinstance(item, torch.optim.Optimizer):
-            optimizer = item
-        elif hasattr(item, "get_last_lr"):
-            scheduler = item
-        elif isinstance(item, int | float) or callable(item):
-            clip = item
-        elif item is not None:
-            raise PortError(
-                f"torch_optimizer_factory returned a {type(item).__name__}; return an optimizer, "
-                "or (optimizer, scheduler, clip), clip a number or a function of the parameters"
-            )
-    if optimizer is None:
-        raise PortError("torch_optimizer_factory returned no torch.optim.Optimizer")
-    return optimizer, scheduler, clip
-
-
-@contextlib.contextmanager
-def _running(side: str) -> Iterator[None]:
-    """Word what a side raises as that side's."""
-    try:
-        yield
-    except PortError:
-        raise
-    except Exception as error:
-        raise PortError(f"{side} cannot be run: {type(error).__name__}: {error}") from error
-
-
-@_running("the PyTorch optimizer")
-def _run_torch(factory: Callable[[Any], Any], problem: Problem) -> _Reference:
-    module = _Holder(problem.tree(problem.start))
-    own = dict(module.named_parameters())  # a module's own come before its children's
-    named = {name: own[name] for name in problem.shapes}
-    optimizer, scheduler, clip = _parts(factory(_argument(factory, module)))
-    groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
-    missing = [name for name, p in named.items() if id(p) not in groups]
-    if missing:
-        listed = ", ".join(missing)
-        raise PortError(f"the optimizer was not given {listed}: group every parameter")
-    first = {name: dict(groups[id(p)]) for name, p in named.items()}
-    trajectory = [problem.start]
-    rates, clipped = [], []
-    for step in range(len(problem.gradients) + 1):
-        rates.append([float(groups[id(p)]["lr"]) for p in named.values()])
-        if step == len(problem.gradients):
-            break  # one rate more than steps: a schedule that is one ahead
-        for p, gradient in zip(named.values(), problem.tree(problem.gradients[step]).values()):
-            p.grad = torch.tensor(gradient)
-        if callable(clip):
-            clip(list(named.values()))
-        elif clip is not None:
-            torch.nn.utils.clip_grad_norm_(named.values(), float(clip))
-        grads = [p.grad.numpy().ravel() for p in named.values() if p.grad is not None]
-        clipped.append(np.concatenate(grads))
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        trajectory.append(np.concatenate([p.detach().numpy().ravel() for p in named.values()]))
-    name = type(optimizer).__name__
-    result = _Reference(np.array(trajectory), None, name)
-    if name not in ("Adam", "AdamW", "SGD"):
-        result.note = f"{name} is not modelled (Adam, AdamW and SGD are)"
-        return result
-    try:
-        result.settings = _settings(name, first, np.array(rates), problem, np.array(clipped))
-    except _NotModelledError as error:
-        result.note = str(error)
-    return result
-
-
-class _NotModelledError(Exception):
-    pass
-
-
-def _settings(
-    name: str, groups: dict[str, dict], rates: np.ndarray, problem: Problem, clipped: np.ndarray
-) -> Settings:
-    """The reference's settings as its parameter groups hold them; its clip from what it did."""
-    all_groups = list(groups.values())
-
-    def one(key: str) -> Any:
-        values = {repr(g.get(key)): g.get(key) for g in all_groups}
-        if len(values) > 1:
-            raise _NotModelledError(f"{name}: {key} differs between parameter groups")
-        return next(iter(values.values()))
-
-    if one("maximize"):
-        raise _NotModelledError(f"{name}: maximize is not modelled")
-    decay = np.array([float(g["weight_decay"]) for g in all_groups])
-    settings = Settings(
-        kind="sgd" if name == "SGD" else "adam",
-        rates=rates,
-        decay=float(decay.max()),
-        decayed=decay == decay.max() if decay.max() else np.ones(len(decay), bool),
-        clip=_clip_of(problem.gradients, clipped),
-    )
-    if decay.max() and len(set(decay[decay > 0])) > 1:
-        raise _NotModelledError(f"{name}: parameter groups with several weight decays")
-    if name == "SGD":
-        settings.momentum = float(one("momentum"))
-        settings.dampening = float(one("dampening"))
-        settings.nesterov = bool(one("nesterov"))
-        settings.coupling = "coupled"
-    else:
-        b1, b2 = one("betas")
-        settings.b1, settings.b2 = float(b1), float(b2)
-        settings.eps = float(one("eps"))
-        settings.amsgrad = bool(one("amsgrad"))
-        decoupled = one("decoupled_weight_decay") if name == "Adam" else True
-        settings.coupling = "decoupled" if decoupled else "coupled"
-    return settings
-
-
-def _clip_of(before: np.ndarray, after: np.ndarray) -> float | None:
-    """`max_norm` of a `clip_grad_norm_` that turned `before` into `after`; None without a clip."""
-    norms = np.linalg.norm(before, axis=1)
-    factors = np.linalg.norm(after, axis=1) / norms
-    acted = np.abs(factors - 1) > 1e-12
-    if not acted.any():
-        return None
-    values = factors[acted] * (norms[acted] + 1e-6)
-    value = float(np.median(values))
-    if np.abs(values / value - 1).max() > 1e-12:
-        raise _NotModelledError("the clip is not clip_grad_norm_'s")
-    return search.plain_number(value, lambda x: abs(x / value - 1) < 1e-13)
-
-
-@_running("the Optax transformation")
-def _run_optax(transform: Any, problem: Problem, names: Mapping[str, str]) -> np.ndarray:
-    with float64_on_cpu():
-        params = _nest(problem.tree(problem.start), names)
-        if not (hasattr(transform, "init") and hasattr(transform, "update")):
-            if not callable(transform):
-                raise PortError(
-                    f"optax_transform is a {type(transform).__name__}; give an "
-                    "optax.GradientTransformation or a function from parameters to one"
-                )
-            transform = transform(params)
-        state = transform.init(params)
-
-        @jax.jit
-        def step(params: Any, state: Any, gradients: Any) -> Any:
-            updates, state = transform.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        trajectory = [problem.start]
-        for gradient in problem.gradients:
-            params, state = step(params, state, _nest(problem.tree(gradient), names))
-            leaves = [np.asarray(_leaf(params, names[n])).ravel() for n in problem.shapes]
-            trajectory.append(np.concatenate(leaves).astype(np.float64))
-    return np.array(trajectory)
-
-
-def _nest(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict:
-    tree: dict = {}
-    for name, array in arrays.items():
-        *path, leaf = names[name].split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = jax.numpy.asarray(array)
-    return tree
-
-
-def _leaf(tree: Any, path: str) -> Any:
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree
-
-
 def _unknown(
-    reference: _Reference,
+    reference: Reference,
     problem: Problem,
     port: np.ndarray,
     distances: np.ndarray,
@@ -401,20 +304,22 @@ def _unknown(
 ) -> Finding:
     """Where the two part: step, tensors, and the shape of the difference."""
     first = int(np.argmax(distances > limit))
-    mine, theirs = np.diff(reference.trajectory, axis=0), np.diff(port, axis=0)
-    apart = np.abs(reference.trajectory[1:] - port[1:]).max(axis=0)
-    moved = np.abs(mine).max() or 1.0
+    with np.errstate(invalid="ignore"):
+        mine, theirs = np.diff(reference.trajectory, axis=0), np.diff(port, axis=0)
+        apart = np.abs(reference.trajectory[1:] - port[1:]).max(axis=0)
+    moved = float(np.nan_to_num(np.abs(mine), posinf=0.0).max()) or 1.0
     tensors = [
         name
         for i, name in enumerate(problem.shapes)
-        if not apart[problem.owner == i].max() <= 1e-12 * moved
+        if not apart[problem.owner == i].max(initial=0.0) <= 1e-12 * moved
     ]
     text = [f"no known difference explains it; they part at step {first + 1}"]
     if len(tensors) < len(problem.shapes):
         text.append("only in " + ", ".join(tensors))
     a, b = mine[first], theirs[first]
-    scale = float(a @ b / (a @ a)) if a @ a else np.nan
-    if np.linalg.norm(b - scale * a) <= 1e-10 * np.linalg.norm(b):
+    numbers = np.isfinite(a).all() and np.isfinite(b).all()
+    scale = float(a @ b / (a @ a)) if numbers and a @ a else np.nan
+    if numbers and np.linalg.norm(b - scale * a) <= 1e-10 * np.linalg.norm(b):
         text.append(f"that step is the reference's times {scale:.6g}")
     if reference.note:
         text.append(reference.note)

@@ -32,14 +32,16 @@ class Problem:
         }
 
     def nudged(self, seed: int) -> Problem:
-        """The same, every number multiplied by 1 + eps (2r - 1), r uniform."""
+        """The same, every number multiplied by 1 + eps or 1 - eps."""
         rng = np.random.default_rng(seed)
-        eps = np.finfo(np.float64).eps
+        start = self.start * nudges(rng, self.start.shape)
+        gradients = self.gradients * nudges(rng, self.gradients.shape)
+        return replace(self, start=start, gradients=gradients)
 
-        def nudge(x: np.ndarray) -> np.ndarray:
-            return x * (1 + eps * np.sign(rng.uniform(-1, 1, x.shape)))
 
-        return replace(self, start=nudge(self.start), gradients=nudge(self.gradients))
+def nudges(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Factors of 1 + eps and 1 - eps, float64."""
+    return 1 + np.finfo(np.float64).eps * np.sign(rng.uniform(-1, 1, shape))
 
 
 @dataclass
@@ -126,7 +128,8 @@ def _clip(s: Settings, g: np.ndarray, owner: np.ndarray) -> np.ndarray:
     if s.clip_kind == "value":
         return np.clip(g, -s.clip, s.clip)
     if s.clip_kind == "rms":
-        rms = np.sqrt(np.bincount(owner, weights=g * g) / np.bincount(owner))[owner]
+        count = np.maximum(1, np.bincount(owner))  # a tensor may be empty
+        rms = np.sqrt(np.bincount(owner, weights=g * g) / count)[owner]
         return g / np.maximum(1.0, rms / s.clip)
     return g * min(1.0, s.clip / (np.linalg.norm(g) + s.clip_eps))
 

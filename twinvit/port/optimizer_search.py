@@ -78,6 +78,7 @@ class Found:
     edits: list[Edit]
     distance: float
     others: list[str]
+    settings: Settings
 
 
 def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Found | None:
@@ -158,7 +159,7 @@ def _report(
         causes = [e.cause for e in other]
         if len(other) == len(chosen) and set(causes) != here and not any(e.late for e in other):
             others.append(" and ".join(causes))
-    return Found(edits, distance, sorted(set(others)))
+    return Found(edits, distance, sorted(set(others)), settings)
 
 
 def _distance(s: Settings, problem: Problem, port: np.ndarray) -> float:
@@ -499,7 +500,7 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
 
 
 def _clip_edits(s: Settings) -> Iterator[Edit]:
-    starts = (0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+    starts = (1e-6, 1e-4, 1e-2, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 1e2, 1e3, 1e4, 1e6)
     value = Number("clip", starts)
     if s.clip is None:
         yield _edit(

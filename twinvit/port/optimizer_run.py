@@ -1,0 +1,308 @@
+"""Both sides of a comparison of optimizers, run on the same gradients in float64."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import torch
+
+from twinvit.port import optimizer_search as search
+from twinvit.port.errors import PortError
+from twinvit.port.optimizer_model import Problem, Settings, nudges
+from twinvit.port.record_jax import float64_on_cpu
+
+
+@dataclass
+class Reference:
+    """A PyTorch run: parameters before and after each step (steps + 1, elements), settings."""
+
+    trajectory: np.ndarray
+    settings: Settings | None
+    name: str
+    note: str = ""
+    acted: np.ndarray | None = None  # (steps,) whether the clip did; None without one
+
+
+class _Holder(torch.nn.Module):
+    """A module whose parameters have the given dotted names."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        super().__init__()
+        for name, array in arrays.items():
+            *path, leaf = name.split(".")
+            module: torch.nn.Module = self
+            for part in path:
+                if part not in dict(module.named_children()):
+                    module.add_module(part, torch.nn.Module())
+                module = module.get_submodule(part)
+            module.register_parameter(leaf, torch.nn.Parameter(torch.tensor(array)))
+
+
+def _argument(factory: Callable[[Any], Any], module: torch.nn.Module) -> Any:
+    try:
+        first = next(iter(inspect.signature(factory).parameters), "")
+    except (TypeError, ValueError):  # a class without a signature
+        first = ""
+    if first in ("model", "module"):
+        return module
+    if first in ("named_parameters", "named_params"):
+        return list(module.named_parameters())
+    return list(module.parameters())
+
+
+def _parts(made: Any) -> tuple[torch.optim.Optimizer, Any, Any]:
+    """(optimizer, scheduler or None, clip or None) of what the factory returned."""
+    items = made if isinstance(made, tuple | list) else (made,)
+    optimizer = scheduler = clip = None
+    for item in items:
+        if isinstance(item, torch.optim.Optimizer):
+            optimizer = item
+        elif hasattr(item, "get_last_lr"):
+            scheduler = item
+        elif isinstance(item, int | float) or callable(item):
+            clip = item
+        elif item is not None:
+            raise PortError(
+                f"torch_optimizer_factory returned a {type(item).__name__}; return an optimizer, "
+                "or (optimizer, scheduler, clip), clip a number or a function of the parameters"
+            )
+    if optimizer is None:
+        raise PortError("torch_optimizer_factory returned no torch.optim.Optimizer")
+    return optimizer, scheduler, clip
+
+
+@contextlib.contextmanager
+def _running(side: str) -> Iterator[None]:
+    """Word what a side raises as that side's."""
+    try:
+        yield
+    except PortError:
+        raise
+    except Exception as error:
+        raise PortError(f"{side} cannot be run: {type(error).__name__}: {error}") from error
+
+
+@_running("the PyTorch optimizer")
+def run_torch(
+    factory: Callable[[Any], Any], problem: Problem, nudge: int | None = None
+) -> Reference:
+    """The PyTorch side; with `nudge`, a seed, its parameters are moved by one eps in each step."""
+    rng = np.random.default_rng(nudge)
+    module = _Holder(problem.tree(problem.start))
+    own = dict(module.named_parameters())  # a module's own come before its children's
+    named = {name: own[name] for name in problem.shapes}
+    optimizer, scheduler, clip = _parts(factory(_argument(factory, module)))
+    groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    missing = [name for name, p in named.items() if id(p) not in groups]
+    if missing:
+        listed = ", ".join(missing)
+        raise PortError(f"the optimizer was not given {listed}: group every parameter")
+    first = {name: dict(groups[id(p)]) for name, p in named.items()}
+    trajectory = [problem.start]
+    rates, clipped = [], []
+    for step in range(len(problem.gradients) + 1):
+        rates.append([float(groups[id(p)]["lr"]) for p in named.values()])
+        if step == len(problem.gradients):
+            break  # one rate more than steps: a schedule that is one ahead
+        for p, gradient in zip(named.values(), problem.tree(problem.gradients[step]).values()):
+            p.grad = torch.tensor(gradient)
+        if callable(clip):
+            clip(list(named.values()))
+        elif clip is not None:
+            torch.nn.utils.clip_grad_norm_(named.values(), float(clip))
+        grads = [p.grad.numpy().ravel() for p in named.values() if p.grad is not None]
+        clipped.append(np.concatenate(grads))
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        if nudge is not None:
+            for p in named.values():
+                p.data *= torch.tensor(nudges(rng, tuple(p.shape)))
+        trajectory.append(np.concatenate([p.detach().numpy().ravel() for p in named.values()]))
+    name = type(optimizer).__name__
+    result = Reference(np.array(trajectory), None, name)
+    if clip is not None:
+        result.acted = (np.array(clipped) != problem.gradients).any(axis=1)
+    if name not in ("Adam", "AdamW", "SGD"):
+        result.note = f"{name} is not modelled (Adam, AdamW and SGD are)"
+        return result
+    try:
+        result.settings = _settings(name, first, np.array(rates), problem, np.array(clipped))
+    except _NotModelledError as error:
+        result.note = str(error)
+    return result
+
+
+class _NotModelledError(Exception):
+    pass
+
+
+def _settings(
+    name: str, groups: dict[str, dict], rates: np.ndarray, problem: Problem, clipped: np.ndarray
+) -> Settings:
+    """The reference's settings as its parameter groups hold them; its clip from what it did."""
+    all_groups = list(groups.values())
+
+    def one(key: str) -> Any:
+        values = {repr(g.get(key)): g.get(key) for g in all_groups}
+        if len(values) > 1:
+            raise _NotModelledError(f"{name}: {key} differs between parameter groups")
+        return next(iter(values.values()))
+
+    if one("maximize"):
+        raise _NotModelledError(f"{name}: maximize is not modelled")
+    decay = np.array([float(g["weight_decay"]) for g in all_groups])
+    settings = Settings(
+        kind="sgd" if name == "SGD" else "adam",
+        rates=rates,
+        decay=float(decay.max()),
+        decayed=decay == decay.max() if decay.max() else np.ones(len(decay), bool),
+        clip=_clip_of(problem.gradients, clipped),
+    )
+    if decay.max() and len(set(decay[decay > 0])) > 1:
+        raise _NotModelledError(f"{name}: parameter groups with several weight decays")
+    if name == "SGD":
+        settings.momentum = float(one("momentum"))
+        settings.dampening = float(one("dampening"))
+        settings.nesterov = bool(one("nesterov"))
+        settings.coupling = "coupled"
+    else:
+        b1, b2 = one("betas")
+        settings.b1, settings.b2 = float(b1), float(b2)
+        settings.eps = float(one("eps"))
+        settings.amsgrad = bool(one("amsgrad"))
+        decoupled = one("decoupled_weight_decay") if name == "Adam" else True
+        settings.coupling = "decoupled" if decoupled else "coupled"
+    return settings
+
+
+def _clip_of(before: np.ndarray, after: np.ndarray) -> float | None:
+    """`max_norm` of a `clip_grad_norm_` that turned `before` into `after`; None without a clip."""
+    norms = np.linalg.norm(before, axis=1)
+    factors = np.linalg.norm(after, axis=1) / norms
+    acted = np.abs(factors - 1) > 1e-12
+    if not acted.any():
+        return None
+    values = factors[acted] * (norms[acted] + 1e-6)
+    value = float(np.median(values))
+    if np.abs(values / value - 1).max() > 1e-12:
+        raise _NotModelledError("the clip is not clip_grad_norm_'s")
+    return search.plain_number(value, lambda x: abs(x / value - 1) < 1e-13)
+
+
+@_running("the Optax transformation")
+def run_optax(
+    transform: Any, problems: Sequence[Problem], names: Mapping[str, str]
+) -> list[np.ndarray]:
+    """Of each problem the parameters before and after each step; compiled once."""
+    found = []
+    with float64_on_cpu():
+        params = _nest(problems[0].tree(problems[0].start), names)
+        transform = _transform(transform, params)
+
+        @jax.jit
+        def step(params: Any, state: Any, gradients: Any) -> Any:
+            updates, state = transform.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        for problem in problems:
+            params = _nest(problem.tree(problem.start), names)
+            state = transform.init(params)
+            trajectory = [problem.start]
+            for gradient in problem.gradients:
+                params, state = step(params, state, _nest(problem.tree(gradient), names))
+                leaves = [np.asarray(_leaf(params, names[n])).ravel() for n in problem.shapes]
+                trajectory.append(np.concatenate(leaves).astype(np.float64))
+            found.append(np.array(trajectory))
+    return found
+
+
+def _transform(transform: Any, params: Any) -> Any:
+    """An `optax.GradientTransformation`, made for these parameters where it is a function."""
+    if hasattr(transform, "init") and hasattr(transform, "update"):
+        return transform
+    if not callable(transform):
+        raise PortError(
+            f"optax_transform is a {type(transform).__name__}; give an "
+            "optax.GradientTransformation or a function from parameters to one"
+        )
+    return transform(params)
+
+
+def by_names(
+    factory: Callable[[Any], Any],
+    transform: Any,
+    problem: Problem,
+    names: Mapping[str, str],
+    given: tuple[bool, bool],
+) -> list[str]:
+    """Why names decide that are not the model's; `given`: whether shapes and jax_names were."""
+    found = []
+    text = (
+        "{} goes by the parameters' names, and those here are not the model's: give {}, so that "
+        "what they choose is compared"
+    )
+    plain = dict(zip(problem.shapes, _plain_names(list(problem.shapes), ".")))
+    if not given[0]:
+        renamed = replace(problem, shapes={plain[n]: s for n, s in problem.shapes.items()})
+        try:
+            same = np.array_equal(
+                run_torch(factory, renamed).trajectory,
+                run_torch(factory, problem).trajectory,
+                equal_nan=True,
+            )
+        except PortError:
+            same = False
+        if not same:
+            found.append(text.format("the PyTorch side", "shapes= by the model's names"))
+    if not all(given):
+        others = dict(zip(names, _plain_names(list(names.values()), "/")))
+        if _program(transform, problem, names) != _program(transform, problem, others):
+            found.append(text.format("the Optax side", "shapes= and jax_names="))
+    return found
+
+
+def _plain_names(names: Sequence[str], mark: str) -> list[str]:
+    """Names that say nothing, which sort as the others do and nest as they do."""
+    parts = sorted({part for name in names for part in name.split(mark)})
+    plain = {part: f"x{i:04}" for i, part in enumerate(parts)}
+    return [mark.join(plain[part] for part in name.split(mark)) for name in names]
+
+
+def _program(transform: Any, problem: Problem, names: Mapping[str, str]) -> str:
+    """What the transformation computes, as text; why it cannot be traced where it cannot."""
+    try:
+        with float64_on_cpu():
+            params = _nest(problem.tree(problem.start), names)
+            made = _transform(transform, params)
+            state = made.init(params)
+            text = str(jax.make_jaxpr(made.update)(params, state, params))
+            held = [np.asarray(x).tobytes() for x in jax.tree.leaves(state) if hasattr(x, "shape")]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return re.sub("0x[0-9a-f]+", "", text) + repr(held)
+
+
+def _nest(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict:
+    tree: dict = {}
+    for name, array in arrays.items():
+        *path, leaf = names[name].split("/")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = jax.numpy.asarray(array)
+    return tree
+
+
+def _leaf(tree: Any, path: str) -> Any:
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree

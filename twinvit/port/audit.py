@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 
 from twinvit.port import record_torch
 from twinvit.port.call import Call
-from twinvit.port.causes import Generator, Variant, causes_on
+from twinvit.port.causes import Cause, Generator, Variant, causes_on
 from twinvit.port.errors import PortError
-from twinvit.port.outputs import pick_torch, preferred
-from twinvit.port.record_torch import Graph, Node, numbers
+from twinvit.port.outputs import pick_torch
+from twinvit.port.record_torch import Edit, Graph, Node, flat_tensors, numbers
+from twinvit.port.report import VERDICTS
 from twinvit.port.search.edits import edits_of
+from twinvit.port.verdict import Evidence, decide, kinds, relative
 
 PER_PLACE = 40  # variants of one cause at one operation that are tried
 SKIP = ("weights", "residual_source", "dropout_on")
@@ -52,8 +55,11 @@ class BlindSpots:
         missed: those that the test lets through.
         needed: the largest atol (rtol 0) that catches them all; 0.0 if there are none.
         rule: the test, in words.
-        same: mistakes that change no output (they cannot be seen by any tolerance with these
-            inputs).
+        same: mistakes that change no output: no tolerance catches them with these inputs.
+        hidden: the same by their place and text, "head: the port ..."; at most 1,000.
+        not_finite: mistakes whose outputs are not all finite: not counted as caught.
+        untried: places that were left out when `limit` was reached, "layers.3.act: gelu".
+        open: what else was not looked at, in words.
     """
 
     spots: list[Spot] = field(default_factory=list)
@@ -61,9 +67,47 @@ class BlindSpots:
     needed: float = 0.0
     rule: str = ""
     same: int = 0
+    hidden: list[str] = field(default_factory=list)
+    not_finite: int = 0
+    untried: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """ "different": the test lets mistakes through; "same": it catches each that was made;
+        "undecided": some change nothing or are no numbers, some places were left out."""
+        seen = [f"{len(self.missed)} mistakes pass"] if self.missed else []
+        return decide(Evidence(seen, self.reasons, len(self.spots)))
+
+    @property
+    def reasons(self) -> list[str]:
+        """What nothing is known of, in words."""
+        found = list(self.open)
+        if self.same:
+            found.append(
+                f"{self.same} more change no output with these inputs and weights, so that no "
+                f"tolerance catches them, e.g. {self.hidden[0]}"
+            )
+        if self.not_finite:
+            found.append(f"{self.not_finite} more make outputs that are not finite: not judged")
+        if self.untried:
+            found.append(
+                f"{len(self.untried)} places were left out at the limit, from {self.untried[0]} on"
+            )
+        if not self.spots:
+            found.append("no mistake of the catalogue changes an output: nothing was tried")
+        return found
+
+    @property
+    def exit_status(self) -> int:
+        """0 same, 1 different, 2 undecided."""
+        return VERDICTS.index(self.verdict)
 
     def __str__(self) -> str:
+        total = len(self.spots) + self.same + self.not_finite
         lines = [f"{len(self.missed)} of {len(self.spots)} mistakes pass {self.rule}"]
+        if total != len(self.spots):
+            lines[0] += f"; {total} were made"
         shown: dict[str, list[Spot]] = {}
         for spot in self.missed:
             shown.setdefault(spot.cause, []).append(spot)
@@ -74,10 +118,9 @@ class BlindSpots:
                 f"outputs {worst.distance:.1e} apart, at most {worst.largest:.1e}"
             )
         if self.spots:
-            lines.append(f"atol={self.needed:.1e} (rtol=0, float64) would catch them all")
-        if self.same:
-            lines.append(f"{self.same} more change no output with these inputs")
-        return "\n".join(lines)
+            some = " that were tried and change one" if self.reasons else ""
+            lines.append(f"atol={self.needed:.1e} (rtol=0, float64) would catch all{some}")
+        return "\n".join([*lines, *self.reasons, f"verdict: {self.verdict}"])
 
 
 def blind_spots(
@@ -91,8 +134,8 @@ def blind_spots(
     limit: int = 2000,
     progress: Callable[[str], None] | None = None,
 ) -> BlindSpots:
-    """Make every applicable mistake of the catalogue in the reference and say which of them a test
-    lets through.
+    """Make every applicable mistake of the catalogue in the reference, at every layer, and say
+    which of them a test lets through. The test looks at every array that the model returns.
 
     Args:
         torch_model: nn.Module or callable; it is not changed.
@@ -101,8 +144,8 @@ def blind_spots(
             divergence of softmaxes.
         rtol: the test's relative tolerance.
         metric: "allclose", "cosine", "kl" or "top1" (over the last axis).
-        output: which array of a structured output, as for `explain`.
-        limit: how many mistakes are tried.
+        output: which arrays of a structured output, as for `explain`; by default all.
+        limit: how many mistakes are tried, those of the first layer of each kind first.
         progress: told what is being done.
 
     Raises:
@@ -110,95 +153,132 @@ def blind_spots(
     """
     if metric not in ("allclose", "cosine", "kl", "top1"):
         raise PortError(f'metric={metric!r} is none of "allclose", "cosine", "kl", "top1"')
-
-    def pick(out: Any) -> list[Any]:
-        found = pick_torch(out, output)
-        if output is None:
-            found = preferred(found)
-        return [t for _, t in found]
-
-    graph = record_torch.record(torch_model, inputs, pick)
-    right = numbers(graph.values[graph.outputs[0]])
-    result = BlindSpots(rule=_rule(atol, rtol, metric))
-    seen: set[tuple[str, Generator]] = set()  # several generators may share a cause's name
+    graph = record_torch.record(
+        torch_model, inputs, lambda out: [t for _, t in pick_torch(out, output)]
+    )
+    judge = _Judge(graph, atol, rtol, metric)
+    result = BlindSpots(rule=_rule(atol, rtol, metric), open=judge.open)
     tried = 0
-    for node in graph.nodes:
+    for count, (node, cause) in enumerate(places := _places(graph)):
         if tried >= limit:
+            result.untried = sorted({n.place for n, _ in places[count:]})
             break
-        signature = (
-            f"{node.name} {[tuple(graph.values[r].shape) for r in node.refs]} "
-            f"{node.scope.rsplit('.', 1)[-1]}"
-        )
-        for cause in causes_on(node.name):
-            if cause.name in SKIP or (signature, cause.generate) in seen:
-                continue
-            seen.add((signature, cause.generate))
-            try:
-                variants = list(cause.generate(Call(graph, node)) or ())[:PER_PLACE]
-            except Exception:
-                continue
-            for variant in variants:
-                tried += 1
-                spot = _try(graph, node, cause.name, variant, right, atol, rtol, metric)
-                if spot is None:
-                    continue
-                if spot.distance <= 1e-12:
-                    result.same += 1
-                else:
-                    result.spots.append(spot)
-        if progress is not None and node.index % 50 == 0:
-            progress(f"operation {node.index} of {len(graph.nodes)}, {tried} mistakes made")
+        try:
+            variants = list(cause.generate(Call(graph, node)) or ())[:PER_PLACE]
+        except Exception:
+            continue
+        for variant in variants:
+            tried += judge.look(node, cause.name, variant, result)
+        if progress is not None and count % 50 == 0:
+            progress(f"place {count} of {len(places)}, {tried} mistakes made")
     result.spots.sort(key=lambda s: s.distance)
     result.missed = [s for s in result.spots if not s.caught]
     result.needed = min((s.largest for s in result.spots), default=0.0) * 0.999
     return result
 
 
-def _try(
-    graph: Graph,
-    node: Node,
-    name: str,
-    variant: Variant,
-    right: np.ndarray,
-    atol: float,
-    rtol: float,
-    metric: str,
-) -> Spot | None:
+def _places(graph: Graph) -> list[tuple[Node, Cause]]:
+    """Where which cause applies: the first layer of each kind first, then the others of it."""
+    seen: Counter[tuple[str, Generator]] = Counter()  # generators may share a cause's name
+    found = []
+    for node in graph.nodes:
+        shapes = [tuple(graph.values[r].shape) for r in node.refs]
+        signature = f"{node.name} {shapes} {node.scope.rsplit('.', 1)[-1]}"
+        for cause in causes_on(node.name):
+            if cause.name not in SKIP:
+                found.append((seen[signature, cause.generate], node, cause))
+                seen[signature, cause.generate] += 1
+    return [(node, cause) for _, node, cause in sorted(found, key=lambda item: item[0])]
+
+
+class _Judge:
+    """What a test sees of a mistake."""
+
+    def __init__(self, graph: Graph, atol: float, rtol: float, metric: str) -> None:
+        self.graph, self.rule = graph, (atol, rtol, metric)
+        self.right = {i: numbers(graph.values[i]) for i in dict.fromkeys(graph.outputs)}
+        self.open = [
+            f"output {place} is not finite in the reference itself"
+            for place, right in enumerate(self.right.values())
+            if np.isnan(right).any()
+        ]
+
+    def look(self, node: Node, name: str, variant: Variant, result: BlindSpots) -> bool:
+        """Make the mistake and note what comes of it; False where it cannot be made."""
+        try:
+            edits = edits_of(self.graph, node, variant)
+            with torch.no_grad():
+                changed = self.graph.run(edits, first=min(edits))
+        except Exception:
+            return False
+        wrong = {i: numbers(changed[i]) if i in changed else self.right[i] for i in self.right}
+        if any(wrong[i].shape != self.right[i].shape for i in self.right):
+            return False
+        pairs = [(self.right[i], wrong[i]) for i in self.right]
+        if any((kinds(a) != kinds(b)).any() for a, b in pairs):
+            result.not_finite += 1
+            return True
+        distance = max(relative(a, b) for a, b in pairs)
+        if distance <= 1e-12:
+            if all(_same_function(self.graph, self.graph.nodes[i], e) for i, e in edits.items()):
+                return True  # what the reference does already: no mistake
+            result.same += 1
+            if len(result.hidden) < 1000:
+                result.hidden.append(f"{node.place}: {variant.text}")
+            return True
+        caught = any(not self.passes(a, b) for a, b in pairs)
+        largest = max(float(_gaps(a, b).max(initial=0.0)) for a, b in pairs)
+        result.spots.append(Spot(name, variant.text, node.place, distance, largest, caught))
+        return True
+
+    def passes(self, right: np.ndarray, wrong: np.ndarray) -> bool:
+        """Whether the test lets this array through."""
+        if np.array_equal(right, wrong, equal_nan=right.dtype.kind == "f"):
+            return True
+        return _passes(wrong, right, *self.rule)
+
+
+def _same_function(graph: Graph, node: Node, edit: Edit) -> bool:
+    """Whether an edit gives the operation's own results on drawn operands, too."""
+    if edit.refs is not None and list(edit.refs) != list(node.refs):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    held = {
+        i: torch.randn(graph.values[i].shape, generator=generator, dtype=torch.float64)
+        if graph.values[i].dtype == torch.float64
+        else graph.values[i]
+        for i in node.refs
+    }
+    args, kwargs = graph.arguments(node, held)
     try:
-        edits = edits_of(graph, node, variant)
         with torch.no_grad():
-            changed = graph.run(edits, first=min(edits))
+            mine, theirs = (flat_tensors(f(*args, **kwargs)) for f in (node.op, edit.fn))
+        pairs = [(numbers(a), numbers(b)) for a, b in zip(mine, theirs) if a is not None]
+        return all(a.shape == b.shape and relative(a, b) <= 1e-12 for a, b in pairs)
     except Exception:
-        return None
-    if graph.outputs[0] not in changed:
-        return None
-    wrong = numbers(changed[graph.outputs[0]])
-    if wrong.shape != right.shape or not np.isfinite(wrong).all():
-        return None
-    difference = np.abs(wrong - right)
-    norm = float(np.linalg.norm(right)) or 1.0
-    caught = not _passes(wrong, right, atol, rtol, metric)
-    return Spot(
-        name,
-        variant.text,
-        node.place,
-        float(np.linalg.norm(wrong - right)) / norm,
-        float(difference.max()),
-        caught,
-    )
+        return False
+
+
+def _gaps(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    finite = kinds(right) == 0
+    return np.abs(wrong[finite].astype(np.float64) - right[finite].astype(np.float64))
 
 
 def _passes(wrong: np.ndarray, right: np.ndarray, atol: float, rtol: float, metric: str) -> bool:
     if metric == "allclose":
         return bool(np.allclose(wrong, right, rtol=rtol, atol=atol))
-    a, b = wrong.reshape(-1, wrong.shape[-1]), right.reshape(-1, right.shape[-1])
+    finite = kinds(right) == 0
     if metric == "cosine":
-        x, y = wrong.reshape(-1), right.reshape(-1)
+        x, y = wrong[finite], right[finite]
         return bool(1 - float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y))) <= atol)
+    last = right.shape[-1] if right.ndim else 1
+    a, b = wrong.reshape(-1, last), right.reshape(-1, last)
     if metric == "top1":
         return bool((a.argmax(1) == b.argmax(1)).all())
     log_p, log_q = _log_softmax(b), _log_softmax(a)
-    return bool((np.exp(log_p) * (log_p - log_q)).sum(1).max() <= atol)
+    with np.errstate(invalid="ignore"):  # masked classes, whose share is 0
+        terms = np.where(np.isneginf(log_p), 0.0, np.exp(log_p) * (log_p - log_q))
+    return bool(terms.sum(1).max() <= atol)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

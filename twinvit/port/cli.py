@@ -282,7 +282,7 @@ def _blind_spots(arguments: argparse.Namespace) -> int:
         progress=_progress(),
     )
     print(result)
-    return DIFFERENT if result.missed else SAME
+    return result.exit_status
 
 
 def _causes(arguments: argparse.Namespace) -> int:

@@ -296,3 +296,26 @@ def test_nhwc_is_spoken_of_only_where_shapes_say_so():
     with pytest.raises(port.PortError) as raised:
         port.explain(MODEL, FUNCTION, X, jax_inputs=X[:, :5])
     assert "NHWC" not in str(raised.value)
+
+
+def test_an_output_that_one_side_lacks_is_refused_with_what_each_has():
+    def named(name: str) -> port.Function:
+        return port.Function(lambda p, x: {name: call(p, x), "input": x}, P)
+
+    class Named(Layers):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"tokens": super().forward(x), "input": x}
+
+    with pytest.raises(port.PortError, match="JAX .* no 'tokens'; it has logits, input, the other"):
+        port.explain(Named(), named("logits"), X, output="tokens")
+    with pytest.raises(port.PortError, match="other model's tokens, input; give output= a func"):
+        port.explain(Named(), named("logits"), X, output="tokens")
+    with pytest.raises(port.PortError, match="PyTorch .* tokens, input; did you mean 'tokens'"):
+        port.explain(Named(), named("tokens"), X, output="toknes")
+    with pytest.raises(port.PortError, match="both models return an array alone"):
+        port.explain(MODEL, FUNCTION, X, output="tokens")
+    assert port.explain(Named(), named("tokens"), X, output="tokens").same
+    report = port.explain(Named(), FUNCTION, X, output="tokens")
+    assert report.same and report.outputs[0].name == "tokens", report
+    wrong = port.explain(Named(), port.Function(tanh, P), X, output="tokens")
+    assert [f.cause for f in wrong.findings] == ["gelu_tanh"]

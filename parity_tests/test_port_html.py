@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from twinvit.port.html import page
-from twinvit.port.report import Finding, Narrowing, Operation, Report
+from twinvit.port.report import Draw, Finding, Narrowing, Native, Operation, Output, Report
 from twinvit.report.svg import Chart, Series
 
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "polygon"}
@@ -129,3 +129,62 @@ def test_a_finding_is_marked_where_it_is():
     x = {re.search(r'<line x1="([\d.]+)"', m)[1] for m in marks}
     lost = re.findall(r'<rect class="bad point" x="([\d.]+)"', text)
     assert all(any(abs(float(a) - float(b) - 3) < 0.2 for b in lost) for a in x)
+
+
+def test_undecided_and_what_is_said_first_are_the_headline():
+    report = Report("undecided", False, 0.0, 0.0, reasons=["the logits are NaN", "a mask <b>"])
+    text = parsed(page(report))
+    assert "UNDECIDED" in text and "The logits are NaN." in text and "a mask <b>" in text
+    assert '<header class="warn">' in page(report)
+    report = explained()
+    report.reasons = ["the port as it runs returns NaN"]
+    text = parsed(page(report))
+    assert "The port as it runs returns NaN." in text and "in 2 differences, 1 without" in text
+
+
+def test_outputs_native_runs_and_proofs_are_shown():
+    report = explained()
+    report.outputs = [
+        Output(
+            "logits", "0", (2, 9, 4), (2, 4, 9), True, 1e-3, 2e-16, math.inf, (0, 2, 1), "moved"
+        ),
+        Output("<aux>", None, (3,), None, compared=False, note="the port returns none"),
+    ]
+    report.native = Native(3.1e-7, None, "float32", "bfloat16", "no <GPU>")
+    report.verified = [Draw("weights", {"logits": 4e-16}, "drawn once")]
+    report.findings[0].fix = "approximate=False"
+    report.findings[0].torch_line = "model.py:31"
+    text = parsed(page(report))
+    for word in (
+        "logits (0 in the JAX model)",
+        "(2, 9, 4)",
+        "axes of logits (0 in the JAX model) are in another order",
+        "not compared. the port returns none",
+        "PyTorch (float32) 3.1e-07 from float64, JAX (bfloat16) did not run; no <GPU>",
+        "logits 4.0e-16",
+        "drawn once",
+        "fix in port.py:3",
+        "approximate=False",
+        "model.py:31",
+    ):
+        assert word in text, word
+
+
+def test_with_jax_as_the_reference_the_page_speaks_of_the_pytorch_model():
+    report = explained()
+    report.reference = "jax"
+    report.findings = report.findings[:1]
+    report.findings[0].text = "the port computes tanh; the reference erf"
+    report.explained = True
+    text = parsed(page(report))
+    assert "The JAX model is the PyTorch model with this edit." in text
+    assert "the JAX model computes tanh; the PyTorch model erf" in text
+    body = text[text.index("DIFFERENT, EXPLAINED") :]
+    assert "the reference" not in body and "the port" not in body
+
+
+def test_a_name_that_is_not_unicode_is_written(tmp_path):
+    report = explained()
+    report.findings[0].jax = "\udcff.py:3"
+    report.to_html(tmp_path / "report.html")
+    assert "\\udcff.py:3" in (tmp_path / "report.html").read_text("utf-8")

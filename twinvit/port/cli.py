@@ -236,8 +236,10 @@ def _print(report: Report, arguments: argparse.Namespace) -> None:
     lines = [verdict_line(report) if arguments.quiet else str(report)]
     if arguments.github:
         lines += workflow_commands(report)
+    codec = sys.stdout.encoding or "utf-8"
+    text = "\n".join(lines).encode(codec, "backslashreplace").decode(codec)
     try:
-        print("\n".join(lines), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # `| head`: the verdict stands, and the status says it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

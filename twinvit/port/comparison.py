@@ -13,7 +13,16 @@ from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.harness import check_port, check_reference, check_weights
 from twinvit.port.index import Index
 from twinvit.port.native import NativeRun, run_native
-from twinvit.port.outputs import Leaves, Paired, labelled, pair_outputs, pick, pick_torch
+from twinvit.port.outputs import (
+    Leaves,
+    Paired,
+    check_chosen,
+    labelled,
+    leaves_of,
+    pair_outputs,
+    pick,
+    pick_torch,
+)
 from twinvit.port.pair import Pair
 from twinvit.port.record_torch import Graph, numbers
 from twinvit.port.report import Finding, Narrowing, Operation
@@ -90,8 +99,10 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     """Record both models and pair their outputs. Raises PortError."""
     say("recording the PyTorch model")
     mine: Leaves = []
+    named: list[str] = []
 
     def choose(out: Any) -> list[Any]:
+        named[:] = [n for n, _ in leaves_of(out) if n]
         mine[:] = pick_torch(out, pair.output)
         return [t for _, t in mine]
 
@@ -106,7 +117,8 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
-    theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX")
+    theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
+    check_chosen(pair.output, mine, theirs)
     pairs = pair_outputs(mine, theirs)
     compared = [p for p in pairs if p.port is not None]
     port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]

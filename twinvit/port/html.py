@@ -8,7 +8,16 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from twinvit.port.report import Finding, Operation, Report
+from twinvit.port.report import Draw, Finding, Operation, Output, Report
+from twinvit.port.report_text import (
+    NAMES,
+    differing_layouts,
+    edited_side,
+    native_text,
+    place_to_change,
+    roundings,
+    turned,
+)
 from twinvit.report import html
 from twinvit.report.svg import Band, Chart, Mark, Series
 
@@ -16,8 +25,10 @@ KINDS = {
     "cause": "proven cause",
     "precision": "a constant in a narrower type",
     "weights": "weights",
+    "expression": "an expression of the port's, proven",
     "unknown": "cause not known",
 }
+TONES = {"same": "good", "different": "bad", "undecided": "warn"}
 
 
 def page(report: Report) -> str:
@@ -28,8 +39,9 @@ def page(report: Report) -> str:
     if shown:
         body.append(html.section(*_picture(report, shown)))
     if report.findings:
-        findings = [_finding(i, f) for i, f in enumerate(report.findings, 1)]
+        findings = [_finding(i, f, report) for i, f in enumerate(report.findings, 1)]
         body.append(html.section("Findings", *findings))
+    body += _proofs(report)
     if report.narrowings:
         rows = [
             (n.side, n.where, n.dtype, "not measured" if n.cost is None else number(n.cost))
@@ -45,11 +57,12 @@ def page(report: Report) -> str:
             )
         )
     if report.unseen:
-        body.append(html.section("Not seen with these inputs", html.bullets(report.unseen)))
+        body.append(_texts("Not seen with these inputs", report.unseen, report))
     if report.notes:
-        body.append(html.section("How it was compared", html.bullets(report.notes)))
+        body.append(_texts("How it was compared", report.notes, report))
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    body.append(f"<footer>{' · '.join([*html.versions(), now])}</footer>")
+    made = [f"{name} {version}" for name, version in report.versions.items() if version]
+    body.append(f"<footer>{' · '.join([*(made or html.versions()), now])}</footer>")
     return html.document(f"{badge}: {sentence}", body)
 
 
@@ -61,28 +74,91 @@ def number(value: float) -> str:
 
 
 def _verdict(report: Report) -> tuple[str, str, str]:
+    badge = report.verdict.upper()
+    tone = TONES[report.verdict]
+    if report.verdict == "different" and report.explained and report.findings:
+        badge, tone = "DIFFERENT, EXPLAINED", "warn"
+    if report.reasons:
+        sentence = _capital(turned(report.reasons[0], report).removesuffix(".")) + "."
+    else:
+        sentence = _sentence(report)
+    return badge, sentence, tone
+
+
+def _sentence(report: Report) -> str:
+    """The verdict in one sentence."""
+    names = ("the port", "the reference")
+    if report.reference == "jax":
+        names = (NAMES["torch"], NAMES["jax"])
+    changed, right = _capital(names[0]), names[1]
     count = len(report.findings)
     if report.same:
-        return "SAME", "The port computes what the reference computes.", "good"
+        return f"{changed} computes what {right} computes."
     if report.explained:
         edits = "this edit" if count == 1 else f"these {count} edits"
-        return "DIFFERENT, EXPLAINED", f"The port is the reference with {edits}.", "warn"
+        if report.reference == "jax":
+            return f"{_capital(NAMES['jax'])} is {NAMES['torch']} with {edits}."
+        return f"The port is the reference with {edits}."
     unknown = sum(f.kind == "unknown" for f in report.findings)
     rest = f", {unknown} without a known cause" if unknown else ""
     differences = "1 difference" if count == 1 else f"{count} differences"
-    if not count:
-        return "DIFFERENT", "The port differs; nothing that was tried explains it.", "bad"
-    return "DIFFERENT", f"The port differs from the reference in {differences}{rest}.", "bad"
+    return f"{changed} differs from {right} in {differences}{rest}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _lead(report: Report) -> list[str]:
     what = "Parameters" if _by_step(report) else "Outputs"
     if report.same:
-        return [f"{what} are {number(report.distance)} apart: rounding."]
-    return [
-        f"{what} are {number(report.distance)} apart (relative L2), and "
-        f"{number(report.remaining)} with the edits made to the reference."
+        first = f"{what} are {number(report.distance)} apart: rounding."
+    else:
+        first = (
+            f"{what} are {number(report.distance)} apart (relative L2), and "
+            f"{number(report.remaining)} with the edits made to {edited_side(report)}."
+        )
+    further = [turned(reason, report) for reason in report.reasons[1:]]
+    if report.reasons and report.findings:
+        further.append(_sentence(report))
+    return [first, *further, *differing_layouts(report)]
+
+
+def _texts(title: str, texts: list[str], report: Report) -> str:
+    return html.section(title, html.bullets([turned(text, report) for text in texts]))
+
+
+def _proofs(report: Report) -> list[str]:
+    """Each output, both models as they run, and the proof on other inputs and weights."""
+    sections = []
+    if report.outputs:
+        titles = ("output", "PyTorch", "JAX", "apart", "with the edits", "worst, in roundings", "")
+        rows = [_row(output) for output in report.outputs]
+        sections.append(html.section("Outputs", html.table(titles, rows, numbers=(3, 4, 5))))
+    if report.native is not None:
+        sections.append(html.section("As the models run", html.bullets([native_text(report)])))
+    if report.verified:
+        drawn = [_draw_row(d, report) for d in report.verified]
+        sections.append(
+            html.section("Verified", html.table(("drawn", "apart", ""), drawn, numbers=()))
+        )
+    return sections
+
+
+def _row(output: Output) -> tuple[str, ...]:
+    shapes = [
+        "none" if shape is None else str(tuple(shape))
+        for shape in (output.shape_torch, output.shape_jax)
     ]
+    if not output.compared:
+        return (output.name, *shapes, "", "", "", f"not compared. {output.note}".strip())
+    far = (number(output.before), number(output.after), roundings(output.worst))
+    return (output.name, *shapes, *far, output.note)
+
+
+def _draw_row(draw: Draw, report: Report) -> tuple[str, ...]:
+    far = ", ".join(f"{n or 'outputs'} {number(d)}" for n, d in draw.distances.items())
+    return (draw.kind, far, turned(draw.note, report))
 
 
 def _picture(report: Report, shown: list[Operation]) -> list[str]:
@@ -99,15 +175,15 @@ def _picture(report: Report, shown: list[Operation]) -> list[str]:
         if ops:
             titles = [f"{_place(op)}: {number(op.distance)}" for op in ops]
             xs, ys = [op.index for op in ops], [op.distance for op in ops]
-            series.append(Series(label, xs, ys, style, False, True, titles, alike))
+            series.append(Series(turned(label, report), xs, ys, style, False, True, titles, alike))
     chart = Chart(
         series=series,
-        y_label="relative L2 distance to the nearest value in the port",
-        x_label="operations of the reference, in order",
-        bands=[Band("rounding (reference, nudged by one eps)", x, [op.noise for op in shown])],
+        y_label=turned("relative L2 distance to the nearest value in the port", report),
+        x_label=turned("operations of the reference, in order", report),
+        bands=[Band("rounding (nudged by one eps)", x, [op.noise for op in shown])],
         marks=_marks(report, shown),
         groups=_groups(shown),
-        description="Distance of every operation from the port's values",
+        description=turned("Distance of every operation from the port's values", report),
     )
     caption = (
         "Before any edit. A number marks a finding of the list below; everything after the first "
@@ -115,7 +191,7 @@ def _picture(report: Report, shown: list[Operation]) -> list[str]:
         if report.findings
         else "Every value of the reference that says something, and how near the port's is."
     )
-    return ["Distance through the network", html.figure(chart, caption)]
+    return ["Distance through the network", html.figure(chart, turned(caption, report))]
 
 
 def _by_step(report: Report) -> bool:
@@ -151,7 +227,7 @@ def _marks(report: Report, shown: list[Operation]) -> list[Mark]:
         at = sorted(named or here, key=lambda op: op.status != "lost")
         if at and at[0].index not in taken:
             taken.add(at[0].index)
-            marks.append(Mark(at[0].index, at[0].distance, str(i), finding.text))
+            marks.append(Mark(at[0].index, at[0].distance, str(i), turned(finding.text, report)))
     return marks
 
 
@@ -170,12 +246,17 @@ def _groups(shown: list[Operation]) -> list[tuple[float, float, str]]:
     return groups
 
 
-def _finding(i: int, finding: Finding) -> str:
+def _finding(i: int, finding: Finding, report: Report) -> str:
     title = f"{i}. {finding.cause or KINDS[finding.kind]}"
     pairs = [("kind", html.escape(KINDS[finding.kind]))] if finding.cause else []
-    pairs.append(("reference", html.code(finding.torch) + _source(finding.torch)))
+    if finding.fix:
+        at = place_to_change(finding, report.reference)
+        pairs.append((f"fix in {at}" if at else "fix", html.code(finding.fix)))
+    mine, theirs = ("reference", "port") if report.reference == "torch" else ("PyTorch", "JAX")
+    line = f"  {finding.torch_line}" if finding.torch_line else ""
+    pairs.append((mine, html.code(finding.torch + line) + _source(finding.torch + line)))
     if finding.jax:
-        pairs.append(("port", html.code(finding.jax) + _source(finding.jax)))
+        pairs.append((theirs, html.code(finding.jax) + _source(finding.jax)))
     if len(finding.places) > 1:
         places = ", ".join(finding.places)
         pairs.append((f"{len(finding.places)} places", html.code(places)))
@@ -186,7 +267,8 @@ def _finding(i: int, finding: Finding) -> str:
         )
     )
     return (
-        f'<div class="finding"><h3>{html.escape(title)}</h3><p>{html.escape(finding.text)}</p>'
+        f'<div class="finding"><h3>{html.escape(title)}</h3>'
+        f"<p>{html.escape(turned(finding.text, report))}</p>"
         f"{html.definitions(pairs)}</div>"
     )
 

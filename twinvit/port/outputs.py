@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,19 +97,39 @@ def apply_output(output: Any, out: Any, side: str) -> Any:
         ) from error
 
 
-def pick(leaves: Leaves, output: Any, side: str) -> Leaves:
-    """The arrays of a structured output that `output=` names, else all. Raises PortError."""
+def pick(leaves: Leaves, output: Any, side: str, others: Sequence[str] = ()) -> Leaves:
+    """The arrays of a structured output that `output=` names, else all.
+
+    An array alone is what `output=` names on the other side. `others` are the names that side has.
+
+    Raises:
+        PortError: there is none, or none of that name; the message lists those that there are.
+    """
     if not leaves:
         raise PortError(f"the {side} model returns no array; choose one with output=, a function")
-    if output is None or callable(output):
+    if output is None or callable(output) or [n for n, _ in leaves] == [""]:
         return leaves
     chosen = [(n, x) for n, x in leaves if n == str(output) or n.split(".")[0] == str(output)]
     if not chosen:
+        names = [n for n, _ in leaves]
+        near = difflib.get_close_matches(str(output), names, n=1)
         raise PortError(
-            f"the {side} model's output has no {output!r}; it has "
-            f"{', '.join(n or 'one array' for n, _ in leaves)}"
+            f"the {side} model's output has no {output!r}; it has {', '.join(names)}"
+            + (f", the other model's {', '.join(others)}" if others else "")
+            + (f"; did you mean {near[0]!r}?" if near else "; give output= a function that picks")
         )
     return chosen
+
+
+def check_chosen(output: Any, mine: Leaves, theirs: Leaves) -> None:
+    """Raises PortError if `output=` names an array, and both models return one alone."""
+    if output is None or callable(output):
+        return
+    if [n for n, _ in mine] == [n for n, _ in theirs] == [""]:
+        raise PortError(
+            f"output={output!r} names an array of a structured output, and both models return an "
+            "array alone; leave output= out"
+        )
 
 
 def pick_torch(out: Any, output: Any) -> Leaves:

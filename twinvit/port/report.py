@@ -325,7 +325,7 @@ class Report:
         from twinvit.port import html
 
         self.check()
-        Path(path).write_text(html.page(self), encoding="utf-8")
+        Path(path).write_text(html.page(self), encoding="utf-8", errors="backslashreplace")
 
 
 def contradictions(report: Report) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from twinvit.port import optimizer_search as search
+from twinvit.port.envelope import versions
 from twinvit.port.errors import PortError
 from twinvit.port.optimizer_judge import SCALES, Course, Ways, evidence, way, ways
 from twinvit.port.optimizer_model import Problem, Settings, simulate
@@ -152,6 +153,8 @@ def _report(run: Run, shown: Evidence, tensors: Ways, steps: int) -> Report:
         ],
         unseen=unseen,
         reasons=shown.wrong if verdict == "different" else shown.open,
+        models={"torch": reference.name, "jax": "optax"},
+        versions=versions(),
     )
 
 

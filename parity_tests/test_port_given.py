@@ -319,3 +319,19 @@ def test_an_output_that_one_side_lacks_is_refused_with_what_each_has():
     assert report.same and report.outputs[0].name == "tokens", report
     wrong = port.explain(Named(), port.Function(tanh, P), X, output="tokens")
     assert [f.cause for f in wrong.findings] == ["gelu_tanh"]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_outputs_of_other_names_are_paired_in_the_ports_own_order(wrong):
+    def two(p: dict[str, Any], x: jax.Array) -> dict[str, jax.Array]:
+        y = call(p, x)
+        return {"z": -y, "a": y} if wrong else {"z": y, "a": -y}  # JAX sorts these keys
+
+    class Two(Layers):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = super().forward(x)
+            return y, -y
+
+    report = port.explain(Two(), port.Function(two, P), X)
+    assert [(o.torch, o.jax) for o in report.outputs] == [("0", "z"), ("1", "a")]
+    assert report.same != wrong, report

@@ -622,17 +622,17 @@ def flattened(fn: Callable[..., Any], labels: list[str]) -> Callable[..., list[A
 
 
 def _plain(out: Any) -> Any:
-    """An output with data classes that JAX does not know as dicts."""
+    """An output with data classes that JAX does not know as dicts, each in its own order.
 
-    def unknown(x: Any) -> bool:
-        return dataclasses.is_dataclass(x) and not isinstance(x, type) and _is_leaf(x)
-
-    def plain(x: Any) -> Any:
-        if not unknown(x):
-            return x
-        return _plain({f.name: getattr(x, f.name) for f in dataclasses.fields(x)})
-
-    return jax.tree.map(plain, out, is_leaf=unknown)
+    `jax.tree.map` would sort the keys of dicts, and outputs are paired by their places, too.
+    """
+    if dataclasses.is_dataclass(out) and not isinstance(out, type) and _is_leaf(out):
+        return {f.name: _plain(getattr(out, f.name)) for f in dataclasses.fields(out)}
+    if type(out) is dict:
+        return {k: _plain(v) for k, v in out.items()}
+    if isinstance(out, tuple) and hasattr(out, "_fields"):
+        return type(out)(*map(_plain, out))
+    return type(out)(map(_plain, out)) if type(out) in (list, tuple) else out
 
 
 def _is_leaf(x: Any) -> bool:

@@ -116,6 +116,22 @@ def tokens(p: dict[str, jax.Array], ids: jax.Array, mask: jax.Array) -> jax.Arra
     return (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
 
+class Scaled(Dense):
+    """Multiplied by a number, which is a parameter without axes, and with a table as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer("table", torch.zeros(9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale + self.table
+
+
+def scaled(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    return dense(p, x) * p["scale"] + p["table"]
+
+
 class Branching(nn.Module):
     """Reads a number of its input, and branches by it."""
 
@@ -176,6 +192,7 @@ RIGHT = {
     ),
     "control flow": lambda: plain(Branching(), branching, (X,), 2),
     "jitted": lambda: plain(Dense(), jax.jit(dense), (X,), 4),
+    "a number and a table": lambda: plain(Scaled(), scaled, (X,), 5),
     "float32": lambda: plain(Dense(), dense, (X.astype(np.float32),), 4),
     "positive inputs": lambda: plain(Dense(), dense, (np.abs(X),), 4),
 }
@@ -393,12 +410,14 @@ def test_equal_numbers_stay_equal_in_every_layout():
     assert np.array_equal(moved, new.mine[0]) and not np.allclose(moved, mine[0])
     assert np.array_equal(new.theirs[1], np.stack(new.mine[1:3])) and new.mine[1][0] != 1
     assert np.array_equal(new.theirs[2], new.mine[3]) and not np.allclose(new.mine[3], bias)
-    assert new.mine[4] is folded and new.alone == ([4], [3]) and new.moved == 5
+    assert np.array_equal(new.mine[4], folded) and new.alone == ([4], [3]) and new.moved == 5
     assert (
         np.array_equal(new.theirs[4][12:, 12:], new.mine[5][1])
         and not new.theirs[4][:12, 12:].any()
     )
-    assert all((np.sign(a) == np.sign(b)).all() for a, b in zip(mine, new.mine))
+    for a, b in zip(mine, new.mine):
+        order = np.argsort(a, axis=None)
+        assert (np.sign(a) == np.sign(b)).all() and (np.diff(b.reshape(-1)[order]) >= 0).all()
     new = redrawn_weights(mine, theirs, [k], 0)
     assert np.array_equal(new.mine[0], mine[0]) and np.array_equal(new.theirs[0], per_head)
     assert new.moved == 4
@@ -411,6 +430,22 @@ def test_numbers_that_the_sides_do_not_hold_equally_often_keep_their_values():
     assert (new.mine[0] == 1).all() and (new.theirs[0] == 1).all() and new.theirs[2] == 1
     assert np.array_equal(new.mine[1], new.theirs[1]) and new.mine[1][0] != 0.25
     assert new.moved == 1 and not any(new.alone)
+
+
+def test_drawn_inputs_keep_what_their_lines_have_in_common():
+    turned, _ = np.linalg.qr(RNG.standard_normal((4, 3, 3)))
+    rows = RNG.standard_normal((5, 3))
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    shares = RNG.random((5, 6))
+    shares /= shares.sum(-1, keepdims=True)
+    edges = np.sort(RNG.standard_normal((2, 6)))
+    symmetric = RNG.standard_normal((4, 4))
+    symmetric += symmetric.T
+    first = [turned, rows, shares, edges, symmetric]
+    t, r, s, e, m = new = redrawn_inputs(first, 0)
+    assert all(0.01 < np.linalg.norm(a - b) / np.linalg.norm(a) < 0.5 for a, b in zip(first, new))
+    assert np.allclose(t @ t.swapaxes(1, 2), np.eye(3)) and np.allclose((r * r).sum(-1), 1)
+    assert np.allclose(s.sum(-1), 1) and (np.diff(e) > 0).all() and np.array_equal(m, m.T)
 
 
 def test_drawn_inputs_are_of_the_same_kinds():

@@ -13,7 +13,7 @@ HUGE = 1e30  # larger numbers are masks' constants
 SPREAD = 0.2  # standard deviation of the factors that inputs are drawn with
 LAYERS = 64  # a longer first axis is none of stacked layers
 FEW = 8  # arrays of fewer different numbers equal others by chance
-WIDTH = 1.2  # weights are drawn with factors of 1.1, more or less half of this
+WIDTH = 0.8  # spread of the factors (around 1.1) of weights; a larger one turns their order
 Key = tuple[int, int]
 """Size and checksum of an array's numbers in any order."""
 
@@ -21,7 +21,8 @@ Key = tuple[int, int]
 def redrawn_inputs(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Other inputs of the same kinds.
 
-    Floating-point numbers are multiplied by 1 + 0.2 r, r standard normal. Whole numbers are
+    Floating-point numbers are multiplied by 1 + 0.2 r, r standard normal; matrices stay symmetric
+    or rotations, lines of one norm, one sum or in order stay such. Whole numbers are
     permuted along the longest axis, each line by itself, so that each stays in its range. Masks
     (booleans, 0 and 1, two different numbers) are rolled along the batch: shuffled, they could hide
     every position of a row. Infinite numbers stay.
@@ -51,8 +52,39 @@ def _redrawn(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.roll(x, 1, 0) if x.ndim else x
     if x.dtype.kind in "iu" or _is_whole(x):
         return rng.permuted(x, axis=int(np.argmax(x.shape))) if x.ndim else x
+    factor = 1 + SPREAD * rng.standard_normal(x.shape)
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2] and np.array_equal(x, x.swapaxes(-1, -2)):
+        factor = (factor + factor.swapaxes(-1, -2)) / 2
     with np.errstate(all="ignore"):
-        return np.where(np.abs(x) < HUGE, x * (1 + SPREAD * rng.standard_normal(x.shape)), x)
+        return _restored(x, np.where(np.abs(x) < HUGE, x * factor, x))
+
+
+def _restored(x: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """The drawn numbers with what the lines of `x` have in common: one norm (directions,
+    rotations), one sum (probabilities), an order (times, edges of bins)."""
+    if x.dtype.kind != "f" or not x.ndim or x.shape[-1] < 2 or not np.isfinite(new).all():
+        return new
+    if (
+        x.ndim > 1
+        and x.shape[-1] == x.shape[-2]
+        and _alike(x @ x.swapaxes(-1, -2), np.eye(len(x.T)))
+    ):
+        u, _, v = np.linalg.svd(new)
+        return u @ v
+    if (np.diff(x) > 0).all() and x.shape[-1] > 3:
+        return np.sort(new)
+    for size in (
+        lambda a: np.linalg.norm(a, axis=-1, keepdims=True),
+        lambda a: a.sum(-1, keepdims=True),
+    ):
+        if _alike(size(x), np.ones(1)):
+            return new / size(new)
+    return new
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """True if two arrays agree to the rounding of float32."""
+    return bool(np.allclose(a, b, rtol=0, atol=1e-5))
 
 
 def _is_mask(x: np.ndarray) -> bool:
@@ -130,7 +162,7 @@ def redrawn_weights(
                 if pinned.size and (still := _among(x, pinned)).any():
                     new = np.where(still, x, new)
             moved[number] += not np.array_equal(new, x)
-            made[number].append(new)
+            made[number].append(np.asarray(new).reshape(x.shape))
     alone = tuple([i for i, a in enumerate(side) if a.alone(pinned)] for side in sides)
     return Weights(made[0], made[1], moved[0], (alone[0], alone[1]))
 
@@ -220,7 +252,7 @@ def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
 
 
 def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A smooth function that keeps zero and the sign of every number."""
+    """A smooth function that keeps zero, the sign of every number, and their order."""
     rng = np.random.default_rng(seed)
     flat = [np.ascontiguousarray(x).reshape(-1) for x in mine]
     some = np.concatenate([np.ones(0), *(x[:: max(1, x.size // 512)] for x in flat)])

@@ -225,7 +225,7 @@ def _proofs(report: Report) -> Iterator[str]:
         )
         far = ", ".join(f"{n or 'outputs'} {distance(d)}" for n, d in draw.distances.items())
         note = f"; {turned(draw.note, report)}" if draw.note else ""
-        yield f"   {what}: {far or 'nothing compared'} apart{note}"
+        yield f"   {what}: {f'{far} apart' if far else 'nothing compared'}{note}"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -415,10 +415,12 @@ def _refs(node: Node) -> Iterator[int]:
 
 
 def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -> list[np.ndarray]:
-    """Arrays that the edits hold as numbers: parameters equal to them keep their values, as do
-    those that a value put in place was computed from."""
+    """Arrays that keep their values: numbers that the edits hold, parameters that a value put in
+    place was computed from, and buffers that are no statistics (tables of positions, windows), of
+    which one may be computed from another."""
     graph = session.graph
     wanted = {i for a in edits for i in a.values}
+    wanted |= {graph.params()[n] for n in graph.buffers if not _is_statistic(n)}
     for node in reversed(plain):
         if any(o in wanted for o in node.outs):
             wanted.update(_refs(node))
@@ -428,6 +430,10 @@ def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -
         for edit in a.edits.values():
             held += [numbers(t) for t in _captured(edit.fn, seen)]
     return held
+
+
+def _is_statistic(name: str) -> bool:
+    return any(part in name.rsplit(".", 1)[-1] for part in ("running", "mean", "var"))
 
 
 def _captured(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
@@ -461,7 +467,7 @@ def _put(model: Any, values: Mapping[str, np.ndarray]) -> None:
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in values.items():
-            held[name].copy_(torch.from_numpy(np.array(value)))
+            held[name].copy_(torch.from_numpy(np.array(value)).reshape(held[name].shape))
 
 
 def _used(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:
@@ -486,7 +492,7 @@ def _source(x: np.ndarray, place: int, inputs: Arrays) -> Source | None:
     order = sorted(range(len(inputs)), key=lambda k: (k != place, k))
     for k in order:
         mine = inputs[k]
-        if mine.size != x.size or (mine.dtype.kind == "f") != (x.dtype.kind == "f"):
+        if mine.size != x.size:
             continue
         if mine.shape == x.shape and np.array_equal(mine, x, equal_nan=mine.dtype.kind == "f"):
             return k, lambda y: y

@@ -105,6 +105,14 @@ class Call:
         source = self.graph.source[root] if root is not None else ""
         return source[6:] if source.startswith("param:") else None
 
+    def fixed(self, position: int) -> bool:
+        """True for an argument that depends on no input and no trained parameter: a number, a
+        table, a mask."""
+        ref = self.ref(position)
+        return ref is None or (
+            ref not in self.graph.input_dependent() and ref not in self.graph.trained()
+        )
+
     def solve(
         self,
         fn: Callable[[float], torch.Tensor],

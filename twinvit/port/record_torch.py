@@ -99,6 +99,7 @@ class Graph:
     reads: list[tuple[int, str]] = field(default_factory=list)
     """Values that the model's Python code read as numbers (`if`, `.item()`), and where."""
     _dependent: frozenset[int] | None = None
+    _trained: frozenset[int] | None = None
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
         self.values.append(value)
@@ -148,6 +149,21 @@ class Graph:
             ".item()); only what these inputs lead to is compared"
             for where in places
         ]
+
+    def trained(self) -> frozenset[int]:
+        """Ids of the values that depend on a parameter, or on a running statistic; other buffers
+        are tables and masks."""
+        if self._trained is None:
+            found = {
+                i
+                for name, i in self.params().items()
+                if name not in self.buffers or name.rsplit(".", 1)[-1].startswith("running_")
+            }
+            for node in self.nodes:
+                if any(r in found for r in node.refs):
+                    found.update(o for o in node.outs if o is not None)
+            self._trained = frozenset(found)
+        return self._trained
 
     def first_use(self, value_id: int) -> int:
         """Index of the first operation that takes a value."""

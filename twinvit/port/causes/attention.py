@@ -32,7 +32,7 @@ def attention_scale(call: Call) -> Iterator[Variant]:
     if not call.leads_to("softmax", "_safe_softmax", steps=9):
         return
     scalar = call.argument(1)
-    if isinstance(scalar, torch.Tensor) and scalar.numel() == 1:
+    if isinstance(scalar, torch.Tensor) and scalar.numel() == 1 and call.fixed(1):
         scalar = float(scalar)
     if (
         not isinstance(scalar, int | float)
@@ -167,18 +167,17 @@ def masked_rows(call: Call) -> Iterator[Variant]:
     )
 
 
+def _is_mask(call: Call, position: int) -> bool:
+    """True for an added term that is no trained bias: it depends on no parameter and no input."""
+    return isinstance(call.argument(position), torch.Tensor) and call.fixed(position)
+
+
 @cause("mask_missing", on=("masked_fill", "where", "add"))
 def mask_missing(call: Call) -> Iterator[Variant]:
     """The port lacks a mask."""
     if call.node.name == "add":
         for position in (0, 1):
-            ref = call.ref(position)
-            if (
-                ref is not None
-                and ref not in call.graph.input_dependent()
-                and call.parameter(position) is None
-                and call.leads_to("softmax", steps=4)
-            ):
+            if _is_mask(call, position) and call.leads_to("softmax", steps=4):
                 yield Variant(
                     "the port does not add this mask",
                     lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone(),
@@ -212,14 +211,7 @@ def mask_offset(call: Call) -> Iterator[Variant]:
     positions = (
         [position]
         if position is not None
-        else [
-            p
-            for p in (0, 1)
-            if call.ref(p) is not None
-            and call.ref(p) not in call.graph.input_dependent()
-            and call.parameter(p) is None
-            and call.leads_to("softmax", steps=4)
-        ]
+        else [p for p in (0, 1) if _is_mask(call, p) and call.leads_to("softmax", steps=4)]
     )
     for p in positions:
         mask = call.argument(p)

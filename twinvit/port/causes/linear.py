@@ -312,8 +312,11 @@ def bias_missing(call: Call) -> Iterator[Variant]:
     name = call.node.name
     if name == "add":
         for position in (0, 1):
-            if call.parameter(position) is not None and isinstance(
-                call.argument(1 - position), torch.Tensor
+            if (
+                call.parameter(position) is not None
+                and isinstance(call.argument(1 - position), torch.Tensor)
+                and bool(call.args[position].any())
+                and not (call.fixed(position) and call.leads_to("softmax", steps=4))  # a mask
             ):
                 yield Variant(
                     "the port does not add this parameter",
@@ -321,7 +324,8 @@ def bias_missing(call: Call) -> Iterator[Variant]:
                 )
         return
     position = BIAS[name]
-    if not isinstance(call.argument(position), torch.Tensor):
+    bias = call.argument(position)
+    if not isinstance(bias, torch.Tensor) or not bool(bias.any()):
         return
     if name in ("addmm", "baddbmm"):
         yield Variant("the port lacks this bias", lambda b, x, w, **_: x @ w)

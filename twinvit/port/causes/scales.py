@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from twinvit.port.call import LAYOUT, Call
+from twinvit.port.call import ELEMENTWISE, LAYOUT, Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.attention import _nice, scales
 
@@ -16,7 +16,7 @@ from twinvit.port.causes.attention import _nice, scales
 def scale(call: Call) -> Iterator[Variant]:
     """The port multiplies by another constant, or by none."""
     scalar = call.argument(1)
-    if isinstance(scalar, torch.Tensor) and scalar.numel() == 1 and call.parameter(1) is None:
+    if isinstance(scalar, torch.Tensor) and scalar.numel() == 1 and call.fixed(1):
         scalar = float(scalar)
     if (
         not isinstance(scalar, int | float)
@@ -141,17 +141,19 @@ def residual_source(call: Call) -> Iterator[Variant]:
                     and ref not in chain
                 ):
                     chain.append(ref)
-        near += [v for v in chain[1:] if v != other]
+        near += [v for v in chain[1:] if v not in (other, _skipped(call, mine))]
         for node in reversed(graph.nodes[max(0, call.node.index - 40) : call.node.index]):
             out = node.outs[0] if node.outs else None
             if (
                 out is not None
-                and out not in (mine, other, *near)
+                and out not in (mine, other, *near, _skipped(call, mine))
                 and graph.values[out].shape == call.out.shape
                 and node.name not in LAYOUT
             ):
                 near.append(out)
         for source in near[:12]:
+            if not bool(graph.values[source].any()):  # zeros say nothing of where they come from
+                continue
             place = graph.nodes[graph.producer[source] or 0].place
             yield Variant(
                 f"the port's residual is the output of {place}",
@@ -159,6 +161,21 @@ def residual_source(call: Call) -> Iterator[Variant]:
                 refs=(other, source),
                 key=f"residual {call.node.index - (graph.producer[source] or 0)}",
             )
+
+
+def _skipped(call: Call, value: int) -> int | None:
+    """What a value would be without the elementwise operation that makes it: another mistake."""
+    producer = call.graph.producer[value]
+    if producer is None:
+        return None
+    node = call.graph.nodes[producer]
+    return node.refs[0] if node.name in ELEMENTWISE and len(node.refs) == 1 else None
+
+
+@cause("clip_missing", on=("clamp", "clamp_min", "clamp_max"))
+def clip_missing(call: Call) -> Iterator[Variant]:
+    """The port does not limit values that the reference clips."""
+    yield Variant("the port does not clip these values", lambda x, *_, **__: x.clone())
 
 
 @cause("operand_order", on=("sub", "div", "pow"))

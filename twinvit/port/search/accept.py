@@ -9,19 +9,21 @@ import numpy as np
 from twinvit.port.call import Call
 from twinvit.port.index import align_distance, distance
 from twinvit.port.record_torch import Edit, Node, Ref, numbers
-from twinvit.port.search.constants import NARROW
 from twinvit.port.search.edits import checked, edits_of
+from twinvit.port.search.proof import felt
 from twinvit.port.search.session import REORDER, Session
-from twinvit.port.search.trial import Accepted, Trial
+from twinvit.port.search.trial import NARROW, Accepted, Trial
 
 
 def accept(session: Session, trial: Trial) -> Accepted | None:
-    """Make the edit here and at every similar place where it is confirmed; None if the outputs
-    move away."""
+    """Make the edit here and at every similar place where it is confirmed; None if it regains
+    nothing after it, or only values that do not depend on it.
+
+    A provisional trial regains its own result alone: what comes after it may differ, too.
+    """
     before = _distance(session, trial)
-    start = session.output_distance()
     snapshot = session.snapshot()
-    lost_before = session.count("lost")
+    lost_before = session.lost()
     chosen: dict[int, Edit] = dict(trial.edits)
     places = [trial.site]
     own = similar(session, trial)
@@ -60,9 +62,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         session.undo(snapshot)
         chosen, places, extended = dict(trial.edits), [trial.site], []
         session.apply(chosen)
-    gained = lost_before - session.count("lost")
-    end = session.output_distance()
-    if gained <= 0 or (end > 2 * start and end > session.output_tolerance() and gained < 3):
+    if not _stands(session, trial, chosen, lost_before):
         session.undo(snapshot)
         return None
     for a, node in extended:
@@ -91,7 +91,24 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         after,
         [p.place for p in places],
         trial,
+        replaced={i: snapshot[0][i] for i in chosen},
+        made={i: session.graph.nodes[i] for i in chosen},
     )
+
+
+def _stands(
+    session: Session, trial: Trial, chosen: Mapping[int, Edit], lost_before: set[int]
+) -> bool:
+    """True if, with the edits made, more is regained than lost, and what is depends on them."""
+    lost = session.lost()
+    edited = {o for i in chosen for o in session.graph.nodes[i].outs if o is not None}
+    last = {session.root[o] for o in (*session.graph.outputs, *session.watched)}
+    kept = {o for o in lost_before - lost if session.consumed(o)}
+    after = {o for o in kept if o not in edited or session.root[o] in last}
+    gained = kept if trial.provisional else after
+    if len(gained) <= len(lost - lost_before):
+        return False
+    return trial.provisional or felt(session, trial.edits, after)
 
 
 def similar(session: Session, trial: Trial) -> list[tuple[Node, dict[int, Edit]]]:

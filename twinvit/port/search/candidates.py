@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
 
 from twinvit.port.call import FITS, Call
 from twinvit.port.causes import Cause, Variant, causes_on
@@ -10,16 +13,20 @@ from twinvit.port.index import squeezed_distance
 from twinvit.port.record_torch import Node, numbers
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import REORDER, Session
-from twinvit.port.search.trial import Trial
+from twinvit.port.search.trial import NARROW, Judged, Trial
 
 FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))
 """Causes that a step's few numbers seem to prove behind a mistake in a recurrent cell."""
 SEARCH = 800  # candidates that are tried for one operation
 
 
-def search(session: Session, front: Node) -> list[Trial]:
-    """Candidates that regain something at `front` or after it, the best first."""
+def search(
+    session: Session, front: Node, barred_keys: Collection[tuple[int, str, str]] = ()
+) -> list[Trial]:
+    """Candidates that regain something after them, the best first; behind those the provisional
+    ones, which regain their own result alone."""
     found: list[Trial] = []
+    alone: list[Trial] = []
     ended: Trial | None = None
     barred = any(session.recurrent(a.node) for a in session.accepted)
     tries = 0
@@ -38,9 +45,15 @@ def search(session: Session, front: Node) -> list[Trial]:
                     None
                 )
                 continue
-            if judged is None or not judged.regained or judged.broken > judged.regained:
+            if judged is None or not _counts(variant, judged):
                 continue
             trial = Trial(cause, variant, site, edits, judged, rank)
+            if trial.key in barred_keys:
+                continue
+            if trial.provisional:
+                if not session.recurrent(site):
+                    alone.append(trial)
+                continue
             found.append(trial)
             if ended is None and judged.regained >= 6 and not judged.broken:
                 if aligned(session, trial):
@@ -57,7 +70,40 @@ def search(session: Session, front: Node) -> list[Trial]:
     found.sort(
         key=lambda t: (-t.gain, not aligned(session, t), t.rank, t.cause.order if t.cause else 0)
     )
-    return found
+    alone = [t for t in alone if aligned(session, t)]
+    alone.sort(key=lambda t: (-t.gain, t.rank, t.cause.order if t.cause else 0))
+    return found[:6] + alone[:2]
+
+
+def _counts(variant: Variant, judged: Judged) -> bool:
+    """True for an edit that regains more than it breaks, and more than it was solved for."""
+    kept = judged.regained + judged.own
+    if not kept or judged.broken > kept:
+        return False
+    if variant.solved is None:
+        return True
+    return (judged.arrays > 0 or not judged.regained) and told(*variant.solved)
+
+
+def told(theirs: float, mine: float) -> bool:
+    """True for a solved constant that somebody can have written, or that is the reference's own
+    rounded; any other is a stored number, which may depend on the input."""
+    if abs(theirs - mine) < NARROW * abs(mine):
+        return True
+    return _written(theirs) or (mine != 0 and _written(theirs / mine))
+
+
+def _written(t: float) -> bool:
+    """True for numbers of six digits, roots of such, and their products with pi, e and log 2."""
+    if not math.isfinite(t):
+        return False
+    for unit in (1.0, math.pi, math.e, math.log(2)):
+        for part in (t / unit, t * unit):
+            for x in (part, part**2, part**4):
+                for y in (x, 1 / x) if x else (x,):
+                    if any(abs(y - r) <= 1e-11 * abs(y) for r in (float(f"{y:.6g}"), round(y, 3))):
+                        return True
+    return abs(float(np.float32(float(f"{t:.6g}"))) - t) <= 1e-11 * abs(t)
 
 
 def equals(session: Session, trial: Trial, trials: Sequence[Trial], front: Node) -> list[str]:

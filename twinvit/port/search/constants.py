@@ -16,9 +16,8 @@ from twinvit.port.record_torch import Node, numbers
 from twinvit.port.search.candidates import sites, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import NARROW, Accepted
 
-NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 REPEATS = 16
 
 
@@ -40,11 +39,12 @@ def narrow_constants(session: Session) -> Accepted | None:
     judged = session.judge({}, nodes[0], values, window=400, patience=40)
     if judged is None or judged.regained <= judged.broken:
         return None
-    session.pin(values)
+    pinned = session.pin(values)
     where = session.index.entries[entry].where
     text = f"constants that one side makes in a narrower type, up to {worst:.1e} apart"
     places = list(dict.fromkeys(n.place for n in nodes))
-    return Accepted("precision", "", text, nodes[0], {}, values, where, worst, 0.0, places)
+    found = Accepted("precision", "", text, nodes[0], {}, values, where, worst, 0.0, places)
+    return found.took(*pinned)
 
 
 def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted] | None:
@@ -76,7 +76,7 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
                 continue
             before = max(distance(numbers(graph.values[v]), numbers(t)) for v, t in values.items())
             session.apply(edits)
-            session.pin(values)
+            pinned = session.pin(values)
             where = session.index.entries[entry].where
             named = Accepted(
                 "cause",
@@ -89,11 +89,12 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
                 before,
                 after,
                 [site.place],
+                settled=True,
             )
             places = list(dict.fromkeys(graph.nodes[graph.producer[v] or 0].place for v in values))
             text = f"constants that one side makes in a narrower type, up to {after:.1e} apart"
             rounding = Accepted("precision", "", text, site, {}, values, where, after, 0.0, places)
-            return named, rounding
+            return named, rounding.took(*pinned)
     return None
 
 

@@ -76,3 +76,22 @@ def pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., obje
         return tuple(made)
 
     return fn
+
+
+def nudged(node: Node) -> Callable[..., object]:
+    """The operation with a small change of its floating-point results."""
+    op = node.op
+    generator = torch.Generator().manual_seed(node.index)
+
+    def nudge(x: object) -> object:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        return x * (1 + 1e-5 * torch.rand(x.shape, generator=generator, dtype=x.dtype))
+
+    def fn(*args: object, **kwargs: object) -> object:
+        out = op(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            return nudge(out)
+        return tuple(nudge(t) for t in flat_tensors(out))
+
+    return fn

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from twinvit.port.record_torch import Node
 from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
-from twinvit.port.search.session import Session
+from twinvit.port.search.proof import behind, proven, take_back
+from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.trial import Accepted
 from twinvit.port.search.unknown import substitute, without_unknown
 
 Progress = Callable[[str], None]
 MAX_FINDINGS = 24
+MAX_BACK = 12  # provisional edits that are tried
 
 
 def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
@@ -23,45 +27,10 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
     Returns the findings, the relative L2 distance of the outputs that remains with the edits of
     known causes, and whether a divergence has no known cause.
     """
-    accepted: list[Accepted] = []
-    skip: set[int] = set()
-    unknown = False
     start = session.snapshot()
-    constants = narrow_constants(session)
-    if constants is not None:
-        accepted.append(constants)
-        session.accepted.append(constants)
-    for _ in range(MAX_FINDINGS):
-        fronts = session.frontier(skip)
-        if not fronts:
-            if session.find_hidden():
-                fronts = session.frontier(skip)
-            if not fronts:
-                break
-        front = fronts[0]
-        say(f"the two part at {front.place} ({front.where})")
-        both = rounded_positions(session, front)
-        if both is not None:
-            accepted += both
-            session.accepted += both
-            continue
-        done = None
-        known = sum(a.kind == "unknown" and a.node.place == front.place for a in accepted)
-        trials = search(session, front)[:6] if known < 3 else []
-        for trial in trials:
-            equal = equals(session, trial, trials, front)
-            done = accept(session, trial)
-            if done is not None:
-                if done.kind == "cause":
-                    done.ties = equal
-                break
-        if done is None:
-            done = substitute(session, front)
-            unknown = unknown or done.kind == "unknown"
-            if not done.values:
-                skip.add(front.index)
-        accepted.append(done)
-        session.accepted.append(done)
+    _Walk(session, say).run()
+    accepted = session.accepted
+    take_back(session, accepted)
     findings: list[Finding] = []
     for a in accepted:
         same = next((f for f in findings if _repeated(f, a)), None)
@@ -82,9 +51,105 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
             )
         )
     remaining = session.output_distance()
-    if any(a.kind == "unknown" and a.values for a in accepted):
+    unknown = [a for a in accepted if a.kind == "unknown"]
+    if any(a.values for a in unknown):
         remaining = without_unknown(session, start, accepted)
-    return findings, remaining, unknown
+    return findings, remaining, bool(unknown)
+
+
+@dataclass
+class _Pending:
+    """A provisional edit, and where the search goes back to if nothing proves it."""
+
+    made: Accepted
+    key: tuple[int, str, str]
+    snapshot: Snapshot
+    known: int
+    """How many findings there were before it."""
+    skip: set[int]
+
+
+class _Walk:
+    """The search, one divergence after the other.
+
+    Where no edit regains anything after it, one that regains its own result is made for the time
+    being: two mistakes may stand next to each other. If nothing after it comes to depend on it, the
+    search goes back and takes another.
+    """
+
+    def __init__(self, session: Session, say: Progress) -> None:
+        self.session = session
+        self.say = say
+        self.skip: set[int] = set()
+        self.barred: set[tuple[int, str, str]] = set()
+        self.pending: list[_Pending] = []
+
+    def run(self) -> None:
+        session = self.session
+        constants = narrow_constants(session)
+        if constants is not None:
+            session.accepted.append(constants)
+        for _ in range(MAX_FINDINGS + MAX_BACK):
+            fronts = session.frontier(self.skip)
+            if not fronts and session.find_hidden():
+                fronts = session.frontier(self.skip)
+            if not fronts or len(session.accepted) >= MAX_FINDINGS:
+                if not self._back():
+                    break
+                continue
+            self._step(fronts[0])
+
+    def _step(self, front: Node) -> None:
+        session = self.session
+        self.say(f"the two part at {front.place} ({front.where})")
+        both = rounded_positions(session, front)
+        if both is not None:
+            session.accepted += both
+            return
+        known = sum(a.kind == "unknown" and a.node.place == front.place for a in session.accepted)
+        trials = search(session, front, self.barred) if known < 3 else []
+        for trial in trials:
+            if trial.provisional and len(self.barred) + len(self.pending) >= MAX_BACK:
+                continue
+            equal = equals(session, trial, trials, front)
+            state = session.snapshot()
+            done = accept(session, trial)
+            if done is None:
+                continue
+            if trial.provisional:
+                self.pending.append(
+                    _Pending(done, trial.key, state, len(session.accepted), set(self.skip))
+                )
+            if done.kind == "cause":
+                done.ties = equal
+            session.accepted.append(done)
+            self._settle()
+            return
+        if self._back(front):
+            return
+        done = substitute(session, front)
+        if not done.values:
+            self.skip.add(front.index)
+        session.accepted.append(done)
+
+    def _settle(self) -> None:
+        """Keep the provisional edits that what is found by now needs."""
+        self.pending = [p for p in self.pending if not proven(self.session, p.made)]
+
+    def _back(self, front: Node | None = None) -> bool:
+        """Undo the last provisional edit that `front` comes after; any, at the end."""
+        for k in reversed(range(len(self.pending))):
+            last = self.pending[k]
+            if front is not None and not behind(self.session.graph, last.made.replaced, front):
+                continue
+            self.session.undo(last.snapshot)
+            self.session.find_hidden()
+            del self.session.accepted[last.known :]
+            del self.pending[k:]
+            self.skip = set(last.skip)
+            self.barred.add(last.key)
+            return True
+        return False
 
 
 def _repeated(finding: Finding, a: Accepted) -> bool:

@@ -15,6 +15,7 @@ from twinvit.port.report import Operation
 from twinvit.port.search.edits import edited, given, pinned
 from twinvit.port.search.hidden import BLIND, behind_steps, sensitivities
 from twinvit.port.search.noise import Noise
+from twinvit.port.search.proof import Tally, spoils
 from twinvit.port.search.trial import Accepted, Judged
 
 PARTS = frozenset("select slice split unsafe_split split_with_sizes unbind chunk narrow".split())
@@ -33,6 +34,10 @@ MOVES = LAYOUT | REORDER
 
 Snapshot = tuple[list[Node], list[torch.Tensor], dict[int, int | None]]
 """The reference's operations and values, and what was found."""
+
+Pinned = tuple[dict[int, Node], dict[int, Node], dict[int, torch.Tensor]]
+"""The operations that values were put in place of, what stands there now, and the values of no
+operation that others were put in place of."""
 
 
 class Session:
@@ -366,16 +371,14 @@ class Session:
         patience: int = 5,
         enough: int = 6,
     ) -> Judged | None:
-        """What an edit regains; None if the reference cannot run with it."""
+        """What an edit regains; None if the reference cannot run with it, or makes NaN of
+        numbers."""
         self.trials += 1
-        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
-        claims = {self.index.key(e) for e in self.claimed()}
-        regained = broken = 0
-        proof: tuple[int, int, torch.Tensor] | None = None
-        changed: dict[int, torch.Tensor] = dict(values or {})
-        fixed = dict(changed)
+        placed = dict(values or {})
+        first = min([*edits, *(self.graph.first_use(v) for v in placed)])
+        tally = Tally(self, edits, placed)
+        changed: dict[int, torch.Tensor] = dict(placed)
         last_front = max(front.index, max(edits, default=0))
-        misses = 0
         for index in range(first, min(len(self.graph.nodes), last_front + window)):
             if index not in self.live:
                 continue
@@ -384,40 +387,84 @@ class Session:
                 new = self.graph.run(edits, changed, first=index, until=index)
             except Exception:
                 return None
+            tally.follow(node)
             for out in node.outs:
-                if (
-                    out is None
-                    or out in fixed
-                    or out not in new
-                    or self.root[out] != out
-                    and index not in edits
-                ):
-                    if out is not None and out in new:
-                        changed[out] = new[out]
+                if out is None or out in placed or out not in new:
                     continue
+                if index in edits and spoils(self.graph.values[out], new[out]):
+                    return None
                 changed[out] = new[out]
-                root = self.root[out]
-                if root not in self.match or not self.consumed(out):
-                    continue
-                was = self.status(out)
-                found = self.found_as(out, new[out])
-                if found is not None:
-                    if was == "lost" and (found < 0 or self.index.key(found) not in claims):
-                        regained += 1
-                        misses = 0
-                        if proof is None:
-                            proof = (out, found, new[out])
-                elif was == "found":
-                    broken += 1
-                elif was == "lost" and index >= last_front:
-                    misses += 1
+                tally.see(node, out, new[out], index >= last_front)
+            gained = len(tally.regained)
             if (
-                broken > regained + 3
-                or (misses >= patience and regained == 0)
-                or (enough and regained >= enough)
+                tally.broken > gained + tally.own + 3
+                or (tally.misses >= patience and not gained and not tally.own)
+                or (enough and gained >= enough and not tally.open())
             ):
                 break
-        return Judged(regained, broken, proof)
+        return tally.judged()
+
+    def missed(
+        self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor], limit: int = 4
+    ) -> list[int]:
+        """Found values that are lost where these operations and values stand in place of the
+        present ones, the first `limit`; results of the operations themselves do not count, the
+        model's outputs do."""
+        graph = self.graph
+        present = {i: graph.nodes[i] for i in nodes}
+        edits = {i: Edit(node.op) for i, node in nodes.items()}
+        first = min([*nodes, *(graph.first_use(v) for v in values)])
+        changed: dict[int, torch.Tensor] = dict(values)
+        lost: list[int] = []
+        try:
+            for i, node in nodes.items():
+                graph.nodes[i] = node
+            for node in graph.nodes[first:]:
+                changed = graph.run(edits, changed, first=node.index, until=node.index)
+                lost += [
+                    o
+                    for o in node.outs
+                    if o is not None
+                    and o in changed
+                    and self._loses(o, changed[o], node.index in nodes)
+                ]
+                if len(lost) >= limit:
+                    break
+        except Exception:  # what comes after fits the present operations only
+            return lost or [o for i in nodes for o in present[i].outs if o is not None][:1]
+        finally:
+            for i, node in present.items():
+                graph.nodes[i] = node
+        return lost
+
+    def _loses(self, out: int, value: torch.Tensor, own: bool) -> bool:
+        last = out in self.graph.outputs or out in self.watched
+        if not (last or (self.root[out] == out and not own)) or not self.consumed(out):
+            return False
+        return self.match.get(self.root[out]) is not None and self.found_as(out, value) is None
+
+    def restore(self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor]) -> None:
+        """Put operations and values back that edits took the places of."""
+        first = min([*nodes, *(self.graph.first_use(v) for v in values)])
+        for i, node in nodes.items():
+            self.graph.nodes[i] = node
+        self._rewire()
+        edits = {i: Edit(node.op) for i, node in nodes.items()}
+        changed = self.graph.run(edits, dict(values), first=first)
+        for i, value in changed.items():
+            self.graph.values[i] = value.detach()
+        self._refresh(changed)
+
+    def lost(self) -> set[int]:
+        """Values that are lost, seen through layouts."""
+        return {
+            o
+            for n in self.graph.nodes
+            if n.index in self.live
+            for o in n.outs
+            if o is not None and self.root[o] == o and self.consumed(o)
+            if self.status(o) == "lost"
+        }
 
     def found_as(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
@@ -469,17 +516,12 @@ class Session:
                 self.live.add(producer)
         self._refresh(None)
 
-    def count(self, status: str) -> int:
-        return sum(
-            1
-            for n in self.graph.nodes
-            if n.index in self.live
-            for o in n.outs
-            if o is not None and self.root[o] == o and self.consumed(o) and self.status(o) == status
-        )
-
-    def pin(self, values: Mapping[int, torch.Tensor]) -> None:
-        """Put values in place of what the reference computes."""
+    def pin(self, values: Mapping[int, torch.Tensor]) -> Pinned:
+        """Put values in place of what the reference computes; returns what they took the places
+        of."""
+        producers = [p for i in values if (p := self.graph.producer[i]) is not None]
+        before = {p: self.graph.nodes[p] for p in producers}
+        loose = {i: self.graph.values[i] for i in values if self.graph.producer[i] is None}
         changed = self.graph.run(
             {}, dict(values), first=min(self.graph.first_use(v) for v in values)
         )
@@ -496,3 +538,4 @@ class Session:
                 self.graph.nodes[producer] = edited(node, Edit(pinned(node, position, values[i])))
         self._rewire()
         self._refresh(changed)
+        return before, {p: self.graph.nodes[p] for p in before}, loose

@@ -9,6 +9,8 @@ import torch
 from twinvit.port.causes import Cause, Variant
 from twinvit.port.record_torch import Edit, Node
 
+NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
+
 
 @dataclass
 class Accepted:
@@ -26,6 +28,24 @@ class Accepted:
     places: list[str] = field(default_factory=list)
     trial: Trial | None = None
     ties: list[str] = field(default_factory=list)
+    replaced: dict[int, Node] = field(default_factory=dict)
+    """The operations that the edits and the values took the places of, by position."""
+    made: dict[int, Node] = field(default_factory=dict)
+    """What stands there with them."""
+    originals: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Values of no operation that others were put in place of, as they were."""
+    settled: bool = False
+    """Proven together with another finding, without which it cannot be left out."""
+
+    def took(
+        self,
+        replaced: dict[int, Node],
+        made: dict[int, Node],
+        originals: dict[int, torch.Tensor],
+    ) -> Accepted:
+        """Note what the edits and values took the places of; returns itself."""
+        self.replaced, self.made, self.originals = replaced, made, originals
+        return self
 
 
 @dataclass
@@ -33,14 +53,20 @@ class Judged:
     """What an edit regains.
 
     Attributes:
-        regained: lost values that are found with the edit.
+        regained: lost values after the edited operations that are found with the edit, the model's
+            outputs among them.
         broken: found values that are lost with it.
-        proof: the first regained value: its id, the port's entry (-1: an output), and the value.
+        proof: the first regained value: its id, the port's entry (-1: an output), and the value;
+            the edited operation's own result, where that is found.
+        own: results of the edited operations themselves that are found. They prove nothing.
+        arrays: how many of the regained values hold numbers enough to be told from others.
     """
 
     regained: int
     broken: int
     proof: tuple[int, int, torch.Tensor] | None
+    own: int = 0
+    arrays: int = 0
 
 
 @dataclass
@@ -56,4 +82,15 @@ class Trial:
 
     @property
     def gain(self) -> int:
-        return self.judged.regained - self.judged.broken
+        return self.judged.regained + self.judged.own - self.judged.broken
+
+    @property
+    def provisional(self) -> bool:
+        """True if nothing after the edit is regained yet: another difference may stand there."""
+        return not self.judged.regained
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What tells an edit from others in the same graph."""
+        name = self.cause.name if self.cause else ""
+        return self.site.index, name, self.variant.text

@@ -11,7 +11,7 @@ from twinvit.port.call import LAYOUT
 from twinvit.port.index import distance, layouts
 from twinvit.port.record_torch import Node, numbers
 from twinvit.port.search.residual import residual
-from twinvit.port.search.session import MOVES, Session
+from twinvit.port.search.session import MOVES, Pinned, Session
 from twinvit.port.search.trial import Accepted
 
 PRODUCTS = frozenset("mm addmm bmm baddbmm convolution native_layer_norm embedding".split())
@@ -58,10 +58,11 @@ def substitute(session: Session, front: Node) -> Accepted:
             text += f"; seen at {session.graph.nodes[session.graph.producer[place] or 0].place}"
         text += f"; the port's value minus the reference's {shape}"
     values: dict[int, torch.Tensor] = {}
+    pinned: Pinned = {}, {}, {}
     after = before
     if told:
         values = {place: torch.from_numpy(moved)}
-        session.pin(values)
+        pinned = session.pin(values)
         after = 0.0
         if 1e-12 < far < 1e-6 and place not in session.graph.input_dependent():
             kind, text = (
@@ -79,7 +80,7 @@ def substitute(session: Session, front: Node) -> Accepted:
         before,
         after,
         [front.place],
-    )
+    ).took(*pinned)
 
 
 def without_unknown(

@@ -1,0 +1,198 @@
+"""What proves an edit: values after it that the port holds, and that depend on it.
+
+An edited operation's own result is no proof: any array of the port can be met by some wrong version
+of an operation near it, and a constant can be solved to meet one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from twinvit.port.index import SMALLEST, squeezed_distance
+from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.search.edits import nudged
+from twinvit.port.search.trial import Accepted, Judged
+
+if TYPE_CHECKING:
+    from twinvit.port.search.session import Session
+
+GRID = 4096.0
+PINNED = 1  # the bit of values that are put in place; those of edits follow
+
+
+def telling(x: np.ndarray) -> bool:
+    """True if equality of a model's output with `x` would prove anything, however few its numbers:
+    one of them is finite and no small fraction (a zero, a one, a share of a few)."""
+    finite = np.unique(x[np.isfinite(x)])
+    if finite.size >= SMALLEST:
+        return True
+    scaled = np.abs(finite) * GRID
+    return bool((scaled != np.round(scaled)).any())
+
+
+def spoils(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """True if an edit makes NaN or infinity where there were numbers; -inf is how masks hide."""
+    if not (after.is_floating_point() and before.is_floating_point()):
+        return False
+    return any(
+        int(kind(after).sum()) > int(kind(before).sum()) for kind in (torch.isnan, torch.isposinf)
+    )
+
+
+class Tally:
+    """Counts, operation by operation, what a run with edits regains and breaks.
+
+    Args:
+        session: the reference and what is known of it, without the edits.
+        edits: functions in place of operations.
+        values: ids of values that are put in place.
+    """
+
+    def __init__(
+        self, session: Session, edits: Mapping[int, Edit], values: Collection[int]
+    ) -> None:
+        self.session = session
+        self.edits = edits
+        self.bits = {index: 2 << k for k, index in enumerate(edits)}
+        self.reach = dict.fromkeys(values, PINNED)  # by value: the edits that it depends on
+        self.claims = {session.index.key(e) for e in session.claimed()}
+        self.covered = 0
+        self.regained: list[int] = []
+        self.own = self.broken = self.misses = self.arrays = 0
+        self.seen: dict[int, bool] = {}  # by value: found in this run
+        self.proof: tuple[int, int, torch.Tensor] | None = None
+
+    def follow(self, node: Node) -> None:
+        """Note which edits an operation's results depend on."""
+        edit = self.edits.get(node.index)
+        refs = node.refs if edit is None or edit.refs is None else edit.refs
+        reach = self.bits.get(node.index, 0)
+        for ref in refs:
+            reach |= self.reach.get(ref, 0)
+        if reach:
+            for out in node.outs:
+                if out is not None:
+                    self.reach[out] = reach | self.reach.get(out, 0)
+
+    def see(self, node: Node, out: int, value: torch.Tensor, late: bool) -> None:
+        """Count one value; `late`: not before the divergence and the last edit."""
+        session = self.session
+        root = session.root[out]
+        last = out in session.graph.outputs
+        edited = node.index in self.edits
+        if not (root == out or last or edited):
+            return
+        if root not in session.match or not session.consumed(out):
+            return
+        was = session.status(out)
+        found = session.found_as(out, value)
+        self.seen[out] = found is not None
+        if found is None:
+            self.broken += was == "found"
+            self.misses += was == "lost" and late
+        elif was == "lost" and (found < 0 or session.index.key(found) not in self.claims):
+            self._regain(out, found, value, edited, last)
+
+    def _regain(self, out: int, found: int, value: torch.Tensor, edited: bool, last: bool) -> None:
+        session = self.session
+        after = not edited
+        if last:
+            after = telling(numbers(value))
+        elif edited and out in session.watched:
+            theirs = session.index.entries[found].value if found >= 0 else None
+            after = theirs is not None and (
+                squeezed_distance(numbers(value), theirs) <= session.tolerance(out)
+            )
+        self.misses = 0
+        if self.proof is None and (after or edited):
+            self.proof = (out, found, value)
+        if not after:
+            self.own += edited
+        elif session.root[out] not in (session.root[r] for r in self.regained):
+            self.covered |= self.reach.get(out, 0)
+            self.regained.append(out)
+            self.arrays += not last or np.unique(numbers(value)).size >= SMALLEST
+
+    def open(self) -> bool:
+        """True if an edit has no value behind it yet that is regained, for no other reason than
+        that none was reached."""
+        return any(not self.covered & bit for bit in self.bits.values())
+
+    def excused(self, index: int) -> bool:
+        """True for an edit whose operation takes a value that is lost still, for another reason."""
+        session = self.session
+        edit = self.edits[index]
+        refs = session.graph.nodes[index].refs if edit.refs is None else edit.refs
+        return any(not self.seen.get(r, session.status(r) != "lost") for r in refs)
+
+    def judged(self) -> Judged:
+        proven = all(self.covered & b or self.excused(i) for i, b in self.bits.items())
+        if not self.regained or not proven:
+            own = self.own if not self.regained else 0
+            return Judged(0, self.broken, self.proof, own)
+        return Judged(len(self.regained), self.broken, self.proof, self.own, self.arrays)
+
+
+def felt(session: Session, edited: Iterable[int], values: Collection[int]) -> bool:
+    """True if some of these values depend on each of the edited operations as they are now.
+
+    A value that does not change with an edit's result (the larger one of two, a term times zero) is
+    regained by what the edit takes away and proves nothing of what it puts there.
+    """
+    graph = session.graph
+    if not values:
+        return False
+    last = max(graph.producer[v] or 0 for v in values)
+    for index in edited:
+        node = graph.nodes[index]
+        outs = [graph.values[o] for o in node.outs if o is not None]
+        if index > last or not any(o.is_floating_point() for o in outs):
+            continue
+        try:
+            changed = graph.run({index: Edit(nudged(node))}, first=index, until=last)
+        except Exception:  # a value that only the recorded numbers fit
+            continue
+        reached = [v for v in values if v in changed]
+        if reached and not any(not torch.equal(changed[v], graph.values[v]) for v in reached):
+            return False
+    return True
+
+
+def behind(graph: Graph, edited: Iterable[int], node: Node) -> bool:
+    """True if an operation depends on one of the edited ones."""
+    reached: set[int] = set()
+    places = set(edited)
+    for before in graph.nodes[min(places, default=0) : node.index + 1]:
+        if before.index in places or any(r in reached for r in before.refs):
+            reached.update(o for o in before.outs if o is not None)
+    return any(r in reached for r in node.refs)
+
+
+def proven(session: Session, a: Accepted) -> bool:
+    """True if some found value needs a finding's edits and values, and depends on them; of an edit
+    at several operations at once, on each."""
+    if a.settled or any(session.graph.nodes[i] is not node for i, node in a.made.items()):
+        return True  # a later edit stands on this one: it cannot be left out
+    lost = session.missed(a.replaced, a.originals)
+    return bool(lost) and (a.trial is None or felt(session, a.trial.edits, lost))
+
+
+def take_back(session: Session, accepted: list[Accepted]) -> None:
+    """Leave each finding out once, with all others made; drop those that nothing needs.
+
+    Values put in place go before causes, later ones before earlier ones: of two that each suffice
+    one stays.
+    """
+    order = sorted(range(len(accepted)), key=lambda k: (accepted[k].kind != "unknown", -k))
+    for a in [accepted[k] for k in order]:
+        if not (a.replaced or a.originals or a.settled):  # an attempt that changed nothing
+            lost = any(o is not None and session.status(o) == "lost" for o in a.node.outs)
+            if not lost and session.outputs_agree():
+                accepted.remove(a)
+        elif not proven(session, a):
+            session.restore(a.replaced, a.originals)
+            accepted.remove(a)

@@ -26,6 +26,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
     lost_before = session.lost()
     chosen: dict[int, Edit] = dict(trial.edits)
     places = [trial.site]
+    groups = [list(trial.edits)]
     own = similar(session, trial)
     earlier = [
         (a, node, edits)
@@ -39,6 +40,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
     if earlier and len(_confirmed(session, chosen, everywhere)) == len(everywhere):
         # With the causes known so far, made everywhere, all of these places agree.
         places += [n for n, _ in own]
+        groups += [list(more) for _, more in own]
         extended = [(a, n) for a, n, _ in earlier]
         for _, more in everywhere:
             chosen.update(more)
@@ -52,6 +54,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         for node, more in confirmed:
             chosen.update(more)
             places.append(node)
+            groups.append(list(more))
         if not own or len(confirmed) < len(own):
             if own:
                 session.undo(snapshot)
@@ -61,6 +64,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         # Made at the other places too, it undoes itself here: make it here alone.
         session.undo(snapshot)
         chosen, places, extended = dict(trial.edits), [trial.site], []
+        groups = [list(trial.edits)]
         session.apply(chosen)
     if not _stands(session, trial, chosen, lost_before):
         session.undo(snapshot)
@@ -93,6 +97,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         trial,
         replaced={i: snapshot[0][i] for i in chosen},
         made={i: session.graph.nodes[i] for i in chosen},
+        groups=groups,
     )
 
 

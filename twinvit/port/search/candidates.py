@@ -51,7 +51,8 @@ def search(
             if trial.key in barred_keys:
                 continue
             if trial.provisional:
-                if not session.recurrent(site):
+                hidden = any(o in session.hidden for o in site.outs)
+                if hidden or not session.recurrent(site):
                     alone.append(trial)
                 continue
             found.append(trial)

@@ -133,8 +133,17 @@ class _Walk:
         session.accepted.append(done)
 
     def _settle(self) -> None:
-        """Keep the provisional edits that what is found by now needs."""
-        self.pending = [p for p in self.pending if not proven(self.session, p.made)]
+        """Keep the provisional edits that what is found by now needs, and those of values that
+        nothing can depend on (a first step's zero state) where the same edit is proven
+        elsewhere."""
+        session = self.session
+        self.pending = [p for p in self.pending if not proven(session, p.made)]
+        open_ = [p.made for p in self.pending]
+        known = {(a.cause, a.text) for a in session.accepted if a not in open_}
+        for p in [p for p in self.pending if (p.made.cause, p.made.text) in known]:
+            if any(o in session.hidden for o in p.made.node.outs):
+                p.made.settled = True
+                self.pending.remove(p)
 
     def _back(self, front: Node | None = None) -> bool:
         """Undo the last provisional edit that `front` comes after; any, at the end."""

@@ -178,7 +178,7 @@ def proven(session: Session, a: Accepted) -> bool:
     if a.settled or any(session.graph.nodes[i] is not node for i, node in a.made.items()):
         return True  # a later edit stands on this one: it cannot be left out
     lost = session.missed(a.replaced, a.originals)
-    return bool(lost) and (a.trial is None or felt(session, a.trial.edits, lost))
+    return bool(lost) and (not a.groups or any(felt(session, g, lost) for g in a.groups))
 
 
 def take_back(session: Session, accepted: list[Accepted]) -> None:

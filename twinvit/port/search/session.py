@@ -439,9 +439,15 @@ class Session:
 
     def _loses(self, out: int, value: torch.Tensor, own: bool) -> bool:
         last = out in self.graph.outputs or out in self.watched
-        if not (last or (self.root[out] == out and not own)) or not self.consumed(out):
+        if not (last or (self.root[out] == out and not own)):
             return False
-        return self.match.get(self.root[out]) is not None and self.found_as(out, value) is None
+        if self.match.get(self.root[out]) is None or self.found_as(out, value) is not None:
+            return False
+        if self.consumed(out):
+            return True
+        # What a value put in place hides from the outputs was looked up before that.
+        used = bool(self.graph.consumers.get(out))
+        return used and self.found_as(out, self.graph.values[out]) is not None
 
     def restore(self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor]) -> None:
         """Put operations and values back that edits took the places of."""

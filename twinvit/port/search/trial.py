@@ -32,6 +32,8 @@ class Accepted:
     """The operations that the edits and the values took the places of, by position."""
     made: dict[int, Node] = field(default_factory=dict)
     """What stands there with them."""
+    groups: list[list[int]] = field(default_factory=list)
+    """Of each place, the operations that are edited there."""
     originals: dict[int, torch.Tensor] = field(default_factory=dict)
     """Values of no operation that others were put in place of, as they were."""
     settled: bool = False

@@ -135,6 +135,12 @@ def gelu_quick(call: Call) -> Iterator[Variant]:
     )
 
 
+@cause("clip_missing", on=("clamp", "clamp_min", "clamp_max"))
+def clip_missing(call: Call) -> Iterator[Variant]:
+    """The port does not limit values that the reference clips."""
+    yield Variant("the port does not clip these values", lambda x, *_, **__: x.clone())
+
+
 @cause("activation", on=ANY)
 def activation(call: Call) -> Iterator[Variant]:
     """The port uses another activation, or the same with another slope or bound."""

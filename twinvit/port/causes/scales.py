@@ -172,12 +172,6 @@ def _skipped(call: Call, value: int) -> int | None:
     return node.refs[0] if node.name in ELEMENTWISE and len(node.refs) == 1 else None
 
 
-@cause("clip_missing", on=("clamp", "clamp_min", "clamp_max"))
-def clip_missing(call: Call) -> Iterator[Variant]:
-    """The port does not limit values that the reference clips."""
-    yield Variant("the port does not clip these values", lambda x, *_, **__: x.clone())
-
-
 @cause("operand_order", on=("sub", "div", "pow"))
 def operand_order(call: Call) -> Iterator[Variant]:
     """The port swaps the operands of a difference or quotient."""

@@ -187,12 +187,18 @@ def sites(session: Session, front: Node) -> list[Node]:
                     if user in near or user not in session.live:
                         continue
                     behind = session.graph.nodes[user]
-                    if any(session.status(o) == "lost" for o in behind.outs if o is not None):
+                    if any(_open(session, o) for o in behind.outs if o is not None):
                         near[user] = depth + 3
                         after.append(behind)
         layer_after = after[:4]
     order = sorted(near, key=lambda i: (near[i], -i))
     return [session.graph.nodes[i] for i in order[:48]]
+
+
+def _open(session: Session, value: int) -> bool:
+    """True for a value that is lost, or that depends on an input and proves nothing."""
+    status = session.status(value)
+    return status == "lost" or (status == "" and value in session.graph.input_dependent())
 
 
 def variants(

@@ -28,7 +28,7 @@ test-slow: setup
 
 # Which of the committed mutations no test sees; QUICK=1: by the quick tier alone.
 test-mutations: setup
-	$(BIN)/python -m parity_tests.mutate $(if $(QUICK),--quick)
+	$(BIN)/python parity_tests/mutate.py $(if $(QUICK),--quick)
 
 lint: setup
 	$(BIN)/ruff check .

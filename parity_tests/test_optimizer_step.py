@@ -2,9 +2,11 @@
 and weight decay."""
 
 import dataclasses
+import inspect
 
 import helpers
 import numpy as np
+import optax
 import pytest
 import torch
 from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
@@ -176,6 +178,15 @@ def test_published_sizes_at_224(name, x64):
     (a, b), _, _ = states_after(train, cfg=cfg)
     gap, where = distance(a, b, cfg)
     assert gap <= LIMIT, where
+
+
+@pytest.mark.quick
+def test_constants_are_those_of_the_libraries():
+    """The twins share them, so that no comparison of the twins shows another value."""
+    known = torch.optim.AdamW([torch.zeros(1)]).defaults
+    assert (BETA1, BETA2) == known["betas"] and EPS == known["eps"]
+    theirs = inspect.signature(optax.adamw).parameters
+    assert (BETA1, BETA2, EPS) == tuple(theirs[n].default for n in ("b1", "b2", "eps"))
 
 
 @pytest.mark.quick

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
+import multiprocessing
+import multiprocessing.context
 import os
 import queue
 import shutil
@@ -76,25 +79,44 @@ def run_tests(
     copy: Path, tests: list[str], quick: bool, seconds: float | None = SECONDS
 ) -> tuple[int, str]:
     """pytest's exit status and its last lines; a run without end counts as failed."""
-    marks = "quick" if quick else "not slow"
-    command = [sys.executable, "-m", "pytest", "-x", "-m", marks, "-p", "no:xdist"]
-    command += [f"parity_tests/{test}" for test in dict.fromkeys(tests)]
-    # The copy's packages, also in the processes that tests start; no stale bytecode of a file that
-    # changed twice in a second.
-    own = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command,
-            cwd=copy,
-            env=os.environ | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired:
+    arguments = ["-x", "-m", "quick" if quick else "not slow", "-p", "no:xdist"]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
+    arguments += [f"parity_tests/{test}" for test in dict.fromkeys(tests)]
+    log = copy.with_name(copy.name + ".log")
+    process = _processes().Process(target=_pytest, args=(copy, arguments, log))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
         return _FAILED, f"not done after {seconds} s"
-    return done.returncode, "\n".join(done.stdout.splitlines()[-15:])
+    assert process.exitcode is not None
+    return process.exitcode, "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+@functools.cache
+def _processes() -> multiprocessing.context.ForkServerContext:
+    """Processes that have the frameworks imported, which is most of a short test's time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["jax", "flax.nnx", "optax", "torch", "hypothesis", "pytest"])
+    return context
+
+
+def _pytest(copy: Path, arguments: list[str], log: Path) -> None:
+    """Run pytest in the copy, with the copy's packages, also in the processes that tests start."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(copy)
+    # No bytecode: that of a file that changes twice in a second can be stale.
+    sys.dont_write_bytecode = True
+    own = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ.update(own)
+    others = [p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "parity_tests")]
+    sys.path[:] = [str(copy), *others]
+    import pytest
+
+    sys.exit(int(pytest.main(arguments)))
 
 
 def planted(copy: Path, mutation: Mutation, quick: bool) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Plants the mistakes of mutations.toml, one at a time, and says which of them no test sees.
 
-    python parity_tests/mutate.py [--quick] [--only WORDS] [--jobs N]
+    python parity_tests/mutate.py [--quick | --rest] [--only WORDS] [--jobs N]
 
 Each is planted in a copy of the repository, in which the tests that the list names run until the
 first failure. Before that they must pass as they are. Exit status 1 if a mistake survives, or if
@@ -158,10 +158,12 @@ def try_all(copies: list[Path], mutations: list[Mutation], quick: bool) -> list[
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="those that the quick tier sees")
+    parser.add_argument("--rest", action="store_true", help="those that it does not see")
     parser.add_argument("--only", default="", help="those whose name has these words")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once")
     asked = parser.parse_args(argv)
-    chosen = [m for m in read_list() if asked.only in m.name and (m.quick or not asked.quick)]
+    kinds = {True: not asked.rest, False: not asked.quick}
+    chosen = [m for m in read_list() if asked.only in m.name and kinds[m.quick]]
     faults = [f"{m.name}: {fault}" for m in chosen if (fault := m.fault(ROOT))]
     chosen = [m for m in chosen if not m.fault(ROOT)]
     with tempfile.TemporaryDirectory(prefix="twinvit_mutations_") as folder:

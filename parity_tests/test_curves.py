@@ -1,6 +1,7 @@
 """Claim: both twins draw the same training curve; nothing but rounding is between them."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -56,6 +57,14 @@ def test_dropout_50_steps(x64):
     assert abs(without.loss[0] - a.loss[0]) > 1e-3  # dropout did something
 
 
+@functools.cache
+def sound_curves(steps):
+    """Curves of the JAX twin, the PyTorch twin and its nudged runs, in float64."""
+    train, state = train_config("fp64"), first_state(TINY, init.draw(TINY, 0), "fp64")
+    a, b = (run(t, train, steps) for t in (jax_trainer(state, train), torch_trainer(state, train)))
+    return a, b, nudged_runs(state, train, steps)
+
+
 def off_by_one(total, peak, warmup):
     return lambda step: learning_rate(step + 1, total, peak, warmup)
 
@@ -67,9 +76,7 @@ def test_mutations_are_caught(mutation, x64, monkeypatch):
     """One formula wrong in one twin is out of the noise rule's bounds."""
     steps, train = 30, train_config("fp64")
     state = first_state(TINY, init.draw(TINY, 0), "fp64")
-    sound = run(jax_trainer(state, train), train, steps)
-    nudged = nudged_runs(state, train, steps)
-    base = run(torch_trainer(state, train), train, steps)
+    sound, base, nudged = sound_curves(steps)
     assert noise_rule(sound, base, base, nudged, machine_epsilon("fp64")).matched
     rate = None
     if mutation == "clip adds 1e-6":

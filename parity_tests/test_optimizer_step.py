@@ -107,9 +107,9 @@ def first_batch(train):
 @pytest.mark.parametrize("grad_accum", [1, 2])
 def test_gradients_and_update_are_the_step(grad_accum, precision):
     """In two calls, with a copy on the host between: the same step, in both twins."""
-    model = dataclasses.replace(TINY, dropout=0.1)
-    train = helpers.train_config(precision, dropout=0.1, clip=0.5, nudge=1)
-    train = dataclasses.replace(train, grad_accum=grad_accum)
+    model = dataclasses.replace(TINY, dropout=0.1, depth=1)  # twelve programs to compile
+    train = helpers.train_config(precision, clip=0.5, nudge=1, grad_accum=grad_accum)
+    train = dataclasses.replace(train, model=model)
     state, batch, scalars = random_state(model, precision), first_batch(train), StepScalars(1e-3)
     limit = {"fp64": LIMIT, "fp32": 1e-5}[precision]
     gradients = {}

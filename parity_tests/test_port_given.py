@@ -260,6 +260,37 @@ def test_a_fused_weight_is_rounded_alike_part_by_part():
     assert report.same and "2 weights of the reference were rounded" in str(report), report
 
 
+def test_a_split_weight_is_rounded_alike():
+    held: dict[str, Any] = {k: v.astype(jnp.bfloat16) for k, v in P.items()}
+    for k, part in (("q", slice(0, 8)), ("k", slice(8, 10)), ("v", slice(10, 12))):
+        held[k] = held["a.weight"][part].T
+    del held["a.weight"]
+
+    def split(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        return call({**p, "a.weight": jnp.concatenate([p["q"], p["k"], p["v"]], 1).T}, x)
+
+    report = port.explain(MODEL, port.Function(split, held), X)
+    assert report.same and "4 weights of the reference were rounded" in str(report), report
+
+
+def test_a_table_whose_numbers_occur_somewhere_is_not_rounded():
+    class Table(Layers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", 1.1 ** -torch.arange(9.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * self.table)
+
+    model = Table()
+    table = model.table.numpy()
+    rows = np.random.default_rng(1).permuted(np.tile(table, (3, 4)), axis=1)
+    held = {k: v.astype(jnp.bfloat16) for k, v in {**P, "unused": rows[:, 1:]}.items()}
+    right = port.Function(lambda p, x: call(p, x * jnp.asarray(table)), held)
+    report = port.explain(model, right, X)
+    assert report.same and "4 weights of the reference were rounded" in str(report), report
+
+
 class Images(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

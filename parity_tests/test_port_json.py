@@ -35,18 +35,24 @@ class Layers(torch.nn.Module):
         return self.b(torch.nn.functional.gelu(self.a(x)))
 
 
+class Nan(torch.nn.Module):
+    """Every number of its output is NaN."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / 0 * 0
+
+
 def call(p: dict[str, Any], x: Any, activation: Any) -> Any:
     return activation(x @ p["a.weight"].T + p["a.bias"]) @ p["b.weight"].T + p["b.bias"]
 
 
 def real(which: str) -> Report:
-    """A report that `explain` returns: same, explained or unknown; undecided is made of one."""
+    """A report that `explain` returns: same, explained, unknown or undecided."""
     import jax
     import jax.numpy as jnp
 
     if which == "undecided":
-        reasons = ["the reference's output is NaN, first at mul, model.py:3"]
-        return replace(real("same"), verdict="undecided", explained=False, reasons=reasons)
+        return port.explain(Nan(), port.Function(lambda p, x: x / 0 * 0, {}), X)
     activation = {
         "same": partial(jax.nn.gelu, approximate=False),
         "explained": partial(jax.nn.gelu, approximate=True),
@@ -78,7 +84,7 @@ def test_real_reports_obey_the_schema_and_are_read_back_alike(reports, which, tm
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
     VALIDATOR.validate(data)
     assert data["versions"]["torch"] == torch.__version__
-    assert data["models"] == {"torch": "Layers", "jax": "call"}
+    assert data["models"]["torch"] == ("Nan" if which == "undecided" else "Layers")
     assert data["inputs"][0]["shape"] and data["inputs"][0]["dtype"] == "float64"
     read = Report.from_json(tmp_path / "report.json")
     assert repr(read) == repr(reports[which])  # NaN is no equal of itself
@@ -207,11 +213,16 @@ def test_files_of_the_first_format_load(tmp_path: Path):
     path.write_text(json.dumps(FIRST))
     read = Report.from_json(path)
     assert read.verdict == "different" and read.reasons and math.isinf(read.remaining)
-    path.write_text(json.dumps(FIRST | {"findings": [FIRST_FINDING], "explained": True}))
+    path.write_text(json.dumps(FIRST | {"findings": [FIRST_FINDING]}))
     read = Report.from_json(path)
     assert read.findings[0].fix == "" and math.isnan(read.findings[0].before)
-    path.write_text(json.dumps(FIRST | {"same": True, "explained": True}))
+    good = FIRST | {"same": True, "explained": True, "distance": 1e-15, "remaining": 1e-15}
+    path.write_text(json.dumps(good))
     assert Report.from_json(path).same
+    for lie in ({"distance": 0.1}, {"distance": "nan"}, {"findings": [FIRST_FINDING]}):
+        path.write_text(json.dumps(good | lie))
+        read = Report.from_json(path)
+        assert read.verdict == "undecided" and "a former version" in read.reasons[0]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ WORST = 100.0
 """Roundings of its own that an element of two equal outputs is apart at most."""
 CEILING = 1e-9
 """Relative L2 distance up to which equal outputs are apart where no rounding was measured."""
+FAR = 1e-6
+"""Relative L2 distance that no rounding of float64 makes, however it is measured."""
 
 
 @dataclass
@@ -338,6 +340,8 @@ def contradictions(report: Report) -> list[str]:
     lies += [f"a finding of kind {f.kind!r}" for f in report.findings if f.kind not in KINDS]
     if report.explained and any(f.kind == "unknown" for f in report.findings):
         lies.append("explained, with a finding of unknown cause")
+    if report.explained and not report.remaining <= FAR:
+        lies.append(f"explained, and {report.remaining:g} apart with the edits")
     if report.verdict == "same":
         lies += _against_same(report)
     if report.verdict == "different" and not report.findings and not report.reasons:
@@ -354,6 +358,8 @@ def _against_same(report: Report) -> list[str]:
     ]
     if not report.explained:
         lies.append("same, and not explained")
+    if not report.distance <= FAR:
+        lies.append(f"same, and {report.distance:g} apart")
     for output in report.outputs:
         present = output.torch if report.reference == "torch" else output.jax
         if present is not None and not output.compared:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twinvit.port.report import (
+    FAR,
     Draw,
     Finding,
     Input,
@@ -61,13 +62,19 @@ def read(path: str | os.PathLike[str]) -> Report:
 
 
 def _from_first(data: dict[str, Any]) -> dict[str, Any]:
-    """A report of format 1, which had `same` for a verdict and no reasons."""
+    """A report of format 1, which had `same` for a verdict, no reasons, and no laws to obey."""
     data = dict(data)
     same = data.pop("same")
+    findings = data["findings"]
     data["verdict"] = "same" if same else "different"
-    if any(f["kind"] == "unknown" for f in data["findings"]):
+    far = float(data["distance"])
+    if same and (not far <= FAR or any(f["kind"] != "precision" for f in findings)):
+        data["verdict"] = "undecided"
+        data["reasons"] = [f"a former version called this the same, {far:.1e} apart"]
+    unknown = any(f["kind"] == "unknown" for f in findings)
+    if unknown or data["verdict"] == "undecided" or not float(data["remaining"]) <= FAR:
         data["explained"] = False
-    if not same and not data["findings"]:
+    if not same and not findings:
         data["reasons"] = ["nothing that was tried explains the difference"]
     return data
 

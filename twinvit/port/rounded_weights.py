@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ _TYPES = {
     torch.float16: np.dtype(np.float16),
     torch.bfloat16: np.dtype(jnp.bfloat16),
 }
+MOST_PARTS = 64  # slices of one array that are looked at along an axis
 _Arrays = Mapping[str, tuple[np.ndarray, np.dtype]]
 """Arrays in float64 by name, each with the type that it is held in."""
 
@@ -26,8 +26,9 @@ _Arrays = Mapping[str, tuple[np.ndarray, np.dtype]]
 def round_alike(pair: Pair) -> None:
     """Round the weights of one side that are the other's in a narrower type, and note it.
 
-    What is rounded: an array whose numbers, once rounded, are all among those that the other side
-    holds in that type, though they are not before. Neither model that was given is changed.
+    What is rounded: an array that the other side holds once it is rounded to a type of that side's,
+    in any layout, stacked, fused or split, and does not hold before. Neither model that was given
+    is changed.
     """
     model = pair.torch_model
     if not isinstance(model, torch.nn.Module):
@@ -85,33 +86,105 @@ def _note(side: str, other: str, rounded: Mapping[str, tuple[np.ndarray, np.dtyp
 def _rounded(arrays: _Arrays, others: _Arrays) -> dict[str, tuple[np.ndarray, np.dtype]]:
     """The arrays that are among `others` only once they are rounded to the type of those."""
     found: dict[str, tuple[np.ndarray, np.dtype]] = {}
-    exact = _Numbers(x for x, _ in others.values())
     for dtype in dict.fromkeys(d for _, d in others.values()):
-        held = _Numbers(x for x, d in others.values() if d == dtype)
+        held = _Held([x for x, d in others.values() if d == dtype])
         for name, (value, own) in arrays.items():
             if name in found or dtype.itemsize >= own.itemsize or not value.size:
                 continue
             with np.errstate(over="ignore"):
                 narrow = value.astype(dtype).astype(np.float64)
-            if np.array_equal(narrow, value, equal_nan=True) or exact.hold(value):
+            if np.array_equal(narrow, value, equal_nan=True):
                 continue
-            if held.hold(narrow):
+            if held.holds(narrow):
                 found[name] = (narrow, dtype)
-    return found
+    wide = _Held([x for x, _ in others.values()])
+    return {name: x for name, x in found.items() if not wide.holds(arrays[name][0])}
 
 
-class _Numbers:
-    """The numbers of arrays, each as often as it occurs, in whatever order and shape."""
+class _Held:
+    """Arrays of one type: do they hold given numbers, in any layout?
 
-    def __init__(self, arrays: Iterable[np.ndarray]) -> None:
-        flat = [x.reshape(-1) for x in arrays]
-        values: Any = np.concatenate(flat) if flat else np.zeros(0)
-        self.values, self.counts = np.unique(values, return_counts=True)
+    Numbers of a narrow type are few: that each occurs somewhere says nothing. So the numbers of a
+    whole array are asked for, of a slice of one (also of one layer of a stack), or of several that
+    are slices of what is given. Numbers are told by the sum of their hashes, whatever their order.
+    """
 
-    def hold(self, array: np.ndarray) -> bool:
-        """Whether every number of the array is there, as often as in the array."""
-        if not self.values.size:
-            return False
-        values, counts = np.unique(array, return_counts=True)
-        at = np.searchsorted(self.values, values).clip(0, self.values.size - 1)
-        return bool((self.values[at] == values).all() and (self.counts[at] >= counts).all())
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.hashes = [_hashes(x) for x in arrays if x.size]
+        self.whole = {(h.size, _sum(h)) for h in self.hashes}
+        self._slices: dict[tuple[int, int, int], set[int]] = {}
+
+    def holds(self, array: np.ndarray) -> bool:
+        hashes = _hashes(array)
+        total = _sum(hashes)
+        return (
+            (array.size, total) in self.whole
+            or self._in_one(array.size, total)
+            or self._in_several(hashes)
+        )
+
+    def _in_one(self, size: int, total: int) -> bool:
+        """Whether so many numbers of this sum are a slice of one of the arrays."""
+        for i, h in enumerate(self.hashes):
+            for axis, length in enumerate(h.shape):
+                # Of the whole, or of one layer of a stack.
+                for layers in {1, h.shape[0]} if axis and h.shape[0] <= MOST_PARTS else {1}:
+                    part = _length(size * layers, h.size, length)
+                    if part and total in self._slices_of(i, axis, part):
+                        return True
+        return False
+
+    def _slices_of(self, i: int, axis: int, part: int) -> set[int]:
+        """The sums of the slices of so many along an axis, one after the other, and the last."""
+        if (i, axis, part) not in self._slices:
+            h = self.hashes[i]
+            length = h.shape[axis]
+            starts = [*range(0, length - part + 1, part), length - part]
+            rows = [slice(at, at + part) for at in starts]
+            margin = h.reshape(-1, length, int(np.prod(h.shape[axis + 1 :]))).sum(2)
+            sums = {_sum(margin[:, at]) for at in rows}
+            if axis and h.shape[0] <= MOST_PARTS:
+                layers = margin.reshape(h.shape[0], -1, length).sum(1)
+                sums |= {_sum(layer[at]) for layer in layers for at in rows}
+            self._slices[i, axis, part] = sums
+        return self._slices[i, axis, part]
+
+    def _in_several(self, hashes: np.ndarray) -> bool:
+        """Whether some of the arrays, one after the other along an axis, make up these numbers."""
+        for axis, length in enumerate(hashes.shape):
+            step = hashes.size // length
+            margin = hashes.sum(tuple(a for a in range(hashes.ndim) if a != axis), dtype=np.uint64)
+            parts = {_length(h.size, hashes.size, length) for h in self.hashes} - {0}
+            start = 0
+            for _ in range(MOST_PARTS):
+                fitting = (
+                    start + part
+                    for part in sorted(parts, reverse=True)
+                    if start + part <= length
+                    and (part * step, _sum(margin[start : start + part])) in self.whole
+                )
+                start = next(fitting, 0)
+                if start in (0, length):
+                    break
+            if start == length:
+                return True
+        return False
+
+
+def _length(size: int, whole: int, length: int) -> int:
+    """How many along an axis of `length` make up `size` of `whole` numbers; 0 where none do."""
+    part, rest = divmod(size * length, whole)
+    return part if not rest and 1 <= part <= length <= part * MOST_PARTS else 0
+
+
+def _sum(hashes: np.ndarray) -> int:
+    return int(hashes.sum(dtype=np.uint64))
+
+
+def _hashes(array: np.ndarray) -> np.ndarray:
+    """A hash of each number, uint64; equal numbers have equal ones (0.0 and -0.0 are equal)."""
+    bits = np.ascontiguousarray(array + 0.0).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits ^= bits >> np.uint64(29)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(32)
+    return bits

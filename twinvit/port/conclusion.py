@@ -16,7 +16,7 @@ from twinvit.port.index import evidence
 from twinvit.port.outputs import Paired
 from twinvit.port.pair import Pair, shortened
 from twinvit.port.record_torch import numbers
-from twinvit.port.report import Draw, Finding, Native, Output, Report
+from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
 from twinvit.port.search.session import Session
 from twinvit.port.unseen import unseen
 
@@ -69,8 +69,11 @@ class Judged:
     def closed(self) -> bool:
         """True if no output differs any more, and every edit that this needed is proven."""
         proven = not any(c.unknown for c in self.compared) and self.known
-        return proven and all(
-            d.verdict != verdict.DIFFERENT for c in self.compared for d in c.after
+        near = all(c.remaining <= FAR for c in self.compared)
+        return (
+            proven
+            and near
+            and all(d.verdict != verdict.DIFFERENT for c in self.compared for d in c.after)
         )
 
 

@@ -330,3 +330,54 @@ def test_weight_norm_of_the_old_kind_is_copied():
     assert port.explain(model, port.Function(call, arrays(model)), (x,)).same
     wrong = port.Function(lambda p, x: call(p, x, False), arrays(model))
     assert port.explain(model, wrong, (x,)).verdict == "different"
+
+
+class Image(torch.nn.Module):
+    """Two convolutions of images with as many channels as rows and columns, (B, 6, 6, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Conv2d(6, 8, 1), torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def convolved(p, x, layout, act=jax.nn.relu):
+    def conv(name, x):
+        kernel = p[f"{name}.weight"].transpose(2, 3, 1, 0)
+        bias = p[f"{name}.bias"]
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=(layout, "HWIO", layout)
+        )
+        return y + (bias if layout == "NHWC" else bias[:, None, None])
+
+    return conv("b", act(conv("a", x)))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_both_layouts_are_tried_where_the_shape_does_not_tell(layout):
+    model = Image()
+    x = RNG.standard_normal((2, 6, 6, 6)).astype(np.float32)
+    report = port.explain(
+        model, port.Function(lambda p, x: convolved(p, x, layout), arrays(model)), (x,)
+    )
+    assert report.same, report
+    assert any(f"given as {layout}" in note for note in report.notes)
+    wrong = port.explain(
+        model,
+        port.Function(lambda p, x: convolved(p, x, layout, jax.nn.silu), arrays(model)),
+        (x,),
+    )
+    assert [f.cause for f in wrong.findings] == ["activation"] and wrong.explained, wrong
+    assert any(f"given as {layout}" in note for note in wrong.notes)
+
+
+def test_a_layout_that_was_given_is_kept():
+    model = Image()
+    x = RNG.standard_normal((2, 6, 6, 6)).astype(np.float32)
+    function = port.Function(lambda p, x: convolved(p, x, "NHWC"), arrays(model))
+    report = port.explain(model, function, (x,), jax_inputs=(x,))
+    assert report.verdict == "different"
+    assert port.explain(model, function, (x,), jax_inputs=(x.transpose(0, 2, 3, 1),)).same

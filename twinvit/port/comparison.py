@@ -10,6 +10,7 @@ import numpy as np
 
 from twinvit.port import record_jax, record_torch, verdict
 from twinvit.port.costs import port_costs, reference_costs
+from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, check_weights
 from twinvit.port.index import Index
 from twinvit.port.native import NativeRun, run_native
@@ -109,6 +110,8 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     graph = record_torch.record(pair.torch_model, pair.inputs, choose, train=train)
     say("recording the port")
     index = Index()
+    if pair.layout is None:
+        settle_layout(pair, graph, train)
     traced, arrays, pure = pair.trace(train=train)
     ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pure.names)]
     _add_slices(index, pair.leaves, pure.names, ids)

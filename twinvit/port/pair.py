@@ -47,6 +47,15 @@ class Pair:
             else [jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
         )
         self.jax_model = jax_model
+        self.layout: int | None = None  # 0: as they are, 1: images as NHWC at once
+
+    @property
+    def ambiguous_layout(self) -> bool:
+        """True if an image has as many channels as columns: a port cannot refuse the wrong
+        layout."""
+        return self.given is None and any(
+            x.ndim == 4 and x.shape[1] == x.shape[3] > 1 for x in self.torch_arrays
+        )
 
     def transfer(self, weights: Any) -> None:
         """Put the reference's weights into the port.
@@ -120,7 +129,7 @@ class Pair:
                     )
                 )
         errors: list[str] = []
-        for note, arrays in tries:
+        for note, arrays in tries[self.layout or 0 :]:
             self.called = self._picking(pure)
             try:
                 traced = record_jax.trace(self.called, self.leaves, arrays)

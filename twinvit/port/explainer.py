@@ -14,12 +14,14 @@ from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
+from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
 from twinvit.port.rounded_weights import round_alike
 from twinvit.port.search.loop import Progress
 from twinvit.port.verify import Further, several, verified
 
+REMAPS = 3  # times that a proposed map of weights is corrected
 _FAILED = {
     "different": "the port differs from its reference",
     "undecided": "it could not be decided whether the port is its reference",
@@ -122,7 +124,13 @@ def _explain(
     reference: str,
 ) -> Report:
     alone = kinds == ("train",)
-    judged = Judged(compare(pair, alone, say))
+    forward = compare(pair, alone, say)
+    for _ in range(REMAPS):
+        if not map_again(pair, forward):
+            break
+        forward = compare(pair, alone, say)
+    judged = Judged(forward)
+    judged.notes += left_open(pair, forward)
     if alone:
         for finding in judged.forward.findings:
             finding.what = "train"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,6 +15,9 @@ from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import apply_output
 from twinvit.port.search.loop import Progress
+
+if TYPE_CHECKING:
+    from twinvit.port.weight_map import WeightMap
 
 
 class Pair:
@@ -47,6 +50,7 @@ class Pair:
             else [jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
         )
         self.jax_model = jax_model
+        self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
         self.layout: int | None = None  # 0: as they are, 1: images as NHWC at once
 
     @property
@@ -80,6 +84,16 @@ class Pair:
                 f'weights= is a {type(weights).__name__}; give "as_is", "transfer", a WeightMap '
                 "or the path of one"
             )
+        placed = self.place(found)
+        kept = [n for n in self.pure.names if n not in placed]
+        self.notes.append(
+            f"the reference's weights were put into the port by a map of {len(placed)} arrays"
+            + (f"; {len(kept)} others were left as they were: {shortened(kept)}" if kept else "")
+        )
+
+    def place(self, found: WeightMap) -> list[str]:
+        """Put the reference's weights into the port by a map; returns the names of the port's
+        arrays. Raises PortError if it does not fit."""
         placed = found.apply(record_torch.widened(self.torch_model).state_dict())
         position = {name: i for i, name in enumerate(self.pure.names)}
         for name, value in placed.items():
@@ -92,11 +106,8 @@ class Pair:
                 )
         for name, value in placed.items():
             self.leaves[position[name]] = record_jax.widen(value)
-        kept = [n for n in position if n not in placed]
-        self.notes.append(
-            f"the reference's weights were put into the port by a map of {len(placed)} arrays"
-            + (f"; {len(kept)} others were left as they were: {shortened(kept)}" if kept else "")
-        )
+        self.weight_map = found
+        return list(placed)
 
     def _picking(self, pure: record_jax.Pure) -> Callable[..., Any]:
         """The port's call; a function given as `output=` is applied to what it returns."""

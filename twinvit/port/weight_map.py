@@ -16,7 +16,6 @@ import numpy as np
 
 from twinvit.port.errors import PortError
 
-TRIES = 80  # alternatives that are decided by running the port
 SYNONYMS = {
     "kernel": "weight",
     "scale": "weight",
@@ -60,7 +59,7 @@ SYNONYMS = {
     "up": "fc1",
     "down": "fc2",
 }
-IGNORED = ("params", "batch_stats", "value", "module", "model", "raw_value")
+IGNORED = ("params", "batch_stats", "module", "model", "raw_value")
 
 
 @dataclass
@@ -123,11 +122,13 @@ class WeightMap:
         rules: one for each array of the port that has a counterpart.
         ambiguous: choices that nothing decided, in words.
         unused: arrays of either side without a counterpart.
+        open: names of the port's arrays that names alone have placed; not saved.
     """
 
     rules: list[Rule] = field(default_factory=list)
     ambiguous: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    open: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def apply(self, state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The port's arrays by name, from the reference's state dict.
@@ -252,6 +253,7 @@ def map_weights(
         jax_inputs: arrays as the port takes them, if they are others.
     """
     from twinvit.port import record_jax
+    from twinvit.port.weight_search import equal_arrays
 
     state = {
         k: _array(v)
@@ -277,11 +279,12 @@ def map_weights(
     choices = _by_name(left, leaves, state, used, pure.kind, result)
     if choices and inputs is not None:
         _decide(torch_model, jax_model, inputs, jax_inputs, pure, result, choices, state)
+    result.open = {a.jax for a, alternatives in choices if alternatives}
     result.ambiguous += [
-        f"{a.jax}: {', '.join(a.torch)} by name alone"
-        for a, alternatives in choices
-        if alternatives
+        f"{a.jax}: {', '.join(a.torch)} by name alone" for a, _ in choices if a.jax in result.open
     ]
+    mapped_names = {t for r in result.rules for t in r.torch}
+    result.ambiguous += equal_arrays({n: x for n, x in state.items() if n in mapped_names})
     taken = {t for r in result.rules for t in r.torch}
     result.unused += [f"torch: {n}" for n in state if n not in taken]
     mapped = {r.jax for r in result.rules}
@@ -354,6 +357,7 @@ def _orders(ndim: int) -> list[tuple[int, ...]]:
 def _words(name: str) -> tuple[list[str], list[int]]:
     """A name's words, synonyms made one, and its numbers."""
     words, found = [], []
+    name = re.sub(r"\.(raw_)?value$", "", name)  # the end of a path in nnx
     name = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
     for part in re.split(r"[._/\[\]]+", name):
         for piece in re.findall(r"[A-Za-z]+|\d+", part):
@@ -394,6 +398,12 @@ def _default(kind: str, name: str, x: np.ndarray, shape: tuple[int, ...]) -> lis
     order += _orders(x.ndim)
     fits = [p for p in dict.fromkeys(order) if _fits(tuple(x.shape[i] for i in p), shape)]
     return fits or [p for p in dict.fromkeys(order)]
+
+
+def orders_of(kind: str, rule: Rule) -> list[tuple[int, ...]]:
+    """Orders of axes to try for a rule's array, the usual first."""
+    shape = rule.shape if len(rule.torch) == 1 else rule.shape[1:]
+    return _default(kind, rule.jax, np.empty(rule.torch_shape), shape)[:4]
 
 
 def _fits(moved: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -454,7 +464,9 @@ def _by_name(
         scores = np.array(
             [
                 [
-                    _score(n, u[0], u[1]) - 0.3 * abs(i / len(names) - j / len(options))
+                    _score(n, u[0], u[1])
+                    + _straight(kind, n, u[2], leaves[n].shape)
+                    - 0.3 * abs(i / len(names) - j / len(options))
                     for j, u in enumerate(options)
                 ]
                 for i, n in enumerate(names)
@@ -483,6 +495,12 @@ def _by_name(
             result.rules.append(rule)
             choices.append((rule, alternatives))
     return choices
+
+
+def _straight(kind: str, name: str, x: np.ndarray, shape: tuple[int, ...]) -> float:
+    """1 if the array has the leaf's shape in the usual order of its axes, or with some merged."""
+    first = _default(kind, name, x, shape)[0]
+    return 1.0 if _fits(tuple(x.shape[i] for i in first), shape) else 0.0
 
 
 def _packed(name: str) -> bool:
@@ -536,90 +554,24 @@ def _decide(
     state: Mapping[str, np.ndarray],
 ) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
-    from twinvit.port import outputs, record_jax, record_torch
-    from twinvit.port.index import Index, evidence
+    from twinvit.port import record_torch
+    from twinvit.port.outputs import pick_torch
     from twinvit.port.pair import Pair
+    from twinvit.port.weight_search import WeightSearch
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
     graph = record_torch.record(
-        torch_model,
-        inputs,
-        lambda out: [t for _, t in outputs.pick_torch(out, None)],
+        torch_model, inputs, lambda out: [t for _, t in pick_torch(out, None)]
     )
-    dependent = graph.input_dependent()
-    targets = [
-        record_torch.numbers(graph.values[i])
-        for i in sorted(dependent)
-        if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
-    ]
-    targets = [t for t in targets if evidence(t)]
     wide = {k: np.asarray(v, np.float64) for k, v in state.items()}
-    traced, arrays, _ = pair.trace()
 
-    def count() -> int:
-        placed = result.apply(wide)
-        leaves = [
-            np.asarray(placed[n]).reshape(np.shape(x)) if n in placed else x
-            for n, x in zip(pure.names, pair.leaves)
-        ]
-        index = Index()
-        record_jax.evaluate(
-            traced,
-            [*leaves, *arrays],
-            [-1] * (len(leaves) + len(arrays)),
-            record_jax.Interpreter(index.add),
-        )
-        return sum(index.find(t, 1e-11) is not None for t in targets)
-
-    best = count()
-    tries = 0
-    open_: set[str] = set()
-    for _ in range(2):
-        open_.clear()
-        improved = False
-        for proposed, alternatives in choices:
-            # An exchange may have given the array another rule than was proposed.
-            rule = next(r for r in result.rules if r.jax == proposed.jax)
-            for other in alternatives:
-                if other == rule:
-                    continue
-                if tries >= TRIES:
-                    present = {r.jax: r for r in result.rules}
-                    choices[:] = [(present[r.jax], a) for r, a in choices if a]
-                    return
-                tries += 1
-                changed = {rule.jax: other}
-                for second in result.rules:  # the array that held it takes what is left
-                    if second.jax != rule.jax and (second.torch, second.part) == (
-                        other.torch,
-                        other.part,
-                    ):
-                        changed[second.jax] = Rule(
-                            second.jax,
-                            rule.torch,
-                            second.shape,
-                            rule.torch_shape,
-                            rule.permute,
-                            rule.part,
-                        )
-                before = list(result.rules)
-                result.rules = [changed.get(r.jax, r) for r in result.rules]
-                try:
-                    found = count()
-                except (PortError, ValueError):
-                    found = -1
-                if found > best:
-                    best, improved = found, True
-                    rule = other
-                    open_.difference_update(changed)
-                else:
-                    if found == best:
-                        open_.add(rule.jax)
-                    result.rules = before
-        if not improved:
-            break
-    # alternatives that make no difference
-    choices[:] = [(r, [r]) for r in result.rules if r.jax in open_]
+    open_ = {proposed.jax for proposed, _ in choices}
+    search = WeightSearch(
+        pair, graph, result.rules, open_, lambda rule: orders_of(pure.kind, rule), wide
+    )
+    undecided = search.decide()
+    alternatives = {r.jax: a for r, a in choices}
+    choices[:] = [(r, alternatives[r.jax]) for r in result.rules if r.jax in undecided]
 
 
 def _array(x: Any) -> np.ndarray:

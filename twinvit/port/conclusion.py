@@ -37,6 +37,7 @@ class Judged:
         known: every difference of gradients has a proven cause.
         native: both programs as they run, in evaluation mode.
         wrong, open: further reasons for "different" and "undecided".
+        reference: the side that is right: each of its outputs must be compared.
     """
 
     forward: Comparison
@@ -48,6 +49,7 @@ class Judged:
     wrong: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reference: str = "torch"
 
     @property
     def compared(self) -> list[Comparison]:
@@ -102,6 +104,7 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         outputs=outputs_of(forward, said),
         native=judged.native,
         verified=judged.draws,
+        reference=judged.reference,
         seconds=seconds,
         _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
@@ -120,14 +123,25 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
                 wrong.append(f"{pair.title}: {d.reason}")
             elif d.verdict == verdict.UNDECIDED:
                 unclear.append(f"{pair.title}: {d.reason}{_first_nan(session, pair, pairs)}")
-        unclear += [
-            f"the reference's output {p.title} was not compared ({p.note}): choose with output="
-            for p in comparison.recorded.pairs
-            if p.port is None
-        ]
+        unclear += _not_compared(comparison, judged.reference)
         unclear += session.unvouched()
     wrong += [f.text for f in judged.gradients]
     return verdict.Evidence(wrong, unclear, sum(c.found for c in judged.compared))
+
+
+def _not_compared(comparison: Comparison, reference: str) -> list[str]:
+    """Outputs of the side that is right which nothing was compared with, in words."""
+    if reference == "jax":
+        return [
+            f"the port's output {name} was not compared (the reference returns none): choose with "
+            "output="
+            for name in comparison.recorded.extra
+        ]
+    return [
+        f"the reference's output {p.title} was not compared ({p.note}): choose with output="
+        for p in comparison.recorded.pairs
+        if p.port is None
+    ]
 
 
 def _first_nan(session: Session, pair: Paired, pairs: Sequence[Paired]) -> str:

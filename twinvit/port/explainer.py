@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
+from twinvit.port.fixes import fix_of
 from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
@@ -95,7 +95,9 @@ def explain(
         else:
             pair.transfer(weights)
         report = _explain(pair, given.what, further, started, say, reference)
-        return replace(report, reference=reference)
+        for finding in report.findings:
+            finding.fix = finding.fix or fix_of(finding, reference)
+        return report
     except PortError as error:
         more = hint(str(error), given.inputs)
         if not more:
@@ -129,7 +131,7 @@ def _explain(
         if not map_again(pair, forward):
             break
         forward = compare(pair, alone, say)
-    judged = Judged(forward)
+    judged = Judged(forward, reference=reference)
     judged.notes += left_open(pair, forward)
     if alone:
         for finding in judged.forward.findings:

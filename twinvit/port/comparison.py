@@ -17,6 +17,7 @@ from twinvit.port.native import NativeRun, run_native
 from twinvit.port.outputs import (
     Leaves,
     Paired,
+    by_numbers,
     check_chosen,
     labelled,
     leaves_of,
@@ -30,6 +31,7 @@ from twinvit.port.report import Finding, Narrowing, Operation
 from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.session import Session
+from twinvit.port.search.steps import other_sides, step_operands
 from twinvit.port.verify import Program
 
 
@@ -60,6 +62,8 @@ class Recorded:
     extra: list[str]
     chosen: list[int]
     """Places of the compared arrays among all that the port returns."""
+    unclear: str
+    """Why the pairing is not certain; "" where it is."""
 
 
 @dataclass
@@ -73,6 +77,9 @@ class Comparison:
         unknown: some difference has no proven edit.
         found: how many values of the reference the port has an equal of.
         native: both programs as they run.
+        hidden: why outputs agree where values do not, in words.
+        open: what could not be decided, in words: differences that a step hides, which may be none.
+        at_edges: steps that were taken as the port took them, in words.
     """
 
     recorded: Recorded
@@ -89,6 +96,9 @@ class Comparison:
     native: NativeRun
     program: Program
     """The reference with the edits and the port, to be run on other inputs and weights."""
+    hidden: list[str]
+    open: list[str]
+    at_edges: list[str]
 
     @property
     def agrees(self) -> bool:
@@ -126,6 +136,9 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     compared = [p for p in pairs if p.port is not None]
     port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
     values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
+    unclear = by_numbers(compared, values, port)
+    if unclear:
+        port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
     for p, value, array in zip(compared, values, port):
         p.fix_layout(value, array)
     graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
@@ -147,13 +160,14 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         port,
         extra,
         chosen,
+        unclear,
     )
 
 
 def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     """Record both models, and explain where they part."""
     recorded = record(pair, train, say)
-    graph, traced = recorded.graph, recorded.traced
+    graph = recorded.graph
     named = [(p.theirs, x) for p, x in zip(recorded.compared, recorded.port)]
     if not train:
         check_reference(pair, graph, [p.mine for p in recorded.compared])
@@ -162,32 +176,28 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     mine = [(p.name, graph.values[o]) for p, o in zip(recorded.compared, graph.outputs)]
     native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
     say("measuring rounding")
-    outputs = [p.arrange(x) for p, x in zip(recorded.compared, recorded.port)]
-    session = Session(graph, recorded.index, measure_noise(graph), outputs)
-    if train:
-        session.what = ("forward", "train")
-        session.watch(
-            {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
-        )
+    session = _session(recorded, train)
     plain = list(graph.nodes)
-    before = [session.judge_output(k) for k in range(len(outputs))]
+    before = session.judge_outputs()
+    agrees = all(d.verdict != verdict.DIFFERENT for d in before)
+    hidden = session.hidden_texts() if agrees else []
     distance = session.output_distance()
     operations = session.operations()
+    steps = [] if agrees else other_sides(session)
     findings, remaining, unknown = explain_divergences(session, say)
+    undecided = _before_steps(session, findings) if agrees else []
+    if undecided:
+        findings = [f for f in findings if f not in undecided]
+        unknown = any(f.kind == "unknown" for f in findings)
     if findings:
         remeasure(session)
-    narrowings = [Narrowing("torch", w, d) for w, d in graph.narrowings]
-    for w, d in dict.fromkeys([*traced.narrowings, *recorded.interpreter.narrowings]):
-        narrowings.append(Narrowing("jax", w, d))
-    reference_costs(session, narrowings)
-    if not train:
-        port_costs(pair, recorded.arrays, named, narrowings)
+    narrowings = _narrowings(pair, recorded, session, None if train else named)
     return Comparison(
         recorded,
         session,
         findings,
         before,
-        [session.judge_output(k) for k in range(len(outputs))],
+        session.judge_outputs(),
         distance,
         remaining,
         unknown,
@@ -196,7 +206,66 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         sum(1 for e in session.match.values() if e is not None),
         native,
         Program(pair, train, plain, session, recorded),
+        hidden,
+        [*map(_behind_step, undecided), *_unclear(recorded)],
+        steps,
     )
+
+
+def _session(recorded: Recorded, train: bool) -> Session:
+    """What is known of each value, before any edit."""
+    graph = recorded.graph
+    outputs = [p.arrange(x) for p, x in zip(recorded.compared, recorded.port)]
+    session = Session(graph, recorded.index, measure_noise(graph, step_operands(graph)), outputs)
+    if train:
+        session.what = ("forward", "train")
+        session.watch(
+            {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
+        )
+    return session
+
+
+def _narrowings(
+    pair: Pair, recorded: Recorded, session: Session, named: Leaves | None
+) -> list[Narrowing]:
+    """Both sides' computations in narrower types, with what they cost where `named` outputs of the
+    port are given."""
+    found = [Narrowing("torch", w, d) for w, d in recorded.graph.narrowings]
+    for w, d in dict.fromkeys([*recorded.traced.narrowings, *recorded.interpreter.narrowings]):
+        found.append(Narrowing("jax", w, d))
+    reference_costs(session, found)
+    if named is not None:
+        port_costs(pair, recorded.arrays, named, found)
+    return found
+
+
+def _unclear(recorded: Recorded) -> list[str]:
+    """Why not even outputs that agree are compared for certain."""
+    texts = [recorded.unclear] if recorded.unclear else []
+    graph = recorded.graph
+    dependent = graph.input_dependent()
+    if graph.inputs() and not any(o in dependent for o in graph.outputs):
+        lost = [i for o in graph.outputs for i in graph.ancestors(o) if graph.source[i] == "const"]
+        if lost:
+            texts.append(
+                "no compared output depends on an input by PyTorch's operations: something in the "
+                "reference leaves PyTorch (.numpy(), an array of NumPy) and cannot be followed"
+            )
+    return texts
+
+
+def _behind_step(finding: Finding) -> str:
+    return (
+        f"{finding.torch} ({finding.torch_line}) has no equal in the port, and the outputs depend "
+        "on it through a step alone"
+    )
+
+
+def _before_steps(session: Session, findings: Sequence[Finding]) -> list[Finding]:
+    """Differences without a cause before a step that both sides take alike: a value computed
+    otherwise can be no mistake there."""
+    places = session.seen_by_steps()
+    return [f for f in findings if f.kind == "unknown" and f.torch in places]
 
 
 def remeasure(session: Session) -> None:

@@ -17,6 +17,7 @@ from twinvit.port.outputs import Paired
 from twinvit.port.pair import Pair, shortened
 from twinvit.port.record_torch import numbers
 from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
+from twinvit.port.search.noise import first_above
 from twinvit.port.search.session import Session
 from twinvit.port.unseen import unseen
 
@@ -36,20 +37,20 @@ class Judged:
         gradients: findings about gradients.
         known: every difference of gradients has a proven cause.
         native: both programs as they run, in evaluation mode.
+        reference: the side that is right.
         wrong, open: further reasons for "different" and "undecided".
-        reference: the side that is right: each of its outputs must be compared.
     """
 
     forward: Comparison
     trained: Comparison | None = None
     gradients: list[Finding] = field(default_factory=list)
     known: bool = True
+    reference: str = "torch"
     native: Native | None = None
     draws: list[Draw] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    reference: str = "torch"
 
     @property
     def compared(self) -> list[Comparison]:
@@ -104,7 +105,6 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         outputs=outputs_of(forward, said),
         native=judged.native,
         verified=judged.draws,
-        reference=judged.reference,
         seconds=seconds,
         _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
@@ -122,37 +122,37 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
             if d.verdict == verdict.DIFFERENT:
                 wrong.append(f"{pair.title}: {d.reason}")
             elif d.verdict == verdict.UNDECIDED:
-                unclear.append(f"{pair.title}: {d.reason}{_first_nan(session, pair, pairs)}")
-        unclear += _not_compared(comparison, judged.reference)
-        unclear += session.unvouched()
+                unclear.append(f"{pair.title}: {d.reason}{_first(session, pair, pairs)}")
+        unclear += [
+            f"the reference's output {p.title} was not compared ({p.note}): choose with output="
+            for p in comparison.recorded.pairs
+            if p.port is None and judged.reference == "torch"
+        ]
+        if judged.reference == "jax":
+            unclear += [
+                f"the reference's output {name or 'without a name'} was not compared (the PyTorch "
+                "model returns nothing that is named or placed like it): choose with output="
+                for name in comparison.recorded.extra
+            ]
+        unclear += [*comparison.open, *comparison.at_edges, *session.unvouched()]
     wrong += [f.text for f in judged.gradients]
     return verdict.Evidence(wrong, unclear, sum(c.found for c in judged.compared))
 
 
-def _not_compared(comparison: Comparison, reference: str) -> list[str]:
-    """Outputs of the side that is right which nothing was compared with, in words."""
-    if reference == "jax":
-        return [
-            f"the port's output {name} was not compared (the reference returns none): choose with "
-            "output="
-            for name in comparison.recorded.extra
-        ]
-    return [
-        f"the reference's output {p.title} was not compared ({p.note}): choose with output="
-        for p in comparison.recorded.pairs
-        if p.port is None
-    ]
-
-
-def _first_nan(session: Session, pair: Paired, pairs: Sequence[Paired]) -> str:
-    """Where the reference's first number that is not finite was made, for an output with such."""
+def _first(session: Session, pair: Paired, pairs: Sequence[Paired]) -> str:
+    """Where an output's numbers that are not finite were first made, or where rounding first
+    moves something too far."""
     graph = session.graph
     out = graph.outputs[list(pairs).index(pair)]
     if np.isfinite(numbers(graph.values[out])).all():
-        return ""
+        place = first_above(graph, session.noise, out, verdict.UNJUDGED)
+        return f", first at {place}" if place else ""
     above = graph.ancestors(out)
+    nan = bool(graph.values[out].isnan().any())  # infinities before the first NaN may be masks
     for i, value in enumerate(graph.values):
-        if i not in above or not value.is_floating_point() or value.isfinite().all():
+        if i not in above or not value.is_floating_point():
+            continue
+        if not (value.isnan() if nan else ~value.isfinite()).any():
             continue
         producer = graph.producer[i]
         if producer is None:
@@ -168,7 +168,7 @@ def _reasons(said: str, rest: verdict.Evidence, judged: Judged) -> list[str]:
         return list(dict.fromkeys(rest.open)) or [NOTHING]
     if said == verdict.SAME:
         return []
-    first = list(judged.wrong)
+    first = [*judged.wrong, *judged.forward.hidden]
     for comparison in judged.compared:
         for pair, d in zip(comparison.recorded.compared, comparison.before):
             kinds_apart = d.verdict == verdict.DIFFERENT and d.worst == np.inf
@@ -226,7 +226,6 @@ def not_seen(judged: Judged, kinds: tuple[str, ...]) -> list[str]:
             f"{verdict.UNJUDGED:.0e} were not looked up, the most at {place} "
             f"({session.unjudged[worst]:.1e})"
         )
-    texts += session.through_steps()
     return [*texts, *unseen(session, kinds)]
 
 

@@ -48,7 +48,7 @@ def check_reference(pair: Pair, graph: record_torch.Graph, places: Sequence[int]
         )
     for i, j in zip(graph.outputs, [again.outputs[k] for k in places]):
         a, b = graph.values[i], again.values[j]
-        d = align_distance(numbers(a.double()), numbers(b.double()))
+        d = align_distance(numbers(a), numbers(b))
         if d > 1e-9:
             raise PortError(
                 f"the PyTorch model differs from itself by {d:.1e} on "

@@ -154,8 +154,9 @@ class Index:
             return np.zeros(0)
         rms = max(print_[1], 1e-300)
         delta = np.abs(table - print_)
-        bound = delta[:, :3].max(axis=1) / rms
-        bound = np.maximum(bound, delta[:, 3:5].max(axis=1) / (rms * np.sqrt(size)))
+        with np.errstate(over="ignore"):
+            bound = delta[:, :3].max(axis=1) / rms
+            bound = np.maximum(bound, delta[:, 3:5].max(axis=1) / (rms * np.sqrt(size)))
         bound[table[:, 5] != print_[5]] = np.inf
         return bound
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,44 @@ def pair_outputs(mine: Leaves, theirs: Leaves) -> list[Paired]:
             pair.note = "the port returns nothing that is named or placed like it"
         pairs.append(pair)
     return pairs
+
+
+def by_numbers(
+    pairs: Sequence[Paired], mine: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> str:
+    """Where one side returns a tuple and the other names, whose order JAX sorts: exchange the
+    port's arrays if all agree then and not as they are placed. What was done, in words.
+
+    Args:
+        pairs: the compared outputs, changed in place.
+        mine, theirs: the arrays of both sides, in the order of `pairs`.
+    """
+    words = [[_named(p.name), _named(p.theirs)] for p in pairs]
+    mixed = all(a and not b for a, b in words) or all(b and not a for a, b in words)
+    if len(pairs) < 2 or len(pairs) > 5 or not mixed:
+        return ""
+    alike = [[_alike(a, b) for b in theirs] for a in mine]
+    orders = itertools.permutations(range(len(pairs)))
+    order = next((o for o in orders if all(alike[k][j] for k, j in enumerate(o))), None)
+    if order is None or list(order) == sorted(order):
+        return ""
+    old = [(p.theirs, p.port) for p in pairs]
+    for k, j in enumerate(order):
+        pairs[k].theirs, pairs[k].port = old[j]
+    names = ", ".join(n for n, _ in old if _named(n)) or ", ".join(p.name for p in pairs)
+    return (
+        f"one side returns a tuple and the other names ({names}), whose order JAX sorts: they "
+        "were paired by their numbers; return names on both sides, or choose one with output="
+    )
+
+
+def _named(name: str) -> bool:
+    return any(not part.isdigit() for part in name.split("."))
+
+
+def _alike(mine: np.ndarray, theirs: np.ndarray) -> bool:
+    layout = verdict.best_layout(mine, theirs)
+    return layout is not None and verdict.relative(mine, verdict.arrange(theirs, layout)) < 1e-6
 
 
 def preferred(leaves: Leaves) -> Leaves:

@@ -99,7 +99,6 @@ def turned(text: str, report: Report) -> str:
     """
     if report.reference == "torch":
         return text
-    text = re.sub(r"; pass [^;]*", "", text)  # what to write in the JAX model, which is right here
     text = re.sub(r"\b([Tt])he port\b", r"\1he JAX model", text)
     return re.sub(r"\b([Tt])he reference\b", r"\1he PyTorch model", text)
 

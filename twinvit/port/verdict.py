@@ -189,10 +189,12 @@ def judge(mine: np.ndarray, theirs: np.ndarray, rounding: np.ndarray | None = No
         )
         return replace(result, verdict=UNDECIDED, reason=text)
     if not finite.all() and np.unique(clean[finite]).size < min(ENOUGH, mine.size):
-        count = int(finite.sum())
-        text = f"only {count} of {mine.size} numbers are finite"
-        if count:
-            text += f", {np.unique(clean[finite]).size} of them different"
+        names = ("", "NaN", "+inf", "-inf")
+        there = " and ".join(names[k] for k in (1, 2, 3) if (ours % 4 == k).any())
+        count = mine.size - int(finite.sum())
+        text = f"{count} of {mine.size} numbers are not finite ({there}) on both sides"
+        if finite.any():
+            text += f", {np.unique(clean[finite]).size} of the others are different"
         return replace(result, verdict=UNDECIDED, reason=text)
     return result
 

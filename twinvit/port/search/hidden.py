@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from twinvit.port.index import countable
-from twinvit.port.record_torch import Graph, flat_tensors, numbers
+from twinvit.port.record_torch import Graph, Node, flat_tensors, numbers
 from twinvit.port.search.noise import DRAWS, STEPS
 
+UNTRACKED = frozenset(("detach", "alias", "lift_fresh"))  # values go through, gradients do not
 BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
 
 
@@ -59,6 +60,9 @@ def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
     held = {i: leaf(graph.values[i]) for i, s in enumerate(graph.source) if s != "node"}
     for node in graph.nodes:
         args, kwargs = graph.arguments(node, held)
+        if node.name in UNTRACKED and node.outs[0] is not None:
+            held[node.outs[0]] = args[0]
+            continue
         for i, value in zip(node.outs, flat_tensors(node.op(*args, **kwargs))):
             if i is not None:
                 held[i] = graph.values[i] if value is None else leaf(value)
@@ -66,7 +70,8 @@ def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
 
 
 def _cotangent(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor | None:
-    """Random signs over the norm of the numbers that count; zero at the others."""
+    """Random signs over the norm of the numbers that count; at constants that dwarf them over
+    their own size, at what is not finite zero."""
     if value.dtype != torch.float64:
         return None
     array = numbers(value)
@@ -74,15 +79,19 @@ def _cotangent(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor 
     top = float(np.abs(kept).max(initial=0.0))
     norm = top * float(np.linalg.norm(kept / top)) if top else 1.0
     signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    if others:
-        small = np.abs(array) <= top
-        signs = torch.where(torch.from_numpy(small), signs, 0.0)
-    return signs / norm
+    if not others:
+        return signs / norm
+    size = torch.from_numpy(np.where(np.isfinite(array), np.abs(array), np.inf))
+    return signs / torch.where(size <= top, norm, size)
 
 
 def _size(gradient: torch.Tensor, value: torch.Tensor) -> float:
-    """The norm of gradient times value; of a gradient that is not finite, infinity."""
-    product = torch.where(gradient == 0, torch.zeros((), dtype=value.dtype), gradient * value)
+    """The norm of gradient times each number's size, that of its neighbours where it is small, 1
+    where all are zero; of a gradient that is not finite, infinity."""
+    sizes = value.detach().abs().nan_to_num(0.0, 0.0, 0.0)
+    typical = float(sizes.square().mean().sqrt())
+    sizes = sizes.clamp_min(typical if 0 < typical < np.inf else 1.0)
+    product = torch.where(gradient == 0, torch.zeros((), dtype=value.dtype), gradient * sizes)
     size = float(torch.linalg.vector_norm(product))
     return size if np.isfinite(size) else float("inf")
 
@@ -105,3 +114,45 @@ def behind_steps(graph: Graph, found: Iterable[int]) -> set[int]:
         if stepped or jumps or whole:
             through.update(node.refs)
     return through
+
+
+def hiding(graph: Graph, value_id: int) -> str:
+    """What hides a value from the outputs, in words: "head.weight is zero"."""
+    layer, seen = [value_id], {value_id}
+    while layer:
+        following = []
+        for i in layer:
+            for user in graph.consumers.get(i, ()):
+                node = graph.nodes[user]
+                zero = _zero_operand(graph, node, seen)
+                if zero:
+                    return f"{zero} is zero"
+                outs = [o for o in node.outs if o is not None]
+                if outs and all(_constant(graph.values[o]) for o in outs):
+                    return f"{node.place} ({node.where}) makes a constant of it"
+                following += [o for o in outs if o not in seen]
+                seen.update(outs)
+        layer = following
+    return "these weights and inputs let nothing of it through"
+
+
+def _zero_operand(graph: Graph, node: Node, seen: set[int]) -> str:
+    """The name of an operand that is zero everywhere, other than what is looked at."""
+    for ref in node.refs:
+        value = graph.values[ref]
+        if ref in seen or not value.is_floating_point() or not value.numel() or value.any():
+            continue
+        source = next((graph.source[r] for r in graph.ancestors(ref) if _is_source(graph, r)), "")
+        if source.startswith("param:"):
+            return source[6:]
+        if node.name in ("mul", "mm", "bmm", "addmm", "convolution", "matmul"):
+            return f"an operand of {node.place} ({node.where})"
+    return ""
+
+
+def _is_source(graph: Graph, value_id: int) -> bool:
+    return graph.source[value_id].startswith(("param:", "input:"))
+
+
+def _constant(value: torch.Tensor) -> bool:
+    return bool(value.numel()) and bool((value == value.reshape(-1)[0]).all())

@@ -57,14 +57,19 @@ class Noise:
         return self.relative.get(value_id, default)
 
 
+AMPLIFIED = 1024.0
+"""Nudges are so many times one eps, and what they do is divided by it: between -1 and 1 there are
+then enough numbers that two roundings do not cancel by chance."""
+
+
 class _Nudge:
-    """Multiplies numbers by 1 + eps r, r of -1 and 1."""
+    """Multiplies numbers by 1 + AMPLIFIED eps r, r between -1 and 1."""
 
     def __init__(self, seed: int, largest: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         size = min(max(largest, 1), 1 << 20) + 9973
-        signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.float64) * 2 - 1
-        self.pool = 1 + signs * torch.finfo(torch.float64).eps
+        drawn = torch.rand(size, generator=generator, dtype=torch.float64) * 2 - 1
+        self.pool = 1 + AMPLIFIED * torch.finfo(torch.float64).eps * drawn
         self.at = 0
 
     def __call__(self, x: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
@@ -95,11 +100,11 @@ def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> N
         if value.dtype not in (torch.float64, torch.complex128):
             return
         if value.dtype == torch.float64 and value.numel() >= 2:
-            d = distance(numbers(first), numbers(value))
+            d = distance(numbers(first), numbers(value)) / AMPLIFIED
             noise.relative[i] = max(noise.relative.get(i, 0.0), d if np.isfinite(d) else 0.0)
         if i in kept:
             with np.errstate(all="ignore"):
-                moved = np.abs(numbers(value) - numbers(first))
+                moved = np.abs(numbers(value) - numbers(first)) / AMPLIFIED
             moved = np.where(np.isfinite(moved), moved, 0.0)
             old = noise.elements.get(i)
             noise.elements[i] = moved if old is None else np.maximum(old, moved)
@@ -143,8 +148,12 @@ def nudged_results(
     if node.name in STEPS or node.name in DRAWS or not any(_moves(t) for t in first):
         return first
     args, kwargs = graph.arguments(node, held)
-    special = _SPECIAL.get(node.name)
+    own = isinstance(node.op, torch._ops.OpOverload)  # an edit computes something else
+    special = _SPECIAL.get(node.name) if own else None
     made = None if special is None else special(node, args, kwargs, first)
+    inside = _INSIDE.get(node.name) if own else None
+    if inside is not None and made is None:
+        made = inside(nudge, *args, **kwargs)
     if made is None:
         made = flat_tensors(node.op(*args, **kwargs))
     results: list[Any] = []
@@ -158,6 +167,15 @@ def nudged_results(
         else:
             results.append(nudge(value, whole=node.name in WHOLE))
     return results
+
+
+def first_above(graph: Graph, noise: Noise, value_id: int, limit: float) -> str:
+    """Where rounding first moves something that a value depends on by more than `limit`."""
+    above = graph.ancestors(value_id)
+    for node in graph.nodes:
+        if any(o in above and noise.get(o) > limit for o in node.outs if o is not None):
+            return f"{node.place}{', ' + node.where if node.where else ''}"
+    return ""
 
 
 def _moves(t: torch.Tensor | None) -> bool:
@@ -199,6 +217,22 @@ def _dropout(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[Any] 
     return [args[0] * first[1] * scale, first[1]]
 
 
+def _gelu(nudge: Any, x: torch.Tensor, approximate: str = "none") -> list[Any]:
+    """1 + erf cancels where x is far below zero."""
+    if approximate == "tanh":
+        inner = torch.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
+    else:
+        inner = torch.erf(x * 0.5**0.5)
+    return [0.5 * x * (1 + nudge(inner))]
+
+
+def _log_softmax(nudge: Any, x: torch.Tensor, dim: int, *_: Any) -> list[Any]:
+    """The logarithm of a probability near one is a difference of large numbers."""
+    return [x - nudge(torch.logsumexp(x, dim, keepdim=True))]
+
+
+_INSIDE: dict[str, Callable[..., list[Any]]] = {"gelu": _gelu, "log_softmax": _log_softmax}
+"""Operations in one piece whose parts cancel: the rounding inside them is nudged, too."""
 _SPECIAL: dict[str, Callable[..., list[Any] | None]] = {
     "remainder": _remainder,
     "fmod": _remainder,

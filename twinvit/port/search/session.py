@@ -13,7 +13,7 @@ from twinvit.port.index import Index, distance, evidence
 from twinvit.port.record_torch import Edit, Graph, Node, numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.edits import edited, given, pinned
-from twinvit.port.search.hidden import BLIND, behind_steps, sensitivities
+from twinvit.port.search.hidden import BLIND, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise
 from twinvit.port.search.proof import Tally, spoils
 from twinvit.port.search.trial import Accepted, Judged
@@ -56,7 +56,7 @@ class Session:
         self.noise = noise
         self.port_outputs = list(port_outputs)
         self.hidden: set[int] = set()  # what nothing found depends on, though it leads there
-        self.stepped: set[int] = set()  # what something found depends on through a step alone
+        self.stepped: set[int] = set()  # of these what something depends on through a step alone
         self.unjudged: dict[int, float] = {}  # what rounding alone moves too far, and how far
         self.errors: dict[str, None] = {}  # causes that raised, where and what
         self.accepted: list[Accepted] = []
@@ -116,6 +116,10 @@ class Session:
         out = self.graph.outputs[k]
         mine = numbers(self.graph.values[out] if value is None else value)
         return verdict.judge(mine, self.port_outputs[k], self.noise.elements.get(out))
+
+    def judge_outputs(self) -> list[verdict.Distance]:
+        """Every output, as it is now, against the port's."""
+        return [self.judge_output(k) for k in range(len(self.port_outputs))]
 
     def agrees(self, k: int, value: torch.Tensor | None = None) -> bool:
         """True unless the k-th output, or another value in its place, differs from the port's."""
@@ -199,43 +203,40 @@ class Session:
             except Exception as error:  # an operation without a derivative
                 self.errors[f"hidden values: {type(error).__name__}: {error}"] = None
                 moved = {}
-            stepped = behind_steps(self.graph, found)
-            blind = {i for i, s in moved.items() if s < BLIND}
-            self.hidden, self.stepped = blind - stepped, blind & stepped
+            self.hidden = {i for i, s in moved.items() if s < BLIND}
+            self.stepped = self.hidden & behind_steps(self.graph, found)
         if self.hidden:
             self._passed()
         return self.hidden != before
 
+    def hidden_texts(self) -> list[str]:
+        """What hides values that the port has no equal of, one text each."""
+        lost = [i for i in sorted(self.hidden - self.stepped) if self.status(i) == "lost"]
+        texts = [f"hidden from the outputs: {hiding(self.graph, i)}" for i in lost]
+        return list(dict.fromkeys(texts))[:3]
+
+    def seen_by_steps(self) -> set[str]:
+        """Places of values that something found depends on through a step alone."""
+        producers = [self.graph.producer[i] for i in self.stepped]
+        return {self.graph.nodes[p].place for p in producers if p is not None}
+
     def unvouched(self) -> list[str]:
         """Hidden values with too few numbers to be looked up, one text each."""
         texts = []
-        for i in sorted(self.hidden):
+        for i in sorted(self.hidden - self.stepped):
             producer = self.graph.producer[i]
-            if i in self.match or producer is None or not self._decisive(i):
+            if i in self.match or producer is None or not self.graph.values[i].isfinite().any():
+                continue
+            if i not in self.graph.input_dependent():
                 continue
             node = self.graph.nodes[producer]
+            if node.name.endswith("_like") or node.name.startswith("new_"):
+                continue  # made of a shape alone
             texts.append(
-                f"hidden from the outputs by these weights, and too few numbers to be looked up: "
-                f"{node.place} ({node.where})"
+                f"{node.place} ({node.where}) is hidden from the outputs "
+                f"({hiding(self.graph, i)}) and holds too few numbers to be looked up"
             )
         return texts[:4]
-
-    def _decisive(self, value_id: int) -> bool:
-        """True unless what a value is computed from is right and it is a constant."""
-        value = self.graph.values[value_id]
-        return bool(value.numel()) and value_id in self.graph.input_dependent()
-
-    def through_steps(self) -> list[str]:
-        """Values that were seen through a step alone, one text."""
-        seen = [
-            i
-            for i in sorted(self.stepped)
-            if self.match.get(i) is None and i in self.leads and self.graph.producer[i] is not None
-        ]
-        if not seen:
-            return []
-        node = self.graph.nodes[self.graph.producer[seen[-1]] or 0]
-        return [f"{node.place} ({node.where}) was seen through a step alone"]
 
     def _step_of(self, node: Node) -> bool:
         """True for an operation that takes one of many parts, a step of a sequence."""

@@ -1,14 +1,17 @@
-"""Claim: the commands that the README shows do what it says, most in a process of their own."""
+"""Claim: the commands that the README shows do what it says, each once in a process of its own."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from whole_runs import ROOT, environment, metrics, train
+from whole_runs import ROOT, environment, metrics, train, train_here
 
+from shared_vit.errors import UserError
 from shared_vit.version import __version__
 from twinvit.cli import COMMANDS, main
+from twinvit.compare import compare
+from twinvit.curves import curves
 from twinvit.noise_rule import read_curve
 
 FLAGS = ("--preset=digits", "--device=cpu", "--batch_size=32", "--warmup_steps=5")
@@ -52,7 +55,7 @@ def test_parity_matches(parity_run):
     assert rates[0] == rates[1]
 
 
-def test_curves_judges_runs_on_disk(parity_run, tmp_path):
+def test_curves_judges_runs_on_disk(parity_run, tmp_path, capsys):
     out, _ = parity_run
     noise = [out / f"torch-nudge-{i}" for i in (1, 2, 3)]
     judged = ("--noise", *noise, "-o", tmp_path / "a.png")
@@ -64,7 +67,8 @@ def test_curves_judges_runs_on_disk(parity_run, tmp_path):
     rows = [json.loads(line) for line in (out / "jax" / "metrics.jsonl").read_text().splitlines()]
     rows[20]["loss"] += 1e-6
     (wrong / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = command("curves", wrong, out / "torch", "--noise", *noise, cwd=tmp_path, status=1)
+    assert curves((wrong, out / "torch"), noise=tuple(noise), output=tmp_path / "b.png") == 1
+    said = capsys.readouterr().out
     assert "NO MATCH: the loss differs by" in said and "at step 21" in said
 
 
@@ -85,13 +89,13 @@ def test_convert_and_evaluate_in_the_other(parity_run, tmp_path):
         assert f"loss {told['val_loss']:.4f} on 360 examples" in said
 
 
-def test_compare_names_the_first_divergence(parity_run, tmp_path):
+def test_compare_names_the_first_divergence(parity_run, tmp_path, capsys):
     out, _ = parity_run
     said = command("compare", out / "jax", out / "jax", "--precision=fp64", cwd=tmp_path)
     assert "SAME: every output within 1e-12" in said
     step_30 = out / "jax/checkpoints/step_30"
-    said = command("compare", out / "jax", step_30, cwd=tmp_path, status=1)
-    assert "the first divergence is at patch_embed" in said
+    assert compare(out / "jax", step_30) == 1
+    assert "the first divergence is at patch_embed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("twin", ["jax", "torch"])
@@ -112,15 +116,15 @@ def test_torch_world_size_8(tmp_path):
 
 
 def test_stop_at_keeps_the_schedule(tmp_path):
-    train("torch", tmp_path / "run", *FLAGS, "--steps=20", "--stop_at=4")
+    assert train_here("torch", tmp_path / "run", *FLAGS, "--steps=20", "--stop_at=4") == 0
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
-    train("torch", tmp_path / "run", "--resume", "--stop_at=6")
+    assert train_here("torch", tmp_path / "run", "--resume", "--stop_at=6") == 0
     rates = [row["lr"] for row in metrics(tmp_path / "run")]
     assert len(rates) == 6 and rates[4] == 3e-3 and rates[5] == 3e-3  # warm-up of 5, of 20 steps
 
 
 def test_init_from_another_model(tmp_path):
-    train("torch", tmp_path / "run", *FLAGS, "--steps=2")
+    train_here("torch", tmp_path / "run", *FLAGS, "--steps=2")
     other = ("--model=vit_ti4", f"--init_from={tmp_path / 'run'}")
     said = train("torch", tmp_path / "other", *FLAGS, *other, status=2)
     assert "holds another model" in said and "width: 64, not 192" in said
@@ -130,7 +134,9 @@ def test_init_from_another_model(tmp_path):
 
 def test_loss_not_finite(tmp_path):
     diverging = ("--steps=40", "--lr=1e30", "--clip=inf", "--checkpoint_every=1")
-    said = train("torch", tmp_path / "run", *FLAGS, *diverging, status=2)
+    with pytest.raises(UserError) as caught:
+        train_here("torch", tmp_path / "run", *FLAGS, *diverging)
+    said = str(caught.value)
     assert "not finite" in said and "last good: loss" in said and "newest checkpoint" in said
 
 

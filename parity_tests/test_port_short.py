@@ -1,6 +1,6 @@
 """`port.explain` in short: an exact port is the same, a wrong one is not, and its mistake is named.
 
-The other tests of ports are about what is found; these two run in seconds.
+The other tests of ports are about what is found; these run in seconds.
 """
 
 import jax
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from twinvit import port
+from twinvit.port.verdict import kinds, tolerance
 
 pytestmark = pytest.mark.quick
 
@@ -32,3 +33,12 @@ def test_an_exact_port_is_the_same_and_a_wrong_one_is_not(approximate):
     report = port.explain(reference, port.Function(port_of_it, params), (images,))
     assert report.verdict == ("different" if approximate else "same"), report.text()
     assert [f.cause for f in report.findings] == (["gelu_tanh"] if approximate else [])
+
+
+@pytest.mark.parametrize("noise, most", [(0.0, 1e-13), (1e-14, 1e-12), (1e-13, 1e-11), (1.0, 1e-9)])
+def test_a_tolerance_is_a_hundred_roundings_within_bounds(noise, most):
+    assert tolerance(noise) == pytest.approx(most)
+
+
+def test_what_is_not_finite_is_of_different_kinds():
+    assert len({*kinds(np.array([0.0, np.nan, np.inf, -np.inf]))}) == 4

@@ -381,3 +381,41 @@ def test_a_layout_that_was_given_is_kept():
     report = port.explain(model, function, (x,), jax_inputs=(x,))
     assert report.verdict == "different"
     assert port.explain(model, function, (x,), jax_inputs=(x.transpose(0, 2, 3, 1),)).same
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_zeros_that_are_computed_hide_nothing(masked):
+    """A first cell state of zeros, an empty row, a mask: their size is no sign of their weight."""
+    keep = np.array([True, True, True, False])
+
+    def zeros(y):
+        state = torch.sigmoid(y) * torch.zeros_like(y)
+        y = y + state
+        if masked:
+            low = torch.zeros(4, 4, dtype=y.dtype).masked_fill(~torch.from_numpy(keep), -torch.inf)
+            y = torch.softmax(y @ y.T + low.expand(4, 4), -1) @ y
+        return y
+
+    def theirs(y, scale=1.0):
+        y = y + jax.nn.sigmoid(y) * jnp.zeros_like(y)
+        if masked:
+            y = jax.nn.softmax(jnp.where(keep, y @ y.T, -jnp.inf), -1) @ y
+        return y * scale
+
+    exact, wrong = both(zeros, theirs, lambda y: theirs(y, 1.001))
+    assert exact.same, exact
+    assert wrong.verdict == "different"
+
+
+def test_an_energy_whose_gradient_alone_is_returned_is_judged():
+    def force(y):
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return torch.autograd.grad(torch.tanh(y).pow(2).sum(), y)[0]
+
+    def theirs(y, power=2):
+        return jax.grad(lambda z: (jnp.tanh(z) ** power).sum())(y)
+
+    exact, wrong = both(force, theirs, lambda y: theirs(y, 3))
+    assert exact.same, exact
+    assert wrong.verdict == "different"

@@ -42,7 +42,7 @@ def round_alike(pair: Pair) -> None:
     floats = {
         name: leaf
         for name, leaf in zip(pair.pure.names, pair.pure.leaves)
-        if getattr(leaf, "dtype", None) in _TYPES.values()
+        if hasattr(leaf, "dtype") and leaf.dtype in _TYPES.values()  # NumPy takes None for float64
     }
     if {np.dtype(x.dtype) for x in floats.values()} <= mine_types and len(mine_types) < 2:
         return

@@ -10,7 +10,7 @@ import torch
 from twinvit.port import verdict
 from twinvit.port.call import LAYOUT
 from twinvit.port.index import Index, distance, evidence
-from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.record_torch import SHAPED, Edit, Graph, Node, numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.edits import edited, given, pinned
 from twinvit.port.search.hidden import BLIND, behind_steps, hiding, sensitivities
@@ -80,7 +80,8 @@ class Session:
         for node in reversed(self.graph.nodes):
             if any(o in wanted for o in node.outs):
                 live.add(node.index)
-                wanted.update(node.refs)
+                if node.name not in SHAPED:  # which takes the shape alone
+                    wanted.update(node.refs)
         return live
 
     def _roots(self) -> None:

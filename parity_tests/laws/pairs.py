@@ -134,6 +134,21 @@ class Pair:
         )
 
 
+def activation(theirs: str) -> Pair:
+    """One side has GELU's tanh form: "torch", "jax" or none."""
+
+    def body(m, x):
+        h = m.norm(m.fc1(x))
+        return m.fc2(F.gelu(h, approximate="tanh" if theirs == "torch" else "none"))
+
+    def port(p, x, wrong):
+        h = layer_norm(p, "norm", dense(p, "fc1", x))
+        return dense(p, "fc2", gelu(h, theirs == "jax"))
+
+    parts = {"fc1": nn.Linear(5, 9), "norm": nn.LayerNorm(9), "fc2": nn.Linear(9, 6)}
+    return Pair(net(body, **parts), port, (draws(7, 5),))
+
+
 def same(report: port.Report) -> None:
     assert report.verdict == "same", f"{report.verdict}, must be same\n{report}"
     assert report.same and report.explained and not report.findings

@@ -468,3 +468,24 @@ def test_what_a_port_leaves_out_because_it_is_zero_is_not_the_same():
     pair = zero_gate()
     pair.port = lambda p, x, wrong: pairs.dense(p, "head", x)
     pairs.different(pair.told())
+
+
+def classes_only() -> Pair:
+    """A model that returns the class: a slightly wrong logit is the same class."""
+
+    model = pairs.net(
+        lambda m, x: (0.001 * m.down(F.gelu(m.up(x))) + torch.arange(7)).argmax(-1),
+        up=nn.Linear(D, 11),
+        down=nn.Linear(11, 7),
+    )
+
+    def port(p, x, wrong):
+        y = pairs.gelu(pairs.dense(p, "up", x), wrong)
+        return (0.001 * pairs.dense(p, "down", y) + jnp.arange(7)).argmax(-1)
+
+    return Pair(model, port, (X,))
+
+
+def test_what_is_before_a_class_is_judged():
+    pairs.same(classes_only().told())
+    pairs.different(classes_only().told(True))

@@ -244,3 +244,56 @@ def test_inputs_are_not_changed():
 @pytest.mark.parametrize("name", ["branch_by_value", "loop_by_value", "length_by_value"])
 def test_control_flow_of_values_is_said(name):
     pairs.says(RUNS[name]().told(), "depends on", "test_law_09_no_refusal.py")
+
+
+def expert_without_tokens() -> Pair:
+    """Of three experts, one gets no token; the port computes all and takes the chosen."""
+
+    def body(m, x, place):
+        y = x.new_zeros(len(x), 4)
+        for e, expert in enumerate((m.one, m.two, m.three)):
+            chosen = place == e
+            y[chosen] = expert(F.gelu(m.fc1(x[chosen])))
+        return y
+
+    def port(p, x, place, wrong):
+        h = pairs.gelu(pairs.dense(p, "fc1", x), wrong)
+        y = jnp.stack([pairs.dense(p, n, h) for n in ("one", "two", "three")])
+        return jnp.einsum("te,etd->td", jax.nn.one_hot(place, 3), y)
+
+    experts = {n: nn.Linear(9, 4) for n in ("one", "two", "three")}
+    model = pairs.net(body, fc1=nn.Linear(6, 9), **experts)
+    return Pair(model, port, (X, np.array([0, 2, 2, 0, 0, 2, 0, 2])))
+
+
+def test_weights_held_in_bfloat16_are_judged_alike():
+    model = pairs.net(pairs.mlp, **parts())
+    held = {k: jnp.asarray(v, jnp.bfloat16) for k, v in pairs.held(model).items()}
+
+    def port(p, x, wrong):
+        return pairs.mlp_port({k: v.astype(jnp.float32) for k, v in p.items()}, x, wrong)
+
+    pair = Pair(model, port, (X,), params=held)
+    report = pair.told()
+    pairs.same(report)
+    pairs.says(report, "bfloat16")
+    pairs.different(pair.told(True))
+
+
+def test_weights_of_another_training_are_not_called_rounded():
+    """Guard: weights one percent off are other weights."""
+    model = pairs.net(pairs.mlp, **parts())
+    moved = {
+        k: v * (1 + 0.01 * pairs.draws(*v.shape, seed=7)) for k, v in pairs.held(model).items()
+    }
+    try:
+        report = Pair(model, pairs.mlp_port, (X,), params=moved).told()
+    except Exception as error:
+        assert "weights" in str(error)
+    else:
+        assert report.verdict != "same"
+
+
+def test_an_expert_without_tokens_is_no_obstacle():
+    pairs.same(expert_without_tokens().told())
+    pairs.different(expert_without_tokens().told(True))

@@ -14,6 +14,7 @@ from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
+from twinvit.port.folded import unfold
 from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
@@ -129,6 +130,12 @@ def _explain(
         if not map_again(pair, forward):
             break
         forward = compare(pair, alone, say)
+    folded = unfold(pair, forward)
+    if folded:
+        again = compare(pair, alone, say)
+        again.findings = [*folded, *again.findings]
+        again.before, again.distance = forward.before, forward.distance
+        forward = again
     judged = Judged(forward, reference=reference)
     judged.notes += left_open(pair, forward)
     if alone:

@@ -49,15 +49,15 @@ def sensitivities(
 
 
 def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
-    """Every value of the graph under autograd, those that are given or made of nothing as
-    leaves."""
+    """Every value that an operation makes under autograd; the first ones, made of what is given
+    alone, as leaves."""
 
     def leaf(value: torch.Tensor) -> torch.Tensor:
         if value.requires_grad or not value.is_floating_point():
             return value
         return value.detach().clone().requires_grad_(True)
 
-    held = {i: leaf(graph.values[i]) for i, s in enumerate(graph.source) if s != "node"}
+    held = {i: graph.values[i].detach() for i, s in enumerate(graph.source) if s != "node"}
     for node in graph.nodes:
         args, kwargs = graph.arguments(node, held)
         if node.name in UNTRACKED and node.outs[0] is not None:

@@ -1,4 +1,4 @@
-"""Weights that a converter folded in float32 are a matter of precision, proven by the exact fold."""
+"""Weights that a converter folded in float32 are a matter of precision, proven by the fold."""
 
 import jax
 import numpy as np

@@ -58,17 +58,18 @@ class Noise:
 
 
 AMPLIFIED = 1024.0
-"""Nudges are so many times one eps, and what they do is divided by it: between -1 and 1 there are
-then enough numbers that two roundings do not cancel by chance."""
+"""Nudges are so many times one eps, and what they do is divided by it: there are then enough
+numbers between that two roundings do not cancel by chance."""
 
 
 class _Nudge:
-    """Multiplies numbers by 1 + AMPLIFIED eps r, r between -1 and 1."""
+    """Multiplies numbers by 1 + AMPLIFIED eps r, |r| between 0.5 and 1."""
 
     def __init__(self, seed: int, largest: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         size = min(max(largest, 1), 1 << 20) + 9973
-        drawn = torch.rand(size, generator=generator, dtype=torch.float64) * 2 - 1
+        drawn = torch.rand(size, generator=generator, dtype=torch.float64) - 0.5
+        drawn += 0.5 * drawn.sign()  # none is small: one operation's rounding is not missed
         self.pool = 1 + AMPLIFIED * torch.finfo(torch.float64).eps * drawn
         self.at = 0
 

@@ -339,6 +339,7 @@ def _scatter(
     return torch.as_strided_scatter(base.contiguous(), part, size, stride, offset)
 
 
+_FRESH_DRAWS = (aten.rand, aten.randn, aten.rand_like, aten.randn_like)
 _DRAWN = frozenset(
     "bernoulli_ normal_ uniform_ random_ exponential_ geometric_ cauchy_ log_normal_".split()
 )
@@ -369,13 +370,22 @@ class Recorder(TorchDispatchMode):
         self.by_storage: dict[int, list[torch.Tensor]] = {}
         self.scopes: list[str] = []
         self.seen: set[tuple[str, str]] = set()
+        self.storages: dict[int, int] = {}
+        self.native = torch.get_default_dtype()  # before recording makes it float64
 
     def track(self, tensor: torch.Tensor, value_id: int) -> None:
         self.ids[id(tensor)] = (tensor, value_id)
-        self.by_storage.setdefault(tensor.untyped_storage()._cdata, []).append(tensor)
+        storage = tensor.untyped_storage()._cdata
+        self.storages[id(tensor)] = storage
+        self.by_storage.setdefault(storage, []).append(tensor)
 
     def known(self, tensor: torch.Tensor) -> int:
         """The id of a tensor; one that no operation made is a constant."""
+        held = self.storages.get(id(tensor))
+        if held is not None and held != tensor.untyped_storage()._cdata:
+            # `tensor.data = other` happened: no operation says so.
+            self.by_storage[held] = [t for t in self.by_storage[held] if t is not tensor]
+            del self.ids[id(tensor)], self.storages[id(tensor)]
         if id(tensor) not in self.ids:
             alias = self._alias(tensor)
             if alias is not None:
@@ -449,6 +459,10 @@ class Recorder(TorchDispatchMode):
             and args[3] is not None
         ):
             return self._batch_norm(args, kwargs, where)
+        if packet in _FRESH_DRAWS:
+            native = narrowed or self.native
+            if kwargs.get("dtype") in (None, torch.float64) and native in WIDE:
+                return self._draw(func, args, kwargs, native, where)
         if packet is aten._to_copy and narrowed is None and _copies_only(args, kwargs):
             out = args[0].clone()
         else:
@@ -596,11 +610,28 @@ class Recorder(TorchDispatchMode):
             else:
                 self._derive(target, self.ids[id(new)][1], where)
             return result
-        result = func(*args, **kwargs)
+        result = self._drawn_into(func, args, kwargs)
         for target in targets:  # e.g. random numbers: what was written is a constant
             fresh = target.detach().clone()
             self._derive(target, self.graph.add_value(fresh, "const"), where)
         return result
+
+    def _drawn_into(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation in place; one that draws draws in the model's own type, whose random
+        numbers are others than those of float64."""
+        target: Any = args[0] if args else None
+        name = func._schema.name.split("::")[1]
+        if name not in _DRAWN or target.dtype != torch.float64 or self.native not in WIDE:
+            return func(*args, **kwargs)
+        drawn = torch.empty(target.shape, dtype=self.native)
+        func(drawn, *args[1:], **kwargs)
+        return target.copy_(drawn)
+
+    def _draw(self, func: Any, args: Any, kwargs: dict[str, Any], dtype: Any, where: str) -> Any:
+        """An operation that makes random numbers, in the model's own type; they stay these when
+        the graph is run again."""
+        value = func(*args, **kwargs | {"dtype": dtype}).to(torch.float64)
+        return self._record(lambda: value.clone(), _name(func), (), {}, value, where)
 
     def _derive(self, target: torch.Tensor, new_id: int, where: str) -> None:
         """Give `target`, which was written to, and all its views their new values."""

@@ -11,6 +11,7 @@ from twinvit import port
 from twinvit.port.index import Index
 from twinvit.port.record_torch import Edit, numbers, record
 from twinvit.port.search.candidates import told
+from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.noise import measure_noise
 from twinvit.port.search.proof import take_back, telling
 from twinvit.port.search.session import Session
@@ -292,3 +293,57 @@ def test_a_missing_clip_is_named_and_no_residual():
     inputs = (g.standard_normal((16, WIDTH)), g.standard_normal(16), g.standard_normal(16))
     report = port.explain(model, port.Function(wrong, weights(model)), inputs)
     assert named(report) == {"clip_missing"}, report
+
+
+@pytest.mark.parametrize(("factor", "found"), [(1 + 3e-7, True), (1 + 3e-4, False)])
+def test_small_numbers_of_a_table_are_judged_by_their_own_size(factor, found):
+    mine = np.geomspace(1, 1e-4, 12)
+    theirs = mine.copy()
+    theirs[-1] *= factor
+    assert narrow_everywhere(mine, theirs) is found
+
+
+def test_a_name_in_an_unexplained_report_reads_as_a_guess():
+    model = drawn(Two())
+
+    def wrong(p, x):
+        h = jnp.maximum(x @ p["up.weight"].T + p["up.bias"], 0)
+        return jnp.sin(3 * (h @ p["down.weight"].T + p["down.bias"])) ** 3
+
+    report = port.explain(model, port.Function(wrong, weights(model)), (X,))
+    assert not report.explained and named(report) == {"activation", ""}, report
+    texts = {f.cause: f.text for f in report.findings}
+    assert texts["activation"].startswith("a guess: the port computes ReLU")
+    assert not texts[""].startswith("a guess")
+
+
+class Norms(nn.Module):
+    """Two norms of one width, a layer behind the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.mix, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.second(self.mix(self.first(x)).tanh())).tanh()
+
+
+def test_an_exchange_whose_second_place_has_a_mistake_behind_it():
+    model = Norms().eval()
+    with torch.no_grad():
+        for k, p in enumerate(model.parameters()):
+            p.copy_(0.5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+
+    def wrong(p, x):
+        def norm(x, name):
+            d = x - x.mean(-1, keepdims=True)
+            y = d / jnp.sqrt((d**2).mean(-1, keepdims=True) + 1e-5)
+            return y * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+        h = jnp.tanh(norm(x, "second") @ p["mix.weight"].T + p["mix.bias"])
+        return jnp.tanh(norm(h, "first") @ p["out.weight"].T)
+
+    report = port.explain(model, port.Function(wrong, weights(model)), (X,))
+    assert named(report) == {"weights_swapped", "bias_missing"}, report
+    assert report.explained

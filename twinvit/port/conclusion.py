@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -89,6 +89,10 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
     explained = said == verdict.SAME or (
         said == verdict.DIFFERENT and bool(findings) and judged.closed and not judged.wrong
     )
+    if not explained:
+        findings = [
+            replace(f, text=f"a guess: {f.text}") if f.kind == "cause" else f for f in findings
+        ]
     reasons = _reasons(said, rest, judged)
     seconds = time.perf_counter() - started
     return Report(

@@ -28,7 +28,7 @@ def narrow_constants(session: Session) -> Accepted | None:
     none, or if nothing is found again with the port's in their place.
     """
     graph = session.graph
-    dependent = graph.input_dependent()
+    dependent = graph.input_dependent() | graph.trained()
     held = {i: value for i, value in enumerate(graph.values) if i not in dependent}
     values, worst, entry = _rounded(session, _boundary(session), held)
     if not values:
@@ -111,7 +111,7 @@ def _rounded(
         best = None
         if mine.dtype == np.float64 and mine.size >= SMALLEST:
             best = min(_candidates(session.index, mine), key=lambda c: c[0], default=None)
-        if best is not None and best[0] < NARROW:
+        if best is not None and best[0] < NARROW and narrow_everywhere(mine, best[1]):
             if best[0] > session.tolerance(out):
                 values[out] = torch.from_numpy(np.array(best[1]))
                 if best[0] > worst:
@@ -123,6 +123,15 @@ def _rounded(
     return values, worst, entry
 
 
+def narrow_everywhere(mine: np.ndarray, theirs: np.ndarray) -> bool:
+    """True if each number is a narrow type's rounding off, of its own size; of sines and cosines,
+    whose arguments are rounded, of one."""
+    size = np.abs(mine)
+    if size.max(initial=0.0) <= 1 and (mine < 0).any():
+        size = np.ones_like(size)
+    return bool((np.abs(mine - theirs) <= NARROW * size).all())
+
+
 def _boundary(session: Session) -> list[int]:
     """The reference's different constants that an operation on the input's values takes."""
     graph = session.graph
@@ -132,7 +141,7 @@ def _boundary(session: Session) -> list[int]:
         if node.index not in session.live or not any(o in dependent for o in node.outs):
             continue
         for ref in node.refs:
-            if ref not in dependent and graph.producer[ref] is not None:
+            if ref not in dependent | graph.trained() and graph.producer[ref] is not None:
                 if session.status(ref) != "found" and ref not in found:
                     found.append(ref)
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from twinvit.port.call import Call
 from twinvit.port.index import SMALLEST, squeezed_distance
 from twinvit.port.record_torch import Edit, Graph, Node, numbers
 from twinvit.port.search.edits import nudged
@@ -34,13 +35,19 @@ def telling(x: np.ndarray) -> bool:
     return bool((scaled != np.round(scaled)).any())
 
 
-def spoils(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """True if an edit makes NaN or infinity where there were numbers; -inf is how masks hide."""
+def spoils(graph: Graph, node: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
+    """True if an edit makes NaN or infinity where there were numbers, unless the operation takes
+    NaN. -inf is how a softmax's masks hide."""
     if not (after.is_floating_point() and before.is_floating_point()):
         return False
-    return any(
-        int(kind(after).sum()) > int(kind(before).sum()) for kind in (torch.isnan, torch.isposinf)
-    )
+    if int(after.isposinf().sum()) > int(before.isposinf().sum()):
+        return True
+    if int(after.isneginf().sum()) > int(before.isneginf().sum()):
+        if not Call(graph, node).leads_to("softmax", "_safe_softmax", "logsumexp", "amax", "exp"):
+            return True
+    taken = (graph.values[r] for r in node.refs)
+    given = any(t.is_floating_point() and bool(t.isnan().any()) for t in taken)
+    return not given and int(after.isnan().sum()) > int(before.isnan().sum())
 
 
 class Tally:
@@ -123,10 +130,14 @@ class Tally:
         return any(not self.covered & bit for bit in self.bits.values())
 
     def excused(self, index: int) -> bool:
-        """True for an edit whose operation takes a value that is lost still, for another reason."""
+        """True for an edit whose operation takes a value that is lost still, or whose result is
+        found, so that what follows is wrong for another reason. The end proves it or not."""
         session = self.session
         edit = self.edits[index]
-        refs = session.graph.nodes[index].refs if edit.refs is None else edit.refs
+        node = session.graph.nodes[index]
+        if any(self.seen.get(o, False) for o in node.outs if o is not None):
+            return True
+        refs = node.refs if edit.refs is None else edit.refs
         return any(not self.seen.get(r, session.status(r) != "lost") for r in refs)
 
     def judged(self) -> Judged:

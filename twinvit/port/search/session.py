@@ -393,7 +393,7 @@ class Session:
             for out in node.outs:
                 if out is None or out in placed or out not in new:
                     continue
-                if index in edits and spoils(self.graph.values[out], new[out]):
+                if index in edits and spoils(self.graph, node, self.graph.values[out], new[out]):
                     return None
                 changed[out] = new[out]
                 tally.see(node, out, new[out], index >= last_front)

@@ -10,9 +10,10 @@ import torch
 from twinvit.port.call import LAYOUT
 from twinvit.port.index import distance, layouts
 from twinvit.port.record_torch import Node, numbers
+from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import MOVES, Pinned, Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import NARROW, Accepted
 
 PRODUCTS = frozenset("mm addmm bmm baddbmm convolution native_layer_norm embedding".split())
 """Operations that no wrong input gives a value of the port by chance."""
@@ -61,10 +62,12 @@ def substitute(session: Session, front: Node) -> Accepted:
     pinned: Pinned = {}, {}, {}
     after = before
     if told:
+        present = numbers(session.graph.values[place]).copy()
         values = {place: torch.from_numpy(moved)}
         pinned = session.pin(values)
         after = 0.0
-        if 1e-12 < far < 1e-6 and place not in session.graph.input_dependent():
+        free = session.graph.input_dependent() | session.graph.trained()
+        if 1e-12 < far < NARROW and place not in free and narrow_everywhere(present, moved):
             kind, text = (
                 "precision",
                 f"a constant that one side makes in a narrower type, {far:.1e} apart",

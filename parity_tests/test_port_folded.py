@@ -72,3 +72,29 @@ def test_a_fold_with_another_eps_is_no_matter_of_precision():
     report = told(Normalised(), np.float32, eps=3e-5)
     assert report.verdict == "different"
     assert not report.explained or any(f.kind != "precision" for f in report.findings)
+
+
+class Alone(nn.Module):
+    """Weights that a port folds without exception: (B, 5) to (B, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.gain = nn.Linear(5, 8), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) * self.gain
+
+
+@pytest.mark.parametrize(("offset", "verdict"), [(0.0, "same"), (0.2, "refused")])
+def test_a_port_all_of_whose_weights_are_folded_is_judged(offset, verdict):
+    model = Alone().double().eval()
+    p = {k: v.detach().numpy() for k, v in model.state_dict().items()}
+    folded = {"w": p["fc.weight"].T * p["gain"] + offset, "b": p["fc.bias"] * p["gain"]}
+    x = np.random.default_rng(0).standard_normal((6, 5))
+    call = port.Function(lambda p, x: x @ p["w"] + p["b"], folded)
+    if verdict == "refused":
+        with pytest.raises(port.PortError, match="other weights"):
+            port.explain(model, call, (x,))
+    else:
+        assert port.explain(model, call, (x,)).same

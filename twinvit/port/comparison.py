@@ -11,7 +11,7 @@ import numpy as np
 from twinvit.port import record_jax, record_torch, verdict
 from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.found import settle_layout
-from twinvit.port.harness import check_port, check_reference, check_weights
+from twinvit.port.harness import check_port, check_reference, other_weights
 from twinvit.port.index import Index
 from twinvit.port.native import NativeRun, run_native
 from twinvit.port.outputs import (
@@ -33,6 +33,8 @@ from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.session import Session
 from twinvit.port.search.steps import other_sides, step_operands
 from twinvit.port.verify import Program
+
+FOLDED = 1e-3  # relative L2: outputs that are nearer come of the same weights
 
 
 @dataclass
@@ -125,23 +127,15 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     traced, arrays, pure = pair.trace(train=train)
     ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pure.names)]
     _add_slices(index, pair.leaves, pure.names, ids)
-    if not train:
-        check_weights(graph, index, pair.leaves)
+    strange = None if train else other_weights(graph, index, pair.leaves)
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = record_jax.Interpreter(index.add)
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
-    pairs = pair_outputs(mine, theirs)
-    compared = [p for p in pairs if p.port is not None]
-    port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
-    values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
-    unclear = by_numbers(compared, values, port)
-    if unclear:
-        port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
-    for p, value, array in zip(compared, values, port):
-        p.fix_layout(value, array)
-    graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
+    pairs, compared, port, unclear = _paired(graph, mine, theirs)
+    if strange is not None and not _near(graph, compared, port):
+        raise strange
     extra = [n for k, (n, _) in enumerate(theirs) if k not in {p.port for p in compared}]
     chosen = [
         next(i for i, out in enumerate(outs) if out is theirs[p.port][1])
@@ -161,6 +155,32 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         extra,
         chosen,
         unclear,
+    )
+
+
+def _paired(
+    graph: Graph, mine: Leaves, theirs: Leaves
+) -> tuple[list[Paired], list[Paired], list[np.ndarray], str]:
+    """All outputs of the reference, the compared ones with the port's arrays, and why the pairing
+    is not certain. The graph's outputs become the compared ones."""
+    pairs = pair_outputs(mine, theirs)
+    compared = [p for p in pairs if p.port is not None]
+    values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
+    port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
+    unclear = by_numbers(compared, values, port)
+    if unclear:
+        port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
+    for p, value, array in zip(compared, values, port):
+        p.fix_layout(value, array)
+    graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
+    return pairs, compared, port, unclear
+
+
+def _near(graph: Graph, compared: Sequence[Paired], port: Sequence[np.ndarray]) -> bool:
+    """True if every output is about the port's: then the weights are the same, folded."""
+    return bool(compared) and all(
+        verdict.relative(numbers(graph.values[o]), p.arrange(x)) < FOLDED
+        for o, p, x in zip(graph.outputs, compared, port)
     )
 
 

@@ -77,8 +77,10 @@ def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[
             )
 
 
-def check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]) -> None:
-    """Raise if no parameter of the reference is in the port."""
+def other_weights(
+    graph: record_torch.Graph, index: Index, leaves: Sequence[Any]
+) -> PortError | None:
+    """The error to raise where no parameter of the reference is in the port; None else."""
     own = [
         v
         for v, s in zip(graph.values, graph.source)
@@ -88,9 +90,9 @@ def check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]
         x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
     ]
     if not own or not held:
-        return
+        return None
     if any(index.find(numbers(v), 1e-12) is not None for v in own):
-        return
+        return None
     numbers_held = np.sort(np.concatenate([x.reshape(-1) for x in held]))
     for value in own:
         flat = numbers(value).reshape(-1)
@@ -100,8 +102,8 @@ def check_weights(graph: record_torch.Graph, index: Index, leaves: Sequence[Any]
             np.abs(numbers_held[place] - sample), np.abs(numbers_held[place - 1] - sample)
         )
         if float((near <= 1e-6 * np.abs(sample)).mean()) > 0.5:
-            return
-    raise PortError(
+            return None
+    return PortError(
         f"none of the reference's {len(own)} weights of 8 numbers "
         "or more is found in the port: the two hold other weights. "
         'Convert the weights first, or give weights="transfer" to have them put into the port'

@@ -51,7 +51,7 @@ def certified(tmp_path, monkeypatch, module="", precision="fp64", share=0.0, lev
     weights.write(path, TINY, random_arrays(TINY))
     status = certificate.certify(open_weights(path), path, path, "torch", None, {})
     found = json.loads((tmp_path / "w.safetensors.parity.json").read_text())
-    assert found["verdict"] == ("different" if status else "equal")
+    assert found["verdict"] == ("same", "different", "undecided")[status]
     return status, found
 
 
@@ -65,8 +65,9 @@ def test_every_output_is_within_the_limit(
     assert found == status and page["limits"][precision] == limit
 
 
-@pytest.mark.parametrize("levels, verdict", [(0, "equal"), (0.9, "equal"), (1.1, "different")])
+@pytest.mark.parametrize("levels, verdict", [(0, "same"), (0.02, "different"), (2, "different")])
 def test_pixels_differ_by_a_level_at_most(tmp_path, monkeypatch, levels, verdict):
+    """By a whole one: what lies between is of another mean."""
     status, page = certified(tmp_path, monkeypatch, levels=levels)
     assert [row["verdict"] for row in page["preprocessing"]] == [verdict]
     assert status == (verdict == "different")

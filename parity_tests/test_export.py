@@ -22,7 +22,7 @@ from shared_vit.data.preprocess import normalize
 from shared_vit.errors import UserError
 from shared_vit.weights.locate import card_path
 from twinvit.cli import main
-from twinvit.programs import read, target, to_jax, to_torch, write
+from twinvit.programs import check, read, target, to_jax, to_torch, write
 
 SUFFIX = {name: found.suffix for name, found in target.TARGETS.items()}
 # All that a variant changes at once: no class token, sin-cos positions, tanh GELU, and its own
@@ -81,7 +81,7 @@ def test_a_program_gives_the_twins_probabilities_at_any_batch(to, cfg, programs)
     for count in (1, 2, 5):
         found = run(images(cfg, count))
         assert found.dtype == np.float32 and found.shape == (count, cfg.num_classes)
-        assert relative_l2(found, probabilities(cfg, images(cfg, count))) <= write.LIMITS["fp32"]
+        assert relative_l2(found, probabilities(cfg, images(cfg, count))) <= 1e-5
 
 
 @pytest.mark.parametrize("to", EACH)
@@ -94,8 +94,9 @@ def test_the_check_sees_another_gelu(to, monkeypatch, tmp_path):
     monkeypatch.setattr(
         code.twin, "write", lambda self, file, real=code.twin.write: real(other, file)
     )
-    with pytest.raises(UserError, match=r"away from the twin's .*limit 1e-05.*not kept"):
+    with pytest.raises(check.NotKept, match=r"logits are .* away from the twin's .*not kept") as e:
         twinvit.export(path, tmp_path / f"x{SUFFIX[to]}", to)
+    assert e.value.verdict == "different"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -140,7 +141,7 @@ np.save("found.npy", np.asarray(found))
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npy")
-    assert relative_l2(found, probabilities(CFG, images(CFG, 3))) <= write.LIMITS["fp32"]
+    assert relative_l2(found, probabilities(CFG, images(CFG, 3))) <= 1e-5
 
 
 @pytest.mark.parametrize("to", EACH)
@@ -159,7 +160,8 @@ def test_the_card_says_what_goes_in_and_comes_out(to, programs):
     assert card["preprocessing"]["before_the_program"]["shorter_side"] == 27
     assert card["preprocessing"]["in_the_program"]["mean"] == [0.4, 0.45, 0.5]
     assert card["versions"]["twinvit"] == twinvit.__version__ and to in card["versions"]
-    assert card["check"]["relative_l2"] <= card["check"]["limit"] == write.LIMITS["fp32"]
+    assert card["check"]["verdict"] == "same" and card["check"]["numbers_seen"] == 1
+    assert card["check"]["relative_l2"] <= card["check"]["limit"] < 1e-4
     assert not card["check"]["constant"]
 
 
@@ -183,7 +185,7 @@ def test_a_fixed_batch_and_bf16(to, tmp_path):
     assert card["input"]["shape"][0] == 3 and card["check"]["pictures"] == 4
     run = twinvit.load_program(out)
     distance = relative_l2(run(images(CFG, 3)), probabilities(CFG, images(CFG, 3)))
-    assert write.LIMITS["fp32"] < distance <= write.LIMITS["bf16"]
+    assert 1e-5 < distance <= 4e-2
     with pytest.raises(Exception, match="(?i)3"):
         run(images(CFG, 2))
 
@@ -343,22 +345,30 @@ def test_no_card_and_a_newer_card_are_refused(tmp_path):
 
 
 def test_the_command_says_what_it_found(tmp_path, monkeypatch, capsys):
+    path, out = weight_file(tmp_path), tmp_path / "x.jax"
+    zero = tmp_path / "zero.safetensors"
     arrays = random_arrays(CFG)
     arrays["head.weight"][:] = 0
-    path, out = tmp_path / "zero.safetensors", tmp_path / "x.jax"
-    weights.write(path, CFG, arrays)
-    line = ["twinvit", "export", str(path), str(out), "--to=jax", "--platforms", "cpu"]
-    for flags, said in (
-        ([], r"\(jax, fp32, any batch; probabilities \S+ from the twin's on 4 pictures, limit "
-         r"1e-05, but the same for each picture: is the head zero\?\)"),
-        (["--overwrite", "--no_verify", "--batch_size=2"], r"\(jax, fp32, batch 2; not checked\)"),
-    ):  # fmt: skip
-        monkeypatch.setattr(sys, "argv", line + flags)
-        with contextlib.suppress(SystemExit):
+    weights.write(zero, CFG, arrays)
+
+    def run(source, *flags):
+        line = ["twinvit", "export", str(source), str(out), "--to=jax", "--platforms", "cpu"]
+        monkeypatch.setattr(sys, "argv", [*line, *flags])
+        with pytest.raises(SystemExit) as leave:
             main()
-        streams = capsys.readouterr()
-        assert re.fullmatch(rf"wrote {re.escape(str(out))} {said}\n", streams.out), streams
-        assert streams.err == ""
+        return leave.value.code or 0, capsys.readouterr()
+
+    wrote = rf"wrote {re.escape(str(out))} "
+    status, streams = run(path)
+    found = r"\(jax, fp32, any batch; same: logits \S+ from the twin's on 4 pictures, limit \S+\)\n"
+    assert status == 0 and re.fullmatch(wrote + found, streams.out) and streams.err == ""
+    status, streams = run(zero, "--overwrite")
+    assert status == 2 and streams.out == "" and "not kept: --no_verify" in streams.err
+    assert streams.err.startswith("undecided: every picture has the same probabilities")
+    status, streams = run(zero, "--overwrite", "--no_verify", "--batch_size=2")
+    assert status == 0
+    assert re.fullmatch(wrote + r"\(jax, fp32, batch 2; not checked\)\n", streams.out)
+    assert run(path)[0] == 3 and run(tmp_path / "none", "--overwrite")[0] == 3
 
 
 @needs_onnx

@@ -289,7 +289,7 @@ def test_page_of_a_comparison(old, x64, tmp_path):
         assert f"torch {torch.__version__.split('+')[0]}" in text and "seed" in text
         assert "http" not in text.replace("http://www.w3.org", "") and "<script" not in text
     status, said = twinvit("compare", a, b, "--html", tmp_path)
-    assert status == 2 and "name a file in a folder that exists" in said
+    assert status == 3 and "name a file in a folder that exists" in said
 
 
 def test_weights_are_read_and_written_unchanged(old, tmp_path):

@@ -329,9 +329,9 @@ def test_command_line_and_certificate(tmp_path):
     )
     done = run("a.npz", "hf", "--to", "huggingface", "--from", "google", "--verify", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "found google in a.npz" in done.stdout and "equal: hf.parity.json" in done.stdout
+    assert "found google in a.npz" in done.stdout and "same: hf.parity.json" in done.stdout
     certificate = json.loads((tmp_path / "hf.parity.json").read_text())
-    assert certificate["verdict"] == "equal" and not certificate["logits_are_constant"]
+    assert certificate["verdict"] == "same" and not certificate["logits_are_constant"]
     assert [(r["who"], r["precision"]) for r in certificate["rows"]] == [
         ("torch twin, source", "fp64"), ("torch twin, source", "fp32"),
         ("torch twin, target", "fp64"), ("torch twin, target", "fp32"),
@@ -345,9 +345,9 @@ def test_command_line_and_certificate(tmp_path):
     images = {row["who"]: row for row in certificate["preprocessing"]}
     assert images["torch twin, target"]["largest_in_levels"] < 1e-3  # rounding of float32
     theirs = images["huggingface, target"]
-    assert theirs["verdict"] == "equal" and theirs["largest_in_levels"] <= 1.01
+    assert theirs["verdict"] == "same" and theirs["largest_in_levels"] <= 1.01
     assert 0 < theirs["logits"] < 0.02
-    assert "huggingface, target  preprocessing of 4 images equal" in done.stdout
+    assert "huggingface, target  preprocessing of 4 images same" in done.stdout
     assert certificate["target"]["sha256"]["model.safetensors"] == checksum(
         tmp_path / "hf/model.safetensors"
     )
@@ -420,12 +420,12 @@ def test_errors_are_one_line(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
     done = run("a.pth", "b.safetensors", "--to", "torch", cwd=tmp_path)
     assert (
-        done.returncode == 2
+        done.returncode == 3
         and done.stderr.count("\n") == 1
         and done.stderr.startswith("error: a.pth is no weight file")
     )
     done = run("a.pth", "b.safetensors", "--to", "tensorflow", cwd=tmp_path)
-    assert done.returncode == 2 and "tensorflow" in done.stderr + done.stdout
+    assert done.returncode == 3 and "tensorflow" in done.stderr + done.stdout
 
 
 FULL = """

@@ -26,15 +26,15 @@ def some(items: Sequence[str], most: int = 4, separator: str = "; ") -> str:
     return separator.join(items[:most]) + more
 
 
-def run_main(main: Callable[[], int | None]) -> None:
+def run_main(main: Callable[[], int | None], failed: int = 2) -> None:
     """Run a command's main function and exit. A `UserError` becomes one line on stderr (of process
-    0) and exit status 2."""
+    0) and the exit status `failed`."""
     try:
         status = main()
     except UserError as error:
         if int(os.environ.get("RANK") or 0) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        status = 2
+        status = failed
     except KeyboardInterrupt:
         status = 130  # 128 + SIGINT, as in shells
     sys.exit(status or 0)

@@ -64,7 +64,7 @@ def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None
     """Write arrays as a plain state_dict, whole or not at all. Raises UserError on failure."""
     state = {}
     for name in arrays:
-        state[name] = _tensor(np.array(arrays[name]))
+        state[name] = tensor_of(np.array(arrays[name]))
         if progress:
             progress(state[name].nbytes)
     with whole_file(path) as file:
@@ -167,7 +167,8 @@ def _lazy(path: Path, name: str, tensor: torch.Tensor) -> LazyArray:
         ) from error
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the array's memory, bfloat16 of ml_dtypes included."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -5,11 +5,13 @@ libraries' own preprocessing. Each framework runs in a process of its own, on th
 this is such a process, and reads a task (JSON).
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,39 @@ from typing import Any
 import numpy as np
 
 from shared_vit.data.preprocess import evaluation_input, normalize, resize_shorter
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.files import whole_file
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import adapt
+from shared_vit.weights.class_names import Names
 from shared_vit.weights.formats.twinvit import OWN
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import checksum
 from shared_vit.weights.read import Source, open_weights
-from twinvit.compare import LIMITS, Outputs, trace
 from twinvit.noise_rule import relative_l2
-from twinvit.pictures import pictures
+from twinvit.pictures import pictures, plain_pictures
+from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, Evidence, decide
+from twinvit.same_function import (
+    LIMITS,
+    VERDICTS,
+    Outputs,
+    judged,
+    names_apart,
+    nothing_in,
+    settings_apart,
+    weights_apart,
+)
+from twinvit.trace import rounding, trace
 
 PRECISIONS = ("fp64", "fp32")
 # The most that a pixel may differ by, in levels of 255: two right resizes round differently.
 LEVELS = 1.01
 _BATCH, _SEED = 2, 0
 _REFERENCE = "torch twin, source"
-_PIXELS, _ON_PICTURES = "pixels", "logits of pictures"
+_PIXELS, _ON_PICTURES, _PLAIN = "pixels", "logits of pictures", "pixels of one colour"
+_ROUNDING = "rounding, "
+_WHOLE = 0.01  # levels: float32's rounding of what mean and std do is 1e-4
+_WORDS = {SAME: "same", DIFFERENT: "DIFFERENT", UNDECIDED: "UNDECIDED"}
 
 Task = dict[str, Any]
 
@@ -42,13 +59,13 @@ Task = dict[str, Any]
 def certify(
     source: Source, src: Path, dst: Path, to: str, num_heads: int | None, changes: dict[str, Any]
 ) -> int:
-    """Compare logits, blocks, the last norm and preprocessing; 1 where something differs, else 0.
+    """Compare outputs, weights, settings, names and preprocessing of both files.
 
     Prints a table and writes `<dst>.parity.json`. `changes` are the arguments of `adapt` with which
     DST was made. Differences are relative L2 against the PyTorch twin on the source, in the same
-    precision, and for pixels in levels of 255.
+    precision, and for pixels in levels of 255. Returns 0: same; 1: different; 2: undecided.
     """
-    cfg, _ = adapt(source.cfg, source.arrays, **changes)
+    cfg, arrays = adapt(source.cfg, source.arrays, **changes)
     kind = source.format.partition(",")[0]
     here = source.origin.path if source.origin else src
     files: dict[str, Task] = {
@@ -56,24 +73,29 @@ def certify(
         "target": dict(path=str(dst), format=to, num_heads=None, changes={}),
     }
     tasks, not_run = _tasks(files)
-    runs: dict[str, Outputs] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for i, task in enumerate(tasks):
-            runs |= _run(task | {"out": str(Path(folder) / f"{i}.npz")})
+    runs, refused = _all_runs(tasks)
+    rounding = {
+        name.removeprefix(_ROUNDING): runs.pop(name)
+        for name in [n for n in runs if n.startswith(_ROUNDING)]
+    }
     constant = bool(np.ptp(runs[f"{_REFERENCE}, fp64"][""], axis=0).max() == 0)
     if constant:
         not_run.append(
-            "a test of the head: its weights are zero, so that the logits show nothing of it"
+            "a test of the head: every image has the same logits, so that they show nothing of it; "
+            "it is compared as an array"
         )
     seen = {name: runs.pop(name) for name in [n for n in runs if n.endswith(", pictures")]}
-    rows = _rows(runs)
+    rows = _rows(runs, rounding)
     images = _preprocessing_rows(cfg, seen)
-    good = all(max(row["logits"], row["worst_inside"]) <= LIMITS[row["precision"]] for row in rows)
-    good = good and all(row["verdict"] != "different" for row in images)
+    names = None if cfg.num_classes != source.cfg.num_classes else source.class_names
+    weights = _weights_row(cfg, arrays, names, dst, to)
+    found = _evidence(rows, images, weights, refused)
+    verdict = decide(found)
     certificate = {
-        "verdict": "equal" if good else "different",
+        "verdict": verdict,
+        "reasons": found.wrong or found.open,
         "limits": {name: LIMITS[name] for name in PRECISIONS},
-        "measure": f"relative L2 against: {_REFERENCE}",
+        "measure": f"relative L2 against: {_REFERENCE}; each number within its measured rounding",
         "inputs": f"{_BATCH} images of normal noise, {cfg.image_size} px, default_rng({_SEED})",
         "source": {
             "name": source.origin.name if source.origin else src.name,
@@ -87,15 +109,76 @@ def certify(
         "model_config": asdict(cfg),
         "num_arrays": len(source.arrays),
         "logits_are_constant": constant,
+        "weights": weights,
         "rows": rows,
         "preprocessing": images,
         "not_run": not_run,
     }
-    out = dst.with_name(dst.name + ".parity.json")
+    out = certificate_path(dst)
     with whole_file(out) as file:
         file.write((json.dumps(certificate, indent=2) + "\n").encode())
-    _print(rows, images, not_run, good, out)
-    return 0 if good else 1
+    _print(rows, images, not_run, found, f"{_WORDS[verdict]}: {out}")
+    return VERDICTS.index(verdict)
+
+
+def certificate_path(dst: Path) -> Path:
+    """The certificate that goes with a converted file or folder."""
+    return dst.with_name(dst.name + ".parity.json")
+
+
+def _all_runs(tasks: list[Task]) -> tuple[dict[str, Outputs], list[str]]:
+    """Outputs by who, file and precision; which libraries refused a file, and why."""
+    runs: dict[str, Outputs] = {}
+    refused = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, task in enumerate(tasks):
+            try:
+                runs |= _run(task | {"out": str(Path(folder) / f"{i}.npz")})
+            except UserError as error:
+                if task["run"] in ("torch", "jax"):
+                    raise
+                last = str(error).strip().splitlines()[-1]
+                refused.append(f"{task['run']}, {', '.join(task['files'])}: {last}")
+    return runs, refused
+
+
+def _weights_row(
+    cfg: ModelConfig, arrays: Arrays, names: Names, dst: Path, to: str
+) -> dict[str, Any]:
+    """What of the target's arrays, settings and class names is not the source's."""
+    target = open_weights(dst, to)
+    lost = names is not None and target.class_names is None
+    return {
+        "different_arrays": weights_apart(arrays, target.arrays),
+        "different_settings": [
+            f"{name}: {values}"
+            for name, values, matters in settings_apart(cfg, target.cfg)
+            if matters
+        ],
+        "class_names": "the target has none" if lost else names_apart(names, target.class_names),
+        "all_zero": nothing_in(arrays),
+    }
+
+
+def _evidence(
+    rows: list[dict[str, Any]],
+    images: list[dict[str, Any]],
+    weights: dict[str, Any],
+    refused: list[str],
+) -> Evidence:
+    """What speaks against the target, and what nothing is known of."""
+    apart = weights["different_arrays"]
+    wrong = [f"{some(apart)}: other numbers than the source's"] if apart else []
+    wrong += weights["different_settings"]
+    wrong += [weights["class_names"]] if weights["class_names"] else []
+    for row in rows:
+        wrong += [f"{row['who']}, {row['precision']}: {text}" for text in row["wrong"]]
+    wrong += [f"{row['who']}: {row['why']}" for row in images if row["verdict"] == DIFFERENT]
+    open_ = [f"{row['who']}, {row['precision']}: {text}" for row in rows for text in row["open"]]
+    open_ += [f"{text} (it did not run this file)" for text in refused]
+    if weights["all_zero"]:
+        open_.append("all weights are zero: there is nothing to compare")
+    return Evidence(wrong, open_, len(rows) - 1)
 
 
 def _tasks(files: dict[str, Task]) -> tuple[list[Task], list[str]]:
@@ -157,7 +240,11 @@ def _worker(task: Task) -> None:
         )
         for precision in task["precisions"]:
             traced = _traced(task["run"], file, cfg, arrays, precision, images)
-            outputs |= {f"{who}, {side}, {precision}|{name}": a for name, a in traced.items()}
+            named = f"{who}, {side}, {precision}"
+            outputs |= {f"{named}|{name}": traced[name] for name in _wanted(cfg)}
+            if f"{who}, {side}" == _REFERENCE:
+                moved = rounding(cfg, arrays, images, precision, traced)
+                outputs |= {f"{_ROUNDING}{precision}|{name}": moved[name] for name in _wanted(cfg)}
         for name, array in _on_pictures(task["run"], file, cfg, arrays).items():
             outputs[f"{who}, {side}, pictures|{name}"] = array
     np.savez(task["out"], **outputs)  # type: ignore[arg-type]
@@ -167,11 +254,13 @@ def _traced(
     run: str, file: Task, cfg: ModelConfig, arrays: Arrays, precision: Any, images: np.ndarray
 ) -> Outputs:
     if run in ("jax", "torch"):
-        traced = trace(run, cfg, arrays, images, precision)  # type: ignore[arg-type]
-    else:
-        traced = _traced_by_peer(run, file, cfg, images, precision)
-    wanted = ["", *(f"blocks.{i}" for i in range(cfg.depth)), cfg.norm_name]
-    return {name: traced[name] for name in wanted}
+        return trace(run, cfg, arrays, images, precision)  # type: ignore[arg-type]
+    return _traced_by_peer(run, file, cfg, images, precision)
+
+
+def _wanted(cfg: ModelConfig) -> list[str]:
+    """The outputs that libraries have as well: logits, blocks, the last norm."""
+    return ["", *(f"blocks.{i}" for i in range(cfg.depth)), cfg.norm_name]
 
 
 def _traced_by_peer(
@@ -194,7 +283,8 @@ def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outp
         return {}
     images = pictures(cfg.image_size)
     if run == "torch":
-        pixels = np.stack([normalize(evaluation_input(image, cfg), cfg) for image in images])
+        preprocess: Callable[[np.ndarray], np.ndarray] = functools.partial(_preprocess, cfg)
+        pixels = np.stack([preprocess(image) for image in images])
         logits = trace("torch", cfg, arrays, pixels, "fp32")[""]
     else:
         from twinvit import peers
@@ -202,23 +292,32 @@ def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outp
         preprocess = peers.preprocess(run, Path(file["path"]), cfg)
         pixels = np.stack([preprocess(image) for image in images])
         logits = _traced_by_peer(run, file, cfg, pixels, "fp32")[""]
-    return {_PIXELS: pixels, _ON_PICTURES: logits}
+    plain = np.stack([preprocess(image) for image in plain_pictures(cfg.image_size)])
+    return {_PIXELS: pixels, _ON_PICTURES: logits, _PLAIN: plain}
 
 
-def _rows(runs: dict[str, Outputs]) -> list[dict[str, Any]]:
+def _preprocess(cfg: ModelConfig, image: np.ndarray) -> np.ndarray:
+    return normalize(evaluation_input(image, cfg), cfg)
+
+
+def _rows(runs: dict[str, Outputs], rounding: dict[str, Outputs]) -> list[dict[str, Any]]:
     rows = []
     for name, outputs in runs.items():
         who, precision = name.rsplit(", ", 1)
         reference = runs[f"{_REFERENCE}, {precision}"]
-        gaps = {key or "logits": _gap(outputs[key], reference[key]) for key in outputs}
+        found = judged(reference, outputs, precision, LIMITS[precision], rounding.get(precision))
+        gaps = {key or "logits": gap for key, gap in found.distances.items()}
         inner = {key: gap for key, gap in gaps.items() if key != "logits"}
+        missing = [f"{key or 'logits'}: not computed" for key in reference if key not in outputs]
         rows.append(
             dict(
                 who=who,
                 precision=precision,
-                logits=gaps["logits"],
+                logits=gaps.get("logits"),
                 worst_inside=max(inner.values()),
                 inside=inner,
+                wrong=missing + [f"{k or 'logits'}: {why}" for k, why in found.wrong.items()],
+                open=[f"{k or 'logits'}: {why}" for k, why in found.open.items()],
             )
         )
     return rows
@@ -231,15 +330,18 @@ def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict
     for name, outputs in seen.items():
         if name.startswith(_REFERENCE):
             continue
-        theirs = (outputs[_PIXELS] * np.array(cfg.std) + np.array(cfg.mean)) * 255
+        theirs = levels(outputs[_PIXELS], cfg)
         found = [_shift(image, pixels, cfg) for image, pixels in zip(images, theirs)]
         plain = [np.abs(evaluation_input(i, cfg) - p) for i, p in zip(images, theirs)]
         shifted = sum(offset != (0, 0) for offset, _ in found)
-        close = all(gap <= LEVELS for _, gap in found)
+        why = wrong_pixels(found, theirs)
+        if not why and _PLAIN in outputs:
+            why = _wrong_colours(levels(outputs[_PLAIN], cfg), cfg)
         rows.append(
             dict(
                 who=name.removesuffix(", pictures"),
-                verdict="different" if not close else "shifted" if shifted else "equal",
+                verdict=DIFFERENT if why else SAME,
+                why=why,
                 images=len(found),
                 shifted_by_a_pixel=shifted,
                 largest_in_levels=float(np.max(plain)),
@@ -248,6 +350,35 @@ def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict
             )
         )
     return rows
+
+
+def levels(pixels: np.ndarray, cfg: ModelConfig) -> np.ndarray:
+    """What a model's input is in levels of 255, before mean and std of `cfg`."""
+    return (pixels * np.array(cfg.std) + np.array(cfg.mean)) * 255
+
+
+def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray) -> str:
+    """Why pictures become other inputs than ours; "" where they do not.
+
+    Resizes give whole levels, which mean and std only scale: levels that are not whole are of
+    another mean or std. Two right resizes round a level apart, at most.
+    """
+    worst = max(gap for _, gap in found)
+    if worst > LEVELS:
+        return f"pixels differ by up to {worst:.2f} levels of 255"
+    apart = float(np.abs(theirs - np.round(theirs)).max())
+    if apart > _WHOLE:
+        return f"pixels are {apart:.2g} of a level off whole levels: another mean or std"
+    return ""
+
+
+def _wrong_colours(theirs: np.ndarray, cfg: ModelConfig) -> str:
+    """The same of pictures of one colour each, which every resize leaves as they are."""
+    ours = np.stack([evaluation_input(image, cfg) for image in plain_pictures(cfg.image_size)])
+    apart = float(np.abs(theirs - ours).max())
+    return (
+        f"one colour becomes another by {apart:.2g} levels: mean or std" if apart > _WHOLE else ""
+    )
 
 
 def _shift(
@@ -289,7 +420,9 @@ def _checksums(files: list[Path], base: Path) -> dict[str, str]:
     return {name if name != "." else f.name: checksum(f) for name, f in zip(names, files)}
 
 
-def _print(rows: list[dict], images: list[dict], not_run: list[str], good: bool, out: Path) -> None:
+def _print(
+    rows: list[dict], images: list[dict], not_run: list[str], found: Evidence, verdict: str
+) -> None:
     width = max(len(row["who"]) for row in rows)
     head = "logits worst inside   limit   (relative L2 against"
     print(f"{'':<{width}}            {head}: {_REFERENCE})")
@@ -308,7 +441,9 @@ def _print(rows: list[dict], images: list[dict], not_run: list[str], good: bool,
         )
     for line in not_run:
         print(f"not run: {line}")
-    print(f"{'equal' if good else 'DIFFERENT'}: {out}")
+    for line in found.wrong or found.open:
+        print(f"  {line}")
+    print(verdict)
 
 
 if __name__ == "__main__":

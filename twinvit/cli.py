@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 
 from shared_vit.errors import UserError, nearest, run_main
 from shared_vit.version import __version__
@@ -54,6 +55,9 @@ COMMANDS = {
     ),
 }
 
+# Commands that judge leave with 0 same, 1 different, 2 undecided, and where no verdict was reached:
+JUDGES, NO_VERDICT = ("compare", "convert", "export"), 3
+
 OF_PORT = ("explain", "map", "blind_spots", "causes")
 
 USAGE = (
@@ -84,5 +88,19 @@ def _main() -> int | None:
     return tyro.cli(command, args=args[1:], prog=f"twinvit {args[0]}", use_underscores=True)
 
 
+def _judge() -> int | None:
+    """`_main`, with another status than a verdict's where there is none."""
+    try:
+        return _main()
+    except SystemExit as error:  # wrong arguments
+        return NO_VERDICT if error.code == 2 else error.code  # type: ignore[return-value]
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception:
+        traceback.print_exc()
+        return NO_VERDICT
+
+
 def main() -> None:
-    run_main(_main)
+    judges = len(sys.argv) > 1 and sys.argv[1] in JUDGES
+    run_main(_judge, NO_VERDICT) if judges else run_main(_main)

@@ -1,34 +1,45 @@
 """`twinvit compare`: the same inputs through two models, with the first divergent layer named."""
 
+from __future__ import annotations
+
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
 
-from shared_vit import weights
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
+from shared_vit.run.record import read_record
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
-from shared_vit.weights.lazy import Arrays, in_memory
-from twinvit.noise_rule import relative_l2
+from shared_vit.spec.recipe import Recipe
+from shared_vit.weights import open_weights
+from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.read import Source
+from twinvit.port.verdict import Evidence, decide
+from twinvit.same_function import (
+    LIMITS,
+    VERDICTS,
+    Judged,
+    Outputs,
+    judged,
+    names_apart,
+    nothing_in,
+    settings_apart,
+    weights_apart,
+    zero_weights,
+)
+from twinvit.trace import Twin, rounding, trace
 
-# The most that two right implementations differ by, relative L2 of any layer's output. Measured at
-# ViT-B/16: right implementations are 3e-15 apart in float64 and 2.5e-6 in float32, a wrong GELU
-# 5e-4. For the others it is about twice what bfloat16 and TF32 themselves cost.
-LIMITS = {"fp64": 1e-12, "fp32": 5e-6, "tf32": 5e-3, "bf16": 4e-2}
-
-Twin = Literal["jax", "torch"]
-Outputs = dict[str, np.ndarray]  # canonical module name: output; "" is the logits
+SAME_WEIGHTS = 1e-12  # of an array's largest number: a type widened and narrowed again
 
 
 def compare(
     a: tyro.conf.Positional[Path],
     b: tyro.conf.Positional[Path],
     /,
-    precision: Precision = "fp32",
+    precision: Precision = "fp64",
     twin_a: Twin = "jax",
     twin_b: Twin = "torch",
     batch_size: int = 2,
@@ -38,11 +49,13 @@ def compare(
 ) -> int:
     """Run the same random images through two weight files and name the first divergent layer.
 
+    Exit status: 0 same, 1 different, 2 undecided, 3 no verdict (wrong arguments or files).
+
     Args:
         a: a weight file of any known format, a run or a checkpoint directory, or a name on the
             Hugging Face hub, hf:OWNER/NAME[@REVISION][/FILE].
         b: another, or the same to compare the twins on it.
-        precision: of both; fp64 shows a wrong formula that fp32 may hide.
+        precision: of both; fp32 and narrower may hide a wrong formula.
         twin_a: which implementation computes a.
         twin_b: which implementation computes b.
         batch_size: how many images.
@@ -55,81 +68,120 @@ def compare(
             f"--precision={precision}: only the PyTorch twin has it; choose from "
             f"{', '.join(LIMITS)}"
         )
+    if batch_size < 1:
+        raise UserError(f"--batch_size={batch_size}: expected 1 or more")
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UserError(f"--html={html}: name a file in a folder that exists")
-    cfg_a, arrays_a = weights.read(a, num_heads=num_heads)
-    cfg_b, arrays_b = weights.read(b, num_heads=num_heads)
-    if cfg_a.image_size != cfg_b.image_size:
+    sides = [_opened(path, twin, num_heads) for path, twin in ((a, twin_a), (b, twin_b))]
+    size, other = (side.cfg.image_size for side in sides)
+    if size != other:
         raise UserError(
-            f"{a} takes images of {cfg_a.image_size} px and {b} of {cfg_b.image_size} px: convert "
-            "one with --image_size first"
+            f"{a} takes images of {size} px and {b} of {other} px: convert one with --image_size "
+            "first"
         )
-    functions = [f"the functions differ: {line}" for line in differences(cfg_a, cfg_b)]
+    functions = [f"the functions differ: {line}" for line in differences(*(s.cfg for s in sides))]
     if functions:
         print(*functions, sep="\n")
-    size = cfg_a.image_size
     images = np.random.default_rng(seed).standard_normal((batch_size, size, size, 3))
     images = images.astype(np.float32)
-    found = compared(
-        trace(twin_a, cfg_a, arrays_a, images, precision),
-        trace(twin_b, cfg_b, arrays_b, images, precision),
-        LIMITS[precision],
-        f"{twin_a} {a}",
-        f"{twin_b} {b}",
-        precision,
-    )
+    found = decided(sides[0], sides[1], images, precision)
     status = report(found)
     if html is not None:
         from twinvit.compare_page import compare_page
 
         inputs = f"{batch_size} images of {size} px, normal, from seed {seed}"
-        compare_page(html, found, functions, (arrays_a, arrays_b), images, inputs)
+        compare_page(html, found, functions, (sides[0].arrays, sides[1].arrays), images, inputs)
         print(f"page: {html}")
     return status
 
 
-def trace(
-    twin: Twin, cfg: ModelConfig, arrays: Arrays, images: np.ndarray, precision: Precision
-) -> Outputs:
-    """Every module's output, as float64, of one twin on normalised images [B, H, W, 3]."""
-    inputs = images.astype(np.float64 if precision == "fp64" else np.float32)
-    run = _trace_jax if twin == "jax" else _trace_torch
-    return run(cfg, in_memory(arrays), inputs, precision)
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: where its weights are from, and which twin computes it."""
+
+    path: Path
+    twin: Twin
+    source: Source
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def cfg(self) -> ModelConfig:
+        return self.source.cfg
+
+    @property
+    def name(self) -> str:
+        return f"{self.twin} {self.path}"
 
 
-def _trace_jax(
-    cfg: ModelConfig, arrays: dict[str, np.ndarray], inputs: np.ndarray, precision: Precision
-) -> Outputs:
-    import jax
-
-    import jax_vit
-
-    if precision == "fp64":
-        jax.config.update("jax_enable_x64", True)
-    outputs = jax_vit.from_arrays(cfg, arrays, precision).trace(inputs)
-    return {name: np.asarray(value).astype(np.float64) for name, value in outputs.items()}
+def _opened(path: Path, twin: Twin, num_heads: int | None) -> Side:
+    source = open_weights(path, num_heads=num_heads)
+    return Side(path, twin, source, in_memory(source.arrays))
 
 
-def _trace_torch(
-    cfg: ModelConfig, arrays: dict[str, np.ndarray], inputs: np.ndarray, precision: Precision
-) -> Outputs:
-    import torch
+def decided(a: Side, b: Side, images: np.ndarray, precision: Precision) -> Comparison:
+    """Run both, measure what rounding does, and judge outputs, settings, names and weights."""
+    mine, theirs = (trace(s.twin, s.cfg, s.arrays, images, precision) for s in (a, b))
+    first = mine if a.twin == "torch" else trace("torch", a.cfg, a.arrays, images, precision)
+    moved = rounding(a.cfg, a.arrays, images, precision, first)
+    found = compared(mine, theirs, LIMITS[precision], a.name, b.name, precision, moved)
+    wrong = [
+        f"the functions differ: {name}: {values}"
+        for name, values, matters in settings_apart(a.cfg, b.cfg)
+        if matters
+    ]
+    names = names_apart(a.source.class_names, b.source.class_names)
+    wrong += [names] if names else []
+    found = dataclasses.replace(found, wrong=wrong)
+    if found.exit_status != 1:
+        found = _behind_zeros(found, a, b, images, precision)
+    if found.verdict != "same":
+        found = dataclasses.replace(found, notes=found.notes + trainings(a.path, b.path))
+    return found
 
-    import torch_vit
-    from torch_vit.precision import set_backend_precision
 
-    set_backend_precision(precision)
-    channels_first = torch.from_numpy(np.ascontiguousarray(inputs.transpose(0, 3, 1, 2)))
-    with torch.no_grad():
-        outputs = torch_vit.from_arrays(cfg, arrays, precision).trace(channels_first)
-    return {name: value.double().numpy() for name, value in outputs.items()}
+def _behind_zeros(
+    found: Comparison, a: Side, b: Side, images: np.ndarray, precision: Precision
+) -> Comparison:
+    """The same, where the outputs agree, with what they cannot show: weights and zeros."""
+    open_, notes = list(found.open), list(found.notes)
+    apart = weights_apart(a.arrays, b.arrays, SAME_WEIGHTS)
+    if apart:
+        open_.append(f"weights differ of which no output shows anything: {some(apart)}")
+    if nothing_in(a.arrays) or nothing_in(b.arrays):
+        open_.append("all weights are zero: there is nothing to compare")
+    zeros = sorted({*zero_weights(a.arrays), *zero_weights(b.arrays)})
+    if zeros and not open_:
+        again = _with_drawn_weights(a, b, images, precision)
+        if again.wrong:
+            where = next(iter(again.wrong)) or "the logits"
+            return dataclasses.replace(
+                found,
+                wrong=[
+                    f"{some(zeros)}: zero, and with drawn weights in their place the first "
+                    f"divergence is at {where}"
+                ],
+            )
+        notes.append(
+            f"{some(zeros)}: zero, so that outputs show nothing of what is before. The weights are "
+            "the same array by array, and with drawn weights the functions are, too"
+        )
+    return dataclasses.replace(found, open=open_, notes=notes)
+
+
+def _with_drawn_weights(a: Side, b: Side, images: np.ndarray, precision: Precision) -> Judged:
+    from twinvit.pairs import random_arrays
+
+    drawn = random_arrays(a.cfg)
+    mine, theirs = (trace(s.twin, s.cfg, drawn, images[:2], precision) for s in (a, b))
+    return judged(mine, theirs, precision, LIMITS[precision])
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two models' outputs on the same inputs. distances: {module: relative L2}, in the order of
     `a`; "" is the logits. alone: modules that one of them has. constant: whether every input gives
-    the same logits."""
+    the same logits. apart: {module: why}, outputs that differ; wrong: what else does; open: what
+    could not be decided; notes: what is to be known beside the verdict."""
 
     name_a: str
     name_b: str
@@ -138,16 +190,26 @@ class Comparison:
     distances: dict[str, float]
     alone: list[str]
     constant: bool
+    apart: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> str | None:
-        """The first module beyond the limit."""
-        return next((n for n, d in self.distances.items() if not d <= self.limit), None)
+        """The first module that differs."""
+        return next(iter(self.apart), None)
+
+    @property
+    def verdict(self) -> str:
+        """ "same", "different" or "undecided"."""
+        wrong = [*self.apart.values(), *self.alone, *self.wrong]
+        return decide(Evidence(wrong, self.open, len(self.distances)))
 
     @property
     def exit_status(self) -> int:
-        """0: same; 1: different."""
-        return 0 if self.first is None and not self.alone else 1
+        """0: same; 1: different; 2: undecided."""
+        return VERDICTS.index(self.verdict)
 
     def sentences(self) -> list[str]:
         """The verdict, last, and what is to be known beside it."""
@@ -159,25 +221,79 @@ class Comparison:
                 "every image gives the same logits (a zero head?): the last layers' agreement "
                 "shows nothing"
             )
-        if self.exit_status == 0:
+        found += [*self.wrong[1:], *self.notes]
+        if self.verdict == "same":
             found.append(f"SAME: every output within {self.limit:g}")
-        elif self.first is None:
-            found.append("DIFFERENT: the models have other layers")
-        else:
+        elif self.verdict == "undecided":
+            found += self.open[1:]
+            found.append(f"UNDECIDED: {(self.open or ['there is no output to compare'])[0]}")
+        elif self.first is not None:
+            found += self.wrong[:1]
             where = self.first or "the logits"
-            found.append(f"DIFFERENT: the first divergence is at {where} (limit {self.limit:g})")
+            why = "" if self.distances[self.first] > self.limit else f": {self.apart[self.first]}"
+            found.append(
+                f"DIFFERENT: the first divergence is at {where} (limit {self.limit:g}){why}"
+            )
+        else:
+            why = self.wrong[0] if self.wrong else "the models have other layers"
+            found.append(f"DIFFERENT: {why}")
         return found
 
 
 def compared(
-    a: Outputs, b: Outputs, limit: float, name_a: str, name_b: str, precision: str
+    a: Outputs,
+    b: Outputs,
+    limit: float,
+    name_a: str,
+    name_b: str,
+    precision: str,
+    moved: Outputs | None = None,
 ) -> Comparison:
-    """The distance of each output that both have."""
-    distances = {n: relative_l2(a[n], b[n]) for n in a if n in b}
-    constant = not np.ptp(a[""], axis=0).any()
+    """The distance of each output that both have; `moved` is what rounding does to their
+    numbers."""
+    found = judged(a, b, precision, limit, moved)
+    constant = len(a[""]) > 1 and not np.ptp(a[""], axis=0).any()
+    open_ = [f"{name or 'the logits'}: {why}" for name, why in found.open.items()]
     return Comparison(
-        name_a, name_b, precision, limit, distances, sorted(set(a) ^ set(b)), constant
+        name_a,
+        name_b,
+        precision,
+        limit,
+        found.distances,
+        sorted(set(a) ^ set(b)),
+        constant,
+        found.wrong,
+        open=open_,
     )
+
+
+def trainings(a: Path, b: Path) -> list[str]:
+    """What is to be known where both are runs, or checkpoints of runs."""
+    runs = [next((f for f in (p, *p.parents[:3]) if _recipe(f) is not None), None) for p in (a, b)]
+    if None in runs or a.resolve() == b.resolve():
+        return []
+    first, second = (_recipe(run) for run in runs if run is not None)
+    assert first is not None and second is not None
+    if str(runs[0]) == str(runs[1]):
+        return [f"{a} and {b} are of one training: its weights move from step to step"]
+    apart = [
+        f.name
+        for f in dataclasses.fields(first)
+        if getattr(first, f.name) != getattr(second, f.name)
+    ]
+    same = f"of recipes that differ in {', '.join(apart)}" if apart else "of one recipe"
+    why = "" if apart else ": rounding alone makes weights that are trained apart differ"
+    return [
+        f"{a} and {b} are two trainings, {same}{why}. `twinvit curves {runs[0]} {runs[1]}` judges "
+        f"trainings, and `twinvit audit {runs[0]}` each step"
+    ]
+
+
+def _recipe(folder: Path) -> Recipe | None:
+    try:
+        return read_record(folder).recipe
+    except (UserError, OSError):
+        return None
 
 
 def report(found: Comparison) -> int:

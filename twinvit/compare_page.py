@@ -31,7 +31,7 @@ def compare_page(
     *notes, verdict = found.sentences()
     badge, sentence = verdict.split(": ", 1)
     what = f"{found.name_a} against {found.name_b}, {found.precision}, {inputs}."
-    tone = "bad" if found.exit_status else "warn" if found.constant else "good"
+    tone = {"different": "bad", "undecided": "warn", "same": "good"}[found.verdict]
     body = [html.header(badge, sentence[0].upper() + sentence[1:], [what], tone)]
     if functions or notes:
         body.append(html.section("To be known", html.bullets([*functions, *notes])))

@@ -40,6 +40,8 @@ def convert(
 ) -> int:
     """Convert weights and the function they were trained for.
 
+    Exit status: 0 written, and with --verify the same; 1 different; 2 undecided; 3 not converted.
+
     Args:
         src: Weight file, run or checkpoint directory, model folder, a folder of many weight
             files, or hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub.
@@ -57,6 +59,8 @@ def convert(
     many = _many(source)
     if many and verify:
         raise UserError("--verify takes one file at a time")
+    from twinvit.certificate import certificate_path, certify
+
     jobs = []
     for here, there in _pairs(many, target, to) if many else [(source, target)]:
         # Everything that can be refused is, before the first file is written.
@@ -71,14 +75,13 @@ def convert(
     for opened, cfg, arrays, names, there in jobs:
         _say(opened, cfg)
         size = sum(array.nbytes for array in arrays.values())
+        certificate_path(there).unlink(missing_ok=True)  # of the file that this one replaces
         with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
             notes = write_weights(there, cfg, arrays, to, bar.update, names)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"wrote {there} ({to})")
     if verify:
-        from twinvit.certificate import certify
-
         changes = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
         return certify(jobs[0][0], source, target, to, num_heads, changes)
     return 0

@@ -16,6 +16,8 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats import timm as timm_format
 from shared_vit.weights.formats import torchvision as torchvision_format
 from shared_vit.weights.formats.huggingface import config_args, processor_args
+from shared_vit.weights.read import file_arrays
+from torch_vit.pth import tensor_of
 
 _BLOCKS = {
     "timm": "blocks.{}",
@@ -134,12 +136,10 @@ def _torchvision_transform(cfg: ModelConfig) -> Callable:
     )
 
 
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _state_dict(format: str, path: Path) -> dict[str, torch.Tensor]:
+    """The file's own arrays by its own names, without what training scripts put around them."""
+    found = file_arrays(path, format)
+    return {name: tensor_of(np.array(array)) for name, array in found.items()}
 
 
 def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
@@ -149,7 +149,7 @@ def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
     if cfg.norm_eps != 1e-6:
         args["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=cfg.norm_eps)
     model = timm.create_model(timm_format.architecture_of(cfg), **args)
-    state = _state_dict(path / "model.safetensors" if path.is_dir() else path)
+    state = _state_dict("timm", path)
     model.load_state_dict(state, strict=True)
     return model
 
@@ -165,7 +165,7 @@ def _torchvision(path: Path, cfg: ModelConfig) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.GELU):
                 module.approximate = "tanh"
-    model.load_state_dict(_state_dict(path), strict=True)
+    model.load_state_dict(_state_dict("torchvision", path), strict=True)
     return model
 
 
@@ -178,7 +178,10 @@ def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
     else:
         config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
         model, report = kind.from_pretrained(
-            None, config=config, state_dict=_state_dict(path), output_loading_info=True
+            None,
+            config=config,
+            state_dict=_state_dict("huggingface", path),
+            output_loading_info=True,
         )
     faults = {key: value for key, value in report.items() if value}
     if faults:

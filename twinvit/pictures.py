@@ -13,6 +13,14 @@ def pictures(size: int, seed: int = 0) -> list[np.ndarray]:
     return [_picture(max(2, round(size * h)), max(2, round(size * w)), rng) for h, w in shapes]
 
 
+def plain_pictures(size: int) -> list[np.ndarray]:
+    """Images of one colour each, uint8 RGB, of the shapes of `pictures`: every resize and crop
+    leaves their colour as it is."""
+    colours = [(0, 128, 255), (255, 0, 128), (37, 255, 0), (90, 201, 64)]
+    shapes = [image.shape for image in pictures(size)]
+    return [np.full(shape, colour, np.uint8) for shape, colour in zip(shapes, colours)]
+
+
 def _picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[:height, :width] / max(height, width)
     image = np.empty((height, width, 3))

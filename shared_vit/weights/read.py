@@ -84,6 +84,15 @@ def open_weights(
     return _with_files(source, found)
 
 
+def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
+    """The arrays of a foreign file by the format's own names, without prefixes, and without what a
+    training script put beside the weights. Lazy. Raises UserError."""
+    formats.check_name(format)
+    fmt = formats.FOREIGN[format]
+    arrays, _ = _contents(locate(Path(path)).files)
+    return _without_ignored(fmt, fmt.strip(arrays))[0]
+
+
 def _with_files(source: Source, found: Located) -> Source:
     source.files, source.step, source.origin = found.files, found.step, found.origin
     if found.origin is not None:

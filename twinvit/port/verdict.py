@@ -28,6 +28,27 @@ DWARFED = 1e-4  # the rest is at most this much of a constant that dwarfs it
 CLUSTERS = 3  # so many different constants at most
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What rounding is in the type that two arrays were computed in.
+
+    Attributes:
+        eps: one unit in the last place of 1.
+        most: no number may be further off, relative to its scale, whatever rounding was measured.
+        unjudged: a number that rounding alone moves by more of its scale proves nothing.
+        garbage: rounding below this share of an array's size is that of a zero.
+    """
+
+    eps: float = EPS
+    most: float = MOST
+    unjudged: float = UNJUDGED
+    garbage: float = GARBAGE
+
+
+FLOAT64 = Arithmetic()
+FLOAT32 = Arithmetic(eps=2.0**-23, most=1e-2, unjudged=1e-3, garbage=5e-7)
+
+
 def tolerance(noise: float) -> float:
     """The relative L2 distance up to which a value with this measured noise is the same."""
     return max(LEAST, min(FACTOR * noise, MOST))
@@ -144,7 +165,12 @@ def scales(x: np.ndarray) -> np.ndarray:
     return np.maximum(size, top * np.sqrt(np.min(along, axis=0)))
 
 
-def judge(mine: np.ndarray, theirs: np.ndarray, rounding: np.ndarray | None = None) -> Distance:
+def judge(
+    mine: np.ndarray,
+    theirs: np.ndarray,
+    rounding: np.ndarray | None = None,
+    arithmetic: Arithmetic = FLOAT64,
+) -> Distance:
     """Compare two arrays of one shape.
 
     Args:
@@ -152,6 +178,7 @@ def judge(mine: np.ndarray, theirs: np.ndarray, rounding: np.ndarray | None = No
         theirs: the port's, of the same shape.
         rounding: the measured absolute rounding of each number of `mine`; None: zero. Integers and
             booleans are compared exactly.
+        arithmetic: that of the type both were computed in.
     """
     mine, theirs = np.asarray(mine), np.asarray(theirs)
     if mine.shape != theirs.shape:
@@ -167,12 +194,12 @@ def judge(mine: np.ndarray, theirs: np.ndarray, rounding: np.ndarray | None = No
     finite = ours == 0
     clean = np.where(finite, mine, 0)
     size = scales(clean)
-    unit = _units(clean, size, finite, rounding)
-    vague = (unit > UNJUDGED * size) & (unit > GARBAGE * _rms(clean))
+    unit = _units(clean, size, finite, rounding, arithmetic)
+    vague = (unit > arithmetic.unjudged * size) & (unit > arithmetic.garbage * _rms(clean))
     with np.errstate(all="ignore"):
         gap = np.where(finite, np.abs(clean - np.where(finite, theirs, 0)), 0.0)
         gap[_masks(clean, theirs)] = 0.0
-        bound = np.where(vague, unit, np.minimum(unit, MOST / FACTOR * size))
+        bound = np.where(vague, unit, np.minimum(unit, arithmetic.most / FACTOR * size))
         ratio = np.where(gap > 0, gap / bound, 0.0)
     far = relative(mine, theirs)
     worst = float(ratio.max(initial=0.0))
@@ -214,15 +241,19 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 
 def _units(
-    x: np.ndarray, size: np.ndarray, finite: np.ndarray, rounding: np.ndarray | None
+    x: np.ndarray,
+    size: np.ndarray,
+    finite: np.ndarray,
+    rounding: np.ndarray | None,
+    arithmetic: Arithmetic,
 ) -> np.ndarray:
     """Each number's measured rounding and its own last place; that of a zero that no rounding moves
     is small against its neighbours."""
-    unit = EPS * np.abs(x)
+    unit = arithmetic.eps * np.abs(x)
     if rounding is not None:
         with np.errstate(invalid="ignore"):
             unit = unit + np.where(finite & np.isfinite(rounding), rounding, 0.0)
-    return np.where(unit > 0, unit, GARBAGE / FACTOR * size)
+    return np.where(unit > 0, unit, arithmetic.garbage / FACTOR * size)
 
 
 def _rms(x: np.ndarray) -> float:

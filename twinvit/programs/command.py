@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import tyro
 
+from twinvit.programs.check import NotKept
 from twinvit.programs.target import BATCH, Platform, Precision, To
 from twinvit.programs.write import export as write
+from twinvit.same_function import VERDICTS
 
 
 def export(
@@ -20,8 +23,11 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     num_heads: int | None = None,
-) -> None:
+) -> int:
     """Write uint8 images [B, S, S, 3] -> probabilities [B, classes] as one file.
+
+    Exit status: 0 written, and checked to be the same; 1 different from the twin and 2 undecided,
+    not written; 3 not exported.
 
     Args:
         path: Run or checkpoint directory, or a weight file of any known format.
@@ -34,18 +40,23 @@ def export(
         verify: Load the program and compare it with the twin before it is kept.
         num_heads: Attention heads, for weight files that do not say.
     """
-    card = write(
-        path,
-        out,
-        to,
-        precision=precision,
-        batch_size=batch_size,
-        platforms=platforms,
-        overwrite=overwrite,
-        verify=verify,
-        num_heads=num_heads,
-    )
+    try:
+        card = write(
+            path,
+            out,
+            to,
+            precision=precision,
+            batch_size=batch_size,
+            platforms=platforms,
+            overwrite=overwrite,
+            verify=verify,
+            num_heads=num_heads,
+        )
+    except NotKept as error:
+        print(f"{error.verdict}: {error}", file=sys.stderr)
+        return VERDICTS.index(error.verdict)
     print(f"wrote {out} ({_said(card)})")
+    return 0
 
 
 def _said(card: dict[str, Any]) -> str:
@@ -55,6 +66,5 @@ def _said(card: dict[str, Any]) -> str:
     check = card["check"]
     if check is None:
         return f"{kind}; not checked"
-    found = f"probabilities {check['relative_l2']:.1e} from the twin's"
-    same = ", but the same for each picture: is the head zero?" if check["constant"] else ""
-    return f"{kind}; {found} on {check['pictures']} pictures, limit {check['limit']:g}{same}"
+    found = f"logits {check['relative_l2']:.1e} from the twin's"
+    return f"{kind}; same: {found} on {check['pictures']} pictures, limit {check['limit']:.1e}"

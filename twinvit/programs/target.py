@@ -32,11 +32,18 @@ class Options:
     platforms: tuple[str, ...] = ("cpu", "cuda")
 
 
+def moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each number times 1 + eps or 1 - eps of float32, in float32."""
+    signs = 2 * rng.integers(0, 2, array.shape, dtype=np.int8) - 1
+    return array * (1 + np.finfo(np.float32).eps * signs.astype(np.float32))
+
+
 class Twin(Protocol):
     """A twin on its weights, and how it becomes a program."""
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images float32 [B, S, S, 3] -> logits [B, classes], by the twin itself."""
+    def logits(self, images: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """Normalised images float32 [B, S, S, 3] -> logits [B, classes], by the twin itself; with a
+        seed, weights and images are moved by one unit in the last place."""
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         """Write the program, and return what its card says of this target alone."""

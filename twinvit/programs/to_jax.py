@@ -17,7 +17,7 @@ import jax_vit
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.pixels import normalization
-from twinvit.programs.target import BATCH, Options, Run
+from twinvit.programs.target import BATCH, Options, Run, moved
 
 
 class JaxTwin:
@@ -28,13 +28,16 @@ class JaxTwin:
         with _on_cpu():
             model = jax_vit.from_arrays(cfg, arrays, options.precision)
             self.graphdef, self.state = nnx.split(model)
+        self.forward = jax.jit(lambda state, x: nnx.merge(self.graphdef, state)(x))
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        def forward(state: nnx.State, x: Array) -> Array:
-            return nnx.merge(self.graphdef, state)(x)
-
+    def logits(self, images: np.ndarray, seed: int | None = None) -> np.ndarray:
+        state = self.state
         with _on_cpu():
-            return np.asarray(jax.jit(forward)(self.state, images))
+            if seed is not None:
+                rng = np.random.default_rng(seed)
+                images = moved(images, rng)
+                state = jax.tree.map(lambda a: jnp.asarray(moved(np.asarray(a), rng)), state)
+            return np.asarray(self.forward(state, images))
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         exported = self.exported()

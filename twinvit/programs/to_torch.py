@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, BinaryIO
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import torch_vit
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.pixels import normalization
-from twinvit.programs.target import BATCH, INPUT, Options, Run
+from twinvit.programs.target import BATCH, INPUT, Options, Run, moved
 
 
 class Program(nn.Module):
@@ -38,10 +39,16 @@ class TorchTwin:
         with torch.device("cpu"):
             self.model = torch_vit.from_arrays(cfg, arrays, options.precision)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: np.ndarray, seed: int | None = None) -> np.ndarray:
+        model = self.model
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            images, model = moved(images, rng), copy.deepcopy(model)
+            for p in model.parameters():
+                p.data = torch.from_numpy(moved(p.detach().numpy(), rng))
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         with torch.no_grad():
-            return self.model(x).numpy()
+            return model(x).numpy()
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         with warnings.catch_warnings():

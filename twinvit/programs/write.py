@@ -13,29 +13,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from shared_vit.data.preprocess import evaluation_input, normalize
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
-from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.read import Source, open_weights
-from twinvit.noise_rule import relative_l2
-from twinvit.pictures import pictures
-from twinvit.predictor import softmax
-from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Run, Target, Twin, target_of
+from twinvit.programs.check import check as check_program
+from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Target, Twin, target_of
 
 FORMAT, VERSION = "twinvit_program", 1
-
-# The most by which a program's probabilities may be away from the twin's, relative L2. A program
-# has the twin's own operations; what its compiler fuses or reorders is rounded anew. Measured at
-# ViT-B/16 in float32: at most 2.5e-6, where a tanh GELU for erf is out by 2.8e-4 and LayerNorm's
-# eps 1e-5 for 1e-6 by 3.2e-5. In bf16 an activation that is rounded anew moves by 2^-8: the limit
-# is that of `twinvit.compare.LIMITS`.
-LIMITS = {"fp32": 1e-5, "bf16": 4e-2}
 
 
 def export(
@@ -58,7 +47,8 @@ def export(
     `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
 
     Raises UserError for what cannot be exported, a missing package, an `out` that exists without
-    `overwrite`, and a program whose numbers are not the twin's; nothing is left behind.
+    `overwrite`; check.NotKept, a UserError with a `verdict`, for a program whose numbers are not
+    the twin's ("different") or show nothing ("undecided"); nothing is left behind.
     """
     target, out = target_of(to), Path(out)
     options = _options(target, precision, batch_size, platforms)
@@ -83,7 +73,7 @@ def export(
         check = None
         if verify:
             file.seek(0)
-            check = _check(code.load(file), twin, source.cfg, options)
+            check = check_program(code.load(file), twin, source.cfg, options)
         card = _card(file, target, source, options, details, check)
         card_path(out).unlink(missing_ok=True)  # of the program that this one replaces
     with whole_file(card_path(out)) as file:
@@ -113,32 +103,6 @@ def _options(
     if target.name != "jax":
         raise UserError(f"--platforms is of programs for jax, and this one is for {target.name}")
     return replace(options, platforms=tuple(platforms))
-
-
-def _check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str, Any]:
-    """The distance of the program's probabilities from the twin's. Raises UserError if too far."""
-    images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_size)])
-    number = len(images)
-    size = options.batch_size or number
-    images = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
-    wanted = softmax(twin.logits(normalize(images, cfg)).astype(np.float64))
-    found = np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
-    distance = relative_l2(found, wanted)
-    if options.batch_size is None:  # the batch size that a trace fixes most easily is one
-        distance = max(distance, relative_l2(run(images[:1]), wanted[:1]))
-    limit = LIMITS[options.precision]
-    if not distance <= limit:
-        raise UserError(
-            f"the program's probabilities are {distance:.1e} away from the twin's (relative L2 on "
-            f"{number} pictures, limit {limit:g}), so it was not kept: please report this; "
-            "--no_verify exports it unchecked"
-        )
-    return {
-        "relative_l2": distance,
-        "limit": limit,
-        "pictures": number,
-        "constant": bool(np.ptp(wanted, axis=0).max() == 0),  # as a head of zeros gives
-    }
 
 
 def _card(

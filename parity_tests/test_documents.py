@@ -14,11 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers import random_arrays
 from whole_runs import ROOT, environment, train_here
 
 from shared_vit import model_config
 from shared_vit.run.command_line import parse
-from shared_vit.spec import init
 from shared_vit.weights import write_weights
 from twinvit import cli
 
@@ -103,7 +103,7 @@ def world(tmp_path_factory):
     for name in WEIGHTS:
         format = "google" if name.endswith(".npz") else "torch"
         (root / name).parent.mkdir(exist_ok=True)
-        write_weights(root / name, cfg, init.draw(cfg, 0), format=format)
+        write_weights(root / name, cfg, random_arrays(cfg), format=format)
     (root / "run.toml").write_text('preset = "digits"\nlr = 3e-3\nrandaug = "2,10"\n')
     (root / "pkg").mkdir()
     (root / "pkg/__init__.py").touch()

@@ -255,12 +255,19 @@ def test_weights_convert_to_every_format(name, to, old, tmp_path):
     assert_same_logits(logits("torch", target), name)
 
 
+SQUASHED = ("huggingface",)  # folders of version 0.1 say a squash, and its other files a crop
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_compare_finds_them_equal(name, old, x64):
     heads = [f"--num_heads={HEADS[name]}"] if name in HEADS else []
     a, b = old / "weights" / name, old / "weights" / WEIGHTS[name]
     status, said = twinvit("compare", a, b, "--precision=fp64", *heads)
-    assert status == 0, said
+    if name in SQUASHED:  # all outputs are the same, of another preprocessing
+        assert status == 1 and "DIFFERENT: the functions differ: eval_resize: 0.0, 1.14" in said
+        assert "divergence" not in said
+    else:
+        assert status == 0, said
 
 
 def test_compare_finds_others_different(old, x64):

@@ -18,11 +18,11 @@ from twinvit.pictures import pictures
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, kinds, relative
 from twinvit.programs.target import Options, Run, Twin
 
-# How far a program may be off: a number in units of the rounding measured at its class, and the whole
-# in units of the whole's. A program has the twin's own operations. In float32 sound ones
-# are within 0.5 of both (small models; torch, jax), and what one unit in the last place becomes is
-# all that may differ. In bf16 such a unit becomes all of bf16's rounding, behind which a tanh GELU
-# for erf would pass; sound programs round where the twin does and are within 1e-4 of it.
+# How far a program may be off: a number in units of the rounding measured at its class, and the
+# whole in units of the whole's. A program has the twin's own operations. In float32 sound ones are
+# within 0.5 of both (small models; torch, jax), and what one unit in the last place becomes is all
+# that may differ. In bf16 such a unit becomes all of bf16's rounding, behind which a tanh GELU for
+# erf would pass; sound programs round where the twin does and are within 1e-4 of it.
 BOUNDS = {"fp32": (10.0, 5.0), "bf16": (1.0, 0.1)}
 NUDGED_RUNS = 3
 _EPS = float(np.finfo(np.float32).eps)

@@ -134,7 +134,11 @@ def _report(run: Run, shown: Evidence, tensors: Ways, steps: int) -> Report:
     distances = _distances(reference.trajectory, course.port)
     worst = float(distances.max())
     verdict = decide(shown)
-    unseen = [f"schedules after step {steps}", "clips and thresholds outside 1e-7 to 1e7"]
+    unseen = [
+        f"schedules after step {steps}",
+        "clips and thresholds outside 1e-7 to 1e7",
+        "gradients that are not finite",
+    ]
     if tensors.still:
         unseen.append(f"what moves {', '.join(tensors.still)}: neither side did")
     return Report(

@@ -1,12 +1,15 @@
 """Explain a small port: a PyTorch encoder, and a port of it to JAX with three mistakes.
 
-    python examples/explain_a_port.py [--html page.html]
+    python examples/explain_a_port.py [--html page.html] [--catalogue_only]
 
 It prints what is wrong, where, and the proof, and takes less than half a minute on a laptop.
+The first mistake is not in the catalogue: the function `soft_cap` below adds it. With
+--catalogue_only it is left out, and the report says where the difference is, but not what.
 """
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +19,8 @@ import torch
 from torch import nn
 
 from twinvit import port
+from twinvit.port.call import Call
+from twinvit.port.causes import Variant
 
 # The reference: PyTorch.
 
@@ -77,7 +82,8 @@ def attention(p: dict, x: jax.Array, heads: int) -> jax.Array:
     b, n, d = x.shape
     qkv = dense(p["qkv"], x).reshape(b, n, 3, heads, d // heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d)  # of all heads, not of one
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(d // heads)
+    scores = 30 * jnp.tanh(scores / 30)  # Gemma 2 caps them so; the reference does not
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v).reshape(b, n, d)
 
 
@@ -113,6 +119,23 @@ def converted(model: Encoder) -> dict:
     }
 
 
+# A cause of our own: what the port computes, from the arguments of the reference's operation.
+
+
+def soft_cap(call: Call) -> Iterator[Variant]:
+    """The port caps values softly: cap * tanh(x / cap)."""
+
+    def capped(x: torch.Tensor, cap: float) -> torch.Tensor:
+        return cap * torch.tanh(x / cap)
+
+    # The cap that gives the port's numbers; 30 is tried first.
+    for cap in call.solve(lambda cap: capped(call.out, cap), 0.1, 1000, grid=(30,)):
+        yield Variant(
+            f"the port caps attention's logits softly: {cap:g} * tanh(x / {cap:g})",
+            lambda x, y, cap=cap: capped(x / y, cap),
+        )
+
+
 def make_torch() -> Encoder:
     """The reference, with weights that hide nothing: no bias is zero, no scale is one."""
     torch.manual_seed(0)
@@ -132,7 +155,10 @@ def make_jax(model: Encoder) -> port.Function:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--html", type=Path, help="write the report as a page")
+    parser.add_argument("--catalogue_only", action="store_true", help="leave soft_cap out")
     args = parser.parse_args()
+    if not args.catalogue_only:
+        port.cause("soft_cap", on="aten.div")(soft_cap)
     model = make_torch()
     patches = np.random.default_rng(0).standard_normal((3, 16, 27))
     report = port.explain(model, make_jax(model), (patches,))

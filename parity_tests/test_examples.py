@@ -41,11 +41,19 @@ def test_explain_a_port(tmp_path):
     shown = example("explain_a_port.py", "--html", page, status=1)
     assert "the port = the reference + these 3 edits" in shown
     found = [line.split()[1] for line in shown.splitlines() if line[:2] in ("1.", "2.", "3.")]
-    assert found == ["attention_scale", "gelu_tanh", "norm_eps"]
+    assert found == ["soft_cap", "gelu_tanh", "norm_eps"]
+    assert "softly: 30 * tanh(x / 30)" in shown  # the cap is solved for
     text = page.read_text()
     assert all(cause in text for cause in found) and "http" not in text.replace(
         "http://www.w3.org", ""
     )
+
+
+def test_explain_a_port_without_its_own_cause():
+    """So the example shows what a cause adds: it is not in the catalogue."""
+    shown = example("explain_a_port.py", "--catalogue_only", status=1)
+    assert "DIFFERENT, not fully explained" in shown and "1. unknown" in shown
+    assert "soft_cap" not in shown
 
 
 def test_finetune_hugging_face(pictures, tmp_path):

@@ -74,7 +74,7 @@ def off_by_one(total, peak, warmup):
 )
 def test_mutations_are_caught(mutation, x64, monkeypatch):
     """One formula wrong in one twin is out of the noise rule's bounds."""
-    steps, train = 30, train_config("fp64")
+    steps, train = 50, train_config("fp64")
     state = first_state(TINY, init.draw(TINY, 0), "fp64")
     sound, base, nudged = sound_curves(steps)
     assert noise_rule(sound, base, base, nudged, machine_epsilon("fp64")).matched

@@ -14,7 +14,7 @@ from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from twinvit import compare, curves, lockstep, parity
 from twinvit.lockstep import Measured, judge_by_noise, judge_by_reference
-from twinvit.lockstep_record import judge
+from twinvit.lockstep_record import Line, judge
 from twinvit.noise_rule import Curve, noise_rule
 
 pytestmark = pytest.mark.quick
@@ -73,16 +73,25 @@ def test_lockstep_decides_while_noise_is_below_a_thousandth(noise, decided):
     assert judge_by_noise([line], EPS).decided == [decided]
 
 
-def in_bf16(scalar, whole=(0.01, 0.01), array=(0.01, 0.01), steps=1):
-    """Lines of twins in bf16: the loss's gap, and distances of both from a float64 step."""
-    gaps = {"loss": scalar, lockstep.WHOLE: 0.01, "w": 0.01}
-    distances = {"loss": (0.001, 0.001), lockstep.WHOLE: whole, "w": array}
+def in_bf16(loss=(0.001, 0.001), whole=(0.01, 0.01), array=(0.01, 0.01), steps=1):
+    """Lines of twins in bf16: distances of both from a float64 step."""
+    gaps = {"loss": max(loss), lockstep.WHOLE: 0.01, "w": 0.01}
+    distances = {"loss": loss, lockstep.WHOLE: whole, "w": array}
     return [measured(gaps, None, distances, step) for step in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("scalar, status", [(0.019, 0), (0.03, 1)])
-def test_a_scalar_in_bf16_is_no_further_off_than_both_vectors_together(scalar, status):
-    assert judge_by_reference(in_bf16(scalar), EPS).exit_status == status
+@pytest.mark.parametrize("scalar, status", [(0.0099, 0), (0.0101, 1)])
+def test_a_scalar_in_bf16_is_ten_times_as_far_off_as_the_other_side_s(scalar, status):
+    lines = in_bf16((scalar, 0.001), steps=16)
+    assert judge_by_reference(lines, EPS).exit_status == status
+
+
+@pytest.mark.parametrize("share, status", [(1.9, 0), (2.1, 1)])
+def test_a_scalar_in_bf16_obeys_its_own_noise(share, status):
+    names = ("loss", lockstep.WHOLE, "w")
+    (line,) = in_bf16((share * 0.1, 0.001))
+    line = dataclasses.replace(line, noise=dict.fromkeys(names, 0.1))
+    assert judge_by_reference([line], EPS).exit_status == status
 
 
 @pytest.mark.parametrize(
@@ -99,19 +108,19 @@ def test_a_scalar_in_bf16_is_no_further_off_than_both_vectors_together(scalar, s
     ],
 )
 def test_the_sides_in_bf16_are_as_far_from_a_float64_step(distances, steps, status):
-    assert judge_by_reference(in_bf16(0.0, **distances, steps=steps), EPS).exit_status == status
+    assert judge_by_reference(in_bf16(**distances, steps=steps), EPS).exit_status == status
 
 
 @pytest.mark.parametrize("distance, decided", [(0.29, True), (0.31, False)])
 def test_beyond_three_tenths_nothing_is_decided_in_bf16(distance, decided):
-    verdict = judge_by_reference(in_bf16(0.0, array=(distance, distance)), EPS)
+    verdict = judge_by_reference(in_bf16(array=(distance, distance)), EPS)
     assert verdict.decided == [decided]
 
 
 @pytest.mark.parametrize("gap, status", [(9e-12, 0), (2e-11, 1)])
 def test_the_optimizers_map_is_exact_to_1e_11(gap, status):
     equal = measured({lockstep.WHOLE: 0.0, "w": 0.0}, {lockstep.WHOLE: 0.0, "w": 0.0})
-    line = SimpleNamespace(gradients=equal, optimizer=measured({lockstep.WHOLE: 0.0, "w": gap}))
+    line = Line(1, 1.0, 1.0, 1.0, equal, measured({lockstep.WHOLE: 0.0, "w": gap}))
     gradients, maps = judge([line], EPS)
     assert (gradients.exit_status, maps.exit_status) == (0, status)
 
@@ -135,7 +144,9 @@ def test_the_nudged_runs_of_parity_are_three(tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "_run_all", started.extend)
     monkeypatch.setattr(parity, "report", lambda *_: None)
     monkeypatch.setattr(parity, "read_record", lambda _: SimpleNamespace(recipe=Recipe(steps=10)))
-    verdict = SimpleNamespace(matched=True, noise={"loss": np.zeros(1)})
+    verdict = SimpleNamespace(
+        matched=True, exit_status=0, noise={"loss": np.zeros(1)}, rest=lambda: ""
+    )
     judged = []
     monkeypatch.setattr(parity, "judge", lambda *runs: judged.append(runs) or verdict)
     assert parity.parity(["--preset=digits", f"--run_dir={tmp_path / 'x'}"]) == 0

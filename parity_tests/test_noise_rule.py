@@ -33,7 +33,7 @@ def judge(a, b, noise=1e-12):
 def test_rounding_passes():
     verdict = judge(curve(1e-12, 9), curve())
     assert verdict.matched and verdict.decided_until == 100
-    assert "MATCH: up to step 100 of 100" in verdict.describe()
+    assert "same for steps 1 to 100 of 100" in verdict.describe()
 
 
 @pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
@@ -44,6 +44,34 @@ def test_a_wrong_step_fails(quantity):
     verdict = judge(Curve(STEPS, **values), b)
     assert not verdict.matched
     assert f"the {quantity} differs by" in verdict.reasons[0] and "at step 61" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 49])
+def test_few_steps_are_undecided(steps):
+    """However well they agree."""
+    a, b, *noise = (
+        Curve(c.steps[:steps], c.loss[:steps], c.grad_norm[:steps])
+        for c in (curve(1e-12, 9), curve(), *(curve(1e-12, seed) for seed in (1, 2, 3)))
+    )
+    verdict = noise_rule(a, b, b, noise, EPS)
+    assert (verdict.verdict, verdict.exit_status) == ("undecided", 2)
+    assert f"{steps} steps are too few to decide, 50 are needed" in verdict.headline()
+
+
+@pytest.mark.parametrize(
+    "where, verdict", [("both", "undecided"), ("a", "different"), ("b", "different")]
+)
+@pytest.mark.parametrize("quantity", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_what_is_not_finite_is_no_number(where, verdict, quantity, value):
+    """Infinite from step 4 on: the same on both sides is not the same."""
+    sides = {name: curve() for name in "ab"}
+    for name in sides if where == "both" else where:
+        getattr(sides[name], quantity)[3:] = value
+    found = noise_rule(
+        sides["a"], sides["b"], sides["b"], [curve(1e-12, s) for s in (1, 2, 3)], EPS
+    )
+    assert found.verdict == verdict and not found.matched
 
 
 def test_undecided_before_50_fails():
@@ -59,7 +87,8 @@ def test_undecided_before_50_fails():
     ]
     verdict = noise_rule(curve(), curve(), curve(), later, EPS)
     assert verdict.matched and verdict.decided_until == 60
-    assert "beyond step 60" in verdict.describe()
+    said = "same for steps 1 to 60 of 100; 61 to 100 undecided (rounding alone is above 0.001)"
+    assert verdict.headline() == said and said in verdict.describe()
 
 
 def test_nothing_decided_after_noise_is_large():
@@ -94,10 +123,8 @@ def test_short_noise_runs_decide_as_far_as_they_go():
     ]
     verdict = noise_rule(curve(), curve(), curve(), short, EPS)
     assert verdict.matched and verdict.decided_until == 70
-    assert (
-        "up to step 70 of 100" in verdict.describe()
-        and "the nudged runs end at step 70" in verdict.describe()
-    )
+    said = "same for steps 1 to 70 of 100; 71 to 100 undecided (the nudged runs end at step 70)"
+    assert verdict.headline() == said
 
 
 def test_nan_is_no_match():

@@ -307,6 +307,6 @@ def test_switching_frameworks_by_the_noise_rule(tmp_path):
     done = subprocess.run(
         [sys.executable, str(script), f"--out={tmp_path}"], capture_output=True, text=True
     )
-    assert done.returncode == 0 and done.stdout.count("MATCH: up to step 160 of 160") == 2, (
+    assert done.returncode == 0 and done.stdout.count("same for steps 1 to 160 of 160") == 2, (
         done.stdout + done.stderr
     )

@@ -20,8 +20,9 @@ from twinvit import lockstep, lockstep_run
 from twinvit import lockstep_record as record
 from twinvit.curves import without_nudge
 from twinvit.frameworks import FRAMEWORKS, Framework
-from twinvit.lockstep_twins import Pair
+from twinvit.lockstep_twins import Pair, judged_by_reference
 from twinvit.noise_rule import machine_epsilon
+from twinvit.port.verdict import UNDECIDED, worst_of
 
 
 def audit(
@@ -35,11 +36,11 @@ def audit(
 ) -> int:
     """Take the next steps from every checkpoint of a run by both twins, on the batches due then.
 
-    Exit status 0: all match; 1: one differs; 2: one cannot be judged, and none differs.
+    Exit status 0: all are the same; 1: one differs; 2: one is undecided, and none differs.
 
     Args:
         run: a run directory; --keep=all in training keeps every checkpoint.
-        steps: how many steps from each.
+        steps: how many steps from each; in bf16, and in tf32 on a GPU, at least 16.
         device: where to audit it, which need not be where it was trained.
         world_size: devices of the JAX twin.
         data_dir: where the data are now.
@@ -53,12 +54,20 @@ def audit(
     found = sorted(checkpoints.steps(folder))
     if not found:
         raise UserError(f"{run} has no checkpoint to audit: {folder} holds none")
+    if steps < lockstep.WINDOW and judged_by_reference(plan.recipe.precision, plan.machine.device):
+        steps = lockstep.WINDOW
+        print(f"note: {plan.recipe.precision} is judged by {steps} steps from each", flush=True)
     results: list[dict[str, Any]] = []
     pair: Pair | None = None
+    of_this_run = checkpoints.of_run(known.id, known.first_version)
     for step in found:
         path = folder / f"step_{step}"
         try:
-            state, extra = checkpoint.load(path)
+            opened = checkpoints.opened(path)
+            of_this_run(path, opened)
+            state, extra = checkpoint.load(checkpoint.Found(path, step, [], opened))
+            if state.step != step:
+                raise UserError(f"{path} is of step {state.step}")
         except UserError as error:
             results.append(_unread(step, error))
             continue
@@ -78,6 +87,7 @@ def audit(
         raise UserError(f"no checkpoint of {run} can be read: {results[-1]['line']}")
     how = {"run": known.id, "steps_each": steps, "versions": versions}
     how |= lockstep_run.about(plan)
+    how |= {"verdict": worst_of(entry["verdict"] for entry in results)}
     record.write_json(output or run / record.AUDIT, how | {"checkpoints": results})
     return record.joint_status(results)
 
@@ -94,6 +104,7 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
             lines.append(record.line_of(step, scalars))
     finally:
         stream.close()
+    lines += [record.altered_line(*found) for found in pair.altered()]
     verdicts = record.judge(lines, machine_epsilon(plan.recipe.precision))
     about = {"step": state.step, "weights": record.digest(state.params)}
     return about | record.summary(lines, *verdicts)
@@ -131,6 +142,6 @@ def _other_machine(written_by: Mapping[str, Any], pair: Pair) -> list[str]:
 
 
 def _unread(step: int, error: UserError) -> dict[str, Any]:
-    line = f"lockstep: cannot be judged ({error})"
+    line = f"lockstep: {UNDECIDED} ({error})"
     print(f"step_{step}: {line}", flush=True)
-    return {"step": step, "line": line, "exit_status": 2}
+    return {"step": step, "line": line, "verdict": UNDECIDED, "exit_status": 2}

@@ -56,7 +56,7 @@ COMMANDS = {
 }
 
 # Commands that judge leave with 0 same, 1 different, 2 undecided, and where no verdict was reached:
-JUDGES, NO_VERDICT = ("compare", "convert", "export"), 3
+JUDGES, NO_VERDICT = ("parity", "curves", "audit", "compare", "convert", "export"), 3
 
 OF_PORT = ("explain", "map", "blind_spots", "causes")
 

@@ -14,6 +14,7 @@ from shared_vit.run.record import Record, differences, read_record
 from shared_vit.spec.config import name_of
 from twinvit import noise_rule, plots
 from twinvit.noise_rule import QUANTITIES, Curve, Verdict, gap, machine_epsilon, read_curve
+from twinvit.run_ends import judge_ends
 
 
 def curves(
@@ -24,7 +25,8 @@ def curves(
 ) -> int:
     """Plot the curves of runs on disk, one or several over one another, with the gaps between them.
 
-    With nudged runs, two curves are judged by the noise rule (exit status 1: no match).
+    With nudged runs, two curves are judged by the noise rule. Exit status 0: same; 1: different; 2:
+    undecided.
 
     Args:
         runs: run directories.
@@ -43,7 +45,7 @@ def curves(
     if noise:
         verdict = judge(runs[0], runs[1], list(noise))
         report(output, dict(zip(labels, runs)), verdict)
-        return 0 if verdict.matched else 1
+        return verdict.exit_status
     found = {label: read_curve(run) for label, run in zip(labels, runs)}
     trained_by = {label: frameworks_of(run) for label, run in zip(labels, runs)}
     for label, curve in found.items():
@@ -64,25 +66,56 @@ def curves(
 
 
 def judge(a: Path, b: Path, nudged: list[Path]) -> Verdict:
-    """The noise rule on runs on disk; the nudged ones are of `b`'s twin. Raises UserError for runs
-    of different settings."""
+    """The noise rule on runs on disk, their last weights and their evaluations; the nudged ones are
+    of `b`'s twin. Raises UserError for runs of different settings, and for other nudged runs."""
     own = without_nudge(read_record(b))
     for run in (a, *nudged):
         if different := differences(own, without_nudge(read_record(run))):
             raise UserError(
                 f"{b} and {run} were not made with the same settings: {some(different)}"
             )
+    _check_nudged(b, nudged)
     base, eps = read_curve(b), machine_epsilon(own.recipe.precision)
-    return noise_rule.noise_rule(read_curve(a), base, base, [read_curve(n) for n in nudged], eps)
+    noise = [read_curve(n) for n in nudged]
+    verdict = noise_rule.noise_rule(read_curve(a), base, base, noise, eps)
+    judge_ends(verdict, a, b, nudged, eps)
+    return verdict
+
+
+def _check_nudged(base: Path, nudged: list[Path]) -> None:
+    """Raise UserError unless these are runs of the base's twin, each with a nudge of its own."""
+    seeds: dict[int, Path] = {}
+    if read_record(base).recipe.nudge is not None:
+        raise UserError(
+            f"{base} was nudged itself: the noise is measured against a run that is not"
+        )
+    twin = {name for _, name in frameworks_of(base)}
+    for run in nudged:
+        seed = read_record(run).recipe.nudge
+        if seed is None:
+            raise UserError(f"{run} was not nudged: the noise is that of runs with --nudge=1, 2, 3")
+        if seed in seeds:
+            raise UserError(
+                f"{run} and {seeds[seed]} were both made with --nudge={seed}: each needs its own"
+            )
+        seeds[seed] = run
+        of_run = {name for _, name in frameworks_of(run)}
+        if twin and of_run and of_run != twin:
+            raise UserError(
+                f"{run} is of the {' and '.join(sorted(of_run))} twin, and {base} of the "
+                f"{' and '.join(sorted(twin))} twin: the noise must be that of the second run's "
+                "own twin; name the runs in the other order, or make other nudged runs"
+            )
 
 
 def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
     """Print a verdict on two labelled runs, and write its figure."""
     recipe = read_record(list(runs.values())[1]).recipe
     print(f"\n{verdict.describe()}")
-    title = f"{name_of(recipe.model)}, {recipe.data}, {recipe.precision}: " + (
-        "curves match" if verdict.matched else "curves do not match"
-    )
+    said = verdict.verdict
+    if verdict.matched:
+        said = f"same up to step {verdict.decided_until:,} of {verdict.total:,}"
+    title = f"{name_of(recipe.model)}, {recipe.data}, {recipe.precision}: curves {said}"
     plots.plot_curves(
         figure, {label: read_curve(run) for label, run in runs.items()}, verdict, title
     )

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError, some
-from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
+from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS, STATUS
+from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED
 
 Arrays = Mapping[str, np.ndarray]
 Step = Callable[[Any, Any], Arrays]  # (state, batch) -> {name: array}
@@ -33,8 +34,13 @@ NOISE_EVERY = 10  # noise is measured at one compared step of so many
 # the other's: that of all arrays together, and that of a single one.
 WHOLE_RATIO, ARRAY_RATIO = 1.25, 2.0
 WINDOW, ALONE = 16, 2.0  # steps whose mean obeys these limits; one step's are twice as wide
+# The logarithm of the ratio at one step deviates by so much; means of fewer steps than WINDOW are
+# held to as many deviations as the mean of WINDOW is.
+WHOLE_DEVIATION, ARRAY_DEVIATION, DEVIATIONS = 0.19, 0.36, 4.7
 DECIDABLE_DISTANCE = 0.3
+SCALAR_FACTOR = 2.0  # times the noise of a scalar by nudges of the products' precision
 _HUGE = 1e308  # stands for infinity, which JSON lacks
+_FAR = 1e100  # distances beyond are alike, and their ratios are numbers
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Measured:
     gaps: {quantity: distance of b from a}, relative L2; a scalar named "loss" over max(1, |loss|).
     noise: the same of a from itself nudged, the largest of all nudges; None where not measured.
     distances: {quantity: (of a, of b)} from a step in float64; None without one. zero: arrays that
-    are zero on both sides, in which nothing was compared.
+    are zero on both sides, in which nothing was compared. apart: quantities with a number that is
+    finite on one side alone. vague: those with one that is finite on neither.
     """
 
     step: int
@@ -52,6 +59,8 @@ class Measured:
     noise: dict[str, float] | None = None
     distances: dict[str, tuple[float, float]] | None = None
     zero: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    vague: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,38 +82,61 @@ class Verdict:
 
     steps: numbers of the compared steps. decided: one flag a step. differences: those of the first
     step that differs, the worst first. nothing: reasons why there was nothing to compare. open:
-    {quantity: steps at which noise left it undecided}.
+    {quantity: steps at which it is undecided}. among: of which steps these are, in words, where
+    they are not all.
     """
 
     steps: list[int]
     decided: list[bool]
     differences: list[Difference] = field(default_factory=list)
     nothing: list[str] = field(default_factory=list)
-    open: dict[str, int] = field(default_factory=dict)
+    open: dict[str, list[int]] = field(default_factory=dict)
+    among: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """ "same" where every step was decided, "different" where one differs, else "undecided"."""
+        if self.differences:
+            return DIFFERENT
+        return SAME if self.steps and all(self.decided) and not self.nothing else UNDECIDED
 
     @property
     def matched(self) -> bool:
-        return self.exit_status == 0
+        return self.verdict == SAME
 
     @property
     def exit_status(self) -> int:
-        """0: match; 1: differ; 2: cannot be judged."""
-        if self.differences:
-            return 1
-        return 0 if any(self.decided) and not self.nothing else 2
+        """0: same; 1: different; 2: undecided."""
+        return STATUS[self.verdict]
 
     def line(self) -> str:
         """The verdict in one line."""
-        counted = f"lockstep: decided {sum(self.decided)} of {len(self.steps)} steps"
+        among = f" ({self.among})" if self.among else ""
+        counted = f"lockstep: decided {sum(self.decided)} of {len(self.steps)} steps{among}"
         if self.differences:
             first = self.differences[0]
-            return f"{counted}, differ (first at step {first.step}, {first.name})"
-        if self.exit_status == 2:
-            return f"{counted}, cannot be judged ({self._why()})"
-        return f"{counted}, match"
+            return f"{counted}, {DIFFERENT} (first at step {first.step}, {first.name})"
+        if self.verdict == UNDECIDED:
+            return f"{counted}, {UNDECIDED} ({some([*self.nothing, *self.undecided()])})"
+        return f"{counted}, {SAME}"
 
-    def _why(self) -> str:
-        return some(self.nothing) if self.nothing else "rounding alone moves every step too far"
+    def undecided(self) -> list[str]:
+        """A line for each quantity that is undecided somewhere, and where."""
+        return [f"{name} at {self.spans(steps)}" for name, steps in self.open.items()]
+
+    def spans(self, steps: Sequence[int]) -> str:
+        """Some of the compared steps in words: "steps 1, 4 to 9"."""
+        places = sorted(self.steps.index(s) for s in steps)
+        runs: list[list[int]] = []
+        for i in places:
+            if runs and i == runs[-1][1] + 1:
+                runs[-1][1] = i
+            else:
+                runs.append([i, i])
+        text = [
+            f"{self.steps[a]}" if a == b else f"{self.steps[a]} to {self.steps[b]}" for a, b in runs
+        ]
+        return f"step{'s' if len(places) > 1 else ''} {some(text)}"
 
     def joined(self, other: Verdict) -> Verdict:
         """The verdict of two comparisons at the same steps, both of which must hold."""
@@ -115,6 +147,7 @@ class Verdict:
             found[0].differences if found else [],
             [*self.nothing, *other.nothing],
             self.open | other.open,
+            self.among,
         )
 
 
@@ -152,13 +185,16 @@ def run(
     if sum(y is not None for y in (noise, reference, limit)) != 1:
         raise UserError("lockstep.run needs one yardstick: noise, reference or limit")
     measured: list[Measured] = []
-    eps = 0.0
+    eps, last = 0.0, None
     for number, (state, batch) in enumerate(zip(states, batches), 1):
         a, b = step_a(state, batch), step_b(state, batch)
         eps = max(eps, epsilon(a))
-        nudged = noise(state, batch) if noise and (number - 1) % noise_every == 0 else None
         exact = reference(state, batch) if reference else None
-        measured.append(measure(number, a, b, nudged, exact, relative_to or {}))
+        found = measure(number, a, b, None, exact, relative_to)
+        if noise and ((number - 1) % noise_every == 0 or exceeds(found, last, eps)):
+            found = replace(found, noise=noise_of(a, noise(state, batch), relative_to))
+            last = latest(last, found.noise)
+        measured.append(found)
     if noise is not None:
         return judge_by_noise(measured, eps)
     if reference is not None:
@@ -166,8 +202,8 @@ def run(
     return judge_by_limit(measured, limit or 0.0)
 
 
-def nudge(arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
-    """Each weight times 1 + eps (2 r - 1), r uniform in [0, 1), eps that of its dtype.
+def nudge(arrays: Arrays, seed: int, eps: float | None = None) -> dict[str, np.ndarray]:
+    """Each weight times 1 + eps (2 r - 1), r uniform in [0, 1), eps that of its dtype or as given.
 
     Raises UserError for other dtypes than float32 and float64.
     """
@@ -180,7 +216,8 @@ def nudge(arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
                 "`move` to nudges(step, move)"
             )
         r = rng.random(array.shape, array.dtype)
-        moved[name] = array * (1 + np.finfo(array.dtype).eps * (2 * r - 1)).astype(array.dtype)
+        by = np.finfo(array.dtype).eps if eps is None else eps
+        moved[name] = array * (1 + by * (2 * r - 1)).astype(array.dtype)
     return moved
 
 
@@ -220,17 +257,61 @@ def measure(
     relative_to: Mapping[str, str] | None = None,
 ) -> Measured:
     """Compare the two results of one step; raises UserError for other names or shapes."""
-    relative_to = relative_to or {}
-    noise = None
-    for other in nudged or ():
-        found = gaps(other, a, relative_to)
-        noise = found if noise is None else {n: max(noise[n], found[n]) for n in noise}
+    noise = None if nudged is None else noise_of(a, nudged, relative_to)
     distances = None
     if reference is not None:
         of_a, of_b = gaps(a, reference, relative_to), gaps(b, reference, relative_to)
         distances = {n: (of_a[n], of_b[n]) for n in of_a}
     zero = tuple(n for n in a if np.ndim(a[n]) and not np.any(a[n]) and not np.any(b[n]))
-    return Measured(step, gaps(b, a, relative_to), noise, distances, zero)
+    found = gaps(b, a, relative_to)
+    return Measured(step, found, noise, distances, zero, *_not_finite(a, b))
+
+
+def noise_of(
+    a: Arrays, nudged: Iterable[Arrays], relative_to: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """`{quantity: the largest distance of the nudged results from a}`."""
+    noise: dict[str, float] = {}
+    for other in nudged:
+        noise = {n: max(noise.get(n, 0.0), g) for n, g in gaps(other, a, relative_to).items()}
+    return noise
+
+
+def exceeds(measured: Measured, noise: Mapping[str, float] | None, eps: float) -> bool:
+    """Whether a gap is above what the noise of an earlier step explains; then the step's own is
+    measured."""
+    if noise is None:
+        return True
+    return any(g > FACTOR * noise[n] + FLOOR_EPS * eps for n, g in measured.gaps.items())
+
+
+def latest(
+    before: Mapping[str, float] | None, noise: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The last noise of each quantity that decides: what `exceeds` takes."""
+    known = before or {}
+    return {n: x if x <= DECIDABLE else known.get(n, 0.0) for n, x in (noise or {}).items()}
+
+
+def _not_finite(a: Arrays, b: Arrays) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The quantities with a number that is finite on one side alone, and on neither."""
+    apart, vague, arrays = [], [], False
+    for name in a:
+        with np.errstate(all="ignore"):
+            sums = np.sum(np.abs(a[name])) + np.sum(np.abs(b[name]))
+        if np.isfinite(sums):
+            continue
+        x, y = np.isfinite(a[name]), np.isfinite(b[name])
+        if np.any(x != y):
+            apart.append(name)
+        elif not np.all(x):
+            vague.append(name)
+        else:
+            continue
+        arrays |= bool(np.ndim(a[name]))
+    if arrays:
+        (apart if any(np.ndim(a[n]) for n in apart) else vague).append(WHOLE)
+    return tuple(apart), tuple(vague)
 
 
 def gaps(b: Arrays, a: Arrays, relative_to: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -279,22 +360,36 @@ def judge_by_noise(measured: Sequence[Measured], eps: float) -> Verdict:
     names = list(measured[0].gaps)
     found = np.array([[m.gaps[n] for n in names] for m in measured])
     noise = nearest_noise(measured, names)
-    bound = FACTOR * noise + FLOOR_EPS * eps
+    bound = FACTOR * np.minimum(noise, 1.0) + FLOOR_EPS * eps  # more is not judged
     return _verdict(measured, names, found, bound, noise <= DECIDABLE)
 
 
 def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndarray:
-    """float64 [steps, names]: the noise that judges each step. Raises UserError without any."""
-    at = np.array([i for i, m in enumerate(measured) if m.noise is not None])
-    if not len(at):
+    """float64 [steps, names]: the noise that judges each step. Raises UserError without any.
+
+    It is the largest of the step's own, the last before it and the first after it. Of those a noise
+    that decides nothing counts for its own step alone: elsewhere a gap that is above the others'
+    had its own measured.
+    """
+    if not any(m.noise is not None for m in measured):
         raise UserError("lockstep: the noise was measured at no step")
-    rows = np.array([[measured[i].noise[n] for n in names] for i in at])
-    result = np.empty((len(measured), len(names)))
-    for i in range(len(measured)):
-        before, after = np.searchsorted(at, i, "left") - 1, np.searchsorted(at, i, "right")
-        near = rows[max(before, 0) : after + 1]
-        result[i] = near.max(axis=0)
-    return result
+    unknown = dict.fromkeys(names, np.nan)
+    own = np.array([[(m.noise or unknown)[n] for n in names] for m in measured])
+    fit = np.where(own <= DECIDABLE, own, np.nan)
+    none = np.full((1, len(names)), np.nan)
+    before = _filled(np.concatenate([none, fit[:-1]]))
+    after = _filled(np.concatenate([none, fit[:0:-1]]))[::-1]
+    near = np.fmax(np.fmax(before, after), own)
+    largest = np.nanmax(own, axis=0)  # where none is fit
+    return np.where(np.isnan(near), largest, near)
+
+
+def _filled(rows: np.ndarray) -> np.ndarray:
+    """[steps, names]: the last number up to each step that is none NaN."""
+    places = np.where(np.isnan(rows), -1, np.arange(len(rows))[:, None])
+    last = np.maximum.accumulate(places, axis=0)
+    found = np.take_along_axis(rows, np.maximum(last, 0), axis=0)
+    return np.where(last < 0, np.nan, found)
 
 
 def judge_by_reference(
@@ -309,8 +404,11 @@ def judge_by_reference(
     single example can make one side's distance several times its usual one: it is held against the
     largest of the other side at the step and the 8 on each side, with twice the limits (observed on
     1,347 steps: 1.8 for all arrays, 2.0 for one).
-    Scalars are judged by the distances of all arrays together: a norm cannot be further off than
-    its vector, and a mean loss is nearer than its gradient. An array without a true value
+    Means of fewer than 16 steps have wider limits, as they deviate by more.
+    A scalar's distance on one side is held against ten times the largest of the other side at these
+    steps, or twice its noise where that was measured (by nudges of the products' precision, which
+    move it further than rounding does), whichever is larger. Fewer than 16 steps without noise
+    judge it by the distances of all arrays together as well. An array without a true value
     (`relative_to`) is rounding on both sides: it may be as large as twice the distance of the array
     it is measured against.
     """
@@ -318,27 +416,41 @@ def judge_by_reference(
         return Verdict([], [], nothing=["there was no step"])
     names = list(measured[0].gaps)
     values = np.array([[m.distances[n] for n in names] for m in measured])  # type: ignore[index]
+    values = np.minimum(values, _FAR)
     floor = FLOOR_EPS * eps
     ratio = ((values + floor) / (_nearest_largest(values)[..., ::-1] + floor)).max(axis=2)
     limit = np.array([WHOLE_RATIO if n == WHOLE else ARRAY_RATIO for n in names])
     bound = np.broadcast_to(ALONE * limit, ratio.shape).copy()
-    mean = _mean_ratio(values + floor)
-    over = mean > limit  # judged together with 15 steps before: shown in place of its own ratio
-    ratio, bound = np.where(over, mean, ratio), np.where(over, limit, bound)
+    deviation = np.where(np.array(names) == WHOLE, WHOLE_DEVIATION, ARRAY_DEVIATION)
+    mean, limits = _mean_ratio(values + floor), _mean_limits(len(values), limit, deviation)
+    over = mean > limits  # judged together with 15 steps before: shown in place of its own ratio
+    ratio, bound = np.where(over, mean, ratio), np.where(over, limits, bound)
     largest = values.max(axis=2)
     decided = values.min(axis=2) <= DECIDABLE_DISTANCE
-    whole = names.index(WHOLE)
+    whole, noise = names.index(WHOLE), next((m.noise for m in measured if m.noise), None)
     for i, name in enumerate(names):
         other = (relative_to or {}).get(name)
         if i < whole:  # scalars come first
-            ratio[:, i] = [m.gaps[name] for m in measured]
-            bound[:, i] = values[:, whole].sum(axis=1) + floor
+            ratio[:, i], bound[:, i] = _judged_scalar(measured, name, values[:, i], floor)
+            if noise is None and len(values) < WINDOW:
+                bound[:, i] = np.maximum(bound[:, i], values[:, whole].sum(axis=1) + floor)
             decided[:, i] = decided[:, whole]
         elif other is not None:
             ratio[:, i] = largest[:, i]
             bound[:, i] = ARRAY_RATIO * largest[:, names.index(other)] + floor
             decided[:, i] = decided[:, names.index(other)]
     return _verdict(measured, names, ratio, bound, decided)
+
+
+def _judged_scalar(
+    measured: Sequence[Measured], name: str, distances: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """([steps], [steps]): the distance of the side that is further off, and its bound."""
+    bound = FACTOR * _nearest_largest(distances)[:, ::-1]
+    if any(m.noise is not None for m in measured):
+        bound = np.maximum(bound, SCALAR_FACTOR * nearest_noise(measured, [name]))
+    rows, side = np.arange(len(distances)), (distances - bound).argmax(axis=1)
+    return distances[rows, side], bound[rows, side] + floor
 
 
 def _nearest_largest(values: np.ndarray) -> np.ndarray:
@@ -350,27 +462,30 @@ def _nearest_largest(values: np.ndarray) -> np.ndarray:
 
 def _mean_ratio(distances: np.ndarray) -> np.ndarray:
     """[steps, names] of [steps, names, 2]: the geometric mean, at least 1, of the sides' ratio over
-    the last 16 steps; 1 where there are fewer."""
+    the last 16 steps, or over all where there are fewer."""
     log = np.log(distances[..., 0] / distances[..., 1])
     sums = np.cumsum(np.concatenate([np.zeros_like(log[:1]), log]), axis=0)
-    result = np.ones_like(log)
-    if len(log) >= WINDOW:
-        result[WINDOW - 1 :] = np.exp(np.abs(sums[WINDOW:] - sums[:-WINDOW]) / WINDOW)
-    return result
+    first = np.maximum(np.arange(1, len(log) + 1) - WINDOW, 0)
+    count = np.arange(1, len(log) + 1) - first
+    return np.exp(np.abs(sums[1:] - sums[first]) / count[:, None])
+
+
+def _mean_limits(count: int, limit: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """[steps, names]: the limits of the mean ratio up to each of `count` steps. They widen for the
+    mean of fewer than 16 steps, as its deviation does, and not beyond those of one step alone."""
+    steps = np.minimum(np.arange(1, count + 1), WINDOW)[:, None]
+    wide = np.exp(np.maximum(np.log(limit), DEVIATIONS * deviation / np.sqrt(steps)))
+    return np.where(steps < WINDOW, np.minimum(wide, ALONE * limit), limit)
 
 
 def judge_by_limit(measured: Sequence[Measured], limit: float) -> Verdict:
-    """Every gap at most `limit`; every step is decided."""
+    """Every gap at most `limit`; undecided where a number is finite on neither side."""
     if not measured:
         return Verdict([], [], nothing=["there was no step"])
-    differences: list[Difference] = []
-    for m in measured:
-        differences = [Difference(m.step, n, g, limit) for n, g in m.gaps.items() if not g <= limit]
-        if differences:
-            break
-    differences.sort(key=lambda d: (d.name == WHOLE, -d.gap))
-    steps, nothing = [m.step for m in measured], _nothing_to_compare(measured)
-    return Verdict(steps, [True] * len(measured), differences, nothing)
+    names = list(dict.fromkeys(n for m in measured for n in m.gaps))
+    values = np.array([[m.gaps.get(n, 0.0) for n in names] for m in measured])
+    bound = np.full(values.shape, limit)
+    return _verdict(measured, names, values, bound, np.ones(values.shape, bool))
 
 
 def _verdict(
@@ -380,7 +495,14 @@ def _verdict(
     bound: np.ndarray,
     judged: np.ndarray,
 ) -> Verdict:
-    """The verdict of values and bounds [steps, names], of which those `judged` count."""
+    """The verdict of values and bounds [steps, names], of which those `judged` count.
+
+    What is finite on one side alone differs, whatever the bound; on neither, nothing is judged.
+    """
+    apart = np.array([[n in m.apart for n in names] for m in measured], bool)
+    vague = np.array([[n in m.vague for n in names] for m in measured], bool)
+    values, bound = np.where(apart, _HUGE, values), np.where(apart, 0.0, bound)
+    judged = apart | (judged & ~vague)
     outside = judged & ~(values <= bound)
     differences: list[Difference] = []
     if outside.any():
@@ -390,18 +512,18 @@ def _verdict(
             for j in np.flatnonzero(outside[i])
         ]
         differences.sort(key=lambda d: (_is_sum(names, d.name), -d.gap / max(d.bound, 1e-300)))
-    return Verdict(
-        [m.step for m in measured],
-        [bool(row.all()) for row in judged],
-        differences,
-        _nothing_to_compare(measured),
-        {n: int((~judged[:, j]).sum()) for j, n in enumerate(names) if not judged[:, j].all()},
-    )
+    open_ = {
+        n: [measured[int(i)].step for i in np.flatnonzero(~judged[:, j])]
+        for j, n in enumerate(names)
+        if not judged[:, j].all()
+    }
+    steps, decided = [m.step for m in measured], [bool(row.all()) for row in judged]
+    return Verdict(steps, decided, differences, _nothing_to_compare(measured), open_)
 
 
 def _is_sum(names: Sequence[str], name: str) -> bool:
     """Whether a quantity sums others up: the scalars and `whole`; an array says where."""
-    return list(names).index(name) <= list(names).index(WHOLE)
+    return WHOLE in names and list(names).index(name) <= list(names).index(WHOLE)
 
 
 def _nothing_to_compare(measured: Sequence[Measured]) -> list[str]:

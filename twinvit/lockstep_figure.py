@@ -42,7 +42,7 @@ def series(lines: Sequence[Line]) -> tuple[dict[str, np.ndarray], dict[str, np.n
 
 def bound(noise: np.ndarray, about: Mapping[str, Any]) -> np.ndarray:
     """The largest gap that the noise rule passes."""
-    return FACTOR * noise + FLOOR_EPS * machine_epsilon(about["precision"])
+    return FACTOR * np.minimum(noise, 1.0) + FLOOR_EPS * machine_epsilon(about["precision"])
 
 
 def phases(about: Mapping[str, Any]) -> list[tuple[int, int, str]]:
@@ -65,7 +65,7 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
     for axes, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, panels.items()):
         axes.plot(steps, _positive(beside[name]), color="#4c9be8", lw=1.2, label=label)
         if about["rule"] == "noise":
-            limit = bound(beside[name], about)
+            limit = _positive(bound(beside[name], about))
             axes.plot(steps, limit, color="#d95f02", lw=1, ls=":", label="limit")
         axes.plot(steps, _positive(gaps[name]), color="#111111", lw=0.8, label="gap of the twins")
         axes.set(yscale="log", ylabel=f"{title}: gap")
@@ -88,4 +88,5 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
-    return np.where(values > 0, values, np.nan)  # the axis is logarithmic
+    # The axis is logarithmic; what is not finite has no place on it.
+    return np.where((values > 0) & (values < 1e30), values, np.nan)

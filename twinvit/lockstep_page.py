@@ -10,12 +10,13 @@ from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from twinvit import lockstep_figure, lockstep_record
 from twinvit.lockstep import ALONE, ARRAY_RATIO, DECIDABLE_DISTANCE, WHOLE, WHOLE_RATIO, WINDOW
+from twinvit.lockstep_own import OWN_LIMIT
 from twinvit.lockstep_twins import OPTIMIZER_LIMIT
 from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
 from twinvit.report import html
 from twinvit.report.svg import Band, Chart, Series, thinned
 
-BADGES = {0: ("MATCH", "good"), 1: ("DIFFER", "bad"), 2: ("CANNOT BE JUDGED", "warn")}
+BADGES = {0: ("SAME", "good"), 1: ("DIFFERENT", "bad"), 2: ("UNDECIDED", "warn")}
 _TITLES = lockstep_figure.PANELS | {"array": "array that differs most"}
 _ROWS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient", "array": "one array"}
 
@@ -27,9 +28,12 @@ def lockstep_page(run_dir: Path) -> Path:
         raise UserError(
             f"the lockstep in {run_dir} has not ended: {lockstep_record.goes_on(run_dir, found)}"
         )
-    lines = lockstep_record.read_lines(run_dir)
-    if not lines:
+    lines = lockstep_record.read_lines(run_dir, lockstep_record.is_checked(found))
+    steps = [line for line in lines if not line.altered]
+    if not steps:
         raise UserError(f"{run_dir / lockstep_record.LINES} holds no step")
+    found = lockstep_record.concluded(found, lines)
+    lines = steps
     body = [
         _header(found["line"], found["exit_status"], _what(found)),
         _differences(found),
@@ -86,14 +90,16 @@ def _what(found: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(found: Mapping[str, Any]) -> str:
-    open_ = [f"{n}: undecided at {c} steps" for n, c in found["undecided"].items()]
-    lines = [*found["differences"], *open_]
+    open_ = [f"{n}: undecided at {where}" for n, where in found["undecided_at"].items()]
+    lines = [*found["differences"], *open_, *found["nothing"]]
     return html.section("Outside the bound, or undecided", html.bullets(lines)) if lines else ""
 
 
 def _largest(found: Mapping[str, Any]) -> str:
     rows = []
-    for name, title in (_ROWS | {"optimizer": "optimizer's map, one array, float64"}).items():
+    maps = {"optimizer": "optimizer's map, one array, float64"}
+    maps |= {"own": "own update, last places"} if "own" in found["largest"] else {}
+    for name, title in (_ROWS | maps).items():
         entry = found["largest"][name]
         rows.append([title, _gap(entry["gap"]), entry["step"], entry.get("name", "")])
     columns = ["quantity", "largest gap", "at step", "array"]
@@ -113,10 +119,11 @@ def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> 
         if found["rule"] == "noise":
             limit = lockstep_figure.bound(beside[name], found)
             series.append(Series("limit", steps, [float(limit[i]) for i in keep], "warn"))
-        drawn = [i for i in keep if gaps[name][i] > 0]  # zero has no place on a logarithmic axis
+        # Zero and what is not finite have no place on a logarithmic axis.
+        drawn = [i for i in keep if 0 < gaps[name][i] < 1e30]
         x, y = [lines[i].step for i in drawn], [float(gaps[name][i]) for i in drawn]
         series.append(Series("gap of the twins", x, y, "mine"))
-        band = Band(label, steps, [float(beside[name][i]) for i in keep])
+        band = Band(label, steps, [min(float(beside[name][i]), 1e30) for i in keep])
         chart = Chart(series, "gap", "step", [band], groups=groups, description=title)
         figures.append(html.figure(chart, f"{title.capitalize()}: relative gap by step."))
     return html.section("Gap by step", *figures)
@@ -127,7 +134,8 @@ def _rules(rule: str) -> str:
         judged = (
             f"Loss, grad norm, whole gradient and each array agree where gap <= {FACTOR} noise + "
             f"{FLOOR_EPS} eps. The noise is the leader's own step from weights nudged by one eps: "
-            "the largest of three nudges at the nearest measured steps. Where it exceeds "
+            "the largest of three nudges at the nearest measured steps, and at the step itself "
+            "where a gap is above what earlier noise explains. Where it exceeds "
             f"{DECIDABLE:g} nothing is decided."
         )
     else:
@@ -137,8 +145,8 @@ def _rules(rule: str) -> str:
             f"gradient and {ARRAY_RATIO:g} times for an array in the mean of {WINDOW} steps, and "
             f"at each step within {ALONE:g} times these limits of the other's largest at that "
             f"step and the {WINDOW // 2} on each side. Where both distances exceed "
-            f"{DECIDABLE_DISTANCE} nothing is decided. The float64 step is the PyTorch twin's; "
-            "that the twins agree in float64 is a claim of its own."
+            f"{DECIDABLE_DISTANCE} nothing is decided. The float64 step is the PyTorch twin's, "
+            "which is compared with the JAX twin's at the start."
         )
     return html.section(
         "How it is judged",
@@ -149,6 +157,9 @@ def _rules(rule: str) -> str:
                 judged,
                 f"The optimizer's map is compared by itself, on the same gradients in float64: "
                 f"{OPTIMIZER_LIMIT:g} for each parameter and moment.",
+                "The state that the run goes on with is compared with that map, number by number: "
+                f"{OWN_LIMIT:g} last places of the run's precision. So is the other twin's, where "
+                "noise is measured.",
                 "The key part of a qkv bias has no true gradient. It is measured against the other "
                 "rows of that bias.",
             ]

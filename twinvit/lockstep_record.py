@@ -10,9 +10,10 @@ from __future__ import annotations
 import decimal
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.run.state import StepScalars
-from shared_vit.sealed import parse_object
+from shared_vit.sealed import parse_object, unsealed, write_sealed
 from twinvit import lockstep
-from twinvit.lockstep import WHOLE, Measured, Verdict
+from twinvit.lockstep import WHOLE, Difference, Measured, Verdict
+from twinvit.lockstep_own import OWN_LIMIT, STILL
 from twinvit.lockstep_twins import KEYS, OPTIMIZER_LIMIT, Step
+from twinvit.noise_rule import machine_epsilon
 
 LINES, RESULT, FIGURE, PAGE = "lockstep.jsonl", "lockstep.json", "lockstep.png", "lockstep.html"
 AUDIT, AUDIT_PAGE = "audit.json", "audit.html"
@@ -36,11 +39,17 @@ _UP, _DOWN, _NEAREST = (
 )
 _SHOWN = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 _SUMS = ("loss", "grad_norm", WHOLE)
+_CHECK, _FORMAT = "check", 2  # documents of format 1 and their lines have no checksum
 
 
 @dataclass(frozen=True)
 class Line:
-    """One compared step, as it stands on disk. `optimizer` holds the largest gap of its map."""
+    """One compared step, as it stands on disk. `optimizer` and `own` hold the largest gap alone.
+
+    moved: the update of the parameters against their size; None in a record of an older version.
+    reference: where the twins were compared in float64. altered: what of the batch of a step, which
+    need not be a compared one, came to a twin otherwise; such a line has nothing else.
+    """
 
     step: int
     lr: float
@@ -48,6 +57,10 @@ class Line:
     grad_norm: float
     gradients: Measured
     optimizer: Measured
+    own: Measured = field(default_factory=lambda: Measured(0, {}))
+    moved: float | None = None
+    reference: Measured | None = None
+    altered: str = ""
 
     @property
     def arrays(self) -> dict[str, float]:
@@ -61,8 +74,6 @@ class Line:
 
 
 def line_of(step: Step, scalars: StepScalars) -> Line:
-    worst = max(step.optimizer.gaps, key=lambda n: (step.optimizer.gaps[n], n != WHOLE))
-    optimizer = Measured(step.optimizer.step, {worst: step.optimizer.gaps[worst]})
     metrics = step.metrics
     return Line(
         step.gradients.step,
@@ -70,40 +81,106 @@ def line_of(step: Step, scalars: StepScalars) -> Line:
         metrics.loss,
         metrics.grad_norm,
         step.gradients,
-        optimizer,
+        _largest_of(step.optimizer),
+        _largest_of(step.own),
+        step.moved,
+        step.reference,
     )
 
 
+def altered_line(step: int, name: str) -> Line:
+    """What of a step's batch came to a twin otherwise than it was handed over."""
+    nothing = Measured(step, {})
+    return Line(step, math.nan, math.nan, math.nan, nothing, nothing, nothing, altered=name)
+
+
+def _largest_of(measured: Measured) -> Measured:
+    """The same with the largest gap alone, and what is not finite."""
+    kept = {*measured.apart, *measured.vague}
+    if measured.gaps:
+        gaps = measured.gaps
+        kept.add(max(gaps, key=lambda n: (gaps[n], n != WHOLE)))
+    gaps = {n: g for n, g in measured.gaps.items() if n in kept}
+    return replace(measured, gaps=gaps, zero=())
+
+
 def to_json(line: Line) -> dict[str, Any]:
+    if line.altered:
+        return {"step": line.step, "altered": line.altered}
     found: dict[str, Any] = {
         "step": line.step,
         "lr": line.lr,
-        "loss": line.loss,
-        "grad_norm": line.grad_norm,
-        "gaps": _rounded(line.gradients.gaps, _UP),
+        "loss": _number(line.loss),
+        "grad_norm": _number(line.grad_norm),
+        **_measured_to_json(line.gradients),
+        "optimizer": _rounded(line.optimizer.gaps, _UP),
+        "own": _rounded(line.own.gaps, _UP),
+        "moved": None if line.moved is None else _digits(line.moved, _DOWN),
     }
-    if line.gradients.noise is not None:
-        found["noise"] = _rounded(line.gradients.noise, _DOWN)
-    if line.gradients.distances is not None:
-        found["distances"] = {
-            n: [_digits(x, _NEAREST) for x in pair] for n, pair in line.gradients.distances.items()
-        }
-    if line.gradients.zero:
-        found["zero"] = list(line.gradients.zero)
-    return found | {"optimizer": _rounded(line.optimizer.gaps, _UP)}
+    for what in ("apart", "vague"):
+        names = [*getattr(line.optimizer, what), *getattr(line.own, what)]
+        found |= {f"optimizer_{what}": names} if names else {}
+    if line.reference is not None:
+        found["reference"] = _measured_to_json(line.reference)
+    return found
 
 
 def from_json(found: Mapping[str, Any]) -> Line:
-    step, distances = int(found["step"]), found.get("distances")
-    measured = Measured(
+    step = int(found["step"])
+    if "altered" in found:
+        return altered_line(step, str(found["altered"]))
+    apart, vague = (found.get(f"optimizer_{what}", ()) for what in ("apart", "vague"))
+    optimizer, own = (
+        Measured(
+            step,
+            gaps,
+            apart=tuple(n for n in apart if n in gaps),
+            vague=tuple(n for n in vague if n in gaps),
+        )
+        for gaps in (dict(found.get(n, {})) for n in ("optimizer", "own"))
+    )
+    loss, grad_norm = (math.nan if found[n] is None else found[n] for n in ("loss", "grad_norm"))
+    reference = found.get("reference")
+    return Line(
+        step,
+        found["lr"],
+        loss,
+        grad_norm,
+        _measured_from_json(step, found),
+        optimizer,
+        own,
+        found.get("moved"),
+        None if reference is None else _measured_from_json(step, reference),
+    )
+
+
+def _measured_to_json(measured: Measured) -> dict[str, Any]:
+    found: dict[str, Any] = {"gaps": _rounded(measured.gaps, _UP)}
+    if measured.noise is not None:
+        found["noise"] = _rounded(measured.noise, _DOWN)
+    if measured.distances is not None:
+        found["distances"] = {
+            n: [_digits(x, _NEAREST) for x in pair] for n, pair in measured.distances.items()
+        }
+    for what in ("zero", "apart", "vague"):
+        if names := getattr(measured, what):
+            found[what] = list(names)
+    return found
+
+
+def _measured_from_json(step: int, found: Mapping[str, Any]) -> Measured:
+    distances = found.get("distances")
+    return Measured(
         step,
         dict(found["gaps"]),
         found.get("noise"),
         None if distances is None else {n: (a, b) for n, (a, b) in distances.items()},
-        tuple(found.get("zero", ())),
+        *(tuple(found.get(n, ())) for n in ("zero", "apart", "vague")),
     )
-    optimizer = Measured(step, dict(found["optimizer"]))
-    return Line(step, found["lr"], found["loss"], found["grad_norm"], measured, optimizer)
+
+
+def _number(x: float) -> float | None:
+    return x if math.isfinite(x) else None  # JSON has no NaN
 
 
 def _rounded(values: Mapping[str, float], to: decimal.Context) -> dict[str, float]:
@@ -114,8 +191,30 @@ def _digits(x: float, to: decimal.Context) -> float:
     return float(to.create_decimal(x))
 
 
-def read_lines(run_dir: Path) -> list[Line]:
-    """The compared steps of a run. Raises UserError for a line that is none."""
+class Writer:
+    """Appends lines to a run's lockstep.jsonl; each has the checksum of all up to it."""
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / LINES
+        rows = self._path.read_bytes().splitlines() if self._path.exists() else []
+        self._sum = json.loads(rows[-1]).get(_CHECK, "") if rows else ""
+
+    def write(self, line: Line) -> None:
+        found = to_json(line)
+        self._sum = _check(self._sum, found)
+        with open(self._path, "a") as file:
+            file.write(json.dumps(found | {_CHECK: self._sum}) + "\n")
+
+
+def _check(before: str, found: Mapping[str, Any]) -> str:
+    """The checksum of a line and of all lines before it."""
+    text = json.dumps({n: v for n, v in found.items() if n != _CHECK})
+    return hashlib.sha256(f"{before}{text}".encode()).hexdigest()[:32]
+
+
+def read_lines(run_dir: Path, checked: bool = True) -> list[Line]:
+    """The compared steps of a run, and what came otherwise. Raises UserError for a line that is
+    none or, unless they are of an older version and not `checked`, that was altered."""
     path = run_dir / LINES
     try:
         text = path.read_bytes()
@@ -123,12 +222,20 @@ def read_lines(run_dir: Path) -> list[Line]:
         raise UserError(f"{run_dir} holds no lockstep: {path} is not there") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    lines = []
+    lines, check = [], ""
     for number, row in enumerate(text.splitlines(), 1):
         try:
-            lines.append(from_json(json.loads(row)))
+            found = json.loads(row)
+            lines.append(from_json(found))
+            check = _check(check, found)
+            intact = found.get(_CHECK) == check if checked or _CHECK in found else True
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}, line {number}, is not a step: {error!r}") from None
+        if not intact:
+            raise UserError(
+                f"{path}, line {number}, was altered after it was written (its checksum differs): "
+                "put the original back, or make the lockstep again in a new --run_dir"
+            )
     return lines
 
 
@@ -149,14 +256,53 @@ def cut_lines(run_dir: Path, step: int) -> None:
         file.write(b"".join(kept))
 
 
-def judge(lines: Sequence[Line], eps: float) -> tuple[Verdict, Verdict]:
-    """Verdicts on the gradients and on the optimizer's map of the same steps."""
+def judge(lines: Sequence[Line], eps: float, among: str = "") -> tuple[Verdict, Verdict]:
+    """Verdicts on the gradients and on the optimizer's steps of the same steps.
+
+    among: of which steps of the run these are, in words.
+    """
+    batches = [Difference(line.step, f"batch: {line.altered}", 1.0, 0.0)
+               for line in lines if line.altered]  # fmt: skip
+    lines = [line for line in lines if not line.altered]
     gradients = [line.gradients for line in lines]
     maps = lockstep.judge_by_limit([line.optimizer for line in lines], OPTIMIZER_LIMIT)
+    own = lockstep.judge_by_limit([line.own for line in lines], OWN_LIMIT)
+    maps = replace(maps.joined(own), nothing=_still(lines, eps))
     if lines and gradients[0].distances is not None:
         keys = {n: n.removesuffix(KEYS) for n in gradients[0].gaps if n.endswith(KEYS)}
-        return lockstep.judge_by_reference(gradients, eps, keys), maps
-    return lockstep.judge_by_noise(gradients, eps), maps
+        found = lockstep.judge_by_reference(gradients, eps, keys)
+        found = _with_reference(found, lines)
+    else:
+        found = lockstep.judge_by_noise(gradients, eps)
+    if batches:
+        first = batches[0].step
+        same = [d for d in found.differences if d.step <= first]
+        found.differences = same or [d for d in batches if d.step == first]
+    found.among = among
+    return found, maps
+
+
+def _still(lines: Sequence[Line], eps: float) -> list[str]:
+    """Why an optimizer's map was not tried."""
+    moved = [line.moved for line in lines if line.moved is not None]
+    if not moved or max(moved) > STILL * eps:
+        return []
+    return ["the optimizer's map was not tried: nothing moved"]
+
+
+def _with_reference(found: Verdict, lines: Sequence[Line]) -> Verdict:
+    """The verdict of a bf16 lockstep, and of the float64 step that it rests on."""
+    checks = [line.reference for line in lines if line.reference is not None]
+    if not checks:
+        return found
+    exact = lockstep.judge_by_noise(checks, float(np.finfo(np.float64).eps))
+    differences = [replace(d, name=f"float64's {d.name}") for d in exact.differences]
+    if differences and not (found.differences and found.differences[0].step < differences[0].step):
+        found.differences = differences
+    for name, steps in exact.open.items():
+        found.open[f"float64's {name}"] = steps
+        found.decided = [d and s not in steps for d, s in zip(found.decided, found.steps)]
+    return found
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -170,17 +316,36 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    """Write whole or not at all."""
-    with whole_file(path) as file:
-        file.write((json.dumps(found, indent=1) + "\n").encode())
+    """Write whole or not at all, under checksum."""
+    write_sealed(path, {"format": _FORMAT, **found})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. Raises UserError."""
+    """What `write_json` wrote, or an older version without a checksum. Raises UserError."""
     try:
-        return parse_object(path, path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    found = parse_object(path, text)
+    return unsealed(path, text) if "format" in found or "checksum" in found else found
+
+
+def is_checked(found: Mapping[str, Any]) -> bool:
+    """Whether the lines beside a document have checksums."""
+    return found.get("format", 1) >= _FORMAT
+
+
+def among_of(how: Mapping[str, Any]) -> str:
+    """Which steps of a run are compared, in words; empty for all."""
+    if how["every"] == 1:
+        return ""
+    until = how.get("until", how["steps_of_run"])
+    return f"every {_ordinal(how['every'])} of {until}, and all batches"
+
+
+def _ordinal(n: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th") if n % 100 not in (11, 12, 13) else "th"
+    return f"{n}{ending}"
 
 
 def goes_on(run_dir: Path, how: Mapping[str, Any]) -> str:
@@ -198,6 +363,7 @@ def joint_status(checkpoints: Sequence[Mapping[str, Any]]) -> int:
 def summary(lines: Sequence[Line], gradients: Verdict, maps: Verdict) -> dict[str, Any]:
     """The verdict and the largest gaps, for JSON."""
     both = gradients.joined(maps)
+    lines = [line for line in lines if not line.altered]
     largest: dict[str, Any] = {}
     for name in _SUMS:
         worst = max(lines, key=lambda line: line.gradients.gaps[name])
@@ -205,21 +371,65 @@ def summary(lines: Sequence[Line], gradients: Verdict, maps: Verdict) -> dict[st
     worst = max(lines, key=lambda line: line.worst[1])
     largest["array"] = {"gap": worst.worst[1], "name": worst.worst[0], "step": worst.step}
     optimizer = max(lines, key=lambda line: max(line.optimizer.gaps.values()))
-    ((name, gap),) = optimizer.optimizer.gaps.items()
+    name, gap = max(optimizer.optimizer.gaps.items(), key=lambda item: item[1])
     largest["optimizer"] = {"gap": gap, "name": name, "step": optimizer.step}
+    if owned := [line for line in lines if line.own.gaps]:
+        own = max(owned, key=lambda line: max(line.own.gaps.values()))
+        name, gap = max(own.own.gaps.items(), key=lambda item: item[1])
+        largest["own"] = {"gap": gap, "name": name, "step": own.step}
     return {
         "line": both.line(),
+        "verdict": both.verdict,
         "exit_status": both.exit_status,
         "decided": sum(both.decided),
         "steps": len(both.steps),
         "differences": [str(d) for d in both.differences[:8]],
-        "undecided": both.open,
+        "undecided": {name: len(steps) for name, steps in both.open.items()},
+        "undecided_at": {name: both.spans(steps) for name, steps in both.open.items()},
+        "nothing": both.nothing,
         "largest": largest,
     }
 
 
+# What `summary` adds to a document, and is judged again from the lines.
+JUDGED = (
+    "line", "verdict", "exit_status", "decided", "steps", "differences", "undecided",
+    "undecided_at", "nothing", "largest",
+)  # fmt: skip
+
+
+def concluded(how: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
+    """How a lockstep was made, and the verdict on its lines, for JSON."""
+    gradients, maps = judge(lines, machine_epsilon(how["precision"]), among_of(how))
+    return {**how, **summary(lines, gradients, maps)}
+
+
+def known_noise(lines: Sequence[Line]) -> dict[str, float] | None:
+    """The last noise of each quantity in the lines of a lockstep that goes on."""
+    found: dict[str, float] | None = None
+    for line in lines:
+        if line.gradients.noise is not None:
+            found = lockstep.latest(found, line.gradients.noise)
+    return found
+
+
+def has_lines(run_dir: Path) -> bool:
+    """Whether a step was compared."""
+    path = run_dir / LINES
+    return path.exists() and path.stat().st_size > 0
+
+
+def ends_not_finite(run_dir: Path) -> bool:
+    """Whether a compared step of the leader has a loss or grad norm that is no number; the loop
+    stops a few steps after it."""
+    lines = read_lines(run_dir) if has_lines(run_dir) else []
+    numbers = [x for line in lines if not line.altered for x in (line.loss, line.grad_norm)]
+    return not all(map(math.isfinite, numbers))
+
+
 def table(lines: Sequence[Line], by_reference: bool) -> str:
     """Gaps at some steps, and the noise or the distance from float64 they are judged by."""
+    lines = [line for line in lines if not line.altered]
     other = "from fp64" if by_reference else "noise"
     names = ("loss", "grad norm", "gradient")
     head = f"{'step':>8} " + "".join(f"{f'{n}: gap':>16}{other:>10}" for n in names)

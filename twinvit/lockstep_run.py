@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import time
@@ -22,7 +21,6 @@ from shared_vit.spec.recipe import pieces
 from twinvit import lockstep_record as record
 from twinvit.frameworks import Framework, take_framework
 from twinvit.lockstep_twins import LockstepTrainer, Pair, Step, judged_by_reference
-from twinvit.noise_rule import machine_epsilon
 
 FLAG = "--lockstep"
 _FIXED = ("leader", "every", "rule")  # with the versions: of all lines of one lockstep
@@ -34,8 +32,8 @@ def wanted(argv: list[str]) -> bool:
 
 
 def run(argv: list[str]) -> int:
-    """Train by the flags; returns 0 where every decided step matches, 1 where one differs, 2 where
-    nothing can be judged. Raises UserError before any device works."""
+    """Train by the flags; returns 0 where every compared step is the same, 1 where one differs, 2
+    where one is undecided. Raises UserError before any device works."""
     every, leader, rest = _own_flags(argv)
     asked = parse(rest, prog="twinvit parity --lockstep")
     own = [f"--{n}" for n in ("nudge", "mode") if n in asked.given]
@@ -52,7 +50,6 @@ def run(argv: list[str]) -> int:
 
     def make_trainer(state: TrainState) -> LockstepTrainer:
         nonlocal trained
-        trained = True
         pair = Pair(plan, state, leader)
         how["versions"] = pair.versions()
         _refuse_changes(before, how)
@@ -60,27 +57,41 @@ def run(argv: list[str]) -> int:
         how.setdefault("weights", weights)
         record.write_json(plan.run_dir / record.RESULT, how)
         record.cut_lines(plan.run_dir, state.step)
-        return LockstepTrainer(pair, every, write)
+        if record.has_lines(plan.run_dir):
+            checked = not before or record.is_checked(before)
+            pair.noise = record.known_noise(record.read_lines(plan.run_dir, checked))
+        out = record.Writer(plan.run_dir)
 
-    def write(step: Step, scalars: StepScalars) -> None:
-        if not gc.get_freeze_count():
-            # Compiled by now: the frameworks' million objects need not be searched at each step.
-            gc.freeze()
-        row = json.dumps(record.to_json(record.line_of(step, scalars)))
-        with open(plan.run_dir / record.LINES, "a") as file:
-            file.write(row + "\n")
+        def write(step: Step, scalars: StepScalars) -> None:
+            if not gc.get_freeze_count():
+                # Compiled by now: the frameworks' million objects need not be searched each step.
+                gc.freeze()
+            out.write(record.line_of(step, scalars))
+
+        def alter(step: int, name: str) -> None:
+            out.write(record.altered_line(step, name))
+
+        trained = True
+        return LockstepTrainer(pair, every, write, alter)
 
     print(f"lockstep: {leader} leads, every {every}. step taken by the other twin too", flush=True)
     if asked.precision == "tf32" and how["rule"] == "noise":
         print("lockstep: tf32 on a CPU is fp32, and is judged by noise", flush=True)
-    status = loop.run(plan, 0, make_trainer)
+    try:
+        status = loop.run(plan, 0, make_trainer)
+    except UserError as error:
+        if not trained or not record.ends_not_finite(plan.run_dir):
+            raise
+        # Weights that are no longer finite stop the run: the steps up to there are judged.
+        print(f"lockstep: the run stopped: {error}", flush=True)
+        return conclude(plan.run_dir, how | {"stopped": str(error)})
     if status:
         print(f"lockstep: interrupted, no verdict yet; {record.goes_on(plan.run_dir, how)}")
         return status
-    if not trained and "line" in before:  # it had ended: what was measured stays
-        print(before["line"], flush=True)
-        return before["exit_status"]
-    return conclude(plan.run_dir, how | {"seconds": round(time.perf_counter() - begin, 1)})
+    if not trained and "line" in before:  # it had ended: its lines are judged again
+        return conclude(plan.run_dir, {n: v for n, v in before.items() if n not in record.JUDGED})
+    until = {"until": plan.end, "seconds": round(time.perf_counter() - begin, 1)}
+    return conclude(plan.run_dir, how | until)
 
 
 def _begun(plan: Plan) -> dict[str, Any]:
@@ -102,18 +113,25 @@ def _refuse_changes(before: Mapping[str, Any], how: Mapping[str, Any]) -> None:
 
 def conclude(run_dir: Path, how: dict[str, Any]) -> int:
     """Judge the lines of a run; print, and write lockstep.json and the figure."""
-    lines = record.read_lines(run_dir)
-    if not lines:
+    lines = record.read_lines(run_dir, record.is_checked(how))
+    if not any(not line.altered for line in lines):
         raise UserError(f"{run_dir}: no step was compared")
-    gradients, maps = record.judge(lines, machine_epsilon(how["precision"]))
-    found = how | record.summary(lines, gradients, maps)
-    record.write_json(run_dir / record.RESULT, found)
+    if how.get("lines", len(lines)) != len(lines):
+        raise UserError(
+            f"{run_dir / record.LINES} has {len(lines)} lines, and {how['lines']} were written: "
+            "put the original back, or make the lockstep again in a new --run_dir"
+        )
+    found = record.concluded(how, lines) | {"lines": len(lines)}
+    path = run_dir / record.RESULT
+    if not path.exists() or record.read_json(path) != {"format": how.get("format"), **found}:
+        record.write_json(path, found)
     from twinvit.lockstep_figure import plot_lockstep
 
+    lines = [line for line in lines if not line.altered]
     plot_lockstep(run_dir / record.FIGURE, lines, found)
     print("\n" + record.table(lines, lines[0].gradients.distances is not None))
-    for name, count in gradients.open.items():
-        print(f"undecided: {name} at {count} steps, where rounding alone moves it too far")
+    for name, where in found["undecided_at"].items():
+        print(f"undecided: {name} at {where}")
     for difference in found["differences"]:
         print(f"differs: {difference}")
     print(f"figure: {run_dir / record.FIGURE}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,10 +24,14 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
 from twinvit import lockstep
+from twinvit import lockstep_batches as fed
 from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep import Measured
+from twinvit.lockstep_own import movement, own_update
+from twinvit.noise_rule import machine_epsilon
 
 T = TypeVar("T")
+U = TypeVar("U")
 OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
 KEYS = "[keys]"
 _QKV = "attn.qkv.bias"
@@ -43,8 +47,10 @@ class Twin:
     ):
         self.context = context
         with context():
-            self.trainer = make()
+            self.trainer: Any = make()
+        self.altered: list[tuple[int, str]] = []  # what of which step's batch came otherwise
         self._holds: Mapping[str, np.ndarray] | None = None  # the parameters last loaded
+        self._state: TrainState | None = None  # the state that is held, but for parameters
 
     def gradients(
         self, params: Mapping[str, np.ndarray], batch: Batch
@@ -54,8 +60,23 @@ class Twin:
             if self._holds is not params:
                 self.trainer.load_params(params)
                 self._holds = params
-            metrics, grads = self.trainer.gradients(self.trainer.put(batch))
+            metrics, grads = self.trainer.gradients(self.put(batch))
             return metrics.get(), grads
+
+    def stepped(
+        self, before: TrainState, batch: Batch, scalars: StepScalars
+    ) -> tuple[StepMetrics, dict[str, np.ndarray], TrainState]:
+        """The run's own step from a state, loaded unless it is held: metrics, the unclipped
+        gradients that it took, and the state after it, which the trainer goes on with."""
+        with self.context():
+            if self._state is before:
+                self.restore()
+            else:
+                self.trainer.load(before)
+            metrics, grads = self.trainer.watched_step(self.put(batch), scalars)
+            after = self._state = self.trainer.state()
+            self._holds = after.params
+            return metrics.get(), grads, after
 
     def updated(
         self, state: TrainState, grads: Mapping[str, np.ndarray], scalars: StepScalars
@@ -64,19 +85,32 @@ class Twin:
         with self.context():
             self.trainer.load(state)
             self.trainer.update(dict(grads), scalars)
-            self._holds = None
+            self.forget()
             return self.trainer.state()
 
-    def go_on(self, grads: dict[str, np.ndarray], scalars: StepScalars) -> TrainState:
-        """`updated` from the state that the trainer holds."""
-        self.trainer.update(grads, scalars)
-        state = self.trainer.state()
-        self._holds = state.params
-        return state
+    def put(self, batch: Batch) -> Any:
+        """The batch on the trainer's device; notes what is not there as it was handed over."""
+        own = self.trainer.put(batch)
+        self.altered += [(batch.step + 1, name) for name in fed.altered(batch, own)]
+        return own
+
+    def state(self) -> TrainState:
+        """What the trainer holds."""
+        if self._state is None:
+            self._state = self.trainer.state()
+            self._holds = self._state.params
+        return self._state
+
+    def restore(self) -> None:
+        """Hold the state's own parameters again, after others were tried."""
+        if self._state is not None and self._holds is not self._state.params:
+            with self.context():
+                self.trainer.load_params(self._state.params)
+            self._holds = self._state.params
 
     def forget(self) -> None:
         """What the trainer holds has moved."""
-        self._holds = None
+        self._holds = self._state = None
 
 
 def quantities(
@@ -124,11 +158,20 @@ def _wide(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Step:
-    """One step by both twins: metrics of the leader, gradients and optimizer maps compared."""
+    """One step by both twins.
+
+    metrics: the leader's. gradients, optimizer: what they compare, of the optimizer the map in
+    float64. own: each twin's own update against that map, in last places. moved: the update of the
+    parameters against their size. reference: of the float64 step that a bf16 step is held against,
+    the twins' gradients, where they were compared.
+    """
 
     metrics: StepMetrics
     gradients: Measured
     optimizer: Measured
+    own: Measured
+    moved: float
+    reference: Measured | None = None
 
 
 class Pair:
@@ -149,43 +192,134 @@ class Pair:
         self.leader = self.twins[leader]
         self.follower = self.twins[_other(leader)]
         self.by_reference = judged_by_reference(precision, plan.machine.device)
+        self.nudged_by = compute_epsilon(precision) if self.by_reference else None
         self.relative_to = relative_to(self.cfg)
-        self._state: TrainState | None = None
+        self.eps = machine_epsilon(precision)
+        self.noise: dict[str, float] | None = None  # as it was measured last
+        self._reference: Twin | None = None  # JAX in float64, until the twins were compared there
+        if self.by_reference:
+            self._reference = _twin("jax", plan, double, widened(state), one=True, whole=True)
         self._thread = ThreadPoolExecutor(1, "jax")
 
     def load(self, state: TrainState) -> None:
         """Go on from another state of the same model."""
         self.leader.trainer.load(state)
         self.leader.forget()
-        self._state = None
 
     def free_step(self, batch: Any, scalars: StepScalars, stop: bool) -> Lazy:
         """A step of the leader alone, of a batch that it has `put`."""
-        self._state = None
         self.leader.forget()
         return self.leader.trainer.train_step(batch, scalars, stop)
 
     def step(self, batch: Batch, scalars: StepScalars, noise: bool) -> Step:
-        """A step by both from the leader's state, which moves on; `noise` measures that as well."""
-        before = self._state or self.leader.trainer.state()
-        self.leader._holds = before.params
-        (metrics, grads), (b_metrics, b_grads) = self._by_both(
-            lambda: self.leader.gradients(before.params, batch),
-            lambda: self.follower.gradients(before.params, batch),
+        """A step by both from the leader's state, which moves on.
+
+        `noise` measures that as well, and takes the follower's own update too. It is measured all
+        the same where a gap is above what the noise of an earlier step explains.
+        """
+        before, number = self.leader.state(), batch.step + 1
+        own, others = self._by_both(
+            lambda: self.leader.stepped(before, batch, scalars),
+            lambda: self._of_follower(before, batch, scalars, noise),
         )
+        (metrics, grads, after), (b_metrics, b_grads, b_after) = own, others
         a, b = quantities(self.cfg, metrics, grads), quantities(self.cfg, b_metrics, b_grads)
-        nudged = self._nudged(before.params, batch) if noise and not self.by_reference else None
         reference = None
         if self.by_reference:
             wide = _wide(before.params)
             reference = quantities(self.cfg, *self._double["torch"].gradients(wide, batch))
-        number = batch.step + 1
-        compared = lockstep.measure(number, a, b, nudged, reference, self.relative_to)
-        if self.leader._holds is not before.params:
-            self.leader.trainer.load_params(before.params)
-        self._state = after = self.leader.go_on(grads, scalars)
-        maps = self._maps(before, after, grads, scalars)
-        return Step(metrics, compared, lockstep.measure(number, *maps))
+        compared = lockstep.measure(number, a, b, None, reference, self.relative_to)
+        if noise or self._is_new(compared):
+            found = self._measured_noise(before.params, batch)
+            compared = dataclasses.replace(compared, noise=found)
+            self.noise = lockstep.latest(self.noise, found)
+        exact = self._maps(before, after, grads, scalars)
+        one, two = map(optimizer_quantities, exact)
+        optimizer = lockstep.measure(number, one, two)
+        mine = self._own_updates(number, before, (after, exact), (b_grads, b_after), scalars)
+        moved = movement(before, exact[0])
+        checked = self._checked(before.params, batch) if noise else None
+        return Step(metrics, compared, optimizer, mine, moved, checked)
+
+    def _of_follower(
+        self, before: TrainState, batch: Batch, scalars: StepScalars, own: bool
+    ) -> tuple[StepMetrics, dict[str, np.ndarray], TrainState | None]:
+        """Its metrics and gradients, and its state after a step of its `own`."""
+        if own:
+            return self.follower.stepped(before, batch, scalars)
+        return *self.follower.gradients(before.params, batch), None
+
+    def _is_new(self, compared: Measured) -> bool:
+        return not self.by_reference and lockstep.exceeds(compared, self.noise, self.eps)
+
+    def _measured_noise(self, params: Mapping[str, np.ndarray], batch: Batch) -> dict[str, float]:
+        """Of the leader's gradients, by nudges; in a lower precision by nudges of its size.
+
+        Against those that it computes in the same way: its own step may be wrong.
+        """
+
+        def found(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return quantities(self.cfg, *self.leader.gradients(params, batch))
+
+        base = found(params)
+        nudged = (found(lockstep.nudge(params, s, self.nudged_by)) for s in lockstep.SEEDS)
+        noise = lockstep.noise_of(base, nudged, self.relative_to)
+        self.leader.restore()
+        return noise
+
+    def _own_updates(
+        self,
+        number: int,
+        before: TrainState,
+        leader: tuple[TrainState, tuple[TrainState, TrainState]],
+        follower: tuple[Mapping[str, np.ndarray], TrainState | None],
+        scalars: StepScalars,
+    ) -> Measured:
+        """Each twin's own update against the float64 one on the gradients that it took."""
+        after, (exact, of_follower) = leader
+        other, (grads, other_after) = _other(self.leading), follower
+        if self.in_double:  # the leader's own update is one side of the map
+            exact = of_follower
+        found = own_update(number, self.leading, before, after, exact, scalars.lr)
+        if other_after is None:
+            return found
+        if self.in_double:
+            exact = self.follower.updated(before, grads, scalars)
+        else:
+            exact = self._double[other].updated(widened(before), _wide(grads), scalars)
+        second = own_update(number, other, before, other_after, exact, scalars.lr)
+        return Measured(
+            number,
+            found.gaps | second.gaps,
+            apart=found.apart + second.apart,
+            vague=found.vague + second.vague,
+        )
+
+    def _checked(self, params: Mapping[str, np.ndarray], batch: Batch) -> Measured | None:
+        """The float64 step by both twins, until one hides nothing."""
+        if self._reference is None:
+            return None
+        wide, torch = _wide(params), self._double["torch"]
+        a, b = (
+            quantities(self.cfg, *twin.gradients(wide, batch)) for twin in (torch, self._reference)
+        )
+        nudged = (
+            quantities(self.cfg, *torch.gradients(lockstep.nudge(wide, seed), batch))
+            for seed in lockstep.SEEDS
+        )
+        found = lockstep.measure(batch.step + 1, a, b, nudged, None, self.relative_to)
+        if not found.zero:
+            self._reference = None
+        return found
+
+    def altered(self) -> list[tuple[int, str]]:
+        """What came to a twin otherwise than it was handed over, since this was asked last: (step,
+        "torch's labels")."""
+        found = []
+        for name, twin in self.twins.items():
+            found += [(step, f"{name}'s {what}") for step, what in twin.altered]
+            twin.altered.clear()
+        return sorted(found)
 
     def versions(self) -> dict[str, str]:
         """Versions of both frameworks, and their devices."""
@@ -196,39 +330,29 @@ class Pair:
             found[f"{name} devices"] = f"{versions['devices']} x {versions['device']}"
         return found
 
-    def _nudged(
-        self, params: Mapping[str, np.ndarray], batch: Batch
-    ) -> Iterator[dict[str, np.ndarray]]:
-        for seed in lockstep.SEEDS:
-            moved = lockstep.nudge(params, seed)
-            yield quantities(self.cfg, *self.leader.gradients(moved, batch))
-
     def _maps(
         self,
         before: TrainState,
         after: TrainState,
         grads: Mapping[str, np.ndarray],
         scalars: StepScalars,
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    ) -> tuple[TrainState, TrainState]:
         """The optimizer's results in float64 by leader and follower, on the leader's gradients."""
         if self.in_double:
-            states = after, self.follower.updated(before, grads, scalars)
-        else:
-            wide, wide_grads = widened(before), _wide(grads)
-            leader, follower = self._double[self.leading], self._double[_other(self.leading)]
-            states = self._by_both(
-                lambda: leader.updated(wide, wide_grads, scalars),
-                lambda: follower.updated(wide, wide_grads, scalars),
-            )
-        a, b = map(optimizer_quantities, states)
-        return a, b
+            return after, self.follower.updated(before, grads, scalars)
+        wide, wide_grads = widened(before), _wide(grads)
+        leader, follower = self._double[self.leading], self._double[_other(self.leading)]
+        return self._by_both(
+            lambda: leader.updated(wide, wide_grads, scalars),
+            lambda: follower.updated(wide, wide_grads, scalars),
+        )
 
-    def _by_both(self, leader: Callable[[], T], follower: Callable[[], T]) -> tuple[T, T]:
+    def _by_both(self, leader: Callable[[], T], follower: Callable[[], U]) -> tuple[T, U]:
         """Both results; JAX works in a thread of its own, beside torch in this one."""
         if self.leading == "jax":
-            pending = self._thread.submit(leader)
+            ahead = self._thread.submit(leader)
             of_follower = follower()
-            return pending.result(), of_follower
+            return ahead.result(), of_follower
         pending = self._thread.submit(follower)
         of_leader = leader()
         return of_leader, pending.result()
@@ -240,16 +364,32 @@ def judged_by_reference(precision: str, device: str) -> bool:
     return policy.compute != policy.param or (policy.tf32 and device == "gpu")
 
 
+def compute_epsilon(precision: str) -> float:
+    """The machine epsilon of the products' inputs."""
+    policy = PRECISIONS[precision]
+    if policy.tf32:
+        return 2.0**-10
+    return {"bfloat16": 2.0**-7, "float16": 2.0**-10}[str(policy.compute)]
+
+
 def _other(framework: Framework) -> Framework:
     return "jax" if framework == "torch" else "torch"
 
 
 def _twin(
-    framework: Framework, plan: Plan, recipe: Recipe, state: TrainState, one: bool = False
+    framework: Framework,
+    plan: Plan,
+    recipe: Recipe,
+    state: TrainState,
+    one: bool = False,
+    whole: bool = False,
 ) -> Twin:
-    """A twin on the plan's devices: JAX on all, torch and float64's (`one`) on the first."""
+    """A twin on the plan's devices: JAX on all, torch and float64's (`one`) on the first.
+
+    JAX's in float64 takes updates alone, unless it is a `whole` trainer.
+    """
     devices = importlib.import_module(f"{framework}_vit.devices")
-    trainer = importlib.import_module(f"{framework}_vit.trainer").Trainer
+    trainer = importlib.import_module(f"twinvit.lockstep_{framework}_step").WatchedTrainer
     remat = plan.machine.remat == "block"
     if framework == "torch":
         compiles = plan.machine.compile == "on" and not one
@@ -259,8 +399,8 @@ def _twin(
 
     mesh = devices.start(plan.machine)
     if one:
-        from twinvit.lockstep_jax_map import HostTrainer as trainer
-
+        if not whole:
+            trainer = importlib.import_module("twinvit.lockstep_jax_map").HostTrainer
         mesh = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("data",))
     # float64 exists in JAX where x64 is on; a float32 run has it off, as users have.
     double = recipe.precision == "fp64" and not jax.config.jax_enable_x64
@@ -291,11 +431,18 @@ class _Done:
 class LockstepTrainer:
     """The leader as the training loop's Trainer, of which each `every`-th step is taken by both.
 
-    `record(step, scalars)` is called for each of these.
+    `record(step, scalars)` is called for each of these, and `alter(step, name)` for what of any
+    step's batch came to a twin otherwise than it was handed over.
     """
 
-    def __init__(self, pair: Pair, every: int, record: Callable[[Step, StepScalars], None]):
-        self.pair, self.every, self.record = pair, every, record
+    def __init__(
+        self,
+        pair: Pair,
+        every: int,
+        record: Callable[[Step, StepScalars], None],
+        alter: Callable[[int, str], None],
+    ):
+        self.pair, self.every, self.record, self.alter = pair, every, record, alter
         self.leader = pair.leader.trainer
         self.process, self.num_processes = self.leader.process, self.leader.num_processes
         self.sharded = False  # one process holds the state
@@ -318,13 +465,25 @@ class LockstepTrainer:
 
     def put(self, batch: Batch) -> Any:
         # An evaluation's batches come this way too: the copy is made when it is asked for.
-        return _Fed(batch, None if self._is_due(batch) else self.leader.put(batch))
+        return _Fed(batch, None if self._is_due(batch) else self._put(batch))
+
+    def _put(self, batch: Batch) -> Any:
+        """The batch where the leader takes it; the follower has a look at it too."""
+        self.pair.follower.put(batch)
+        own = self.pair.leader.put(batch)
+        self._note_altered()
+        return own
+
+    def _note_altered(self) -> None:
+        for step, name in self.pair.altered():
+            self.alter(step, name)
 
     def train_step(self, batch: _Fed, scalars: StepScalars, stop: bool = False) -> Lazy:
         if batch.own is not None:
             return self.pair.free_step(batch.own, scalars, stop)
         due = batch.batch.step // self.every % lockstep.NOISE_EVERY == 0
         step = self.pair.step(batch.batch, scalars, noise=due)
+        self._note_altered()
         self.record(step, scalars)
         return _Done(step.metrics._replace(stop=stop))
 
@@ -332,8 +491,8 @@ class LockstepTrainer:
         return self.leader.gradients(self._own(batch))
 
     def update(self, grads: dict[str, np.ndarray], scalars: StepScalars) -> None:
-        self.pair.load(self.leader.state())
         self.leader.update(grads, scalars)
+        self.pair.leader.forget()
 
     def eval_step(self, batch: _Fed, stop: bool = False, averaged: bool = False) -> Lazy:
         return self.leader.eval_step(self._own(batch), stop, averaged)

@@ -3,7 +3,8 @@
 G(t) is the largest gap up to step t between two runs: of the loss, over max(1, |loss|), and of the
 grad norm, relative. N(t), the noise, is the largest gap between one run and three of the same twin
 with --nudge=1, 2, 3, which multiply every weight by 1 + eps (2r - 1), r uniform, after each update.
-The curves match if G(t) <= FACTOR N(t) + FLOOR_EPS eps at every t at which N(t) <= DECIDABLE.
+The curves are the same if G(t) <= FACTOR N(t) + FLOOR_EPS eps at every t at which
+N(t) <= DECIDABLE.
 
 Nudging after each update adds what a program adds that rounds otherwise. A single nudge at the
 start gives the same in float64, and 15 to 25 times too little in float32.
@@ -11,6 +12,7 @@ start gives the same in float64, and 15 to 25 times too little in float32.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from shared_vit.errors import UserError
 from shared_vit.spec.precision import PRECISIONS
+from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED
 
 # Chaos makes N(t) a random number: the gaps of five nudged runs spread by 4.5x. The largest of
 # three may therefore be several times too small, and twice the spread is allowed for. That costs
@@ -36,6 +39,7 @@ DECIDABLE = 1e-3
 # is unstable (its learning rate is too high, as a rule), and its first steps prove little.
 LEAST_STEPS = 50
 QUANTITIES = ("loss", "grad_norm")
+STATUS = {SAME: 0, DIFFERENT: 1, UNDECIDED: 2}  # the exit status of every judge of training
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,64 @@ def gap(a: Curve, b: Curve, quantity: str) -> np.ndarray:
     scale = np.maximum(1, np.abs(x)) if quantity == "loss" else np.abs(x)
     with np.errstate(invalid="ignore", divide="ignore"):
         gaps = np.where(x == y, 0, np.abs(x - y) / scale)
-    return np.maximum.accumulate(np.where(np.isnan(gaps), np.inf, gaps))
+    numbers = np.isfinite(x) & np.isfinite(y) & np.isfinite(gaps)
+    return np.maximum.accumulate(np.where(numbers, gaps, np.inf))
 
 
 @dataclass
 class Verdict:
-    """Whether two curves match, up to which step that was decided, and the numbers behind it."""
+    """Whether two curves are the same, up to which step that was decided, and the numbers of it.
 
-    matched: bool
+    wrong: what differs by more than rounding. reasons: that, or why it is undecided. compared: what
+    was compared beside the curves, in words; left: what of it was not, and why.
+    """
+
     decided_until: int  # the last step up to which every quantity was judged
     total: int  # steps of the runs
     steps: np.ndarray
     gaps: dict[str, np.ndarray]  # G(t) by quantity
     noise: dict[str, np.ndarray]  # N(t) by quantity, of the same length
     bound: dict[str, np.ndarray]
-    reasons: list[str] = field(default_factory=list)  # why not matched
+    wrong: list[str] = field(default_factory=list)
+    vague: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """ "same", "different" or "undecided"."""
+        return DIFFERENT if self.wrong else UNDECIDED if self.vague else SAME
+
+    @property
+    def matched(self) -> bool:
+        return self.verdict == SAME
+
+    @property
+    def exit_status(self) -> int:
+        """0: same; 1: different; 2: undecided."""
+        return STATUS[self.verdict]
+
+    @property
+    def reasons(self) -> list[str]:
+        return self.wrong or self.vague
+
+    def headline(self) -> str:
+        """The verdict in one line: for which steps, and why no more is decided."""
+        if self.verdict != SAME:
+            return f"{self.verdict}: {'; '.join(self.reasons)}"
+        line = f"same for steps 1 to {self.decided_until:,} of {self.total:,}"
+        if rest := self.rest():
+            line += f"; {rest}"
+        return "; ".join([line, *self.left])
+
+    def rest(self) -> str:
+        """Which steps are undecided, and why; empty where none is."""
+        if self.decided_until >= self.total:
+            return ""
+        steps = f"{self.decided_until + 1:,} to {self.total:,}"
+        if self.decided_until < int(self.steps[-1]):
+            return f"{steps} undecided (rounding alone is above {DECIDABLE:g})"
+        return f"{steps} undecided (the nudged runs end at step {int(self.steps[-1]):,})"
 
     def describe(self) -> str:
         """A table of gaps and noise, and the verdict, in words."""
@@ -136,30 +183,23 @@ class Verdict:
                 f"{step:>10} "
                 + "".join(f"{self.gaps[q][i]:>18.1e}{self.noise[q][i]:>10.1e}" for q in QUANTITIES)
             )
+        lines += [f"compared too: {what}" for what in self.compared]
+        lines.append(self.headline())
         if self.matched:
             lines.append(
-                f"MATCH: up to step {self.decided_until} of {self.total} the curves differ by no "
-                f"more than rounding does (gap <= {FACTOR} x noise + {FLOOR_EPS} eps)"
+                f"rule: gap <= {FACTOR} x noise + {FLOOR_EPS} eps, where rounding alone moves the "
+                f"curve by at most {DECIDABLE:g}"
             )
-            if self.decided_until < last:
-                lines.append(
-                    f"beyond step {self.decided_until} rounding alone moves the curve by over "
-                    f"{DECIDABLE}: not decided"
-                )
-            elif last < self.total:
-                lines.append(f"the nudged runs end at step {last}: beyond it nothing is decided")
-        else:
-            lines.append("NO MATCH: " + "; ".join(self.reasons))
         return "\n".join(lines)
 
 
 def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float) -> Verdict:
     """Judge curves `a` and `b` by the noise that `nudged` runs show against their `base`.
 
-    They match by the rule at the head of this module. A comparison undecided before LEAST_STEPS (or
-    the end of a shorter run) does not match, nor does one with nothing to compare: a loss that did
-    not move or is not finite, a gradient of zero, runs of different lengths. `eps` is the machine
-    epsilon of the parameters' dtype. Raises UserError for fewer than three nudged runs.
+    They are the same by the rule at the head of this module. A comparison undecided before
+    LEAST_STEPS is undecided, as is one with nothing to compare: a loss that did not move or is not
+    finite, a gradient of zero, runs of different lengths. `eps` is the machine epsilon of the
+    parameters' dtype. Raises UserError for fewer than three nudged runs.
     """
     if len(nudged) < 3:
         raise UserError(f"the noise rule needs at least three nudged runs, not {len(nudged)}")
@@ -168,30 +208,58 @@ def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float)
         q: np.max([gap(base, c, q)[: min(map(len, nudged))] for c in nudged], axis=0)
         for q in QUANTITIES
     }
+    for q in QUANTITIES:  # what is not finite stays so
+        spread = _spread(nudged, q, eps)[: len(noise[q])]
+        noise[q] = np.where(np.isfinite(noise[q]), np.minimum(noise[q], spread), noise[q])
     n = min(len(gaps["loss"]), len(noise["loss"]))
     gaps, noise = ({q: values[q][:n] for q in QUANTITIES} for values in (gaps, noise))
     bound = {q: FACTOR * noise[q] + FLOOR_EPS * eps for q in QUANTITIES}
-    steps, reasons, decided = a.steps[:n], [], int(a.steps[n - 1])
+    steps, decided = a.steps[:n], int(a.steps[n - 1])
+    result = Verdict(decided, int(max(a.steps[-1], b.steps[-1])), steps, gaps, noise, bound)
     for q in QUANTITIES:
         judged = noise[q] <= DECIDABLE
         if not judged.all():
             decided = min(decided, int(steps[judged][-1]) if judged.any() else 0)
         outside = judged & ~(gaps[q] <= bound[q])
+        apart = _finite(a, q)[:n] != _finite(b, q)[:n]
+        if apart.any():
+            result.wrong.append(f"the {q} at step {steps[int(np.argmax(apart))]} is finite in one "
+                                "of the runs alone")  # fmt: skip
         if outside.any():
             i = int(np.argmax(outside))
-            reasons.append(
+            result.wrong.append(
                 f"the {q} differs by {gaps[q][i]:.2g} at step {steps[i]}, where rounding explains "
                 f"{bound[q][i]:.2g}"
             )
+    result.decided_until = decided
     if len(a) != len(b):
-        reasons.append(f"one run has {len(a)} updates, the other {len(b)}")
-    if decided < min(LEAST_STEPS, len(a)):
-        reasons.append(
+        result.vague.append(f"one run has {len(a)} updates, the other {len(b)}")
+    if decided < LEAST_STEPS:
+        result.vague.append(_too_few(decided, int(steps[-1])))
+    result.vague += [f"nothing to compare: {what}" for what in _degenerate(a)]
+    return result
+
+
+def _spread(nudged: list[Curve], quantity: str, eps: float) -> np.ndarray:
+    """float64 [n]: what the nudged runs' gaps to one another allow as a gap to their own run. More
+    is no rounding: then that run is not of their program."""
+    n = min(map(len, nudged))
+    pairs = itertools.combinations(nudged, 2)
+    gaps = np.max([gap(a, b, quantity)[:n] for a, b in pairs], axis=0)
+    return FACTOR * gaps + FLOOR_EPS * eps
+
+
+def _finite(curve: Curve, quantity: str) -> np.ndarray:
+    return np.isfinite(getattr(curve, quantity))
+
+
+def _too_few(decided: int, last: int) -> str:
+    if decided < last:
+        return (
             f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too "
-            "early to decide"
+            f"early to decide, {LEAST_STEPS} steps are needed"
         )
-    reasons += [f"nothing to compare: {what}" for what in _degenerate(a)]
-    return Verdict(not reasons, decided, int(a.steps[-1]), steps, gaps, noise, bound, reasons)
+    return f"{decided} steps are too few to decide, {LEAST_STEPS} are needed"
 
 
 def _degenerate(curve: Curve) -> list[str]:
@@ -200,7 +268,9 @@ def _degenerate(curve: Curve) -> list[str]:
         found.append("the loss is not finite")
     elif np.ptp(curve.loss) <= 1e-4 * max(1, np.abs(curve.loss).max()):
         found.append("the loss did not move")
-    if not (curve.grad_norm > 0).all():
+    if not np.isfinite(curve.grad_norm).all():
+        found.append("a grad norm is not finite")
+    elif not (curve.grad_norm > 0).all():
         found.append("a gradient is zero")
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -24,14 +25,14 @@ OWN_FLAGS = ("nudge", "resume", "stop_at", "mode")
 HELP = """usage: twinvit parity [--flag=value ...]
 
 Trains both twins from the same flags, and PyTorch three times more with --nudge=1, 2 and 3, each in
-a process of its own. The noise rule then says whether nothing but rounding is between the curves: a
-table and a verdict on the screen, the figure in curves.png. Exit status 0: they match, 1: they do
-not.
+a process of its own. The noise rule then says whether nothing but rounding is between the curves,
+the last weights and the evaluations: a table and a verdict on the screen, the figure in curves.png.
+Exit status 0: same, 1: different, 2: undecided, 3: no verdict.
 
   --run_dir=DIR          where the five runs and the figure go. Default: runs/parity-<preset>,
                          numbered where that is taken
   --lockstep[=EVERY]     one run instead, of which each step, or every EVERY-th, is taken by both
-                         twins from the same state. Exit status 2: it cannot be judged
+                         twins from the same state
   --framework=TWIN       of a lockstep: the twin that goes on, torch (default) or jax
 
 Runs on disk are compared by `twinvit curves RUN_A RUN_B --noise RUN RUN RUN`.
@@ -81,7 +82,14 @@ def parity(argv: list[str]) -> int:
         names = [f"torch-nudge-{i}" for i in NUDGES]
         _run_all([(n, _command(n, ["--resume", f"--stop_at={steps}"], runs[n])) for n in names])
     report(out / "curves.png", {"JAX": runs["jax"], "PyTorch": runs["torch"]}, verdict)
-    return 0 if verdict.matched else 1
+    if verdict.matched and verdict.rest():
+        print(f"every step is decided by: {by_lockstep(flags)}")
+    return verdict.exit_status
+
+
+def by_lockstep(flags: list[str]) -> str:
+    """The command that decides each step of a run with these flags."""
+    return shlex.join(["twinvit", "parity", "--lockstep", *flags])
 
 
 def _command(name: str, flags: list[str], run_dir: Path) -> list[str]:

@@ -10,6 +10,8 @@ from shared_vit.run.record import has_record, read_record
 from shared_vit.spec.config import name_of
 from twinvit import curves, noise_rule
 from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS, QUANTITIES
+from twinvit.parity import by_lockstep
+from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED
 from twinvit.report import html
 from twinvit.report.svg import Band, Chart, Series, thinned
 
@@ -26,7 +28,7 @@ def parity_page(folder: Path) -> Path:
     """Write the page from the five runs; returns its path. Raises UserError where one is absent."""
     nudged = sorted(p for p in folder.glob("torch-nudge-*") if has_record(p))
     if not nudged:
-        raise UserError(f"{folder} has no nudged runs: the curves cannot be judged")
+        raise UserError(f"{folder} has no nudged runs: there is no noise to judge the curves by")
     jax, torch = (folder / twin for twin in TWINS)
     verdict = curves.judge(jax, torch, nudged)
     record = read_record(torch)
@@ -35,20 +37,25 @@ def parity_page(folder: Path) -> Path:
         f"{name_of(recipe.model)} on {record.data['name']}, {recipe.precision}, batches of "
         f"{recipe.batch_size}, {recipe.steps} steps. Each twin trains by itself."
     )
-    if verdict.matched:
-        sentence = f"up to step {verdict.decided_until} of {verdict.total} the curves differ by " \
-                   "no more than rounding does"  # fmt: skip
-    else:
-        sentence = "; ".join(verdict.reasons)
-    badge, tone = ("MATCH", "good") if verdict.matched else ("NO MATCH", "bad")
-    body = [html.header(badge, sentence, [lead], tone)]
+    badges = {
+        SAME: ("SAME", "good"),
+        DIFFERENT: ("DIFFERENT", "bad"),
+        UNDECIDED: ("UNDECIDED", "warn"),
+    }
+    badge, tone = badges[verdict.verdict]
+    sentence = verdict.headline()
+    if verdict.matched and verdict.rest():
+        flags = [f"--preset={record.preset}"] if record.preset else []
+        sentence += f": {by_lockstep([*flags, f'--precision={recipe.precision}'])} decides them"
+        badge, tone = f"SAME UP TO STEP {verdict.decided_until:,}", "warn"
+    body = [html.header(badge, sentence, [lead, *verdict.compared], tone)]
     for quantity in QUANTITIES:
         body.append(_chart(verdict, quantity))
     body.append(html.section("Curves", *_curves(jax, torch)))
     rule = (
-        f"The curves match where gap <= {FACTOR} noise + {FLOOR_EPS} eps at every step. The noise "
-        f"is that of {len(nudged)} runs of the PyTorch twin with rounding-sized nudges after each "
-        f"update; where it exceeds {DECIDABLE:g} nothing more is decided."
+        f"The curves are the same where gap <= {FACTOR} noise + {FLOOR_EPS} eps at every step. The "
+        f"noise is that of {len(nudged)} runs of the PyTorch twin with rounding-sized nudges after "
+        f"each update; where it exceeds {DECIDABLE:g} nothing more is decided."
     )
     body.append(html.section("How it is judged", html.bullets([rule])))
     made = [("data", record.data["fingerprint"]), ("run of jax", read_record(jax).id or "")]

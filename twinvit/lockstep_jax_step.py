@@ -1,0 +1,76 @@
+"""JAX's own training step, watched: the gradients that it clips are results of it too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jax_vit.bridge import state_arrays
+from jax_vit.results import LazyResult
+from jax_vit.trainer import DeviceBatch, Trainer
+from shared_vit.run.state import StepScalars
+
+
+class WatchedTrainer(Trainer):
+    """A trainer of which each step is watched.
+
+    `train_step` is the trainer's own code, compiled anew with the gradients as further results.
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self._traced: nnx.State | None = None
+        self._seen: nnx.State | None = None
+        places: Any = None
+        if self.sharded:
+            arrays = jax.tree.map(lambda a: a.sharding, (self.params, self.slots))
+            places = (*arrays, self.replicated)
+        step = jax.jit(
+            self._watched_step, donate_argnums=(0, 1), out_shardings=(places, self.replicated)
+        )
+        self.compute_step = _Watched(step, self._keep)
+
+    def watched_step(
+        self, batch: DeviceBatch, scalars: StepScalars
+    ) -> tuple[LazyResult, dict[str, np.ndarray]]:
+        """`train_step`, and the unclipped gradients that it took, by canonical name on the host."""
+        metrics = self.train_step(batch, scalars)
+        seen, self._seen = self._seen, None
+        assert seen is not None
+        return metrics, self._in_order(state_arrays(seen))
+
+    def _watched_step(self, *args: Any) -> tuple[Any, nnx.State]:
+        result = self._step(*args)
+        grads, self._traced = self._traced, None
+        assert grads is not None
+        return result, grads
+
+    def _backward(self, *args: Any) -> Any:
+        loss, self._traced = super()._backward(*args)
+        return loss, self._traced
+
+    def _keep(self, grads: nnx.State) -> None:
+        self._seen = grads
+
+
+class _Watched:
+    """A jitted function, its lowering or its program, as `train_step` uses it; of the two results
+    the second is handed to `keep`."""
+
+    def __init__(self, inner: Any, keep: Callable[[Any], None]):
+        self._inner, self._keep = inner, keep
+
+    def lower(self, *args: Any) -> _Watched:
+        return _Watched(self._inner.lower(*args), self._keep)
+
+    def compile(self) -> _Watched:
+        return _Watched(self._inner.compile(), self._keep)
+
+    def __call__(self, *args: Any) -> Any:
+        result, grads = self._inner(*args)
+        self._keep(grads)
+        return result

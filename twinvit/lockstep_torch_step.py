@@ -1,0 +1,38 @@
+"""PyTorch's own training step, watched: the gradients that it clips are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from shared_vit.run.state import StepScalars
+from torch_vit.results import LazyResult
+from torch_vit.trainer import DeviceBatch, Trainer
+
+
+class WatchedTrainer(Trainer):
+    """A trainer of which a step can be watched. It computes the same bits."""
+
+    _watching = False
+    _seen: dict[str, Tensor] | None = None
+
+    def watched_step(
+        self, batch: DeviceBatch, scalars: StepScalars
+    ) -> tuple[LazyResult, dict[str, np.ndarray]]:
+        """`train_step`, and the unclipped gradients that it took, by canonical name on the host."""
+        self._watching = True
+        try:
+            metrics = self.train_step(batch, scalars)
+        finally:
+            self._watching = False
+        seen, self._seen = self._seen, None
+        assert seen is not None
+        return metrics, self._in_order(seen)
+
+    def _backward(self, batch: DeviceBatch) -> Any:
+        loss = super()._backward(batch)
+        if self._watching:
+            self._seen = {n: p.grad.detach().clone() for n, p in self.named}
+        return loss

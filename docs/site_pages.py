@@ -1,8 +1,8 @@
 """Makes a site of the Markdown of the repository, which has GitHub's links; a hook of mkdocs.yml.
 
-Pages outside docs/ (README, CHANGELOG, ...) and files that a page links to, such as numbers of
-benchmarks, become files of the site. docs/X is X there, README.md is the front page index.md, and
-every other file keeps its path.
+Pages outside docs/ (CHANGELOG, CONTRIBUTING, ...) and files that a page links to, such as numbers
+of benchmarks, become files of the site. docs/X is X there, and every other file keeps its path.
+README.md is the front page of the repository, docs/index.md that of the site.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-FRONT = {"README.md": "index.md"}
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+FRONT = "docs/index.md"
 _LINK = re.compile(r"(?<=\]\()([^()\s#:]+)(?=[#)\s])")
 _HREF = re.compile(r"""\s(?:href|src)=["']?([^"'\s>]+)""")
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
@@ -27,20 +27,20 @@ _LIST_AFTER_TEXT = re.compile(r"^(?![ \-|#>]|\d+\. )(.+)\n(?=- )", re.MULTILINE)
 
 def place(path: str) -> str:
     """The path in the site of a file of the repository."""
-    return FRONT.get(path, path.removeprefix("docs/"))
+    return (FRONT if path == "README.md" else path).removeprefix("docs/")
 
 
 def source(uri: str) -> str:
     """The path in the repository of a file of the site; the inverse of `place`."""
-    names = {site: path for path, site in FRONT.items()}
-    path = names.get(uri, uri)
-    return path if path in names.values() or not (ROOT / "docs" / uri).is_file() else f"docs/{uri}"
+    return f"docs/{uri}" if (ROOT / "docs" / uri).is_file() else uri
 
 
 def linked(path: str, text: str) -> Iterator[str]:
     """The repository's files that a page links to, by their paths from its root."""
     for link in _LINK.findall(text):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+        if target == "README.md":
+            target = FRONT
         if (ROOT / target).is_file():
             yield target
 

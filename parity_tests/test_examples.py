@@ -43,6 +43,10 @@ def test_explain_a_port(tmp_path):
     found = [line.split()[1] for line in shown.splitlines() if line[:2] in ("1.", "2.", "3.")]
     assert found == ["soft_cap", "gelu_tanh", "norm_eps"]
     assert "softly: 30 * tanh(x / 30)" in shown  # the cap is solved for
+    for document in ("README.md", "docs/index.md", "docs/port.md"):  # the answer as it is printed
+        block = (ROOT / document).read_text().partition("    DIFFERENT, ")[2].partition("...")[0]
+        answer = [line.strip() for line in block.splitlines() if "distance" not in line]
+        assert len(answer) > 5 and all(line in shown for line in answer), document
     text = page.read_text()
     assert all(cause in text for cause in found) and "http" not in text.replace(
         "http://www.w3.org", ""

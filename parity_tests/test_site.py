@@ -32,20 +32,70 @@ PAGES = sorted(
     {path for path in site.outside() if path.endswith(".md")}
     | {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")}
 )
+README = ROOT / "README.md"
 
 
 def test_every_page_is_in_the_navigation_once():
     nav = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2].partition("theme:")[0]
-    assert sorted(re.findall(r": (\S+\.md)", nav)) == sorted(map(site.place, PAGES)), (
+    assert sorted(re.findall(r"[:-] (\S+\.md)", nav)) == sorted(map(site.place, PAGES)), (
         "list each page of docs/ in the nav of mkdocs.yml"
     )
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "README.md"])
 def test_links_lead_to_files(page):
     for link in site._LINK.findall((ROOT / page).read_text()):
         target = ROOT / posixpath.dirname(page) / link
         assert target.is_file(), f"{page}: {link} is not a file of the repository"
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and the site call the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README.md"])
+def test_links_lead_to_headings(page):
+    links = re.findall(r"\]\(([^()\s#:]*\.md|)#([^)\s]+)\)", (ROOT / page).read_text())
+    for link, heading in links:
+        target = ROOT / posixpath.dirname(page) / link if link else ROOT / page
+        assert heading in anchors(target), f"{page}: {link} has no heading #{heading}"
+
+
+def code(text: str) -> list[str]:
+    """The lines of the code blocks of a page, fenced or indented."""
+    fenced, found = False, []
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            found.append(line.removeprefix("" if fenced else "    "))
+    return found
+
+
+FIRST_PAGES = ("README.md", "docs/index.md", "docs/port.md", "docs/training.md")
+
+
+def test_code_of_the_first_pages_fits_its_column():
+    """Wider lines are cut off beside the navigation, and on the package's page."""
+    for page in (ROOT / name for name in (*FIRST_PAGES, "docs/troubleshooting.md")):
+        lines = code(page.read_text())
+        assert len(lines) > 5 and max(map(len, lines)) <= 72, (page, max(lines, key=len))
+
+
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    assert text.index("make setup") < text.index("from twinvit import")  # install before use
+
+
+def test_titles_name_both_faces():
+    for path in ("pyproject.toml", "mkdocs.yml", "CITATION.cff"):
+        line = re.search(
+            r"^(?:description = |site_description: |title: )(.*)", (ROOT / path).read_text(), re.M
+        )
+        assert all(word in line[1] for word in ("port", "PyTorch", "JAX", "Vision Transformers"))
 
 
 def test_the_site_leaves_out_no_file_that_a_page_links_to():
@@ -102,7 +152,7 @@ def test_the_reference_reads_the_help_of_every_setting():
 
 def test_links_are_moved_with_the_pages():
     text = "[a](docs/port.md#limits) ![b](docs/curves.png) [c](benchmarks/results/README.md)"
-    assert site.for_site("README.md", text) == (
+    assert site.for_site("CONTRIBUTING.md", text) == (
         "[a](port.md#limits) ![b](curves.png) [c](benchmarks/results/README.md)"
     )
     text = "[a](../README.md) [b](../benchmarks/results/parity_cpu.json) [c](port.md) [d](no.md)"

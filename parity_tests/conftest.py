@@ -1,10 +1,19 @@
 """Set-up for every test: one torch thread, eight CPU devices for JAX, float64 only where a test
-asks for it."""
+asks for it, and programs of JAX compiled without the optimizer of machine code."""
+
+import os
 
 import jax
 import pytest
 import torch
 
+# A step of a model of the tests takes a hundred times as long to compile as to compute; without
+# these two passes half as long. They change no operation and no type of a program. Set before the
+# first program, and for the trainers that tests start; XLA_FLAGS= keeps XLA's defaults, as does
+# `make test-slow`.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 torch.set_num_threads(1)  # two threads on a busy machine can be several times slower than one
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

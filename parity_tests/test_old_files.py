@@ -113,6 +113,7 @@ def train_many(twin: str, jobs: dict[str, list[str]], folder: Path) -> dict[str,
         "CUDA_VISIBLE_DEVICES": "",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "jax_cache"),  # jobs share programs
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "",  # the bits are those of XLA's defaults, which the first version had
     }
     command = [sys.executable, "-c", _WORKER, script, json.dumps(jobs), str(results)]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=300)

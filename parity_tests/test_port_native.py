@@ -297,3 +297,25 @@ def test_the_report_says_first_that_the_program_as_it_runs_is_broken():
     right = port.explain(model, port.Function(shifted, held(model)), (X,))
     assert right.same and right.native.text == ""
     assert right.native.jax < 1e-4 and right.native.jax_dtype == "float32"
+
+
+def test_a_port_whose_integers_overflow_as_it_runs_is_not_the_same():
+    class Hashed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = torch.nn.Embedding(17, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.table((x * 1000003) % 17)
+
+    model = Hashed().eval()
+    ids = np.arange(30000, 30016).reshape(2, 8)
+
+    def hashed(p: dict, x: jax.Array) -> jax.Array:  # int32 as it runs
+        return p["table.weight"][(x * 1000003) % 17]
+
+    report = port.explain(model, port.Function(hashed, held(model)), (ids,))
+    assert report.verdict == "undecided" and "overflow" in report.reasons[0], report
+    small = port.explain(model, port.Function(hashed, held(model)), (ids - 29000,))
+    assert small.same, small

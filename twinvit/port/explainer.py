@@ -164,6 +164,7 @@ def _explain(
     if failures:
         alike = verdict.decide(evidence_of(judged)) == verdict.SAME
         judged.wrong.insert(0, ("in float64 the same, but " if alike else "") + failures[0])
+    judged.open += [d for c in judged.compared if (d := c.native.drift(side))]
     if not alone:
         judged.native = judged.forward.native.report()
     return conclude(pair, kinds, judged, started)

@@ -91,6 +91,20 @@ class NativeRun:
         blamed = [b for b in self.broken if b.side == port and b.own]
         return f"{_NAMES[port]} as it runs {blamed[0].text}" if blamed else ""
 
+    def drift(self, port: str) -> str:
+        """Why it is open whether the port, "torch" or "jax", is right as it runs: it is far from
+        its own formulas in float64 where the reference is near to its own; "" if it is not."""
+        mine, others = (self.jax, self.torch) if port == "jax" else (self.torch, self.jax)
+        if mine is None or others is None or not np.isfinite(mine):
+            return ""
+        narrow = any(name in self.dtypes.get(port, "") for name in ("bfloat16", "float16"))
+        if mine <= (FAR_NARROW if narrow else FAR) or mine <= OWN * others:
+            return ""
+        return (
+            f"{_NAMES[port]} as it runs is {mine:.1e} from itself in float64, the reference "
+            f"{others:.1e}: integers that overflow, or a step that rounding decides"
+        )
+
     def report(self) -> report.Native:
         """The distances as a report holds them, with what is to be said."""
         texts = [f"{_NAMES[b.side]} as it runs {b.text}" for b in self.broken]
@@ -104,6 +118,8 @@ class NativeRun:
 
 
 Named = Sequence[tuple[str, Any]]
+FAR, FAR_NARROW = 1e-2, 0.3  # relative L2: more than a type's rounding makes
+OWN = 1000.0  # times the reference's own distance
 
 
 def run_native(

@@ -40,7 +40,7 @@ def parity_run(tmp_path_factory):
 
 def test_parity_matches(parity_run):
     out, said = parity_run
-    assert "MATCH: up to step 60 of 60" in said
+    assert "same for steps 1 to 60 of 60" in said
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     for twin in ("jax", "torch"):
         lines = metrics(out / twin)
@@ -60,7 +60,7 @@ def test_curves_judges_runs_on_disk(parity_run, tmp_path, capsys):
     noise = [out / f"torch-nudge-{i}" for i in (1, 2, 3)]
     judged = ("--noise", *noise, "-o", tmp_path / "a.png")
     said = command("curves", out / "jax", out / "torch", *judged, cwd=tmp_path)
-    assert "MATCH: up to step 60" in said and (tmp_path / "a.png").exists()
+    assert "same for steps 1 to 60" in said and (tmp_path / "a.png").exists()
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     (wrong / "config.json").write_text((out / "jax" / "config.json").read_text())

@@ -179,8 +179,9 @@ def by_numbers(
         pairs: the compared outputs, changed in place.
         mine, theirs: the arrays of both sides, in the order of `pairs`.
     """
-    words = [[_named(p.name), _named(p.theirs)] for p in pairs]
-    mixed = all(a and not b for a, b in words) or all(b and not a for a, b in words)
+    mixed = all(_named(p.theirs) and not _named(p.name) for p in pairs)
+    if [p.theirs for p in pairs] != sorted(p.theirs for p in pairs):
+        return ""  # not sorted: the port's own order
     if len(pairs) < 2 or len(pairs) > 5 or not mixed:
         return ""
     alike = [[_alike(a, b) for b in theirs] for a in mine]

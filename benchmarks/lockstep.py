@@ -1,10 +1,12 @@
-"""Lockstep of whole trainings, an audit of a run by each twin, and what a compared step costs.
+"""Lockstep of whole trainings, of many short sound ones, an audit of a run by each twin, and what a
+compared step costs.
 
     python benchmarks/lockstep.py --work DIR --cifar DIR --json benchmarks/results/lockstep_cpu.json
+    python benchmarks/lockstep.py --work DIR --only sound_pairs --pairs 200 --json FILE
 
 `--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's pictures; without it that
 part is left out. A part that is done in `--work` is read and not run again, one that was
-interrupted goes on. The exit status is 1 where a verdict is no match.
+interrupted goes on. The exit status is 1 where a verdict is not "same".
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,89 @@ def audits(work: Path) -> dict[str, dict]:
                 raise SystemExit(f"twinvit train {' '.join(train)}: exit status {status}")
         found[twin] = verdict(run_dir / "audit.json", "audit", run_dir, "--steps=2")
     return found
+
+
+# What short runs of small models differ in; settings go round at different lengths.
+PAIRS = {
+    "precision": ("fp32", "fp64", "bf16"),
+    "leader": ("torch", "jax"),
+    "warmup_steps": (1, 2, 3, 4, 5),
+    "flags": (
+        ("--clip=1",), ("--clip=1e9", "--lr=0.5"), ("--dropout=0.1", "--grad_accum=2"),
+        ("--ema=0.9", "--mixup=0.2"), ("--optimizer=sgd", "--lr=0.05"), ("--lr=1e-6",),
+        ("--optimizer=adam", "--weight_decay=0", "--pool=mean", "--pos_embed=sincos2d"),
+    ),
+    "depth": (1, 2), "steps": (3, 6, 9, 20),
+}  # fmt: skip
+
+
+def pair_of(number: int) -> dict[str, Any]:
+    """The settings of a short run: every combination of two settings occurs within 200."""
+    rng = random.Random(number)
+    return {name: rng.choice(values) for name, values in PAIRS.items()} | {"seed": number}
+
+
+def sound_pair(number: int) -> dict[str, Any]:
+    """The verdict on one short run of sound twins."""
+    from shared_vit.run.command_line import parse
+    from shared_vit.run.plan import first_or_given_state
+    from shared_vit.run.state import StepScalars
+    from twinvit import lockstep, lockstep_run
+    from twinvit import lockstep_record as record
+    from twinvit.lockstep_twins import Pair
+    from twinvit.noise_rule import machine_epsilon
+
+    of = pair_of(number)
+    size = ("--width=32", "--num_heads=2", "--mlp_dim=64", "--patch_size=4", "--image_size=8")
+    own = (f"--{n}={of[n]}" for n in ("precision", "warmup_steps", "depth", "steps", "seed"))
+    flags = (*DIGITS, *size, "--batch_size=16", *own, *of["flags"])
+    plan = lockstep_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "pair"))
+    pair = Pair(plan, first_or_given_state(plan), of["leader"])
+    stream, lines = plan.batches("train", 0), []
+    for i in range(of["steps"]):
+        scalars = StepScalars(plan.lr(i))
+        step = pair.step(next(stream), scalars, noise=i % lockstep.NOISE_EVERY == 0)
+        lines.append(record.line_of(step, scalars))
+    stream.close()
+    lines += [record.altered_line(*found) for found in pair.altered()]
+    verdicts = record.judge(lines, machine_epsilon(plan.recipe.precision))
+    found = record.summary(lines, *verdicts)
+    return {"flags": " ".join((*flags, f"--framework={of['leader']}")), "number": number} | {
+        n: found[n] for n in ("verdict", "line", "exit_status", "largest")
+    }
+
+
+def sound_pairs(work: Path, count: int) -> dict[str, Any]:
+    """Verdicts on `count` short runs, some in a process, since compiled programs stay in it."""
+    path = work / "sound_pairs.jsonl"
+    rows = path.read_text().splitlines() if path.exists() else []
+    while len(rows) < count:
+        numbers = [len(rows), min(count, len(rows) + 10)]
+        subprocess.run(
+            [sys.executable, __file__, "--work", work, "--part", json.dumps(numbers)], check=True
+        )
+        rows = path.read_text().splitlines()
+    found = [json.loads(row) for row in rows]
+    return {
+        "pairs": len(found),
+        "same": sum(row["verdict"] == "same" for row in found),
+        "others": [row for row in found if row["verdict"] != "same"],
+        "largest_own_update": max(row["largest"]["own"]["gap"] for row in found),
+        "by_precision": {
+            p: sum(f"--precision={p}" in row["flags"] for row in found) for p in PAIRS["precision"]
+        },
+    }
+
+
+def part_of_pairs(work: Path, first: int, last: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for number in range(first, last):
+        row = sound_pair(number)
+        print(number, row["line"], flush=True)
+        with open(work / "sound_pairs.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
@@ -175,9 +262,11 @@ def _named_here(found: dict, folders: list[Path | None]) -> str:
 
 
 def mismatches(found: dict[str, Any]) -> list[str]:
-    """A line for each verdict that is no match."""
-    verdicts = dict(found["lockstep"])
-    for twin, audit in found["audit"].items():
+    """A line for each verdict that is not "same"."""
+    verdicts = dict(found.get("lockstep", {}))
+    for row in found.get("sound_pairs", {}).get("others", ()):
+        verdicts[f"sound pair {row['number']}"] = row
+    for twin, audit in found.get("audit", {}).items():
         verdicts |= {f"audit of {twin}, step {c['step']}": c for c in audit["checkpoints"]}
     return [f"{name}: {v['line']}" for name, v in verdicts.items() if v["exit_status"] != 0]
 
@@ -187,7 +276,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=("audit", "cost_in_seconds", "lockstep", "sound_pairs"))
+    parser.add_argument("--pairs", type=int, default=200, help="short runs of sound twins")
     parser.add_argument("--cost", help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     known = os.environ.get("PYTHONPATH")
@@ -199,17 +291,25 @@ def main() -> int:
     if args.work is None:
         parser.error("--work is needed: a folder for the runs")
     args.work.mkdir(parents=True, exist_ok=True)
-    found = origin(("torch", "jax")) | {
-        "audit": audits(args.work),
-        "cost_in_seconds": costs(args.work, args.cifar),
-        "lockstep": locksteps(args.work, args.cifar),
+    if args.part:
+        part_of_pairs(args.work, *json.loads(args.part))
+        return 0
+    parts: dict[str, Callable[[], Any]] = {
+        "audit": lambda: audits(args.work),
+        "cost_in_seconds": lambda: costs(args.work, args.cifar),
+        "lockstep": lambda: locksteps(args.work, args.cifar),
+        "sound_pairs": lambda: sound_pairs(args.work, args.pairs),
     }
-    for name, part in found["lockstep"].items():
+    chosen = [args.only] if args.only else list(parts)
+    found = origin(("torch", "jax")) | {name: parts[name]() for name in chosen}
+    for name, part in found.get("lockstep", {}).items():
         print(f"{name}: {part['line']}")
+    if pairs := found.get("sound_pairs"):
+        print(f"{pairs['same']} of {pairs['pairs']} short runs of sound twins: same")
     if args.json:
         args.json.write_text(_named_here(found, [args.cifar, args.work]))
     if wrong := mismatches(found):
-        print("no match:", *wrong, sep="\n")
+        print("not the same:", *wrong, sep="\n")
     return 1 if wrong else 0
 
 

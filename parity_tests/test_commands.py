@@ -69,7 +69,7 @@ def test_curves_judges_runs_on_disk(parity_run, tmp_path, capsys):
     (wrong / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert curves((wrong, out / "torch"), noise=tuple(noise), output=tmp_path / "b.png") == 1
     said = capsys.readouterr().out
-    assert "NO MATCH: the loss differs by" in said and "at step 21" in said
+    assert "different: the loss differs by" in said and "at step 21" in said
 
 
 def test_convert_and_evaluate_in_the_other(parity_run, tmp_path):

@@ -175,3 +175,36 @@ def test_evaluate_needs_something_to_evaluate(capsys, tmp_path):
         evaluate(["x", "--framework=tf"])
     assert evaluate(["--help"]) == 0
     assert re.match("usage: twinvit evaluate RUN_OR_WEIGHTS", capsys.readouterr().out)
+
+
+def named_weights(path, names):
+    cfg = model_config("vit_nano2", num_classes=len(names), image_size=8)
+    weights.write(path, cfg, random_arrays(cfg), class_names=names)
+    return path
+
+
+def evaluation_of(weights_file, photos):
+    argv = ["--mode=eval", f"--init_from={weights_file}", "--data=folder", f"--data_dir={photos}"]
+    settled = dict(world_size=1, precision="fp32", device="cpu")
+    return make_plan(parse(argv, "x").replace(**settled), "torch")
+
+
+@pytest.mark.parametrize(
+    "names, other",
+    [
+        (("c1", "c0", "c2"), "2 classes .* class 0 is 'c1' to the weights, and 'c0' to the data"),
+        (("c2", "c0", "c1"), "3 classes"),
+        (("C1, a synonym", "c7", "c8"), "1 classes .* class 0 is 'c1'"),
+        (("c0", "c1", "c2"), None),
+        (("C0, zero", "c1", "c2"), None),
+        (("cat", "dog", "fox"), None),  # other words, which nobody can pair
+    ],
+)
+def test_classes_in_another_order_are_refused(names, other, photos, tmp_path):
+    """A label would mean another class to the weights: their accuracy would be a wrong number."""
+    file = named_weights(tmp_path / "w.safetensors", names)
+    if other is None:
+        assert evaluation_of(file, photos).dataset.num_classes == 3
+    else:
+        with pytest.raises(UserError, match=other):
+            evaluation_of(file, photos)

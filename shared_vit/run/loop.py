@@ -65,7 +65,7 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
             speak("\n".join(lines), flush=True)
         return state, False, None
     notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
-    found = checkpoint.newest(plan.run_dir, plan.record())
+    found = checkpoint.newest(plan.run_dir, plan.record(content=False))
     if found is not None and found.step > plan.total_steps:
         raise UserError(
             f"the run in {plan.run_dir} is at step {found.step} already, past the length of "

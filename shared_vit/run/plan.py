@@ -7,12 +7,14 @@ import functools
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
+from shared_vit.data.content import content_of
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
 from shared_vit.data.sources.imagenet_names import plain_names
@@ -21,8 +23,17 @@ from shared_vit.run import checkpoint, tensorboard
 from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.best import check_metric, read_best
 from shared_vit.run.command_line import model_changes, named_model
-from shared_vit.run.record import SIZE_FLAGS, VERSION, Record, is_run, new_id, read_record
+from shared_vit.run.record import (
+    SIZE_FLAGS,
+    VERSION,
+    Record,
+    is_run,
+    new_id,
+    other_data,
+    read_record,
+)
 from shared_vit.run.schedule import learning_rate
+from shared_vit.run.start_from import first_name
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
@@ -86,6 +97,11 @@ class Plan:
     def model(self) -> ModelConfig:
         return self.recipe.model
 
+    @functools.cached_property
+    def content(self) -> dict[str, str]:
+        """Checksums of what the data's files hold, which are read once."""
+        return content_of(self.dataset, self.machine.data_check == "full")
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The data's, which the labels mean, also where a head with other names is continued; a
@@ -118,9 +134,10 @@ class Plan:
             recipe.cooldown_steps,
         )
 
-    def record(self) -> Record:
-        """What config.json holds."""
+    def record(self, content: bool = True) -> Record:
+        """What config.json holds; without `content`, which reads files, what all processes need."""
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
+        data |= self.content if content else {}
         identity = (self.id, self.first_version, self.left_open, self.origin)
         return Record(self.recipe, self.machine, self.preset, data, *identity)
 
@@ -169,6 +186,8 @@ def make_plan(asked: Asked, framework: str) -> Plan:
             origin=known.origin,
         )
     _check_classes(plan, asked)
+    if asked.mode == "eval" and given is not None:
+        _check_names(plan, given.source.class_names)
     return plan
 
 
@@ -316,9 +335,28 @@ def _check_classes(plan: Plan, asked: Asked) -> None:
     )
 
 
+def _check_names(plan: Plan, names: Sequence[str] | None) -> None:
+    """Raise UserError for weights of the data's own classes in another order: a label would mean
+    another class to them. Names that the data do not have may be other words for the same."""
+    if not names:
+        return
+    ours = [first_name(n) for n in cleaned(plain_names(tuple(names)))]
+    theirs = [first_name(n) for n in plan.class_names[: plan.dataset.num_classes]]
+    moved = [i for i, n in enumerate(ours[: len(theirs)]) if n != theirs[i] and n in theirs]
+    crossed = [i for i in moved if theirs[i] in ours]  # one name alone may be another wording
+    if crossed or 100 * len(moved) > len(theirs):
+        i = (crossed or moved)[0]
+        raise UserError(
+            f"{len(moved)} classes of the weights have another number in the data: class {i} is "
+            f"{ours[i]!r} to the weights, and {theirs[i]!r} to the data {plan.dataset.name}, which "
+            f"have {ours[i]!r} as class {theirs.index(ours[i])}. Evaluate on data whose class "
+            "folders sort as those that the weights were trained on"
+        )
+
+
 def _same_data(plan: Plan, asked: Asked) -> bool:
     """Whether the data are those that the evaluated run was trained on."""
-    return asked.record is not None and asked.record.data == plan.record().data
+    return asked.record is not None and not other_data(asked.record.data, plan.record().data)
 
 
 def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfig:

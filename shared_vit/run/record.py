@@ -24,6 +24,7 @@ from shared_vit.spec.settings import settings_of
 VERSION = 2
 _KEY = "twinvit_run"  # its value is the version
 _MOST = 1 << 24
+CONTENT = ("content", "content_full")
 # Fields of Machine that belong to one start of a run and not to the run.
 OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
 
@@ -42,7 +43,8 @@ class Record:
     """A run's recipe, machine, data and identity.
 
     id: random, the same in every checkpoint of the run; empty as read from a file of version 1.
-    data: {"name", "fingerprint"}. first_version: the version of config.json that the run began
+    data: {"name", "fingerprint"}, and "content" and "content_full", checksums of what files hold,
+    where they are known. first_version: the version of config.json that the run began
     with; checkpoints of version 1 have no id. left_open: settings of the machine that nobody chose,
     which each start of the run decides anew. origin: {"revision", "sha256" by file} of an init_from
     that was downloaded.
@@ -173,7 +175,8 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
 
 
 def _data(value: Any) -> dict[str, str]:
-    return {"name": str(value["name"]), "fingerprint": str(value["fingerprint"])}
+    found = {"name": str(value["name"]), "fingerprint": str(value["fingerprint"])}
+    return found | {n: str(value[n]) for n in CONTENT if n in value}
 
 
 def _origin(value: Any) -> dict[str, Any] | None:
@@ -208,10 +211,15 @@ def differences(known: Record, record: Record) -> list[str]:
     if not found:
         found = [
             f"the data's {key} is {known.data[key]} there, {record.data[key]} here"
-            for key in ("name", "fingerprint")
-            if known.data[key] != record.data[key]
+            for key in other_data(known.data, record.data)
         ]
     return found
+
+
+def other_data(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """The keys by which two runs' data differ. A checksum that one of them does not have, as those
+    of older versions, is not compared."""
+    return [n for n in ("name", "fingerprint", *CONTENT) if n in a and n in b and a[n] != b[n]]
 
 
 SIZE_FLAGS = ("patch_size", "width", "depth", "num_heads", "mlp_dim")

@@ -34,7 +34,7 @@ def _other_names(source: Source, model: ModelConfig, names: tuple[str, ...] | No
     """A kept head means what it meant: other classes, or the same in another order, are said."""
     if not names or not source.class_names or source.cfg.num_classes != model.num_classes:
         return []
-    pairs = [(_first(a), _first(b)) for a, b in zip(source.class_names, names)]
+    pairs = [(first_name(a), first_name(b)) for a, b in zip(source.class_names, names)]
     other = [i for i, (a, b) in enumerate(pairs) if a != b]
     if not other:
         return []
@@ -45,7 +45,7 @@ def _other_names(source: Source, model: ModelConfig, names: tuple[str, ...] | No
     ]
 
 
-def _first(name: str) -> str:
+def first_name(name: str) -> str:
     """The first of the synonyms that a name may list, in small letters."""
     return name.split(",")[0].strip().casefold()
 

@@ -35,6 +35,13 @@ class Machine:
         "it.",
         group="data",
     )
+    data_check: Literal["sampled", "full"] = setting(
+        "sampled",
+        "What the content of an image folder is known again by: a checksum of 256 of its files, or "
+        "of all of them as well, read at each start.",
+        group="data",
+        historical="sampled",
+    )
     workers: int | None = setting(
         None,
         "Processes that decode images; 0: threads only.",

@@ -104,7 +104,7 @@ def test_switch_framework(tmp_path):
 def test_prove_your_trainer():
     right, mistaken, first, *_ = example("prove_your_trainer.py").splitlines()
     assert right == "right: lockstep: decided 15 of 15 steps, same"
-    assert re.fullmatch(r"mistaken: .* differ \(first at step 15, \w+\)", mistaken)
+    assert re.fullmatch(r"mistaken: .* different \(first at step 15, \w+\)", mistaken)
     assert "at step 15, bound" in first
 
 

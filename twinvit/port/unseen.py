@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from twinvit.port.record_torch import Graph
 from twinvit.port.search.session import MOVES, Session
+
+BOUNDED = {"clamp": (1, 2), "hardtanh": (1, 2), "clamp_min": (1, None), "clamp_max": (None, 1)}
+"""Operations with bounds: which argument is the lower one, which the upper one."""
 
 
 def _raw(session: Session, value: int) -> bool:
@@ -21,6 +25,51 @@ def _raw(session: Session, value: int) -> bool:
             elif node.name not in ("convolution", "mm", "addmm"):
                 return False
     return True
+
+
+def _inputs(graph: Graph) -> list[str]:
+    """Inputs whose numbers are all equal, and square ones that equal their transpose."""
+    found: list[str] = []
+    for k, i in enumerate(graph.inputs()):
+        x = graph.values[i]
+        if x.numel() < 2:
+            continue
+        if bool((x == x.reshape(-1)[0]).all()):
+            found.append(
+                f"input {k} is constant ({x.reshape(-1)[0].item():g} everywhere): what is done "
+                "with it, or left out, cannot be seen; give one of different numbers"
+            )
+        elif x.ndim >= 2 and x.shape[-1] == x.shape[-2] and bool((x == x.mT).all()):
+            found.append(f"input {k} is symmetric: a transposition of it cannot be seen")
+    return found
+
+
+def _bounds(graph: Graph) -> list[str]:
+    """Bounds of operations that no number of these inputs reaches."""
+    found: list[str] = []
+    for node in graph.nodes:
+        if node.name not in BOUNDED or not node.refs or node.outs[0] is None:
+            continue
+        x, y = graph.values[node.refs[0]], graph.values[node.outs[0]]
+        if x.is_complex() or x.shape != y.shape or not x.numel():
+            continue
+        low, high = (
+            None if at is None else node.args[at] if at < len(node.args) else None
+            for at in BOUNDED[node.name]
+        )
+        idle = [
+            side
+            for side, bound, reached in (
+                ("lower", low, bool((y > x).any())),
+                ("upper", high, bool((y < x).any())),
+            )
+            if bound is not None and not reached
+        ]
+        if idle:
+            found.append(
+                f"{node.place}: no number reaches the {' or the '.join(idle)} bound of {node.name}"
+            )
+    return found
 
 
 def unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
@@ -50,6 +99,8 @@ def unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
             "preprocessing is no part of the models: scaling, mean and standard deviation, resize, "
             "crop and order of channels are not compared"
         )
+    found += _inputs(graph)
+    found += _bounds(graph)
     for node in graph.nodes:
         if (
             node.name in ("gelu", "silu")

@@ -209,3 +209,23 @@ def test_output_must_be_an_array():
 
     with pytest.raises(port.PortError, match="output="):
         port.explain(Words(), port.Function(lambda p, x: x, {}), (np.ones((2, 9)),))
+
+
+FIXED = {
+    "gelu_tanh": ({"tanh": True}, "approximate=False", 'approximate="tanh"'),
+    "norm_eps": ({"eps": 1e-5}, "epsilon=1e-06", "eps=1e-05"),
+    "attention_scale": ({"scale": 0.25}, "scale the scores by 8 ** -0.5", "scale="),
+    "qkv_order": ({"order": "kqv"}, "", ""),
+}
+
+
+@pytest.mark.parametrize("cause", FIXED)
+def test_a_fix_is_for_the_side_that_is_to_be_changed(reference, cause):
+    mistakes, in_jax, in_torch = FIXED[cause]
+    wrong = port.Function(partial(models.port, **mistakes), models.params(reference))
+    for side, fix in (("torch", in_jax), ("jax", in_torch)):
+        report = port.explain(reference, wrong, (models.images(),), reference=side)
+        assert [f.cause for f in report.findings] == [cause] and report.explained
+        assert (fix in report.findings[0].fix) if fix else not report.findings[0].fix, report
+        assert side == "torch" or "the port" not in str(report).split("Notes:")[0]
+        assert side == "torch" or "pass approximate=False" not in str(report)

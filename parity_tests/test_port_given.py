@@ -366,3 +366,25 @@ def test_outputs_of_other_names_are_paired_in_the_ports_own_order(wrong):
     report = port.explain(Two(), port.Function(two, P), X)
     assert [(o.torch, o.jax) for o in report.outputs] == [("0", "z"), ("1", "a")]
     assert report.same != wrong, report
+
+
+def test_every_output_of_the_side_that_is_right_must_be_compared():
+    class One(Layers):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"a": super().forward(x)}
+
+    class Both(Layers):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"a": super().forward(x), "b": x.sin()}
+
+    one = port.Function(lambda p, x: {"a": call(p, x)}, P)
+    both = port.Function(lambda p, x: {"a": call(p, x), "b": jnp.sin(x)}, P)
+    assert port.explain(One(), both, X).same
+    assert port.explain(Both(), one, X, reference="jax").same
+    report = port.explain(Both(), one, X)
+    assert report.verdict == "undecided" and "PyTorch" not in report.reasons[0], report
+    report = port.explain(One(), both, X, reference="jax")
+    assert report.verdict == "undecided", report
+    assert "UNDECIDED: the JAX model's output b was not compared" in str(report)
+    assert port.explain(One(), both, X, reference="jax", output="a").same
+    assert port.explain(Both(), both, X, reference="jax").same

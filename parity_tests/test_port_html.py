@@ -3,6 +3,7 @@
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -172,10 +173,8 @@ def test_outputs_native_runs_and_proofs_are_shown():
 
 def test_with_jax_as_the_reference_the_page_speaks_of_the_pytorch_model():
     report = explained()
-    report.reference = "jax"
-    report.findings = report.findings[:1]
-    report.findings[0].text = "the port computes tanh; the reference erf"
-    report.explained = True
+    finding = replace(report.findings[0], text="the port computes tanh; the reference erf")
+    report = replace(report, reference="jax", findings=[finding], explained=True, remaining=0.0)
     text = parsed(page(report))
     assert "The JAX model is the PyTorch model with this edit." in text
     assert "the JAX model computes tanh; the PyTorch model erf" in text

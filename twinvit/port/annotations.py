@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from twinvit.port.report import Finding, Report
-from twinvit.port.report_text import place_to_change, turned, verdict_line
+from twinvit.port.report_text import place_to_change, verdict_line
 
 _LEVELS = {"same": "notice", "different": "error", "undecided": "warning"}
 _PLACE = re.compile(r"([^\s:(),]+\.py):(\d+)")
@@ -28,7 +28,7 @@ def workflow_commands(report: Report) -> Iterator[str]:
 
 def _finding(finding: Finding, report: Report) -> Iterator[str]:
     level = "warning" if finding.kind == "precision" else "error"
-    text = turned(finding.text, report) + (f"\nfix: {finding.fix}" if finding.fix else "")
+    text = finding.text + (f"\nfix: {finding.fix}" if finding.fix else "")
     title = finding.cause or finding.kind
     places = _PLACE.findall(place_to_change(finding, report.reference))
     for file, line in dict.fromkeys(places):

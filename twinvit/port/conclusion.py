@@ -11,6 +11,7 @@ import numpy as np
 from twinvit.port import verdict
 from twinvit.port.comparison import Comparison
 from twinvit.port.envelope import about
+from twinvit.port.fixes import fix_of
 from twinvit.port.harness import lost_weights
 from twinvit.port.index import evidence
 from twinvit.port.outputs import Paired
@@ -93,6 +94,8 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         findings = [
             replace(f, text=f"a guess: {f.text}") if f.kind == "cause" else f for f in findings
         ]
+    else:  # what is a guess is not to be written anywhere
+        findings = [replace(f, fix=f.fix or fix_of(f, judged.reference)) for f in findings]
     reasons = _reasons(said, rest, judged)
     seconds = time.perf_counter() - started
     return Report(
@@ -109,6 +112,7 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         outputs=outputs_of(forward, said),
         native=judged.native,
         verified=judged.draws,
+        reference=judged.reference,
         seconds=seconds,
         _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
@@ -134,7 +138,7 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
         ]
         if judged.reference == "jax":
             unclear += [
-                f"the reference's output {name or 'without a name'} was not compared (the PyTorch "
+                f"the JAX model's output {name or 'without a name'} was not compared (the PyTorch "
                 "model returns nothing that is named or placed like it): choose with output="
                 for name in comparison.recorded.extra
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,8 +94,7 @@ def explain(
             round_alike(pair)
         else:
             pair.transfer(weights)
-        report = _explain(pair, given.what, further, started, say, reference)
-        return replace(report, reference=reference)
+        return _explain(pair, given.what, further, started, say, reference)
     except PortError as error:
         more = hint(str(error), given.inputs)
         if not more:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from twinvit.port.report import Draw, Finding, Operation, Output, Report
 from twinvit.port.report_text import (
-    NAMES,
     differing_layouts,
     edited_side,
     native_text,
     place_to_change,
     roundings,
-    turned,
 )
+from twinvit.port.sides import NAMES, turned
 from twinvit.report import html
 from twinvit.report.svg import Band, Chart, Mark, Series
 
@@ -79,7 +78,7 @@ def _verdict(report: Report) -> tuple[str, str, str]:
     if report.verdict == "different" and report.explained and report.findings:
         badge, tone = "DIFFERENT, EXPLAINED", "warn"
     if report.reasons:
-        sentence = _capital(turned(report.reasons[0], report).removesuffix(".")) + "."
+        sentence = _capital(report.reasons[0].removesuffix(".")) + "."
     else:
         sentence = _sentence(report)
     return badge, sentence, tone
@@ -118,14 +117,14 @@ def _lead(report: Report) -> list[str]:
             f"{what} are {number(report.distance)} apart (relative L2), and "
             f"{number(report.remaining)} with the edits made to {edited_side(report)}."
         )
-    further = [turned(reason, report) for reason in report.reasons[1:]]
+    further = [reason for reason in report.reasons[1:]]
     if report.reasons and report.findings:
         further.append(_sentence(report))
     return [first, *further, *differing_layouts(report)]
 
 
 def _texts(title: str, texts: list[str], report: Report) -> str:
-    return html.section(title, html.bullets([turned(text, report) for text in texts]))
+    return html.section(title, html.bullets([text for text in texts]))
 
 
 def _proofs(report: Report) -> list[str]:
@@ -158,7 +157,7 @@ def _row(output: Output) -> tuple[str, ...]:
 
 def _draw_row(draw: Draw, report: Report) -> tuple[str, ...]:
     far = ", ".join(f"{n or 'outputs'} {number(d)}" for n, d in draw.distances.items())
-    return (draw.kind, far, turned(draw.note, report))
+    return (draw.kind, far, draw.note)
 
 
 def _picture(report: Report, shown: list[Operation]) -> list[str]:
@@ -175,15 +174,17 @@ def _picture(report: Report, shown: list[Operation]) -> list[str]:
         if ops:
             titles = [f"{_place(op)}: {number(op.distance)}" for op in ops]
             xs, ys = [op.index for op in ops], [op.distance for op in ops]
-            series.append(Series(turned(label, report), xs, ys, style, False, True, titles, alike))
+            series.append(
+                Series(turned(label, report.reference), xs, ys, style, False, True, titles, alike)
+            )
     chart = Chart(
         series=series,
-        y_label=turned("relative L2 distance to the nearest value in the port", report),
-        x_label=turned("operations of the reference, in order", report),
+        y_label=turned("relative L2 distance to the nearest value in the port", report.reference),
+        x_label=turned("operations of the reference, in order", report.reference),
         bands=[Band("rounding (nudged by one eps)", x, [op.noise for op in shown])],
         marks=_marks(report, shown),
         groups=_groups(shown),
-        description=turned("Distance of every operation from the port's values", report),
+        description=turned("Distance of every operation from the port's values", report.reference),
     )
     caption = (
         "Before any edit. A number marks a finding of the list below; everything after the first "
@@ -191,7 +192,7 @@ def _picture(report: Report, shown: list[Operation]) -> list[str]:
         if report.findings
         else "Every value of the reference that says something, and how near the port's is."
     )
-    return ["Distance through the network", html.figure(chart, turned(caption, report))]
+    return ["Distance through the network", html.figure(chart, turned(caption, report.reference))]
 
 
 def _by_step(report: Report) -> bool:
@@ -227,7 +228,7 @@ def _marks(report: Report, shown: list[Operation]) -> list[Mark]:
         at = sorted(named or here, key=lambda op: op.status != "lost")
         if at and at[0].index not in taken:
             taken.add(at[0].index)
-            marks.append(Mark(at[0].index, at[0].distance, str(i), turned(finding.text, report)))
+            marks.append(Mark(at[0].index, at[0].distance, str(i), finding.text))
     return marks
 
 
@@ -268,7 +269,7 @@ def _finding(i: int, finding: Finding, report: Report) -> str:
     )
     return (
         f'<div class="finding"><h3>{html.escape(title)}</h3>'
-        f"<p>{html.escape(turned(finding.text, report))}</p>"
+        f"<p>{html.escape(finding.text)}</p>"
         f"{html.definitions(pairs)}</div>"
     )
 

@@ -100,8 +100,9 @@ class NativeRun:
         narrow = any(name in self.dtypes.get(port, "") for name in ("bfloat16", "float16"))
         if mine <= (FAR_NARROW if narrow else FAR) or mine <= OWN * others:
             return ""
+        other = _NAMES["torch" if port == "jax" else "jax"]
         return (
-            f"{_NAMES[port]} as it runs is {mine:.1e} from itself in float64, the reference "
+            f"{_NAMES[port]} as it runs is {mine:.1e} from itself in float64, {other} "
             f"{others:.1e}: integers that overflow, or a step that rounding decides"
         )
 

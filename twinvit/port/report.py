@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from twinvit.port.errors import PortError
+from twinvit.port.sides import turn
 
 SHOWN = 12  # narrowings that are shown, and measured in the port
 VERDICTS = ("same", "different", "undecided")
@@ -205,7 +206,8 @@ class Report:
     """The explanation of a port: the port = the reference + the findings' edits.
 
     What it says of itself is checked when it is made and before it is written: a report that
-    contradicts itself raises ValueError.
+    contradicts itself raises ValueError. With JAX as the reference its texts are turned when it is
+    made: none calls the JAX model "the port" or the PyTorch model "the reference".
 
     Attributes:
         verdict: "same" (every output that the reference has was compared and is equal to rounding,
@@ -254,6 +256,8 @@ class Report:
     _verify: Verify | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.reference == "jax":
+            turn(self)
         self.check()
 
     @property

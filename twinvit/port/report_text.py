@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
 
 from twinvit.port.report import SHOWN, Finding, Output, Report
-
-NAMES = {"torch": "the PyTorch model", "jax": "the JAX model"}
+from twinvit.port.sides import NAMES
 
 
 def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
@@ -43,14 +41,14 @@ def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
             yield ""
             yield title
             for text in texts:
-                yield f"   {turned(text, report)}"
+                yield f"   {text}"
 
 
 def head(report: Report, c: dict[str, str]) -> Iterator[str]:
     """The verdict and what is said first: one line, and further reasons on lines of their own."""
     yield verdict_line(report, c)
     for reason in report.reasons[1:]:
-        yield f"   {turned(reason, report)}"
+        yield f"   {reason}"
     if report.reasons and report.verdict == "different" and report.findings:
         yield f"   {_explained(report)}"
     if report.reasons and report.same:
@@ -91,18 +89,6 @@ def differing_layouts(report: Report) -> list[str]:
     return found
 
 
-def turned(text: str, report: Report) -> str:
-    """A text that speaks of port and reference, where JAX is the reference: by framework.
-
-    The search edits the PyTorch model whichever side is right, and its texts call it the
-    reference.
-    """
-    if report.reference == "torch":
-        return text
-    text = re.sub(r"\b([Tt])he port\b", r"\1he JAX model", text)
-    return re.sub(r"\b([Tt])he reference\b", r"\1he PyTorch model", text)
-
-
 def edited_side(report: Report) -> str:
     """The side that the edits were made to, in words."""
     return "the reference" if report.reference == "torch" else NAMES["torch"]
@@ -128,7 +114,7 @@ def colours(on: bool | None = None) -> dict[str, str]:
 
 
 def _first(report: Report) -> str:
-    return turned(report.reasons[0], report)
+    return report.reasons[0]
 
 
 def _same(report: Report) -> str:
@@ -153,7 +139,7 @@ def _finding(number: int, finding: Finding, report: Report, c: dict[str, str]) -
     label = finding.cause or finding.kind
     where = place_to_change(finding, report.reference)
     yield f"{c['bold']}{number}. {label}{c['end']}{f'  {where}' if where else ''}"
-    for text in turned(finding.text, report).splitlines():
+    for text in finding.text.splitlines():
         yield f"   {text}"
     if finding.fix:
         yield f"   fix: {finding.fix}"
@@ -209,7 +195,7 @@ def native_text(report: Report) -> str:
         kind = f" ({dtype})" if dtype else ""
         said = "did not run" if far is None else f"{distance(far)} from float64"
         sides.append(f"{name}{kind} {said}")
-    return ", ".join(sides) + (f"; {turned(native.text, report)}" if native.text else "")
+    return ", ".join(sides) + (f"; {native.text}" if native.text else "")
 
 
 def _proofs(report: Report) -> Iterator[str]:
@@ -224,7 +210,7 @@ def _proofs(report: Report) -> Iterator[str]:
             draw.kind, f"with other {draw.kind}"
         )
         far = ", ".join(f"{n or 'outputs'} {distance(d)}" for n, d in draw.distances.items())
-        note = f"; {turned(draw.note, report)}" if draw.note else ""
+        note = f"; {draw.note}" if draw.note else ""
         yield f"   {what}: {f'{far} apart' if far else 'nothing compared'}{note}"
 
 

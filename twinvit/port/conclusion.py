@@ -19,6 +19,7 @@ from twinvit.port.pair import Pair, shortened
 from twinvit.port.record_torch import numbers
 from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
 from twinvit.port.search.noise import first_above
+from twinvit.port.search.order import other_choices
 from twinvit.port.search.session import Session
 from twinvit.port.unseen import unseen
 
@@ -143,6 +144,7 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
                 for name in comparison.recorded.extra
             ]
         unclear += [*comparison.open, *comparison.at_edges, *session.unvouched()]
+        unclear += other_choices(session)
     wrong += [f.text for f in judged.gradients]
     return verdict.Evidence(wrong, unclear, sum(c.found for c in judged.compared))
 
@@ -222,6 +224,7 @@ def not_seen(judged: Judged, kinds: tuple[str, ...]) -> list[str]:
     session = judged.forward.session
     recorded = judged.forward.recorded
     texts = [*recorded.graph.branches(), *recorded.interpreter.branches]
+    texts += recorded.interpreter.one_sided()
     if session.unjudged:
         worst = max(session.unjudged, key=lambda i: session.unjudged[i])
         producer = session.graph.producer[worst]

@@ -219,6 +219,15 @@ def _bad(native: np.ndarray, wide: np.ndarray, dtype: str) -> np.ndarray:
     return bad
 
 
+def _below_normal(native: np.ndarray, wide: np.ndarray, dtype: str) -> np.ndarray:
+    """Where both are below the smallest normal number of the type: programs may make zeros of
+    them."""
+    if native.dtype.kind != "f" or wide.dtype.kind != "f":
+        return np.zeros(native.shape, bool)
+    tiny = float(jax.dtypes.finfo(dtype).tiny)
+    return (np.abs(native) < tiny) & (np.abs(wide) < tiny)
+
+
 def _real(x: np.ndarray) -> np.ndarray:
     return np.stack([x.real, x.imag]) if x.dtype.kind == "c" else x
 
@@ -233,6 +242,7 @@ def _judge(native: NativeRun, side: str, found: Found, train: bool) -> None:
             kind = "NaN" if 2 * nan >= int(bad.sum()) else "infinity"
             native.broken.append(Broken(side, name, int(bad.sum()), bad.size, kind))
         both = np.isfinite(mine) & np.isfinite(wide) if mine.dtype.kind in "fc" else mine == mine
+        both &= ~_below_normal(mine, wide, dtype)
         far = distance(_real(wide[both]), _real(mine[both])) if wide.dtype.kind in "fc" else 0.0
         native.outputs[side, name] = far
         worst = max(worst, far)

@@ -298,6 +298,7 @@ class Interpreter:
         self.round_at = round_at
         self.narrowings: dict[Place, None] = {}
         self.branches: dict[str, None] = {}
+        self.sides: dict[tuple[str, str], set[bool]] = {}
         self._where: dict[int, tuple[str, str]] = {}
         self._outer: tuple[str, str] | None = None
 
@@ -314,6 +315,15 @@ class Interpreter:
     def literal(self, value: Any) -> Any:
         """A literal in the type that it is held in."""
         return _literal(value)
+
+    def one_sided(self) -> list[str]:
+        """Comparisons of floating-point numbers with one result throughout, in words."""
+        return [
+            f"{where}: the port's comparison ({name}) is {str(*seen).lower()} for every number; "
+            "what the other side leads to is not compared"
+            for (where, name), seen in self.sides.items()
+            if len(seen) == 1 and where
+        ]
 
     def tell(self, value: Any, name: str, where: str, parents: list[int]) -> int:
         return self.sink(value, name, where, parents) if self.sink is not None else -1
@@ -389,6 +399,8 @@ class Interpreter:
         where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
+        if name in ("gt", "ge", "lt", "le") and any(_is_float(v) for v in values):
+            self.sides.setdefault((where, name), set()).update(np.unique(outs[0]).tolist())
         return self.told(name, [self.held(o) for o in outs], values, ids, where)
 
     def told(

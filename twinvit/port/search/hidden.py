@@ -12,6 +12,7 @@ from twinvit.port.record_torch import Graph, Node, flat_tensors, numbers
 from twinvit.port.search.noise import DRAWS, STEPS
 
 UNTRACKED = frozenset(("detach", "alias", "lift_fresh"))  # values go through, gradients do not
+PRODUCTS = frozenset(("mul", "mm", "bmm"))  # a zero operand makes zeros of the other
 BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
 
 
@@ -134,6 +135,26 @@ def hiding(graph: Graph, value_id: int) -> str:
                 seen.update(outs)
         layer = following
     return "these weights and inputs let nothing of it through"
+
+
+def always_lost(graph: Graph, value_id: int) -> bool:
+    """True if a value is multiplied by zeros on every path to an output, and these zeros depend on
+    no input and no parameter (the first state of a recurrence): it never moves anything."""
+    varied = graph.input_dependent() | graph.trained()
+    rest, seen = [value_id], {value_id}
+    while rest:
+        i = rest.pop()
+        if i in graph.outputs:
+            return False
+        for user in graph.consumers.get(i, ()):
+            node = graph.nodes[user]
+            others = [graph.values[r] for r in node.refs if r != i and r not in varied]
+            if node.name in PRODUCTS and any(v.numel() and not v.any() for v in others):
+                continue
+            fresh = [o for o in node.outs if o is not None and o not in seen]
+            rest += fresh
+            seen.update(fresh)
+    return True
 
 
 def _zero_operand(graph: Graph, node: Node, seen: set[int]) -> str:

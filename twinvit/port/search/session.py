@@ -13,8 +13,9 @@ from twinvit.port.index import Index, distance, evidence
 from twinvit.port.record_torch import SHAPED, Edit, Graph, Node, numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.edits import edited, given, pinned
-from twinvit.port.search.hidden import BLIND, behind_steps, hiding, sensitivities
+from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise
+from twinvit.port.search.order import chosen_by_order, find_by_order
 from twinvit.port.search.proof import Tally, spoils
 from twinvit.port.search.trial import Accepted, Judged
 
@@ -144,6 +145,8 @@ class Session:
                 self.match.pop(i, None)
             else:
                 self.match[i] = hit
+        for root, node in list(chosen_by_order(self)):
+            self.match[root] = find_by_order(self, node)
         self._outputs_agree()
         self._passed()
 
@@ -204,7 +207,8 @@ class Session:
             except Exception as error:  # an operation without a derivative
                 self.errors[f"hidden values: {type(error).__name__}: {error}"] = None
                 moved = {}
-            self.hidden = {i for i, s in moved.items() if s < BLIND}
+            hidden = {i for i, s in moved.items() if s < BLIND}
+            self.hidden = {i for i in hidden if not always_lost(self.graph, i)}
             self.stepped = self.hidden & behind_steps(self.graph, found)
         if self.hidden:
             self._passed()

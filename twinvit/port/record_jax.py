@@ -23,6 +23,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from twinvit.port.errors import PortError
+from twinvit.port.jax_constants import forget_types
 from twinvit.port.jax_rules import RULES
 from twinvit.port.record_torch import short_path
 
@@ -283,6 +284,7 @@ def float64_on_cpu() -> Iterator[None]:
         raise PortError(
             f"JAX cannot use the CPU ({error}); name cpu in JAX_PLATFORMS, e.g. cuda,cpu"
         ) from error
+    forget_types()
     with jax.enable_x64(True), jax.default_device(cpu):
         yield
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from twinvit.port import record_jax, record_torch, report
+from twinvit.port import overflows, record_jax, record_torch, report
 from twinvit.port.index import distance
 from twinvit.port.outputs import labelled, pick, pick_torch
 from twinvit.port.pair import Pair
@@ -69,6 +69,10 @@ class NativeRun:
         outputs: the same by side and name of the output, ("jax", "logits").
         dtypes: the outputs' types by side, {"jax": "bfloat16"}; several are joined by commas.
         broken: outputs with NaN or infinity that float64 has not.
+        integers: by side, the largest share of an output's integers or booleans that are others
+            than in float64.
+        overflow: where an integer of the port leaves its type as it runs, "rope.py:11", looked for
+            where the port is far from itself; "" where none does.
         jitted: the port ran under `jax.jit`.
         notes: what could not be done, and why.
     """
@@ -78,6 +82,8 @@ class NativeRun:
     outputs: dict[tuple[str, str], float] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
+    integers: dict[str, float] = field(default_factory=dict)
+    overflow: str = ""
     jitted: bool = True
     notes: list[str] = field(default_factory=list)
 
@@ -89,21 +95,40 @@ class NativeRun:
         stands on float64: a port is asked for the reference's formulas, not for its faults.
         """
         blamed = [b for b in self.broken if b.side == port and b.own]
-        return f"{_NAMES[port]} as it runs {blamed[0].text}" if blamed else ""
+        if blamed:
+            return f"{_NAMES[port]} as it runs {blamed[0].text}"
+        if port == "jax" and self.overflow:
+            far = self.jax or 0.0
+            away = f"is {far:.1e} away from it" if far else "returns other integers"
+            return f"{_NAMES[port]} as it runs {away}: an integer overflows at {self.overflow}"
+        return ""
+
+    def strays(self, port: str) -> bool:
+        """True if the port, "torch" or "jax", is far from its own formulas in float64 as it runs,
+        or returns other integers, and the reference does not."""
+        other = {"jax": "torch", "torch": "jax"}[port]
+        return self._far(port) or (
+            self.integers.get(port, 0.0) > 0 and self.integers.get(other) == 0.0
+        )
+
+    def _far(self, port: str) -> bool:
+        mine, others = (self.jax, self.torch) if port == "jax" else (self.torch, self.jax)
+        if mine is None or others is None or not np.isfinite(mine):
+            return False
+        narrow = any(name in self.dtypes.get(port, "") for name in ("bfloat16", "float16"))
+        return mine > (FAR_NARROW if narrow else FAR) and mine > OWN * others
 
     def drift(self, port: str) -> str:
         """Why it is open whether the port, "torch" or "jax", is right as it runs: it is far from
-        its own formulas in float64 where the reference is near to its own; "" if it is not."""
+        its own formulas in float64, and not for an integer that overflows; "" if it is not.
+        Integers alone that are others are ties that rounding decides, on either side."""
+        if (port == "jax" and self.overflow) or not self._far(port):
+            return ""
         mine, others = (self.jax, self.torch) if port == "jax" else (self.torch, self.jax)
-        if mine is None or others is None or not np.isfinite(mine):
-            return ""
-        narrow = any(name in self.dtypes.get(port, "") for name in ("bfloat16", "float16"))
-        if mine <= (FAR_NARROW if narrow else FAR) or mine <= OWN * others:
-            return ""
         other = _NAMES["torch" if port == "jax" else "jax"]
         return (
             f"{_NAMES[port]} as it runs is {mine:.1e} from itself in float64, {other} "
-            f"{others:.1e}: integers that overflow, or a step that rounding decides"
+            f"{others:.1e}: a step that rounding decides"
         )
 
     def report(self) -> report.Native:
@@ -159,6 +184,8 @@ def run_native(
         for side, found in runs.items():
             _judge(native, side, found, train)
         _own(native, runs)
+        if not train and native.strays("jax"):
+            native.overflow = _overflow(pair, pure, arrays, runs["jax"])
         for side in {b.side for b in native.broken}:
             place = _torch_place(pair, train) if side == "torch" else _jax_place(pair, pure, arrays)
             for broken in native.broken:
@@ -246,6 +273,9 @@ def _judge(native: NativeRun, side: str, found: Found, train: bool) -> None:
         far = distance(_real(wide[both]), _real(mine[both])) if wide.dtype.kind in "fc" else 0.0
         native.outputs[side, name] = far
         worst = max(worst, far)
+        if mine.dtype.kind in "iub" and not train:
+            share = float((mine != wide).mean()) if mine.size else 0.0
+            native.integers[side] = max(native.integers.get(side, 0.0), share)
     native.dtypes[side] = ", ".join(dict.fromkeys(dtype for _, dtype, _, _ in found))
     if not train:
         setattr(native, side, worst)
@@ -437,6 +467,30 @@ def _on_device(x: Any) -> Any:
 
 def _numeric(x: Any) -> bool:
     return not record_jax._extended(getattr(x, "dtype", None))
+
+
+def _overflow(
+    pair: Pair, pure: record_jax.Pure, arrays: Sequence[np.ndarray], outputs: Found
+) -> str:
+    """The first place of the port where an integer leaves its type as it runs, and none does in the
+    comparison; of the outputs that are others for it. Empty if there is none."""
+    labels: list[str] = []
+    leaves, inputs = _own_leaves(pair), _own_inputs(pair, arrays)
+    call = record_jax.flattened(pair.called, labels)
+    apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
+    try:
+        with record_jax.float64_on_cpu():
+            wide = [*pair.leaves, *arrays]
+            closed = jax.make_jaxpr(call)(list(pair.leaves), *arrays)
+            known = frozenset(w for _, w in overflows.watched(closed, wide, len(leaves))[0].found)
+        with _narrow_on_cpu():
+            closed = jax.make_jaxpr(call)(leaves, *inputs)
+            watch, ids = overflows.watched(closed, [*leaves, *inputs], len(leaves))
+    except Exception:
+        return ""
+    named = _named(pair, pure, labels, [_Identified(i) for i in ids])
+    found = (watch.first(x.id, known) for name, x in named if name in apart)
+    return next((place for place in found if place is not None), "")
 
 
 class _Watch(record_jax.Interpreter):

@@ -133,7 +133,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
-    pairs, compared, port, unclear = _paired(graph, mine, theirs)
+    pairs, compared, port, unclear = _paired(graph, mine, theirs, pair.relaid(arrays))
     if strange is not None and not _near(graph, compared, port):
         raise strange
     extra = [n for k, (n, _) in enumerate(theirs) if k not in {p.port for p in compared}]
@@ -159,7 +159,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
 
 
 def _paired(
-    graph: Graph, mine: Leaves, theirs: Leaves
+    graph: Graph, mine: Leaves, theirs: Leaves, relaid: bool
 ) -> tuple[list[Paired], list[Paired], list[np.ndarray], str]:
     """All outputs of the reference, the compared ones with the port's arrays, and why the pairing
     is not certain. The graph's outputs become the compared ones."""
@@ -171,7 +171,7 @@ def _paired(
     if unclear:
         port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
     for p, value, array in zip(compared, values, port):
-        p.fix_layout(value, array)
+        p.fix_layout(value, array, relaid)
     graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
     return pairs, compared, port, unclear
 

@@ -46,10 +46,14 @@ class Paired:
     def title(self) -> str:
         return self.name or self.theirs or "the output"
 
-    def fix_layout(self, mine: np.ndarray, theirs: np.ndarray) -> None:
-        """Choose the order of the port's axes, on these numbers, once for all."""
+    def fix_layout(self, mine: np.ndarray, theirs: np.ndarray, relaid: bool = False) -> None:
+        """Choose the order of the port's axes, on these numbers, once for all.
+
+        `relaid`: the port was given its images as NHWC, and may return images so where shapes do
+        not tell (as many channels as rows and columns). No other order is tried for equal shapes.
+        """
         self.port_shape = tuple(theirs.shape)
-        self.layout = verdict.best_layout(mine, theirs)
+        self.layout = verdict.best_layout(mine, theirs, relaid)
 
     def arrange(self, theirs: np.ndarray) -> np.ndarray:
         """The port's array in the reference's layout; as it is where none fits."""

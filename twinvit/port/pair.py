@@ -61,6 +61,15 @@ class Pair:
             x.ndim == 4 and x.shape[1] == x.shape[3] > 1 for x in self.torch_arrays
         )
 
+    def relaid(self, arrays: Sequence[np.ndarray]) -> bool:
+        """True if the port took images of the reference's as NHWC."""
+        return any(
+            x.ndim == a.ndim == 4
+            and not np.array_equal(a, x)
+            and np.array_equal(a, x.transpose(0, 2, 3, 1))
+            for x, a in zip(self.torch_arrays, arrays)
+        )
+
     def transfer(self, weights: Any) -> None:
         """Put the reference's weights into the port.
 

@@ -336,9 +336,14 @@ def _merges(a: list[int], b: list[int]) -> bool:
     return not rest
 
 
-def best_layout(mine: np.ndarray, theirs: np.ndarray) -> Layout | None:
-    """Of the layouts that fit, the one whose numbers are nearest; None if no layout fits."""
+def best_layout(mine: np.ndarray, theirs: np.ndarray, relaid: bool = False) -> Layout | None:
+    """Of the layouts that fit, the one whose numbers are nearest; None if no layout fits.
+
+    `relaid`: the port's images are NHWC, and 4-D arrays of equal shapes may be that, too.
+    """
     fits = layouts(tuple(theirs.shape), tuple(mine.shape))
+    if relaid and theirs.ndim == 4 and theirs.shape == mine.shape and len(set(mine.shape[1:])) == 1:
+        fits.append(((0, 3, 1, 2), tuple(mine.shape)))
     if len(fits) <= 1:
         return fits[0] if fits else None
     return min(fits, key=lambda layout: _rank(mine, arrange(theirs, layout)))

@@ -1,11 +1,22 @@
-"""Law 9, on what shapes and types do not show: layouts."""
+"""Law 9, on what shapes and types do not show: layouts, rounded weights."""
 
 import jax
+import ml_dtypes
+import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from laws import pairs
 from laws.pairs import Pair
 from torch import nn
+
+from twinvit import port
+
+X = pairs.draws(8, 6)
+
+
+def parts() -> dict:
+    return {"fc1": nn.Linear(6, 9), "fc2": nn.Linear(9, 4)}
 
 
 def cube(channels_last: bool = True) -> Pair:
@@ -21,13 +32,13 @@ def cube(channels_last: bool = True) -> Pair:
         )
         return y + p[name + ".bias"]
 
-    def port(p, x, wrong):
+    def given(p, x, wrong):
         x = x if channels_last else x.transpose(0, 2, 3, 1)
         y = conv(p, "two", pairs.gelu(conv(p, "one", x), wrong))
         return y if channels_last else y.transpose(0, 3, 1, 2)
 
     model = pairs.net(body, one=nn.Conv2d(6, 6, 3, padding=1), two=nn.Conv2d(6, 6, 3, padding=1))
-    return Pair(model, port, (pairs.draws(2, 6, 6, 6),))
+    return Pair(model, given, (pairs.draws(2, 6, 6, 6),))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -69,3 +80,51 @@ def test_a_layout_of_inputs_that_were_given_is_the_outputs_too():
     pair.options["jax_inputs"] = tuple(x.transpose(0, 2, 3, 1) for x in pair.inputs)
     pairs.same(pair.told())
     assert pair.told(True).explained
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_that_were_rounded_are_judged_with_the_reference_rounded_alike(dtype):
+    model = pairs.net(pairs.mlp, **parts())
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    rounded = {k: v.astype(kind).astype(np.float32) for k, v in pairs.held(model).items()}
+    pair = Pair(model, pairs.mlp_port, (X,), params=rounded)
+    report = pair.told()
+    pairs.same(report)
+    pairs.says(report, dtype)
+    wrong = pair.told(True)
+    pairs.different(wrong)
+    assert "gelu_tanh" in [finding.cause for finding in wrong.findings]
+
+
+def test_a_reference_that_was_rounded_is_judged_with_the_port_rounded_alike():
+    model = pairs.net(pairs.mlp, **parts())
+    params = pairs.held(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16().float())
+    report = Pair(model, pairs.mlp_port, (X,), params=params).told()
+    pairs.same(report)
+    pairs.says(report, "weights of the port were rounded to bfloat16")
+
+
+def test_one_weight_that_was_rounded_alone_is_different():
+    """Guard: a converter that rounds one array by mistake is no model in a narrow type."""
+    model = pairs.net(pairs.mlp, **parts())
+    params = pairs.held(model)
+    params["fc1.weight"] = params["fc1.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    pairs.different(Pair(model, pairs.mlp_port, (X,), params=params).told())
+
+
+def test_other_weights_of_a_narrow_type_are_not_taken_for_rounded_ones():
+    """Guard: numbers of bfloat16 that are not the reference's."""
+    model = pairs.net(pairs.mlp, **parts())
+    params = {
+        k: (v * 1.01).astype(ml_dtypes.bfloat16).astype(np.float32)
+        for k, v in pairs.held(model).items()
+    }
+    try:
+        report = Pair(model, pairs.mlp_port, (X,), params=params).told()
+    except port.PortError as error:
+        assert "other weights" in str(error)
+    else:
+        pairs.different(report)

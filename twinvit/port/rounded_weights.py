@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ _TYPES = {
     torch.bfloat16: np.dtype(jnp.bfloat16),
 }
 MOST_PARTS = 64  # slices of one array that are looked at along an axis
+FEW = 64  # numbers of an array that are looked at first
 _Arrays = Mapping[str, tuple[np.ndarray, np.dtype]]
 """Arrays in float64 by name, each with the type that it is held in."""
 
@@ -27,8 +29,9 @@ def round_alike(pair: Pair) -> None:
     """Round the weights of one side that are the other's in a narrower type, and note it.
 
     What is rounded: an array that the other side holds once it is rounded to a type of that side's,
-    in any layout, stacked, fused or split, and does not hold before. Neither model that was given
-    is changed.
+    in any layout, stacked, fused or split, and does not hold before. A side all of whose weights
+    are numbers of a narrower type than they are kept in holds them in that one. Neither model that
+    was given is changed.
     """
     model = pair.torch_model
     if not isinstance(model, torch.nn.Module):
@@ -38,22 +41,42 @@ def round_alike(pair: Pair) -> None:
         for name, t in [*model.named_parameters(), *model.named_buffers()]
         if t.dtype in _TYPES
     }
-    mine_types = {_TYPES[t.dtype] for t in tensors.values()}
     floats = {
         name: leaf
         for name, leaf in zip(pair.pure.names, pair.pure.leaves)
         if hasattr(leaf, "dtype") and leaf.dtype in _TYPES.values()  # NumPy takes None for float64
     }
-    if {np.dtype(x.dtype) for x in floats.values()} <= mine_types and len(mine_types) < 2:
+    kept_mine = _kept_in({n: (t.detach().cpu(), _TYPES[t.dtype]) for n, t in tensors.items()})
+    kept_theirs = _kept_in({n: (x, np.dtype(x.dtype)) for n, x in floats.items()})
+    mine_types = set(kept_mine.values())
+    if set(kept_theirs.values()) <= mine_types and len(mine_types) < 2:
         return
-    mine: _Arrays = {
-        n: (t.detach().cpu().double().numpy(), _TYPES[t.dtype]) for n, t in tensors.items()
-    }
-    theirs: _Arrays = {
-        n: (np.asarray(x).astype(np.float64), np.dtype(x.dtype)) for n, x in floats.items()
-    }
+    mine: _Arrays = {n: (_wide(t.detach().cpu()), kept_mine[n]) for n, t in tensors.items()}
+    theirs: _Arrays = {n: (_wide(x), kept_theirs[n]) for n, x in floats.items()}
     _round_reference(pair, _rounded(mine, theirs))
     _round_port(pair, _rounded(theirs, mine))
+
+
+def _wide(x: Any) -> np.ndarray:
+    return x.double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x).astype(np.float64)
+
+
+def _kept_in(arrays: Mapping[str, tuple[Any, np.dtype]]) -> dict[str, np.dtype]:
+    """The type of each array's numbers: its own, or the narrower one that all numbers of all arrays
+    are of; one array of such numbers alone proves no intent."""
+    own = {name: dtype for name, (_, dtype) in arrays.items()}
+    for narrow in (_TYPES[torch.bfloat16], _TYPES[torch.float16], _TYPES[torch.float32]):
+        wider = [n for n, dtype in own.items() if dtype.itemsize > narrow.itemsize]
+        if wider and all(_exact(_wide(arrays[n][0].reshape(-1)[:FEW]), narrow) for n in wider):
+            if all(_exact(_wide(arrays[n][0]), narrow) for n in wider):
+                return {n: narrow if n in wider else dtype for n, dtype in own.items()}
+    return own
+
+
+def _exact(value: np.ndarray, dtype: np.dtype) -> bool:
+    """True if all these numbers are of the type."""
+    with np.errstate(over="ignore"):
+        return np.array_equal(value.astype(dtype).astype(np.float64), value, equal_nan=True)
 
 
 def _round_reference(pair: Pair, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> None:
@@ -91,10 +114,10 @@ def _rounded(arrays: _Arrays, others: _Arrays) -> dict[str, tuple[np.ndarray, np
         for name, (value, own) in arrays.items():
             if name in found or dtype.itemsize >= own.itemsize or not value.size:
                 continue
+            if _exact(value, dtype):
+                continue
             with np.errstate(over="ignore"):
                 narrow = value.astype(dtype).astype(np.float64)
-            if np.array_equal(narrow, value, equal_nan=True):
-                continue
             if held.holds(narrow):
                 found[name] = (narrow, dtype)
     wide = _Held([x for x, _ in others.values()])

@@ -1,6 +1,7 @@
 """Law 9, on what shapes and types do not show: layouts, rounded weights."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ X = pairs.draws(8, 6)
 
 def parts() -> dict:
     return {"fc1": nn.Linear(6, 9), "fc2": nn.Linear(9, 4)}
+
+
+def checked_type() -> Pair:
+    """A port that insists on float32."""
+
+    def port(p, x, wrong):
+        if x.dtype != jnp.float32:
+            raise TypeError(f"float32 is expected, {x.dtype} was given")
+        return pairs.mlp_port(p, x, wrong)
+
+    return Pair(pairs.net(pairs.mlp, **parts()), port, (X,))
 
 
 def cube(channels_last: bool = True) -> Pair:
@@ -128,3 +140,33 @@ def test_other_weights_of_a_narrow_type_are_not_taken_for_rounded_ones():
         assert "other weights" in str(error)
     else:
         pairs.different(report)
+
+
+def checked_integers() -> Pair:
+    """A port that insists on ids of int32."""
+
+    def body(m, x, ids):
+        return m.fc(x) + m.table(ids)
+
+    def looked_up(p, x, ids, wrong):
+        if ids.dtype != jnp.int32:
+            raise TypeError(f"int32 is expected, {ids.dtype} was given")
+        return pairs.dense(p, "fc", x) + p["table.weight"][ids + (1 if wrong else 0)]
+
+    model = pairs.net(body, fc=nn.Linear(6, 5), table=nn.Embedding(30, 5))
+    return Pair(model, looked_up, (X, np.arange(8) * 3))
+
+
+@pytest.mark.parametrize("make", [checked_type, checked_integers])
+def test_what_runs_is_not_refused(make):
+    report = make().told()
+    pairs.same(report)
+    pairs.says(report, "recorded with inputs and parameters of its own types")
+    assert not report.narrowings, "the types that it was given are none of its own making"
+    pairs.different(make().told(True))
+
+
+def test_gradients_of_a_port_that_refuses_float64_are_compared():
+    report = checked_type().told(what=("forward", "grad"))
+    pairs.same(report)
+    pairs.says(report, "parameters compared, 0 without an equal")

@@ -251,7 +251,8 @@ def _narrowings(
     """Both sides' computations in narrower types, with what they cost where `named` outputs of the
     port are given."""
     found = [Narrowing("torch", w, d) for w, d in recorded.graph.narrowings]
-    for w, d in dict.fromkeys([*recorded.traced.narrowings, *recorded.interpreter.narrowings]):
+    places = dict.fromkeys([*recorded.traced.narrowings, *recorded.interpreter.narrowings])
+    for w, d in pair.own_narrowings(places):
         found.append(Narrowing("jax", w, d))
     reference_costs(session, found)
     if named is not None:

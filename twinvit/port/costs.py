@@ -51,9 +51,10 @@ def port_costs(
     if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
         return
     values = [*pair.leaves, *arrays]
+    leaves, inputs = pair.typed(arrays)
     for narrowing in [n for n in narrowings if n.side == "jax"][:SHOWN]:
         place = (narrowing.where, narrowing.dtype)
-        traced = record_jax.trace(pair.called, pair.leaves, arrays, place)
+        traced = record_jax.trace(pair.called, leaves, inputs, place)
         interpreter = record_jax.Interpreter(round_at=place)
         outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
         rounded = dict(zip(traced.labels, outs))

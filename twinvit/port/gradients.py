@@ -208,7 +208,8 @@ def compare_gradients(
     def gradient(leaves: list[Any], *xs: Any) -> Any:
         return jax.grad(loss)([leaves[i] for i in floats], leaves, *xs)
 
-    recorded = record_jax.trace(gradient, pair.leaves, arrays)
+    leaves, inputs = pair.typed(arrays)
+    recorded = record_jax.trace(gradient, leaves, inputs)
     index = Index()
     ids = [-1] * (len(pair.leaves) + len(arrays))
     outs, _ = record_jax.evaluate(

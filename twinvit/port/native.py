@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 from twinvit.port import overflows, record_jax, record_torch, report
 from twinvit.port.index import distance
 from twinvit.port.outputs import labelled, pick, pick_torch
-from twinvit.port.pair import Pair
+from twinvit.port.pair import Pair, float_type
 
 # What a compiler computes is the same; a small program is compiled four times as fast.
 _QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -315,18 +315,13 @@ def _torch_call(pair: Pair, train: bool) -> tuple[Any, list[str], list[list[torc
         t = record_torch.to_torch(x)
         if not t.is_floating_point():
             return t.to(torch.complex64) if t.is_complex() else t
-        dtype = _float_type(x)
+        dtype = float_type(x)
         return t.to(to or getattr(torch, "float32" if dtype == "float64" else dtype))
 
     tries: list[torch.dtype | None] = [None] if own is None else [None, own]
     if own is torch.float64:
         tries.reverse()
     return model, names, [[cast(x, to) for x in given] for to in tries]
-
-
-def _float_type(x: Any) -> str:
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    return str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager
@@ -401,31 +396,6 @@ def _torch_place(pair: Pair, train: bool) -> dict[str, str]:
 # The port
 
 
-def _own_leaves(pair: Pair) -> list[Any]:
-    """The port's parameters in its own types, those that were put into it among them."""
-    result = []
-    for own, value in zip(pair.pure.leaves, pair.leaves):
-        dtype = getattr(own, "dtype", None)
-        if dtype is not None and record_jax.is_narrow(dtype):
-            value = np.asarray(value).astype(np.dtype(dtype))
-        result.append(value)
-    return result
-
-
-def _own_inputs(pair: Pair, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The inputs that the port took, in the types that they were given in."""
-    given = record_torch.split_inputs(pair.inputs if pair.jax_inputs is None else pair.jax_inputs)[
-        1
-    ]
-    result = []
-    for array, x in zip(arrays, given):
-        if array.dtype.kind == "f":
-            dtype = _float_type(x)
-            array = array.astype(jax.numpy.dtype("float32" if dtype == "float64" else dtype))
-        result.append(array)
-    return result
-
-
 @contextlib.contextmanager
 def _narrow_on_cpu() -> Iterator[None]:
     with record_jax.float64_on_cpu(), jax.enable_x64(False):
@@ -437,7 +407,7 @@ def _jax_outputs(
 ) -> Named:
     """The port's compared outputs as it runs, compiled if it can be."""
     labels: list[str] = []
-    leaves, inputs = _own_leaves(pair), _own_inputs(pair, arrays)
+    leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     flat = record_jax.flattened(pair.called, labels)
     with _narrow_on_cpu():
         try:
@@ -475,13 +445,14 @@ def _overflow(
     """The first place of the port where an integer leaves its type as it runs, and none does in the
     comparison; of the outputs that are others for it. Empty if there is none."""
     labels: list[str] = []
-    leaves, inputs = _own_leaves(pair), _own_inputs(pair, arrays)
+    leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     call = record_jax.flattened(pair.called, labels)
     apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
     try:
         with record_jax.float64_on_cpu():
             wide = [*pair.leaves, *arrays]
-            closed = jax.make_jaxpr(call)(list(pair.leaves), *arrays)
+            first, given = pair.typed(arrays)
+            closed = jax.make_jaxpr(call)(list(first), *given)
             known = frozenset(w for _, w in overflows.watched(closed, wide, len(leaves))[0].found)
         with _narrow_on_cpu():
             closed = jax.make_jaxpr(call)(leaves, *inputs)
@@ -531,7 +502,7 @@ def _jax_place(pair: Pair, pure: record_jax.Pure, arrays: Sequence[np.ndarray]) 
     operations that make bad results of good operands, and the first of them is the place.
     """
     labels: list[str] = []
-    leaves, inputs = _own_leaves(pair), _own_inputs(pair, arrays)
+    leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     try:
         with _narrow_on_cpu():
             closed = jax.make_jaxpr(record_jax.flattened(pair.called, labels))(leaves, *inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Pair:
         )
         self.jax_model = jax_model
         self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
+        self.own_types = False  # the port refuses float64: it is recorded in its own types
         self.layout: int | None = None  # 0: as they are, 1: images as NHWC at once
 
     @property
@@ -149,10 +150,36 @@ class Pair:
                     )
                 )
         errors: list[str] = []
-        for note, arrays in tries[self.layout or 0 :]:
+        for own in (True,) if self.own_types else (False, True):
+            self.own_types = own
+            found = self._first_traced(pure, tries[self.layout or 0 :], errors)
+            if found is not None:
+                if own and len(errors):
+                    self._note(
+                        f"the port refuses float64 ({errors[0]}); it was recorded with inputs and "
+                        "parameters of its own types and computed in float64: numbers that it "
+                        "makes in those types keep their rounding"
+                    )
+                return *found, pure
+        self.own_types = False
+        shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
+        raise PortError(
+            f"the port refuses its inputs ({shapes}): {errors[0]}"
+            + _refused_layouts(tries, errors, self.given is not None)
+        )
+
+    def _first_traced(
+        self,
+        pure: record_jax.Pure,
+        tries: Sequence[tuple[str, list[np.ndarray]]],
+        errors: list[str],
+    ) -> tuple[record_jax.Traced, list[np.ndarray]] | None:
+        """The port's jaxpr of the first of these inputs that it takes; what it says of the others
+        is added to `errors`."""
+        for note, arrays in tries:
             self.called = self._picking(pure)
             try:
-                traced = record_jax.trace(self.called, self.leaves, arrays)
+                traced = self._traced(arrays)
             except PortError:
                 raise
             except Exception as error:
@@ -168,20 +195,69 @@ class Pair:
                 ]
                 self.called = self._picking(replace(pure, call=_mapped(pure.call)))
                 try:
-                    traced = record_jax.trace(self.called, self.leaves, arrays)
+                    traced = self._traced(arrays)
                 except PortError:
                     raise
                 except Exception:
                     continue
                 note = "the port was mapped over the batch"
-            if note and note not in self.notes:
-                self.notes.append(note)
-            return traced, arrays, pure
-        shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
-        raise PortError(
-            f"the port refuses its inputs ({shapes}): {errors[0]}"
-            + _refused_layouts(tries, errors, self.given is not None)
-        )
+            self._note(note)
+            return traced, arrays
+        return None
+
+    def _note(self, text: str) -> None:
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+    def _traced(self, arrays: Sequence[np.ndarray]) -> record_jax.Traced:
+        leaves, inputs = self.typed(arrays)
+        return record_jax.trace(self.called, leaves, inputs)
+
+    def own_narrowings(self, places: Iterable[record_jax.Place]) -> list[record_jax.Place]:
+        """Of a recording's narrowings those that the port makes: not the types that it was given,
+        where it was recorded in its own."""
+        if not self.own_types:
+            return list(places)
+        given = {np.dtype(x.dtype).name for x in self.pure.leaves if hasattr(x, "dtype")}
+        return [p for p in places if p[1] not in given | {"float32"}]
+
+    def typed(self, arrays: Sequence[np.ndarray]) -> tuple[list[Any], list[np.ndarray]]:
+        """Parameters and inputs to record the port with: in float64, or in its own types where it
+        refuses float64."""
+        if not self.own_types:
+            return self.leaves, list(arrays)
+        inputs = [x.astype(np.int32) if x.dtype == np.int64 else x for x in self.own_inputs(arrays)]
+        return self.own_leaves(), inputs
+
+    def own_leaves(self) -> list[Any]:
+        """The port's parameters in its own types, those that were put into it among them."""
+        result = []
+        for own, value in zip(self.pure.leaves, self.leaves):
+            dtype = getattr(own, "dtype", None)
+            if dtype is not None and record_jax.is_narrow(dtype):
+                value = np.asarray(value).astype(np.dtype(dtype))
+            result.append(value)
+        return result
+
+    def own_inputs(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The inputs that the port took, in the types that they were given in; float64 as
+        float32."""
+        given = record_torch.split_inputs(
+            self.inputs if self.jax_inputs is None else self.jax_inputs
+        )[1]
+        result = []
+        for array, x in zip(arrays, given):
+            if array.dtype.kind == "f":
+                dtype = float_type(x)
+                array = array.astype(jax.numpy.dtype("float32" if dtype == "float64" else dtype))
+            result.append(array)
+        return result
+
+
+def float_type(x: Any) -> str:
+    """The name of the type of an input's numbers, "bfloat16"."""
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    return str(dtype).removeprefix("torch.")
 
 
 def shortened(names: Sequence[str], shown: int = 8) -> str:

@@ -679,6 +679,14 @@ def trace(
 def evaluate(
     traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter
 ) -> tuple[list[Any], list[int]]:
-    """Evaluate a traced port on float64 arguments."""
+    """Evaluate a traced port on float64 arguments; integers are of the types of the trace."""
+    given = [_as_traced(x, var) for x, var in zip(args, traced.closed.jaxpr.invars)]
     with float64_on_cpu():
-        return interpreter.closed(traced.closed, list(args), list(ids))
+        return interpreter.closed(traced.closed, given, list(ids))
+
+
+def _as_traced(value: Any, var: Any) -> Any:
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and var.aval.dtype != dtype:
+        return value.astype(var.aval.dtype)
+    return value

@@ -37,6 +37,7 @@ RECIPES = {
         "--stop_at=300",
     ),
 }  # fmt: skip
+ONLY = ("audit", "cost_in_seconds", "digits", "lockstep", "sound_pairs")
 QUIET = ("--eval_every=0", "--checkpoint_every=0")
 AUDITED = (
     *DIGITS, "--precision=fp32", "--steps=30", "--checkpoint_every=10", "--keep=all",
@@ -72,10 +73,12 @@ def _ended(path: Path) -> bool:
     return path.exists() and not {"line", "checkpoints"}.isdisjoint(json.loads(path.read_text()))
 
 
-def locksteps(work: Path, cifar: Path | None) -> dict[str, dict]:
-    parts = {f"digits {p}": (*DIGITS, *QUIET, f"--precision={p}") for p in ("fp32", "fp64", "bf16")}
-    for name, flags in RECIPES.items():
-        parts[f"digits fp32, {name}"] = (*DIGITS, *QUIET, "--precision=fp32", *flags)
+def locksteps(work: Path, cifar: Path | None, whole: bool = False) -> dict[str, dict]:
+    """The verdicts of trainings; the `whole` ones are those on digits in each precision."""
+    parts = {f"digits {p}": (*DIGITS, *QUIET, f"--precision={p}") for p in ("fp64", "bf16", "fp32")}
+    if not whole:
+        for name, flags in RECIPES.items():
+            parts[f"digits fp32, {name}"] = (*DIGITS, *QUIET, "--precision=fp32", *flags)
     if cifar is not None:
         parts["cifar10 fp32, 100 steps"] = (*CIFAR, *QUIET, f"--data_dir={cifar}")
     found = {}
@@ -276,7 +279,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("audit", "cost_in_seconds", "lockstep", "sound_pairs"))
+    parser.add_argument("--only", choices=ONLY)
     parser.add_argument("--pairs", type=int, default=200, help="short runs of sound twins")
     parser.add_argument("--cost", help=argparse.SUPPRESS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -300,6 +303,8 @@ def main() -> int:
         "lockstep": lambda: locksteps(args.work, args.cifar),
         "sound_pairs": lambda: sound_pairs(args.work, args.pairs),
     }
+    if args.only == "digits":
+        args.only, parts["lockstep"] = "lockstep", lambda: locksteps(args.work, None, True)
     chosen = [args.only] if args.only else list(parts)
     found = origin(("torch", "jax")) | {name: parts[name]() for name in chosen}
     for name, part in found.get("lockstep", {}).items():

@@ -111,6 +111,41 @@ def test_the_sides_in_bf16_are_as_far_from_a_float64_step(distances, steps, stat
     assert judge_by_reference(in_bf16(**distances, steps=steps), EPS).exit_status == status
 
 
+@pytest.mark.parametrize("spread, status", [(0.0, 1), (0.19, 1), (0.45, 0)])
+def test_ratios_that_vary_more_have_wider_limits(spread, status):
+    """Of the mean, which is 1.33 here: three standard errors of 16 steps whose logarithms deviate
+    by `spread`. A steady distance of 1.33 times stays beyond the limit of 1.25."""
+    sign = np.tile([1, -1], 8) * np.sqrt(15 / 16)
+    lines = [
+        in_bf16(whole=(0.01 * 1.33 * float(np.exp(spread * s)), 0.01))[0] for s in sign
+    ]  # fmt: skip
+    lines = [dataclasses.replace(line, step=i) for i, line in enumerate(lines, 1)]
+    assert judge_by_reference(lines, EPS).exit_status == status
+
+
+def test_erratic_ratios_do_not_pass_the_limits_of_one_step():
+    """However much they vary: a mean of 2.6 times."""
+    logs = np.log(2.6) + np.tile([-1.5, 1.5], 8)
+    lines = [
+        in_bf16(whole=(0.01 * min(1, float(np.exp(x))), 0.01 * min(1, float(np.exp(-x)))))[0]
+        for x in logs
+    ]
+    lines = [dataclasses.replace(line, step=i) for i, line in enumerate(lines, 1)]
+    assert judge_by_reference(lines, EPS).exit_status == 1
+
+
+@pytest.mark.parametrize("one, status", [(0.039, 0), (0.041, 1)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_array_of_rounding_alone_is_held_to_the_other_side_s(one, side, status):
+    """Four times it, where it is larger than the array that it belongs to."""
+    keys = (one, 0.01) if side == 0 else (0.01, one)
+    (line,) = in_bf16(array=(1e-3, 1e-3))
+    line = dataclasses.replace(
+        line, gaps=line.gaps | {"k": 0.01}, distances=line.distances | {"k": keys}
+    )
+    assert judge_by_reference([line], EPS, {"k": "w"}).exit_status == status
+
+
 @pytest.mark.parametrize("distance, decided", [(0.29, True), (0.31, False)])
 def test_beyond_three_tenths_nothing_is_decided_in_bf16(distance, decided):
     verdict = judge_by_reference(in_bf16(array=(distance, distance)), EPS)

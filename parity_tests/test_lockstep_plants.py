@@ -15,6 +15,7 @@ import jax_vit.objective
 import jax_vit.optim
 import jax_vit.trainer
 import torch_vit.objective
+import torch_vit.ops
 import torch_vit.optim
 import torch_vit.trainer
 from shared_vit.data import batches
@@ -330,6 +331,157 @@ def test_sound_twins_far_from_where_noise_was_measured(leader, changes, x64):
     lines = lines_of(pair, plan, steps=4, noise_every=10)
     verdict = verdict_of(lines, "fp64")
     assert verdict.line() == "lockstep: decided 4 of 4 steps, same"
+
+
+def with_large_scores(monkeypatch, factor):
+    """Pairs from weights whose attention is nearly a choice, which amplifies rounding."""
+    drawn = random_state
+
+    def scaled(cfg, precision, recipe=None):
+        state = drawn(cfg, precision, recipe=recipe)
+        params = {
+            n: a * a.dtype.type(factor) if n.endswith("qkv.weight") else a
+            for n, a in state.params.items()
+        }
+        return dataclasses.replace(state, params=params)
+
+    monkeypatch.setitem(globals(), "random_state", scaled)
+
+
+def test_float64_decides_what_rounding_leaves_open_in_float32(monkeypatch):
+    """Where the noise is above 1e-3, both twins take the step in float64 as well."""
+    with_large_scores(monkeypatch, 150)
+    lines = lines_of(*pair_of("torch"), steps=1)
+    noise = max(lines[0].gradients.noise.values())
+    assert 1e-3 < noise < 3e-2 and lines[0].reference is not None
+    assert verdict_of(lines).line() == "lockstep: decided 1 of 1 steps, same"
+    alone = [dataclasses.replace(line, reference=None) for line in lines]
+    assert verdict_of(alone).verdict == "undecided"
+
+    def begin(self, state, *args, **settings):
+        other = dataclasses.replace(state.config, gelu="tanh")
+        sound_init(self, dataclasses.replace(state, config=other), *args, **settings)
+
+    sound_init = torch_vit.trainer.Trainer.__init__
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "__init__", begin)
+    verdict = verdict_of(lines_of(*pair_of("torch"), steps=1))
+    assert verdict.exit_status == 1
+    assert any(d.name.startswith("float64's ") for d in verdict.differences), verdict.line()
+
+
+@pytest.mark.parametrize("noise, gap, exact, status", [
+    (5e-3, 0.04, 1e-15, 0),  # in float64 the same, and rounding explains the gap
+    (5e-3, 0.06, 1e-15, 1),
+    (5e-3, 0.04, 1e-13, 1),  # in float64 another formula
+    (5e-3, 0.04, None, 2),
+    (4e-2, 0.04, 1e-15, 2),  # rounding in float32 hides too much
+])  # fmt: skip
+def test_a_float32_step_beyond_a_thousandth(noise, gap, exact, status):
+    names = ("loss", "grad_norm", "whole", "w")
+    double = None
+    if exact is not None:
+        double = Measured(1, dict.fromkeys(names, exact), dict.fromkeys(names, 1e-15))
+    own = Measured(1, dict.fromkeys(names, 1e-7) | {"w": gap},
+                   dict.fromkeys(names, 1e-7) | {"w": noise})  # fmt: skip
+    maps = Measured(1, {"whole": 0.0})
+    line = record.Line(1, 0.1, 1.0, 1.0, own, maps, maps, 1.0, double)
+    line = record.from_json(record.to_json(line))
+    assert verdict_of([line]).exit_status == status
+
+
+def saturated(noise):
+    """A step whose array v is a value that a side rounds by `noise`, and w anything else."""
+
+    def step(state, batch):
+        seed = int.from_bytes(np.asarray(state["w"]).tobytes()[:4], "little")
+        off = np.random.default_rng(seed).uniform(-noise, noise)
+        return {"w": state["w"] * batch, "v": (1e-8 * state["v"] * (1 + off)).astype(np.float32)}
+
+    return step
+
+
+def afresh(state, batch):
+    """Masks drawn anew at each call."""
+    kept = np.random.default_rng().random(3) < 0.5
+    return {"w": state["w"] * batch, "v": (1e-8 * state["v"] * kept).astype(np.float32)}
+
+
+def scaled(state, batch):
+    return {"w": state["w"] * batch, "v": np.float32(1.001e-8) * state["v"]}
+
+
+@pytest.mark.parametrize("other, status", [
+    (saturated(1e-4), 0), (afresh, 1), (scaled, 1),
+], ids=["rounds more", "other masks", "wrong"])  # fmt: skip
+def test_a_side_may_round_more_in_an_array(other, status):
+    """By its own nudges; not a side that is another at each call, or that is wrong."""
+    first = saturated(0)
+    how = lockstep.nudges(first)
+    verdict = lockstep.run(first, other, [WEIGHTS] * 4, [1.5] * 4, how)
+    assert verdict.exit_status == status, verdict.line()
+    assert status == 0 or verdict.differences[0].name == "v"
+    # Without a nudge of b there is the noise of a alone.
+    alone = lockstep.run(first, other, [WEIGHTS] * 4, [1.5] * 4, lambda *at: how(*at))
+    assert alone.exit_status == 1
+
+
+def test_the_other_twin_s_noise_counts_where_the_leader_s_is_none(monkeypatch):
+    """In an array; it is measured only there."""
+    pair, plan = pair_of()
+    sound_noise, asked = pair._measured_noise, []
+
+    def noise(twin, params, batch):
+        asked.append("leader" if twin is pair.leader else "follower")
+        found = sound_noise(twin, params, batch)
+        return found | {"cls_token": 0.0 if twin is pair.leader else 1e-5}
+
+    monkeypatch.setattr(pair, "_measured_noise", noise)
+    monkeypatch.setattr(pair, "eps", 1e-10)
+    (line,) = lines_of(pair, plan, steps=1)
+    assert line.gradients.gaps["cls_token"] > 16e-10
+    assert asked == ["leader", "follower"] and line.gradients.noise["cls_token"] == 1e-5
+    asked.clear()
+    monkeypatch.setattr(pair, "eps", EPS * 100)
+    lines_of(pair, plan, steps=1)
+    assert asked == ["leader"]
+
+
+class TensorFloat(torch.autograd.Function):
+    """`F.linear` of float32 whose products take inputs of ten bits."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x, weight = short(x), short(weight)
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = short(grad).reshape(-1, grad.shape[-1])
+        of_weight = rows.T @ x.reshape(-1, x.shape[-1])
+        return short(grad) @ weight, of_weight, grad.reshape(-1, grad.shape[-1]).sum(0)
+
+
+def short(x):
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("leader, margin", [("torch", 12), ("jax", 40)])
+def test_products_of_ten_bits_are_not_explained_by_their_own_noise(leader, margin, monkeypatch):
+    """TF32 in place of float32 in one twin, whichever leads."""
+    sound_product = torch_vit.ops.product
+
+    def product(x, weight, bias, policy):
+        inputs, wide = (x, weight, bias), weight.dtype != torch.float32
+        return sound_product(x, weight, bias, policy) if wide else TensorFloat.apply(*inputs)
+
+    monkeypatch.setattr(torch_vit.ops, "product", product)
+    verdict = verdict_of(lines_of(*pair_of(leader), steps=2))
+    assert verdict.exit_status == 1 and verdict.differences[0].step == 1
+    whole = [d for d in verdict.differences if d.name == "whole"]
+    assert whole and whole[0].gap > margin * whole[0].bound
 
 
 # The command.

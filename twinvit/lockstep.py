@@ -35,9 +35,11 @@ NOISE_EVERY = 10  # noise is measured at one compared step of so many
 WHOLE_RATIO, ARRAY_RATIO = 1.25, 2.0
 WINDOW, ALONE = 16, 2.0  # steps whose mean obeys these limits; one step's are twice as wide
 # The logarithm of the ratio at one step deviates by so much; means of fewer steps than WINDOW are
-# held to as many deviations as the mean of WINDOW is.
-WHOLE_DEVIATION, ARRAY_DEVIATION, DEVIATIONS = 0.19, 0.36, 4.7
+# held to as many deviations as the mean of WINDOW is, and where ratios vary more, to ERRATIC of
+# those that are seen.
+WHOLE_DEVIATION, ARRAY_DEVIATION, DEVIATIONS, ERRATIC = 0.19, 0.36, 4.7, 3.0
 DECIDABLE_DISTANCE = 0.3
+DECIDABLE_WITH_DOUBLE = DECIDABLE_DISTANCE / FACTOR  # a float32 noise, where float64 decides too
 SCALAR_FACTOR = 2.0  # times the noise of a scalar by nudges of the products' precision
 _HUGE = 1e308  # stands for infinity, which JSON lacks
 _FAR = 1e100  # distances beyond are alike, and their ratios are numbers
@@ -172,9 +174,10 @@ def run(
     States and batches are read one pair at a time, so a generator may train between them. Give one
     of three yardsticks. `noise`: results of `step_a` at nudged states, see `nudges`; the sides
     agree if gap <= 10 noise + 16 eps, with eps that of the arrays' dtype; undecided where the noise
-    exceeds 1e-3. `reference`: the step in float64, for sides that round differently on purpose
-    (bfloat16); each side's distance from it must be within 1.25 times the other's, 2 times for one
-    array.
+    exceeds 1e-3. Where the noise of `step_a` does not explain an array's gap, that of `step_b` is
+    measured too, if it comes from `nudges`. `reference`: the step in float64, for sides that round
+    differently on purpose (bfloat16); each side's distance from it must be within 1.25 times the
+    other's, 2 times for one array.
     `limit`: the largest gap, for a map that does not amplify rounding, such as an optimizer's in
     float64. `relative_to` names, for an array without a true value (a gradient that is zero but for
     rounding), the array on whose norm its gap is measured.
@@ -192,8 +195,12 @@ def run(
         exact = reference(state, batch) if reference else None
         found = measure(number, a, b, None, exact, relative_to)
         if noise and ((number - 1) % noise_every == 0 or exceeds(found, last, eps)):
-            found = replace(found, noise=noise_of(a, noise(state, batch), relative_to))
-            last = latest(last, found.noise)
+            own = noise_of(a, noise(state, batch), relative_to)
+            if isinstance(noise, Nudges) and arrays_exceed(found, own, eps):
+                others = noise_of(b, noise.of(step_b)(state, batch), relative_to)
+                own = of_both(own, others)
+            found = replace(found, noise=own)
+            last = latest(last, own)
         measured.append(found)
     if noise is not None:
         return judge_by_noise(measured, eps)
@@ -221,17 +228,28 @@ def nudge(arrays: Arrays, seed: int, eps: float | None = None) -> dict[str, np.n
     return moved
 
 
-def nudges(step: Step, move: Callable[[Any, int], Any] = nudge) -> Noise:
+@dataclass(frozen=True)
+class Nudges:
+    """The noise of a step: its results at the same state nudged three times."""
+
+    step: Step
+    move: Callable[[Any, int], Any]
+
+    def __call__(self, state: Any, batch: Any) -> Iterator[Arrays]:
+        for seed in SEEDS:
+            yield self.step(self.move(state, seed), batch)
+
+    def of(self, step: Step) -> Nudges:
+        """That of another step."""
+        return replace(self, step=step)
+
+
+def nudges(step: Step, move: Callable[[Any, int], Any] = nudge) -> Nudges:
     """The noise of a step: its results at the same state nudged three times.
 
     `move(state, seed)` returns the nudged state; by default a state is a dictionary of arrays.
     """
-
-    def noise(state: Any, batch: Any) -> Iterator[Arrays]:
-        for seed in SEEDS:
-            yield step(move(state, seed), batch)
-
-    return noise
+    return Nudges(step, move)
 
 
 def epsilon(arrays: Arrays) -> float:
@@ -262,7 +280,7 @@ def measure(
     if reference is not None:
         of_a, of_b = gaps(a, reference, relative_to), gaps(b, reference, relative_to)
         distances = {n: (of_a[n], of_b[n]) for n in of_a}
-    zero = tuple(n for n in a if np.ndim(a[n]) and not np.any(a[n]) and not np.any(b[n]))
+    zero = tuple(n for n in a if np.ndim(a[n]) and _is_zero(a[n]) and _is_zero(b[n]))
     found = gaps(b, a, relative_to)
     return Measured(step, found, noise, distances, zero, *_not_finite(a, b))
 
@@ -285,6 +303,34 @@ def exceeds(measured: Measured, noise: Mapping[str, float] | None, eps: float) -
     return any(g > FACTOR * noise[n] + FLOOR_EPS * eps for n, g in measured.gaps.items())
 
 
+def arrays_exceed(measured: Measured, noise: Mapping[str, float], eps: float) -> bool:
+    """Whether a's noise explains the scalars and all arrays together, and not a single array.
+
+    Then b's counts as well, see `of_both`. Where a softmax is saturated one side's gradients may be
+    exactly zero and the other's a last place of one (observed in float64: the noise of `cls_token`
+    3e-15 to 3e-13 on one side, 9e-12 on the other). A side that rounds more than it should (TF32 in
+    place of float32) does so in all arrays together, whose gap is held to a's noise alone.
+    """
+    of_sums = replace(measured, gaps={n: measured.gaps[n] for n in _sums(measured.gaps)})
+    return exceeds(measured, noise, eps) and not exceeds(of_sums, noise, eps)
+
+
+def held(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    """a's noise, of the scalars and all arrays together at most ten times b's.
+
+    A side whose products take ten bits in place of float32's has 10 to 30 times the noise, and
+    would explain a fifth of its distance by it (parity_tests/test_lockstep_plants.py), more in a
+    deeper model.
+    """
+    return dict(a) | {n: min(a[n], FACTOR * b[n]) for n in _sums(a)}
+
+
+def of_both(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
+    """The larger noise of each quantity. b's counts where it decides: a side that is another one at
+    each call (masks drawn afresh) would explain everything by its noise."""
+    return {n: max(x, b[n]) if b[n] <= DECIDABLE else x for n, x in a.items()}
+
+
 def latest(
     before: Mapping[str, float] | None, noise: Mapping[str, float] | None
 ) -> dict[str, float]:
@@ -297,9 +343,7 @@ def _not_finite(a: Arrays, b: Arrays) -> tuple[tuple[str, ...], tuple[str, ...]]
     """The quantities with a number that is finite on one side alone, and on neither."""
     apart, vague, arrays = [], [], False
     for name in a:
-        with np.errstate(all="ignore"):
-            sums = np.sum(np.abs(a[name])) + np.sum(np.abs(b[name]))
-        if np.isfinite(sums):
+        if _is_number(a[name]) and _is_number(b[name]):
             continue
         x, y = np.isfinite(a[name]), np.isfinite(b[name])
         if np.any(x != y):
@@ -312,6 +356,19 @@ def _not_finite(a: Arrays, b: Arrays) -> tuple[tuple[str, ...], tuple[str, ...]]
     if arrays:
         (apart if any(np.ndim(a[n]) for n in apart) else vague).append(WHOLE)
     return tuple(apart), tuple(vague)
+
+
+def _is_number(array: np.ndarray) -> bool:
+    """Whether all numbers of an array are seen to be finite: their squares have a finite sum."""
+    flat = np.ravel(array)
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(flat @ flat))
+
+
+def _is_zero(array: np.ndarray) -> bool:
+    """Whether all numbers are zero; the first that is not answers for most arrays."""
+    flat = np.ravel(array)
+    return not (flat.size and flat[0]) and not np.any(flat)
 
 
 def gaps(b: Arrays, a: Arrays, relative_to: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -349,11 +406,16 @@ def _ratio(distance: float, scale: float) -> float:
     return min(ratio, _HUGE) if not math.isnan(ratio) else _HUGE
 
 
-def judge_by_noise(measured: Sequence[Measured], eps: float) -> Verdict:
+def judge_by_noise(
+    measured: Sequence[Measured], eps: float, exact: Mapping[int, Verdict] | None = None
+) -> Verdict:
     """gap <= 10 noise + 16 eps for every quantity; undecided where the noise exceeds 1e-3.
 
     The noise at a step is the largest of the nearest measured ones: the last before it, the first
-    after it, and its own.
+    after it, and its own. exact: {step: the verdict on the same step in float64}. Beyond a noise of
+    1e-3 the bound passes wrong formulas, which float64 sees. So a quantity that it decides there is
+    decided up to a noise of 3e-2, by the same bound (observed of sound twins that diverge: gaps up
+    to a quarter of it, at a noise up to 1.6e-2).
     """
     if not measured:
         return Verdict([], [], nothing=["there was no step"])
@@ -361,7 +423,12 @@ def judge_by_noise(measured: Sequence[Measured], eps: float) -> Verdict:
     found = np.array([[m.gaps[n] for n in names] for m in measured])
     noise = nearest_noise(measured, names)
     bound = FACTOR * np.minimum(noise, 1.0) + FLOOR_EPS * eps  # more is not judged
-    return _verdict(measured, names, found, bound, noise <= DECIDABLE)
+    judged = noise <= DECIDABLE
+    for i, m in enumerate(measured):
+        if (known := (exact or {}).get(m.step)) is not None:
+            open_ = np.array([n in known.open for n in names])
+            judged[i] |= ~open_ & (noise[i] <= DECIDABLE_WITH_DOUBLE)
+    return _verdict(measured, names, found, bound, judged)
 
 
 def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndarray:
@@ -404,13 +471,17 @@ def judge_by_reference(
     single example can make one side's distance several times its usual one: it is held against the
     largest of the other side at the step and the 8 on each side, with twice the limits (observed on
     1,347 steps: 1.8 for all arrays, 2.0 for one).
-    Means of fewer than 16 steps have wider limits, as they deviate by more.
+    Means of fewer than 16 steps have wider limits, as they deviate by more. So have means of ratios
+    that vary more than that: three standard errors of theirs, at most the limits of one step alone
+    (a run that diverges, lr 0.5 without a clip: the logarithms deviate by 0.37 to 0.49, and a mean
+    of sound twins was 1.33). A fault that is there at every step does not vary: its limit stays.
     A scalar's distance on one side is held against ten times the largest of the other side at these
     steps, or twice its noise where that was measured (by nudges of the products' precision, which
     move it further than rounding does), whichever is larger. Fewer than 16 steps without noise
     judge it by the distances of all arrays together as well. An array without a true value
     (`relative_to`) is rounding on both sides: it may be as large as twice the distance of the array
-    it is measured against.
+    it is measured against, or four times the other side's at these steps (where a softmax is
+    saturated it may be larger than the array it belongs to, on both sides).
     """
     if not measured:
         return Verdict([], [], nothing=["there was no step"])
@@ -422,7 +493,8 @@ def judge_by_reference(
     limit = np.array([WHOLE_RATIO if n == WHOLE else ARRAY_RATIO for n in names])
     bound = np.broadcast_to(ALONE * limit, ratio.shape).copy()
     deviation = np.where(np.array(names) == WHOLE, WHOLE_DEVIATION, ARRAY_DEVIATION)
-    mean, limits = _mean_ratio(values + floor), _mean_limits(len(values), limit, deviation)
+    mean, seen = _mean_ratio(values + floor)
+    mean, limits = np.exp(mean), _mean_limits(seen, limit, deviation)
     over = mean > limits  # judged together with 15 steps before: shown in place of its own ratio
     ratio, bound = np.where(over, mean, ratio), np.where(over, limits, bound)
     largest = values.max(axis=2)
@@ -436,8 +508,9 @@ def judge_by_reference(
                 bound[:, i] = np.maximum(bound[:, i], values[:, whole].sum(axis=1) + floor)
             decided[:, i] = decided[:, whole]
         elif other is not None:
-            ratio[:, i] = largest[:, i]
-            bound[:, i] = ARRAY_RATIO * largest[:, names.index(other)] + floor
+            ratio[:, i], bound[:, i] = _judged_rounding(
+                values[:, i], ARRAY_RATIO * largest[:, names.index(other)], floor
+            )
             decided[:, i] = decided[:, names.index(other)]
     return _verdict(measured, names, ratio, bound, decided)
 
@@ -453,6 +526,17 @@ def _judged_scalar(
     return distances[rows, side], bound[rows, side] + floor
 
 
+def _judged_rounding(
+    distances: np.ndarray, bound: np.ndarray, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """([steps], [steps]): of an array that is rounding alone, the distance of the side that is
+    further off, and its bound: `bound`, or that of any array at a step alone."""
+    alone = ALONE * ARRAY_RATIO * _nearest_largest(distances)[:, ::-1]
+    bounds = np.maximum(bound[:, None], alone) + floor
+    rows, side = np.arange(len(distances)), (distances - bounds).argmax(axis=1)
+    return distances[rows, side], bounds[rows, side]
+
+
 def _nearest_largest(values: np.ndarray) -> np.ndarray:
     """[steps, ...] of [steps, ...]: the largest of the 8 steps before, the step, and 8 after."""
     half = WINDOW // 2
@@ -460,22 +544,28 @@ def _nearest_largest(values: np.ndarray) -> np.ndarray:
     return np.stack(list(rows))
 
 
-def _mean_ratio(distances: np.ndarray) -> np.ndarray:
-    """[steps, names] of [steps, names, 2]: the geometric mean, at least 1, of the sides' ratio over
-    the last 16 steps, or over all where there are fewer."""
+def _mean_ratio(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([steps, names], [steps, names]) of [steps, names, 2]: the logarithm of the geometric mean,
+    at least 0, of the sides' ratio over the last 16 steps, or over all where there are fewer, and
+    the deviation of that mean as these steps show it."""
     log = np.log(distances[..., 0] / distances[..., 1])
-    sums = np.cumsum(np.concatenate([np.zeros_like(log[:1]), log]), axis=0)
-    first = np.maximum(np.arange(1, len(log) + 1) - WINDOW, 0)
-    count = np.arange(1, len(log) + 1) - first
-    return np.exp(np.abs(sums[1:] - sums[first]) / count[:, None])
+    mean, deviation = np.zeros_like(log), np.zeros_like(log)
+    for i in range(len(log)):
+        rows = log[max(0, i + 1 - WINDOW) : i + 1]
+        mean[i] = np.abs(rows.mean(axis=0))
+        if len(rows) > 1:
+            deviation[i] = rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
+    return mean, deviation
 
 
-def _mean_limits(count: int, limit: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """[steps, names]: the limits of the mean ratio up to each of `count` steps. They widen for the
-    mean of fewer than 16 steps, as its deviation does, and not beyond those of one step alone."""
-    steps = np.minimum(np.arange(1, count + 1), WINDOW)[:, None]
-    wide = np.exp(np.maximum(np.log(limit), DEVIATIONS * deviation / np.sqrt(steps)))
-    return np.where(steps < WINDOW, np.minimum(wide, ALONE * limit), limit)
+def _mean_limits(seen: np.ndarray, limit: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """[steps, names]: the limits of the mean ratio up to each step, of which `seen` is the
+    deviation seen. They widen for the mean of fewer than 16 steps, as its deviation does, not
+    beyond those of one step alone; and where the ratios vary more than they usually do."""
+    steps = np.minimum(np.arange(1, len(seen) + 1), WINDOW)[:, None]
+    wide = np.where(steps < WINDOW, DEVIATIONS * deviation / np.sqrt(steps), 0.0)
+    wide = np.exp(np.maximum(np.log(limit), np.maximum(wide, ERRATIC * seen)))
+    return np.minimum(wide, ALONE * limit)
 
 
 def judge_by_limit(measured: Sequence[Measured], limit: float) -> Verdict:
@@ -519,6 +609,12 @@ def _verdict(
     }
     steps, decided = [m.step for m in measured], [bool(row.all()) for row in judged]
     return Verdict(steps, decided, differences, _nothing_to_compare(measured), open_)
+
+
+def _sums(gaps: Mapping[str, float]) -> list[str]:
+    """The scalars and `whole`, which come first."""
+    names = list(gaps)
+    return names[: names.index(WHOLE) + 1]
 
 
 def _is_sum(names: Sequence[str], name: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,10 +22,10 @@ Arrays = dict[str, Any]
 class HostTrainer(Trainer):
     """A trainer of which `load`, `update` and `state` are used, and those alone.
 
-    `update` is the trainer's own code. But its arrays are handed to the compiled call as NumPy
-    arrays and come back as they are, where the trainer places, wraps and copies each one: at every
-    step the state is another one, so that nothing placed on the device is used twice. A model of
-    0.2 M parameters takes a third of the time.
+    `update` is the trainer's own code. But each slot is handed to the compiled call as one NumPy
+    array, the canonical arrays end to end, and comes back as one, where the trainer places, wraps
+    and copies each array: at every step the state is another one, so that nothing placed on the
+    device is used twice. A model of 0.2 M parameters takes a quarter of the time.
     """
 
     def __init__(self, *args: Any, **settings: Any):
@@ -37,33 +39,45 @@ class HostTrainer(Trainer):
         )
 
     def state(self) -> TrainState:
-        params, slots = jax.device_get((self.params, self.slots))
-        params |= self.fixed
+        vectors, slots = jax.device_get((self.params, self.slots))
+        params = self._parts(vectors) | self.fixed
         return TrainState(
             config=self.cfg,
             step=self.step,
             params={n: params[n] for n in canonical.shapes(self.cfg)},
-            slots={slot: self._in_order(arrays) for slot, arrays in slots.items()},
+            slots={slot: self._in_order(self._parts(vector)) for slot, vector in slots.items()},
             scalars={"adam_count": self.adam_count},
         )
 
     def _to_mesh(self, paths: list[tuple[Path, str]], arrays: Mapping[str, np.ndarray]) -> Any:
-        return {name: np.asarray(arrays[name], self.dtype) for _, name in paths}
+        if paths is not self.paths:
+            return {name: np.asarray(arrays[name], self.dtype) for _, name in paths}
+        flat = [np.ravel(arrays[name]) for _, name in paths]
+        return np.concatenate(flat, dtype=self.dtype) if flat else np.zeros(0, self.dtype)
 
     def _update_arrays(
-        self, params: Arrays, slots: dict[str, Arrays], grads: Arrays, *numbers: Any
-    ) -> tuple[Arrays, dict[str, Arrays], jax.Array]:
-        """The compiled part of `update`, of canonical arrays."""
-        trees = {slot: self._to_tree(arrays) for slot, arrays in slots.items()}
+        self, params: Any, slots: dict[str, Any], grads: Any, *numbers: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """The compiled part of `update`, of canonical arrays end to end."""
+        trees = {slot: self._to_tree(vector) for slot, vector in slots.items()}
         moved, trees, norm = self._update(
             self._to_tree(params), trees, self._to_tree(grads), *numbers
         )
-        return self._to_arrays(moved), {s: self._to_arrays(t) for s, t in trees.items()}, norm
+        return self._to_vector(moved), {s: self._to_vector(t) for s, t in trees.items()}, norm
 
-    def _to_tree(self, arrays: Arrays) -> nnx.State:
+    def _parts(self, vector: Any) -> Arrays:
+        """The arrays that are end to end in `vector`: views of it."""
+        shapes, found, begin = canonical.shapes(self.cfg), {}, 0
+        for _, name in self.paths:
+            end = begin + math.prod(shapes[name])
+            found[name], begin = vector[begin:end].reshape(shapes[name]), end
+        return found
+
+    def _to_tree(self, vector: Any) -> nnx.State:
+        arrays = self._parts(vector)
         leaves = ((path, nnx.Param(to_jax(path, arrays[name]))) for path, name in self.paths)
         return nnx.from_flat_state(leaves)
 
-    def _to_arrays(self, tree: nnx.State) -> Arrays:
+    def _to_vector(self, tree: nnx.State) -> jax.Array:
         leaves = {path: from_jax(path, leaf[...]) for path, leaf in nnx.to_flat_state(tree)}
-        return {name: leaves[path] for path, name in self.paths}
+        return jnp.concatenate([leaves[path].ravel() for path, _ in self.paths])

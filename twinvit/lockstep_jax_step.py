@@ -12,7 +12,8 @@ from flax import nnx
 from jax_vit.bridge import state_arrays
 from jax_vit.results import LazyResult
 from jax_vit.trainer import DeviceBatch, Trainer
-from shared_vit.run.state import StepScalars
+from shared_vit.run.state import StepScalars, TrainState
+from shared_vit.spec import canonical
 
 
 class WatchedTrainer(Trainer):
@@ -42,6 +43,19 @@ class WatchedTrainer(Trainer):
         seen, self._seen = self._seen, None
         assert seen is not None
         return metrics, self._in_order(state_arrays(seen))
+
+    def state(self) -> TrainState:
+        """The trainer's, read at once: no step runs while it is copied to the host."""
+        if self.sharded:
+            return super().state()
+        arrays = state_arrays(self.params) | state_arrays(self.fixed)
+        return TrainState(
+            config=self.cfg,
+            step=self.step,
+            params={n: arrays[n] for n in canonical.shapes(self.cfg)},
+            slots={slot: self._in_order(state_arrays(tree)) for slot, tree in self.slots.items()},
+            scalars={"adam_count": self.adam_count},
+        )
 
     def _watched_step(self, *args: Any) -> tuple[Any, nnx.State]:
         result = self._step(*args)

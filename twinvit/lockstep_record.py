@@ -39,6 +39,7 @@ _UP, _DOWN, _NEAREST = (
 )
 _SHOWN = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 _SUMS = ("loss", "grad_norm", WHOLE)
+_EPS64 = float(np.finfo(np.float64).eps)
 _CHECK, _FORMAT = "check", 2  # documents of format 1 and their lines have no checksum
 
 
@@ -271,9 +272,10 @@ def judge(lines: Sequence[Line], eps: float, among: str = "") -> tuple[Verdict, 
     if lines and gradients[0].distances is not None:
         keys = {n: n.removesuffix(KEYS) for n in gradients[0].gaps if n.endswith(KEYS)}
         found = lockstep.judge_by_reference(gradients, eps, keys)
-        found = _with_reference(found, lines)
     else:
-        found = lockstep.judge_by_noise(gradients, eps)
+        exact = {r.step: lockstep.judge_by_noise([r], _EPS64) for r in _checks(lines)}
+        found = lockstep.judge_by_noise(gradients, eps, exact)
+    found = _with_reference(found, lines)
     if batches:
         first = batches[0].step
         same = [d for d in found.differences if d.step <= first]
@@ -290,12 +292,16 @@ def _still(lines: Sequence[Line], eps: float) -> list[str]:
     return ["the optimizer's map was not tried: nothing moved"]
 
 
+def _checks(lines: Sequence[Line]) -> list[Measured]:
+    """Where the twins were compared in float64."""
+    return [line.reference for line in lines if line.reference is not None]
+
+
 def _with_reference(found: Verdict, lines: Sequence[Line]) -> Verdict:
-    """The verdict of a bf16 lockstep, and of the float64 step that it rests on."""
-    checks = [line.reference for line in lines if line.reference is not None]
-    if not checks:
+    """The verdict of a lockstep, and of the float64 steps that it rests on."""
+    if not (checks := _checks(lines)):
         return found
-    exact = lockstep.judge_by_noise(checks, float(np.finfo(np.float64).eps))
+    exact = lockstep.judge_by_noise(checks, _EPS64)
     differences = [replace(d, name=f"float64's {d.name}") for d in exact.differences]
     if differences and not (found.differences and found.differences[0].step < differences[0].step):
         found.differences = differences

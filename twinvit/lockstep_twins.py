@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from twinvit import lockstep_batches as fed
 from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep import Measured
 from twinvit.lockstep_own import movement, own_update
-from twinvit.noise_rule import machine_epsilon
+from twinvit.noise_rule import DECIDABLE, machine_epsilon
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -196,9 +197,10 @@ class Pair:
         self.relative_to = relative_to(self.cfg)
         self.eps = machine_epsilon(precision)
         self.noise: dict[str, float] | None = None  # as it was measured last
-        self._reference: Twin | None = None  # JAX in float64, until the twins were compared there
-        if self.by_reference:
-            self._reference = _twin("jax", plan, double, widened(state), one=True, whole=True)
+        self._to_check = self.by_reference  # until the twins were compared in float64
+        self._jax_in_double = cache(
+            lambda: _twin("jax", plan, double, widened(state), one=True, whole=True)
+        )
         self._thread = ThreadPoolExecutor(1, "jax")
 
     def load(self, state: TrainState) -> None:
@@ -230,7 +232,7 @@ class Pair:
             reference = quantities(self.cfg, *self._double["torch"].gradients(wide, batch))
         compared = lockstep.measure(number, a, b, None, reference, self.relative_to)
         if noise or self._is_new(compared):
-            found = self._measured_noise(before.params, batch)
+            found = self._noise_of_both(compared, b, before.params, batch)
             compared = dataclasses.replace(compared, noise=found)
             self.noise = lockstep.latest(self.noise, found)
         exact = self._maps(before, after, grads, scalars)
@@ -238,7 +240,10 @@ class Pair:
         optimizer = lockstep.measure(number, one, two)
         mine = self._own_updates(number, before, (after, exact), (b_grads, b_after), scalars)
         moved = movement(before, exact[0])
-        checked = self._checked(before.params, batch) if noise else None
+        checked = None
+        if (noise and self._to_check) or self._is_vague(compared):
+            checked = self._in_double(before.params, batch)
+            self._to_check &= bool(checked.zero)  # a zero hides something
         return Step(metrics, compared, optimizer, mine, moved, checked)
 
     def _of_follower(
@@ -252,19 +257,51 @@ class Pair:
     def _is_new(self, compared: Measured) -> bool:
         return not self.by_reference and lockstep.exceeds(compared, self.noise, self.eps)
 
-    def _measured_noise(self, params: Mapping[str, np.ndarray], batch: Batch) -> dict[str, float]:
-        """Of the leader's gradients, by nudges; in a lower precision by nudges of its size.
+    def _is_vague(self, compared: Measured) -> bool:
+        """Whether rounding in float32 leaves a step undecided that float64 decides."""
+        if self.by_reference or self.in_double:
+            return False
+        noise = (compared.noise or {}).values()
+        return any(DECIDABLE < x <= lockstep.DECIDABLE_WITH_DOUBLE for x in noise)
+
+    def _noise_of_both(
+        self,
+        compared: Measured,
+        follower: Mapping[str, np.ndarray],
+        params: Mapping[str, np.ndarray],
+        batch: Batch,
+    ) -> dict[str, float]:
+        """The noise that judges a step whose quantities by the other twin are `follower`.
+
+        It is the leader's. That of its sums is held to the other twin's, by one nudge: a leader
+        that rounds more than it should does not explain itself. Where it does not explain an
+        array's gap the other twin's counts as well.
+        """
+        found = self._measured_noise(self.leader, params, batch)
+        if self.by_reference:
+            return found
+        nudged = self.follower.gradients(lockstep.nudge(params, lockstep.SEEDS[0]), batch)
+        one = lockstep.gaps(quantities(self.cfg, *nudged), follower, self.relative_to)
+        found = lockstep.held(found, one)
+        if lockstep.arrays_exceed(compared, found, self.eps):
+            found = lockstep.of_both(found, self._measured_noise(self.follower, params, batch))
+        return found
+
+    def _measured_noise(
+        self, twin: Twin, params: Mapping[str, np.ndarray], batch: Batch
+    ) -> dict[str, float]:
+        """Of a twin's gradients, by nudges; in a lower precision by nudges of its size.
 
         Against those that it computes in the same way: its own step may be wrong.
         """
 
         def found(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return quantities(self.cfg, *self.leader.gradients(params, batch))
+            return quantities(self.cfg, *twin.gradients(params, batch))
 
         base = found(params)
         nudged = (found(lockstep.nudge(params, s, self.nudged_by)) for s in lockstep.SEEDS)
         noise = lockstep.noise_of(base, nudged, self.relative_to)
-        self.leader.restore()
+        twin.restore()
         return noise
 
     def _own_updates(
@@ -295,22 +332,18 @@ class Pair:
             vague=found.vague + second.vague,
         )
 
-    def _checked(self, params: Mapping[str, np.ndarray], batch: Batch) -> Measured | None:
-        """The float64 step by both twins, until one hides nothing."""
-        if self._reference is None:
-            return None
+    def _in_double(self, params: Mapping[str, np.ndarray], batch: Batch) -> Measured:
+        """The float64 step by both twins, with its noise."""
         wide, torch = _wide(params), self._double["torch"]
         a, b = (
-            quantities(self.cfg, *twin.gradients(wide, batch)) for twin in (torch, self._reference)
+            quantities(self.cfg, *twin.gradients(wide, batch))
+            for twin in (torch, self._jax_in_double())
         )
         nudged = (
             quantities(self.cfg, *torch.gradients(lockstep.nudge(wide, seed), batch))
             for seed in lockstep.SEEDS
         )
-        found = lockstep.measure(batch.step + 1, a, b, nudged, None, self.relative_to)
-        if not found.zero:
-            self._reference = None
-        return found
+        return lockstep.measure(batch.step + 1, a, b, nudged, None, self.relative_to)
 
     def altered(self) -> list[tuple[int, str]]:
         """What came to a twin otherwise than it was handed over, since this was asked last: (step,

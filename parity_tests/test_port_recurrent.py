@@ -20,7 +20,12 @@ def explained(style: str, name: str) -> port.Report:
 
 @pytest.mark.parametrize(
     ("style", "name", "cause", "layer"),
-    [("nnx", "forget_bias", "forget_bias", "lstm"), ("linen", "gru_order", "gate_order", "gru")],
+    [
+        ("nnx", "forget_bias", "forget_bias", "lstm"),
+        ("linen", "gru_order", "gate_order", "gru"),
+        # At the first step, whose state is zero, the edit leaves a product of zeros.
+        ("nnx", "second_bias", "bias_missing", "lstm"),
+    ],
 )
 def test_a_mistake_in_every_step_is_one_finding(style, name, cause, layer):
     report = explained(style, name)

@@ -139,7 +139,8 @@ class Index:
         if entry.slot < 0:
             return size, "", str(entry_id)
         print_ = self._prints[size][entry.slot]
-        return size, f"{print_[1]:.9e}", f"{print_[3]:.9e}"
+        # A rotation keeps the root mean square, and the maximum if that is where nothing turns.
+        return size, f"{print_[1]:.9e} {print_[2]:.9e}", f"{print_[3]:.9e} {print_[4]:.9e}"
 
     def table(self, size: int) -> np.ndarray:
         if size not in self._table:
@@ -251,10 +252,11 @@ def layouts(array: np.ndarray, shape: tuple[int, ...], *, clean: bool = False) -
             if tuple(small.shape[i] for i in o) == target
         ]
     else:
-        orders = list(itertools.permutations(range(small.ndim))) if small.ndim <= 4 else []
+        orders = list(itertools.permutations(range(small.ndim))) if small.ndim <= 5 else []
         moved = [small.transpose(o) for o in orders]
-        if clean:
-            moved = [x for x in moved if merges(x.shape, target)] or moved
+        if clean or small.ndim == 5:
+            merged = [x for x in moved if merges(x.shape, target)]
+            moved = merged if merged or small.ndim == 5 else moved
         result = [x.reshape(shape) for x in moved]
     return result
 

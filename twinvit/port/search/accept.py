@@ -10,6 +10,7 @@ from twinvit.port.call import Call
 from twinvit.port.index import align_distance, distance
 from twinvit.port.record_torch import Edit, Node, Ref, numbers
 from twinvit.port.search.edits import checked, edits_of
+from twinvit.port.search.places import drop_worse
 from twinvit.port.search.proof import felt
 from twinvit.port.search.session import REORDER, Session
 from twinvit.port.search.trial import NARROW, Accepted, Trial
@@ -66,9 +67,12 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         chosen, places, extended = dict(trial.edits), [trial.site], []
         groups = [list(trial.edits)]
         session.apply(chosen)
-    if not _stands(session, trial, chosen, lost_before):
+    if not _stands(session, trial, groups, lost_before):
         session.undo(snapshot)
         return None
+    if not session.recurrent(trial.site):
+        for i in drop_worse(session, places, groups, snapshot[0]):
+            del chosen[i]
     for a, node in extended:
         a.places.append(node.place)
     after = _distance(session, trial)
@@ -102,62 +106,59 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
 
 
 def _stands(
-    session: Session, trial: Trial, chosen: Mapping[int, Edit], lost_before: set[int]
+    session: Session, trial: Trial, groups: Sequence[Sequence[int]], lost_before: set[int]
 ) -> bool:
-    """True if, with the edits made, more is regained than lost, and what is depends on them."""
+    """True if, with the edits made, more is regained than lost, and what is depends on them at one
+    of the places (`groups`): the first step of a recurrent layer adds a product with zeros."""
     lost = session.lost()
-    edited = {o for i in chosen for o in session.graph.nodes[i].outs if o is not None}
+    edited = {o for g in groups for i in g for o in session.graph.nodes[i].outs if o is not None}
     last = {session.root[o] for o in (*session.graph.outputs, *session.watched)}
     kept = {o for o in lost_before - lost if session.consumed(o)}
     after = {o for o in kept if o not in edited or session.root[o] in last}
     gained = kept if trial.provisional else after
     if len(gained) <= len(lost - lost_before):
         return False
-    return trial.provisional or felt(session, trial.edits, after)
+    return trial.provisional or any(felt(session, g, after) for g in groups)
 
 
 def similar(session: Session, trial: Trial) -> list[tuple[Node, dict[int, Edit]]]:
     """The same edit at every later place with the same operation, arguments and weight shape,
     if lost there."""
-    assert trial.cause is not None
     site = trial.site
-    signature = _signature(session, site)
+    signature = signature_of(session, site)
     places = []
     for node in session.graph.nodes:
         if node.index <= site.index or node.index not in session.live or node.name != site.name:
             continue
-        if (
-            _signature(session, node) != signature
-            or any(
-                session.status(o) == "found" and session.root[o] == o
-                for o in node.outs
-                if o is not None
-            )
-            and node.name not in REORDER
-        ):
+        found = any(
+            session.status(o) == "found" and session.root[o] == o
+            for o in node.outs
+            if o is not None
+        )
+        if signature_of(session, node) != signature or (found and node.name not in REORDER):
             continue
-        if trial.variant.refs is None and not trial.variant.also and trial.variant.node is None:
-            places.append(
-                (
-                    node,
-                    {
-                        node.index: Edit(
-                            checked(session.graph, node, trial.variant.fn, trial.variant.reshapes)
-                        )
-                    },
-                )
-            )
-            continue
-        key = trial.variant.key or trial.variant.text
-        call = Call(session.graph, node, None)
-        try:
-            for variant in trial.cause.generate(call) or ():
-                if (variant.key or variant.text) == key:
-                    places.append((node, edits_of(session.graph, node, variant)))
-                    break
-        except Exception:
-            continue
+        edits = same_edits(session, trial, node)
+        if edits is not None:
+            places.append((node, edits))
     return places
+
+
+def same_edits(session: Session, trial: Trial, node: Node) -> dict[int, Edit] | None:
+    """A trial's edit, made at another operation of the same name; None if its cause has none
+    there."""
+    variant = trial.variant
+    if variant.refs is None and not variant.also and variant.node is None:
+        fn = checked(session.graph, node, variant.fn, variant.reshapes)
+        return {node.index: Edit(fn)}
+    assert trial.cause is not None
+    key = variant.key or variant.text
+    try:
+        for other in trial.cause.generate(Call(session.graph, node, None)) or ():
+            if (other.key or other.text) == key:
+                return edits_of(session.graph, node, other)
+    except Exception:  # a cause that does not apply there
+        return None
+    return None
 
 
 def _steps(
@@ -182,12 +183,16 @@ def _steps(
     return [(n, e) for n, e in places if n.scope == site.scope and (n.index - i) % period == 0]
 
 
-def _signature(session: Session, node: Node) -> tuple[object, ...]:
+def signature_of(session: Session, node: Node) -> tuple[object, ...]:
+    """What similar places have in common: operation, arguments, shapes of weights and tables. A
+    recurrence's first state, zeros of no input, stands where the next steps have one of inputs."""
     plain = tuple(repr(a) for a in node.args if not _has_ref(a))
+    graph = session.graph
+    varied, trained = graph.input_dependent(), graph.trained()
     shapes = tuple(
-        tuple(session.graph.values[r].shape)
+        tuple(graph.values[r].shape)
         for r in node.refs
-        if r not in session.graph.input_dependent()
+        if r not in varied and (r in trained or graph.values[r].any())
     )
     return (
         node.name,

@@ -11,6 +11,7 @@ from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
+from twinvit.port.search.places import take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.trial import Accepted
@@ -31,25 +32,27 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
     _Walk(session, say).run()
     accepted = session.accepted
     take_back(session, accepted)
+    while take_back_places(session, accepted):
+        take_back(session, accepted)
     findings: list[Finding] = []
     for a in accepted:
         same = next((f for f in findings if _repeated(f, a)), None)
         if same is not None:
             same.places += [p for p in a.places if p not in same.places]
+            a.finding = same
             continue
-        findings.append(
-            Finding(
-                a.kind,
-                a.cause,
-                _with_ties(a),
-                a.node.place,
-                a.jax,
-                a.before,
-                a.after,
-                list(dict.fromkeys(a.places)),
-                torch_line=a.node.where,
-            )
+        a.finding = Finding(
+            a.kind,
+            a.cause,
+            _with_ties(a),
+            a.node.place,
+            a.jax,
+            a.before,
+            a.after,
+            list(dict.fromkeys(a.places)),
+            torch_line=a.node.where,
         )
+        findings.append(a.finding)
     remaining = session.output_distance()
     unknown = [a for a in accepted if a.kind == "unknown"]
     if any(a.values for a in unknown):

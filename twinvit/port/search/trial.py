@@ -8,6 +8,7 @@ import torch
 
 from twinvit.port.causes import Cause, Variant
 from twinvit.port.record_torch import Edit, Node
+from twinvit.port.report import Finding
 
 NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 
@@ -34,10 +35,14 @@ class Accepted:
     """What stands there with them."""
     groups: list[list[int]] = field(default_factory=list)
     """Of each place, the operations that are edited there."""
+    left_out: list[dict[int, Edit]] = field(default_factory=list)
+    """The edits at further places that nothing needed on these inputs."""
     originals: dict[int, torch.Tensor] = field(default_factory=dict)
     """Values of no operation that others were put in place of, as they were."""
     settled: bool = False
     """Proven together with another finding, without which it cannot be left out."""
+    finding: Finding | None = None
+    """What it is reported as."""
 
     def took(
         self,

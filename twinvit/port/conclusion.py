@@ -18,6 +18,7 @@ from twinvit.port.outputs import Paired
 from twinvit.port.pair import Pair, shortened
 from twinvit.port.record_torch import numbers
 from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
+from twinvit.port.search.extend import with_further_places
 from twinvit.port.search.noise import first_above
 from twinvit.port.search.order import other_choices
 from twinvit.port.search.session import Session
@@ -85,7 +86,7 @@ class Judged:
 def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float) -> Report:
     """The report of what was compared."""
     forward = judged.forward
-    findings = judged.findings
+    findings = with_further_places(forward.session, judged.findings)
     rest = evidence_of(judged)
     said = verdict.decide(rest)
     explained = said == verdict.SAME or (

@@ -18,8 +18,9 @@ from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
 from twinvit.port.rounded_weights import round_alike
+from twinvit.port.search.extend import verified_further
 from twinvit.port.search.loop import Progress
-from twinvit.port.verify import Further, several, verified
+from twinvit.port.verify import Further, several
 
 REMAPS = 3  # times that a proposed map of weights is corrected
 _FAILED = {
@@ -153,7 +154,7 @@ def _explain(
     say("trying other inputs and weights")
     # A step at its edge may fall to either side on a draw: no draw decides then.
     drawn = judged.closed and not judged.forward.at_edges
-    tried = verified(judged.forward.program, further, drawn)
+    tried = verified_further(judged.forward.session, judged.forward.program, further, drawn)
     judged.draws += tried.draws
     if drawn and tried.apart:
         judged.wrong.append(tried.reason(bool(judged.findings)))

@@ -33,16 +33,41 @@ Further = list[tuple[Any, Any]]
 
 
 @dataclass
+class Sample:
+    """Other inputs or weights, that both programs are run on.
+
+    Attributes:
+        kind: "given", "inputs" or "weights", as of `Draw`.
+        what: the same in words.
+        mine, arrays: the reference's inputs, and the port's.
+        weights: both sides'; None for their own.
+        note: what is to be said about it.
+    """
+
+    kind: str
+    what: str
+    mine: Arrays
+    arrays: Arrays
+    weights: Weights | None = None
+    note: str = ""
+
+
+@dataclass
 class Verified:
     """What the draws say.
 
     Attributes:
         draws: each of them.
         apart: why the two are not the same on other inputs or weights; empty if they are.
+        agreed, failed: what both were run on, by whether they were the same there.
+        unclear: what they were apart on for another reason, perhaps.
     """
 
     draws: list[Draw] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
+    agreed: list[Sample] = field(default_factory=list)
+    failed: list[Sample] = field(default_factory=list)
+    unclear: list[Sample] = field(default_factory=list)
 
     def reason(self, edited: bool) -> str:
         """Why a port that was the same, or explained by edits, on the first inputs is not."""
@@ -114,8 +139,11 @@ class Program:
         ]
         self.fixed = _fixed(session, plain, self.edits)
 
-    def port(self, arrays: Arrays, weights: Weights | None) -> list[np.ndarray]:
-        """The compared arrays of the port, in the order of the reference's axes."""
+    def port(
+        self, arrays: Arrays, weights: Weights | None, sink: record_jax.Sink | None = None
+    ) -> list[np.ndarray]:
+        """The compared arrays of the port, in the order of the reference's axes; `sink` is told of
+        every value that it computes."""
         leaves = list(self.pair.leaves)
         if weights is not None:
             for k, x in zip(self.leaves, weights.theirs):
@@ -123,7 +151,7 @@ class Program:
         values = [*leaves, *arrays]
         with np.errstate(all="ignore"):
             outs, _ = record_jax.evaluate(
-                self.traced, values, [-1] * len(values), record_jax.Interpreter()
+                self.traced, values, [-1] * len(values), record_jax.Interpreter(sink)
             )
         return [p.arrange(np.asarray(outs[c])) for c, p in zip(self.chosen, self.pairs)]
 
@@ -228,25 +256,26 @@ class Program:
         return dict(zip(self.names, self.distances(graph, self.port(arrays, None))))
 
 
-def verified(program: Program, others: Further, drawn: bool) -> Verified:
+def verified(program: Program, others: Further, drawn: bool, seed: int = 1) -> Verified:
     """Try the program on a caller's further inputs, and on drawn inputs and weights.
 
     Args:
         program: of the first inputs.
         others: further inputs of the caller's, each with the port's or None.
         drawn: draw inputs and weights, too.
+        seed: what they are drawn from.
     """
     result = Verified()
     for number, (inputs, jax_inputs) in enumerate(others, 2):
         mine, arrays = program.given(inputs, jax_inputs)
-        _judge(result, program, "given", f"inputs {number}", mine, arrays)
+        _judge(result, program, Sample("given", f"inputs {number}", mine, arrays))
     if drawn:
-        _draw_inputs(result, program)
-        _draw_weights(result, program)
+        _draw_inputs(result, program, seed)
+        _draw_weights(result, program, seed + 2)
     return result
 
 
-def _draw_inputs(result: Verified, program: Program) -> None:
+def _draw_inputs(result: Verified, program: Program, seed: int) -> None:
     unmatched = program.unmatched()
     if unmatched:
         note = (
@@ -256,8 +285,8 @@ def _draw_inputs(result: Verified, program: Program) -> None:
         result.draws.append(Draw("inputs", note=note))
         return
     for what, mine in (
-        ("other inputs", redrawn_inputs(program.inputs, 1)),
-        ("inputs of both signs", signs_redrawn(program.inputs, 2)),
+        ("other inputs", redrawn_inputs(program.inputs, seed)),
+        ("inputs of both signs", signs_redrawn(program.inputs, seed + 1)),
     ):
         if mine is None:
             continue
@@ -265,16 +294,16 @@ def _draw_inputs(result: Verified, program: Program) -> None:
             note = "inputs were not drawn: they are constant, or masks for a batch of one"
             result.draws.append(Draw("inputs", note=note))
             continue
-        _judge(result, program, "inputs", what, mine, program.convert(mine))
+        _judge(result, program, Sample("inputs", what, mine, program.convert(mine)))
 
 
-def _draw_weights(result: Verified, program: Program) -> None:
+def _draw_weights(result: Verified, program: Program, seed: int) -> None:
     graph_params = program.params
     weights = redrawn_weights(
         list(graph_params.values()),
         [program.pair.leaves[k] for k in program.leaves],
         program.fixed,
-        3,
+        seed,
     )
     if not weights.moved:
         if graph_params:
@@ -288,36 +317,31 @@ def _draw_weights(result: Verified, program: Program) -> None:
     if left:
         note += f"; {len(left)} kept their values, e.g. {left[0]}, for want of an equal"
     _judge(
-        result, program, "weights", "other weights", program.inputs, program.arrays, weights, note
+        result,
+        program,
+        Sample("weights", "other weights", program.inputs, program.arrays, weights, note),
     )
 
 
-def _judge(
-    result: Verified,
-    program: Program,
-    kind: str,
-    what: str,
-    mine: Arrays,
-    arrays: Arrays,
-    weights: Weights | None = None,
-    note: str = "",
-) -> None:
+def _judge(result: Verified, program: Program, sample: Sample) -> None:
     """Run both on one draw and say whether they are the same there."""
+    weights = sample.weights
 
     def open_(why: str) -> None:
-        result.draws.append(Draw(kind, note="; ".join(t for t in (note, f"{what}: {why}") if t)))
+        text = "; ".join(t for t in (sample.note, f"{sample.what}: {why}") if t)
+        result.draws.append(Draw(sample.kind, note=text))
 
     try:
-        graph = program.reference(mine, weights)
+        graph = program.reference(sample.mine, weights)
     except Exception as error:
-        if kind == "given":
+        if sample.kind == "given":
             raise
         return open_(f"not decided, {_first_line(error)}")
     outs = [numbers(graph.values[o]) for o in graph.outputs]
     if any(x.dtype.kind in "fc" and np.isnan(x).any() for x in outs):
         return open_("not decided, the reference returns NaN")
     try:
-        theirs = program.port(arrays, weights)
+        theirs = program.port(sample.arrays, weights)
     except Exception as error:
         return open_(f"not decided, the port fails: {_first_line(error)}")
     judged = [verdict.judge(x, y) for x, y in zip(outs, theirs)]
@@ -335,17 +359,20 @@ def _judge(
             far = moved[wrong[0]]
             return open_(f"not decided, a change by {NUDGE:g} moves the output by {far:.1e}")
         if weights is not None and any(weights.alone):
+            result.unclear.append(sample)
             return open_(
                 "not decided: with these the two are apart, and one may hold in a parameter what "
                 "it computed from others"
             )
         for k in clear:
             title, d = program.pairs[k].title, judged[k]
-            result.apart.append(f"{title} is {d.relative:.1e} apart on {what}")
+            result.apart.append(f"{title} is {d.relative:.1e} apart on {sample.what}")
     elif any(d.verdict == verdict.UNDECIDED for d in judged):
         return open_(f"not decided, {next(d.reason for d in judged if d.reason)}")
+    (result.failed if wrong else result.agreed).append(sample)
     distances = {name: d.relative for name, d in zip(program.names, judged)}
-    result.draws.append(Draw(kind, distances, note, max((d.worst for d in judged), default=0.0)))
+    worst = max((d.worst for d in judged), default=0.0)
+    result.draws.append(Draw(sample.kind, distances, sample.note, worst))
 
 
 def _first_line(error: Exception) -> str:
@@ -425,7 +452,7 @@ def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -
         if any(o in wanted for o in node.outs):
             wanted.update(_refs(node))
     held = [numbers(graph.values[i]) for i in graph.params().values() if i in wanted]
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     for a in edits:
         for edit in a.edits.values():
             held += [numbers(t) for t in _captured(edit.fn, seen)]
@@ -436,11 +463,12 @@ def _is_statistic(name: str) -> bool:
     return any(part in name.rsplit(".", 1)[-1] for part in ("running", "mean", "var"))
 
 
-def _captured(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """Tensors that a function holds."""
+def _captured(value: Any, seen: dict[int, Any]) -> Iterator[torch.Tensor]:
+    """Tensors that a function holds. `seen` keeps what was looked at, so that no id is given to
+    another object."""
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, partial):

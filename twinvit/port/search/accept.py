@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +16,35 @@ from twinvit.port.search.proof import felt
 from twinvit.port.search.session import REORDER, Session
 from twinvit.port.search.trial import NARROW, Accepted, Trial
 
+_Place = tuple[Node, dict[int, Edit]]
+"""An operation that an edit is made at, and what is edited for that."""
+
+
+@dataclass
+class _Made:
+    """An edit made at several places.
+
+    Attributes:
+        edits: by the operations' positions.
+        places, groups: the operation that each place is known by, and those edited there.
+        extended: places at which earlier findings' edits were made as well.
+    """
+
+    edits: dict[int, Edit]
+    places: list[Node]
+    groups: list[list[int]]
+    extended: list[tuple[Accepted, Node, dict[int, Edit]]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, site: Node, edits: Mapping[int, Edit], others: Sequence[_Place] = ()) -> _Made:
+        """Of an edit at its own place and at others."""
+        made = cls(dict(edits), [site], [list(edits)])
+        for node, more in others:
+            made.edits.update(more)
+            made.places.append(node)
+            made.groups.append(list(more))
+        return made
+
 
 def accept(session: Session, trial: Trial) -> Accepted | None:
     """Make the edit here and at every similar place where it is confirmed; None if it regains
@@ -25,56 +55,22 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
     before = _distance(session, trial)
     snapshot = session.snapshot()
     lost_before = session.lost()
-    chosen: dict[int, Edit] = dict(trial.edits)
-    places = [trial.site]
-    groups = [list(trial.edits)]
-    own = similar(session, trial)
-    earlier = [
-        (a, node, edits)
-        for a in session.accepted
-        if a.trial is not None
-        for node, edits in similar(session, a.trial)
-        if node.index not in trial.edits
-    ]
-    extended: list[tuple[Accepted, Node]] = []
-    everywhere = [*own, *((node, edits) for _, node, edits in earlier)]
-    if earlier and len(_confirmed(session, chosen, everywhere)) == len(everywhere):
-        # With the causes known so far, made everywhere, all of these places agree.
-        places += [n for n, _ in own]
-        groups += [list(more) for _, more in own]
-        extended = [(a, n) for a, n, _ in earlier]
-        for _, more in everywhere:
-            chosen.update(more)
-    else:
-        if earlier:
-            session.undo(snapshot)
-        if own and len(_confirmed(session, chosen, own)) < len(own):
-            session.undo(snapshot)
-            own = _steps(session, trial.site, own) or own
-        confirmed = _confirmed(session, chosen, own) if own else []
-        for node, more in confirmed:
-            chosen.update(more)
-            places.append(node)
-            groups.append(list(more))
-        if not own or len(confirmed) < len(own):
-            if own:
-                session.undo(snapshot)
-            session.apply(chosen)
+    made = _everywhere(session, trial)
     proof = trial.judged.proof
     if proof is not None and not _distance(session, trial) <= 10 * session.tolerance(proof[0]):
         # Made at the other places too, it undoes itself here: make it here alone.
         session.undo(snapshot)
-        chosen, places, extended = dict(trial.edits), [trial.site], []
-        groups = [list(trial.edits)]
-        session.apply(chosen)
-    if not _stands(session, trial, groups, lost_before):
+        made = _Made.of(trial.site, trial.edits)
+        session.apply(made.edits)
+    also = [list(more) for _, _, more in made.extended]
+    if not _stands(session, trial, [*made.groups, *also], lost_before):
         session.undo(snapshot)
         return None
     if not session.recurrent(trial.site):
-        for i in drop_worse(session, places, groups, snapshot[0]):
-            del chosen[i]
-    for a, node in extended:
-        a.places.append(node.place)
+        for i in drop_worse(session, made.places, made.groups, snapshot[0]):
+            del made.edits[i]
+    for a, node, more in made.extended:
+        a.extend(node, more, snapshot[0], session.graph.nodes)
     after = _distance(session, trial)
     entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
     name = trial.cause.name if trial.cause else ""
@@ -92,17 +88,49 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         name if kind == "cause" else "",
         text,
         trial.site,
-        chosen,
+        made.edits,
         {},
         session.index.entries[entry].where if entry >= 0 else "",
         before,
         after,
-        [p.place for p in places],
+        [p.place for p in made.places],
         trial,
-        replaced={i: snapshot[0][i] for i in chosen},
-        made={i: session.graph.nodes[i] for i in chosen},
-        groups=groups,
+        replaced={i: snapshot[0][i] for i in made.edits},
+        made={i: session.graph.nodes[i] for i in made.edits},
+        groups=made.groups,
     )
+
+
+def _everywhere(session: Session, trial: Trial) -> _Made:
+    """Make a trial's edit at its site and at every similar place where it is confirmed, those of
+    earlier findings among them."""
+    snapshot = session.snapshot()
+    own = similar(session, trial)
+    earlier: dict[int, tuple[Accepted, Node, dict[int, Edit]]] = {}
+    for a in session.accepted:
+        for node, edits in similar(session, a.trial) if a.trial is not None else ():
+            if node.index not in trial.edits:
+                earlier[node.index] = (a, node, edits)
+    if earlier:
+        # With the causes known so far, made everywhere, all of these places may agree.
+        rest = [(node, edits) for node, edits in own if node.index not in earlier]
+        everywhere = [*rest, *((node, edits) for _, node, edits in earlier.values())]
+        if len(_confirmed(session, trial.edits, everywhere)) == len(everywhere):
+            made = _Made.of(trial.site, trial.edits, rest)
+            made.extended = list(earlier.values())
+            return made
+        session.undo(snapshot)
+    confirmed = _confirmed(session, trial.edits, own) if own else []
+    if len(confirmed) < len(own):
+        session.undo(snapshot)
+        own = _steps(session, trial.site, own) or own
+        confirmed = _confirmed(session, trial.edits, own)
+    made = _Made.of(trial.site, trial.edits, confirmed)
+    if not own or len(confirmed) < len(own):
+        if own:
+            session.undo(snapshot)
+        session.apply(made.edits)
+    return made
 
 
 def _stands(
@@ -121,7 +149,7 @@ def _stands(
     return trial.provisional or any(felt(session, g, after) for g in groups)
 
 
-def similar(session: Session, trial: Trial) -> list[tuple[Node, dict[int, Edit]]]:
+def similar(session: Session, trial: Trial) -> list[_Place]:
     """The same edit at every later place with the same operation, arguments and weight shape,
     if lost there."""
     site = trial.site
@@ -161,9 +189,7 @@ def same_edits(session: Session, trial: Trial, node: Node) -> dict[int, Edit] | 
     return None
 
 
-def _steps(
-    session: Session, site: Node, places: Sequence[tuple[Node, dict[int, Edit]]]
-) -> list[tuple[Node, dict[int, Edit]]]:
+def _steps(session: Session, site: Node, places: Sequence[_Place]) -> list[_Place]:
     """Of similar places those that are the same operation of the next steps of a recurrent
     layer."""
     names = [(n.name, n.scope) for n in session.graph.nodes]
@@ -203,14 +229,14 @@ def signature_of(session: Session, node: Node) -> tuple[object, ...]:
 
 
 def _confirmed(
-    session: Session, chosen: Mapping[int, Edit], others: Sequence[tuple[Node, dict[int, Edit]]]
-) -> list[tuple[Node, dict[int, Edit]]]:
+    session: Session, chosen: Mapping[int, Edit], others: Sequence[_Place]
+) -> list[_Place]:
     """Make the edits at all places; of the others, in order, those before the first that is not
     confirmed."""
     edits = dict(chosen)
     for _, more in others:
         edits.update(more)
-    confirmed: list[tuple[Node, dict[int, Edit]]] = []
+    confirmed: list[_Place] = []
     try:
         session.apply(edits)
     except Exception:

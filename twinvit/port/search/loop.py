@@ -11,7 +11,7 @@ from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
-from twinvit.port.search.places import take_back_places
+from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.trial import Accepted
@@ -38,7 +38,7 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
     for a in accepted:
         same = next((f for f in findings if _repeated(f, a)), None)
         if same is not None:
-            same.places += [p for p in a.places if p not in same.places]
+            same.places = list(dict.fromkeys([*same.places, *a.places]))
             a.finding = same
             continue
         a.finding = Finding(
@@ -157,6 +157,7 @@ class _Walk:
             self.session.undo(last.snapshot)
             self.session.find_hidden()
             del self.session.accepted[last.known :]
+            forget_undone(self.session, self.session.accepted)
             del self.pending[k:]
             self.skip = set(last.skip)
             self.barred.add(last.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableSequence, Sequence
 
-from twinvit.port.record_torch import Edit, Node
+from twinvit.port.record_torch import Node
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import Accepted
 
@@ -63,16 +63,15 @@ def take_back_places(session: Session, accepted: Collection[Accepted]) -> bool:
             if any(session.graph.nodes[i] is not a.made[i] for i in group):
                 continue  # a later edit stands on this one
             if left_as_it_was(session, {i: a.replaced[i] for i in group}):
-                a.left_out.append(_without(a, k))
+                a.left_out.append(a.forget(k))
                 any_dropped = True
     return any_dropped
 
 
-def _without(a: Accepted, k: int) -> dict[int, Edit]:
-    """Forget the k-th place of a finding; returns its edits."""
-    edits = {}
-    for i in a.groups.pop(k):
-        edits[i] = a.edits.pop(i)
-        del a.replaced[i], a.made[i]
-    del a.places[k]
-    return edits
+def forget_undone(session: Session, accepted: Collection[Accepted]) -> None:
+    """Forget further places whose edits are not made any more, after the search went back."""
+    nodes = session.graph.nodes
+    for a in accepted:
+        for k in reversed(range(1, len(a.groups))):
+            if all(nodes[i] is a.replaced[i] for i in a.groups[k]):
+                a.forget(k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,8 +42,34 @@ class Accepted:
     """Values of no operation that others were put in place of, as they were."""
     settled: bool = False
     """Proven together with another finding, without which it cannot be left out."""
+    unseen: list[str] = field(default_factory=list)
+    """Places where the edit is made, too, and that other inputs than the first show."""
     finding: Finding | None = None
     """What it is reported as."""
+
+    def extend(
+        self,
+        node: Node,
+        edits: Mapping[int, Edit],
+        before: Sequence[Node],
+        after: Sequence[Node],
+    ) -> None:
+        """Note that the edit is made at a further place, too. `before`, `after`: all operations
+        without and with it."""
+        self.places.insert(len(self.groups), node.place)
+        self.groups.append(list(edits))
+        self.edits.update(edits)
+        self.replaced.update({i: before[i] for i in edits})
+        self.made.update({i: after[i] for i in edits})
+
+    def forget(self, k: int) -> dict[int, Edit]:
+        """Note that the edit is not made at the k-th place; returns what was made there."""
+        edits = {}
+        for i in self.groups.pop(k):
+            edits[i] = self.edits.pop(i)
+            del self.replaced[i], self.made[i]
+        del self.places[k]
+        return edits
 
     def took(
         self,

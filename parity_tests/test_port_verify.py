@@ -14,7 +14,11 @@ import torch
 from torch import nn
 
 from twinvit import port
+from twinvit.port.call import Call
+from twinvit.port.record_torch import record
 from twinvit.port.redraw import redrawn_inputs, redrawn_weights
+from twinvit.port.search.edits import checked
+from twinvit.port.verify import captured
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 7, 12))
@@ -460,3 +464,15 @@ def test_drawn_inputs_are_of_the_same_kinds():
     assert (mask == flags[::-1]).all() and (added == scores[::-1]).all()
     assert set(steps) == {1.0, 3.0, 7.0, 9.0}
     assert (np.sort(redrawn_inputs([ragged], 1)[0]) == ragged).all()
+
+
+def test_every_tensor_that_an_edit_holds_is_found():
+    """Whatever the lists are called that are made on the way: an id is given again once one is
+    freed."""
+    graph = record(nn.Linear(3, 3), (np.ones((1, 3)),), lambda out: [out])
+    place = next(n for n in graph.nodes if n.name == "addmm")
+    held = [torch.full((3, 3), float(k)) for k in range(40)]
+    seen: dict[int, Any] = {}
+    for tensor in held:
+        edit = checked(graph, place, Call(graph, place).with_args(a2=tensor))
+        assert any(t is tensor for t in captured(edit, seen))

@@ -455,7 +455,7 @@ def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -
     seen: dict[int, Any] = {}
     for a in edits:
         for edit in a.edits.values():
-            held += [numbers(t) for t in _captured(edit.fn, seen)]
+            held += [numbers(t) for t in captured(edit.fn, seen)]
     return held
 
 
@@ -463,7 +463,7 @@ def _is_statistic(name: str) -> bool:
     return any(part in name.rsplit(".", 1)[-1] for part in ("running", "mean", "var"))
 
 
-def _captured(value: Any, seen: dict[int, Any]) -> Iterator[torch.Tensor]:
+def captured(value: Any, seen: dict[int, Any]) -> Iterator[torch.Tensor]:
     """Tensors that a function holds. `seen` keeps what was looked at, so that no id is given to
     another object."""
     if id(value) in seen:
@@ -472,15 +472,15 @@ def _captured(value: Any, seen: dict[int, Any]) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, partial):
-        yield from _captured([value.func, value.args, value.keywords], seen)
+        yield from captured([value.func, value.args, value.keywords], seen)
     elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(_captured(v, seen) for v in value.values())
+        yield from itertools.chain.from_iterable(captured(v, seen) for v in value.values())
     elif isinstance(value, list | tuple):
-        yield from itertools.chain.from_iterable(_captured(v, seen) for v in value)
+        yield from itertools.chain.from_iterable(captured(v, seen) for v in value)
     elif callable(value) and hasattr(value, "__code__"):
         cells = [c.cell_contents for c in value.__closure__ or () if _filled(c)]
         defaults = [value.__defaults__ or (), value.__kwdefaults__ or {}]
-        yield from _captured([cells, defaults], seen)
+        yield from captured([cells, defaults], seen)
 
 
 def _filled(cell: Any) -> bool:

@@ -68,6 +68,22 @@ def test_weights_folded_in_float32_are_a_matter_of_precision(model):
     assert "folded in float32" in report.findings[0].text
 
 
+def test_a_sum_that_lost_nothing_is_no_finding():
+    """The biases' sum is exact in float32, and another mistake moves the outputs a little."""
+    model = Summed().eval()
+    with torch.no_grad():
+        for bias in (model.b_in, model.b_hidden):
+            bias.copy_((bias * 64).round() / 64)
+    params = folded(model, np.float32)
+
+    def call(p: dict, x: jax.Array) -> jax.Array:
+        return jax.numpy.tanh(x @ p["w"] + p["b"]) * 1.00002 @ p["o"] + p["ob"]
+
+    x = np.random.default_rng(0).standard_normal((6, 5))
+    report = port.explain(model, port.Function(call, params), (x,))
+    assert report.verdict == "different" and "folded in float32" not in str(report), report
+
+
 def test_a_fold_with_another_eps_is_no_matter_of_precision():
     report = told(Normalised(), np.float32, eps=3e-5)
     assert report.verdict == "different"

@@ -58,6 +58,8 @@ def unfold(pair: Pair, comparison: Comparison) -> list[Finding]:
             placed = _placed(fold, leaf)
             if placed is None:
                 continue
+            if np.array_equal(placed, leaf):
+                break  # nothing was rounded away
             far = verdict.relative(placed, leaf)
             name = pair.pure.names[k]
             text = f"the port's {name} is {fold.text}, folded in float32: {far:.1e} apart"

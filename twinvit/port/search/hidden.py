@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found b
 
 
 def sensitivities(
-    graph: Graph, found: Iterable[int], values: Sequence[int], seed: int = 0
+    graph: Graph,
+    found: Iterable[int],
+    values: Sequence[int],
+    seed: int = 0,
+    mixed: Container[int] | None = None,
 ) -> dict[int, float]:
     """How far what was found moves, relative to its size, if each of `values` moves by its own.
 
@@ -27,10 +32,12 @@ def sensitivities(
     Args:
         found: ids of values that are known to be right.
         values: ids of floating-point values.
+        mixed: with it, every gradient is multiplied by random numbers wherever it enters an
+            operation, so that no two shares cancel, and none passes through these values.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        held = _tracked(graph)
+        held = _tracked(graph, mixed)
         total = torch.zeros((), dtype=torch.float64)
         for i in found:
             value = held.get(i, graph.values[i])
@@ -49,9 +56,24 @@ def sensitivities(
     return result
 
 
-def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
+class _Mixed(torch.autograd.Function):
+    """The same numbers; the gradient is multiplied by random ones of either sign."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        ctx.generator = generator
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        factor = torch.randn(grads[0].shape, generator=ctx.generator, dtype=torch.float64)
+        return grads[0] * (factor + factor.sign()), None
+
+
+def _tracked(graph: Graph, mixed: Container[int] | None = None) -> dict[int, torch.Tensor]:
     """Every value that an operation makes under autograd; the first ones, made of what is given
-    alone, as leaves."""
+    alone, as leaves, and so those in `mixed`."""
+    generator = torch.Generator().manual_seed(1)
 
     def leaf(value: torch.Tensor) -> torch.Tensor:
         if value.requires_grad or not value.is_floating_point():
@@ -60,13 +82,21 @@ def _tracked(graph: Graph) -> dict[int, torch.Tensor]:
 
     held = {i: graph.values[i].detach() for i, s in enumerate(graph.source) if s != "node"}
     for node in graph.nodes:
-        args, kwargs = graph.arguments(node, held)
+        given = held
+        if mixed is not None:
+            given = {
+                r: _Mixed.apply(held[r], generator) if held[r].requires_grad else held[r]
+                for r in node.refs
+            }
+        args, kwargs = graph.arguments(node, given)
         if node.name in UNTRACKED and node.outs[0] is not None:
             held[node.outs[0]] = args[0]
             continue
         for i, value in zip(node.outs, flat_tensors(node.op(*args, **kwargs))):
             if i is not None:
                 held[i] = graph.values[i] if value is None else leaf(value)
+                if mixed is not None and i in mixed:
+                    held[i] = leaf(held[i].detach())
     return held
 
 

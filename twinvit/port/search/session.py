@@ -12,6 +12,7 @@ from twinvit.port.call import LAYOUT
 from twinvit.port.index import Index, distance, evidence
 from twinvit.port.record_torch import SHAPED, Edit, Graph, Node, numbers
 from twinvit.port.report import Operation
+from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.edits import edited, given, pinned
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise
@@ -208,7 +209,11 @@ class Session:
                 self.errors[f"hidden values: {type(error).__name__}: {error}"] = None
                 moved = {}
             hidden = {i for i, s in moved.items() if s < BLIND}
-            self.hidden = {i for i in hidden if not always_lost(self.graph, i)}
+            hidden = {i for i in hidden if not always_lost(self.graph, i)}
+            try:
+                self.hidden = hidden - cancelled(self.graph, found, hidden)
+            except Exception:  # the operations do not run with other weights
+                self.hidden = hidden
             self.stepped = self.hidden & behind_steps(self.graph, found)
         if self.hidden:
             self._passed()

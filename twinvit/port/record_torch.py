@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import sys
@@ -477,7 +478,10 @@ class Recorder(TorchDispatchMode):
                     (self.known(t), where) for t in args if isinstance(t, torch.Tensor)
                 ]
             return out
-        return self._record(_replayable(func), _name(func), args, kwargs, out, where, narrowed)
+        op = _replayable(func)
+        if _takes_the_default(args, kwargs, out):
+            op = functools.partial(_by_wide_default, op)
+        return self._record(op, _name(func), args, kwargs, out, where, narrowed)
 
     def _batch_norm(self, args: Any, kwargs: dict[str, Any], where: str) -> Any:
         """Batch norm in train mode writes its running statistics, which its schema does not say."""
@@ -711,6 +715,25 @@ def _replayable(func: Any) -> Any:
     if func.overloadpacket in (aten.view, aten._unsafe_view) and func._overloadname != "dtype":
         return aten.reshape.default
     return func
+
+
+def _takes_the_default(args: Any, kwargs: dict[str, Any], out: Any) -> bool:
+    """True for an operation that makes floats of whole numbers (a division, a root): of the default
+    type, which is another one when it is run again."""
+    if not isinstance(out, torch.Tensor) or not out.is_floating_point() or kwargs.get("dtype"):
+        return False
+    tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.Tensor)]
+    return bool(tensors) and not any(t.is_floating_point() or t.is_complex() for t in tensors)
+
+
+def _by_wide_default(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operation run with float64 as the default type, as it was recorded."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return op(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(default)
 
 
 @contextlib.contextmanager

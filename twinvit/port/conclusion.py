@@ -41,6 +41,7 @@ class Judged:
         known: every difference of gradients has a proven cause.
         native: both programs as they run, in evaluation mode.
         reference: the side that is right.
+        seen: positions of constant inputs that were tried with other numbers.
         wrong, open: further reasons for "different" and "undecided".
     """
 
@@ -51,6 +52,7 @@ class Judged:
     reference: str = "torch"
     native: Native | None = None
     draws: list[Draw] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -238,7 +240,7 @@ def not_seen(judged: Judged, kinds: tuple[str, ...]) -> list[str]:
             f"{verdict.UNJUDGED:.0e} were not looked up, the most at {place} "
             f"({session.unjudged[worst]:.1e})"
         )
-    return [*texts, *unseen(session, kinds)]
+    return [*texts, *unseen(session, kinds, judged.seen)]
 
 
 def _notes(pair: Pair, judged: Judged) -> list[str]:

@@ -156,6 +156,9 @@ def _explain(
     drawn = judged.closed and not judged.forward.at_edges
     tried = verified_further(judged.forward.session, judged.forward.program, further, drawn)
     judged.draws += tried.draws
+    forward.findings += tried.findings
+    judged.seen = tried.seen
+    judged.open += tried.open
     if drawn and tried.apart:
         judged.wrong.append(tried.reason(bool(judged.findings)))
     side = "jax" if reference == "torch" else "torch"

@@ -13,6 +13,7 @@ HUGE = 1e30  # larger numbers are masks' constants
 SPREAD = 0.2  # standard deviation of the factors that inputs are drawn with
 LAYERS = 64  # a longer first axis is none of stacked layers
 FEW = 8  # arrays of fewer different numbers equal others by chance
+GATE = 0.37  # zeros that are opened become so much of the median size
 WIDTH = 0.8  # spread of the factors (around 1.1) of weights; a larger one turns their order
 Key = tuple[int, int]
 """Size and checksum of an array's numbers in any order."""
@@ -45,6 +46,21 @@ def signs_redrawn(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray] |
     return result if changed else None
 
 
+def asymmetric(arrays: Sequence[np.ndarray], seed: int) -> tuple[list[np.ndarray], set[int]]:
+    """The inputs with symmetric matrices that are symmetric no more, and their positions."""
+    rng = np.random.default_rng(seed)
+    result, places = list(arrays), set()
+    for k, x in enumerate(arrays):
+        if x.dtype.kind == "f" and x.size > 1 and _is_symmetric(x) and not _is_mask(x):
+            result[k] = x * (1 + SPREAD * rng.standard_normal(x.shape))
+            places.add(k)
+    return result, places
+
+
+def _is_symmetric(x: np.ndarray) -> bool:
+    return bool(x.ndim > 1 and x.shape[-1] == x.shape[-2] and np.array_equal(x, x.swapaxes(-1, -2)))
+
+
 def _redrawn(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if not x.size or x.dtype.kind not in "fciub":
         return x
@@ -53,7 +69,7 @@ def _redrawn(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if x.dtype.kind in "iu" or _is_whole(x):
         return rng.permuted(x, axis=int(np.argmax(x.shape))) if x.ndim else x
     factor = 1 + SPREAD * rng.standard_normal(x.shape)
-    if x.ndim > 1 and x.shape[-1] == x.shape[-2] and np.array_equal(x, x.swapaxes(-1, -2)):
+    if _is_symmetric(x):
         factor = (factor + factor.swapaxes(-1, -2)) / 2
     with np.errstate(all="ignore"):
         return _restored(x, np.where(np.abs(x) < HUGE, x * factor, x))
@@ -130,6 +146,7 @@ def redrawn_weights(
     theirs: Sequence[np.ndarray],
     fixed: Sequence[np.ndarray],
     seed: int,
+    opened: bool = False,
 ) -> Weights:
     """One smooth random function applied to every number of every parameter of both sides.
 
@@ -143,15 +160,19 @@ def redrawn_weights(
         theirs: the port's, float64.
         fixed: arrays whose equals must keep their values.
         seed: of the function.
+        opened: arrays that are zero everywhere (gates, last layers of branches) become one number
+            other than zero, where the two sides hold equally many such zeros.
     """
-    sides = [[_Array(x) for x in side] for side in (mine, theirs)]
-    kept = [a for a in (_Array(x) for x in fixed if x.dtype == np.float64) if a.strong]
+    sides = [[Held(x) for x in side] for side in (mine, theirs)]
+    kept = [a for a in (Held(x) for x in fixed if x.dtype == np.float64) if a.strong]
     parts, wholes = {k for a in kept for k in a.parts}, {a.whole for a in kept}
     for a in itertools.chain(*sides):
         a.moves = a.strong and a.whole not in parts and not a.parts & wholes
     _settle(sides)
     pinned = _pinned(sides)
     function = _function(mine, seed)
+    zero = _open(sides, {Held(x).whole for x in fixed}) if opened else set()
+    gate = _typical(mine) * GATE
     moved = [0, 0]
     made: list[list[np.ndarray]] = [[], []]
     for number, (side, values) in enumerate(zip(sides, (mine, theirs))):
@@ -161,13 +182,15 @@ def redrawn_weights(
                 new = function(x)
                 if pinned.size and (still := _among(x, pinned)).any():
                     new = np.where(still, x, new)
+            if id(a) in zero:
+                new = np.full(x.shape, gate)
             moved[number] += not np.array_equal(new, x)
             made[number].append(np.asarray(new).reshape(x.shape))
     alone = tuple([i for i, a in enumerate(side) if a.alone(pinned)] for side in sides)
     return Weights(made[0], made[1], moved[0], (alone[0], alone[1]))
 
 
-class _Array:
+class Held:
     """An array of one side, with what it can be recognised by.
 
     Attributes:
@@ -197,7 +220,7 @@ class _Array:
         return any(len(np.format_float_positional(np.float32(v), trim="-")) > 7 for v in kept.flat)
 
 
-def _settle(sides: Sequence[Sequence[_Array]]) -> None:
+def _settle(sides: Sequence[Sequence[Held]]) -> None:
     """Of the arrays that move keep those that the other side's make up."""
     for a in itertools.chain(*sides):
         a.value = a.value + 0.0  # one zero
@@ -214,9 +237,9 @@ def _settle(sides: Sequence[Sequence[_Array]]) -> None:
             return
 
 
-def _without_equal(open_: Sequence[Sequence[_Array]]) -> list[_Array]:
+def _without_equal(open_: Sequence[Sequence[Held]]) -> list[Held]:
     """Arrays of which a number is in none of the other side's."""
-    lost: list[_Array] = []
+    lost: list[Held] = []
     for side, other in zip(open_, reversed(open_)):
         known = np.unique(np.concatenate([np.zeros(1), *(a.value.reshape(-1) for a in other)]))
         for a in side:
@@ -228,7 +251,7 @@ def _without_equal(open_: Sequence[Sequence[_Array]]) -> list[_Array]:
     return lost
 
 
-def _pinned(sides: Sequence[Sequence[_Array]]) -> np.ndarray:
+def _pinned(sides: Sequence[Sequence[Held]]) -> np.ndarray:
     """Numbers that keep their values wherever they stand: zero, and those of arrays too poor to be
     recognised that the two sides do not hold equally often."""
     counts: list[Counter[float]] = [Counter(), Counter()]
@@ -239,6 +262,25 @@ def _pinned(sides: Sequence[Sequence[_Array]]) -> np.ndarray:
                 count.update(dict(zip(values.tolist(), often.tolist())))
     apart = {v for v in counts[0] | counts[1] if counts[0][v] != counts[1][v]}
     return np.array(sorted(v for v in apart if np.isfinite(v)))
+
+
+def _open(sides: Sequence[Sequence[Held]], fixed: set[Key]) -> set[int]:
+    """Ids of the arrays that are zero everywhere, if the sides hold equally many such zeros."""
+    zeros = [
+        [a for a in side if a.value.size and not a.value.any() and a.whole not in fixed]
+        for side in sides
+    ]
+    if sum(a.value.size for a in zeros[0]) != sum(a.value.size for a in zeros[1]):
+        return set()
+    return {id(a) for side in zeros for a in side}
+
+
+def _typical(arrays: Sequence[np.ndarray]) -> float:
+    """The median size of the numbers that are not zero; 1 without any."""
+    flat = [np.ascontiguousarray(x).reshape(-1) for x in arrays]
+    some = np.concatenate([np.ones(0), *(x[:: max(1, x.size // 512)] for x in flat)])
+    some = np.abs(some[np.isfinite(some) & (some != 0)])
+    return float(np.median(some)) if some.size else 1.0
 
 
 def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
@@ -254,10 +296,7 @@ def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
 def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], np.ndarray]:
     """A smooth function that keeps zero, the sign of every number, and their order."""
     rng = np.random.default_rng(seed)
-    flat = [np.ascontiguousarray(x).reshape(-1) for x in mine]
-    some = np.concatenate([np.ones(0), *(x[:: max(1, x.size // 512)] for x in flat)])
-    some = np.abs(some[np.isfinite(some) & (some != 0)])
-    size = float(np.median(some)) if some.size else 1.0
+    size = _typical(mine)
     speed, shift = rng.uniform(1.0, 2.0) / size, rng.uniform(-0.5, 0.5)
 
     def function(x: np.ndarray) -> np.ndarray:

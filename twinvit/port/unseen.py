@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 
 from twinvit.port.record_torch import Graph
@@ -27,12 +29,12 @@ def _raw(session: Session, value: int) -> bool:
     return True
 
 
-def _inputs(graph: Graph) -> list[str]:
+def _inputs(graph: Graph, tried: Container[int]) -> list[str]:
     """Inputs whose numbers are all equal, and square ones that equal their transpose."""
     found: list[str] = []
     for k, i in enumerate(graph.inputs()):
         x = graph.values[i]
-        if x.numel() < 2:
+        if x.numel() < 2 or k in tried:
             continue
         if bool((x == x.reshape(-1)[0]).all()):
             found.append(
@@ -72,8 +74,9 @@ def _bounds(graph: Graph) -> list[str]:
     return found
 
 
-def unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
-    """What these inputs and weights could not show."""
+def unseen(session: Session, kinds: tuple[str, ...], tried: Container[int] = ()) -> list[str]:
+    """What these inputs and weights could not show; `tried`: positions of constant inputs that were
+    compared with other numbers."""
     graph = session.graph
     found: list[str] = []
     constant = [
@@ -99,7 +102,7 @@ def unseen(session: Session, kinds: tuple[str, ...]) -> list[str]:
             "preprocessing is no part of the models: scaling, mean and standard deviation, resize, "
             "crop and order of channels are not compared"
         )
-    found += _inputs(graph)
+    found += _inputs(graph, tried)
     found += _bounds(graph)
     for node in graph.nodes:
         if (

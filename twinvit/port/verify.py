@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 
 from twinvit.port import record_jax, record_torch, verdict
+from twinvit.port.constant_inputs import rows_of
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair, jax_input
 from twinvit.port.record_torch import Edit, Graph, Node, numbers
-from twinvit.port.redraw import Weights, redrawn_inputs, redrawn_weights, signs_redrawn
-from twinvit.port.report import Draw
+from twinvit.port.redraw import Weights
 from twinvit.port.search.edits import edited, pinned
 from twinvit.port.search.noise import measure_noise
 from twinvit.port.search.session import Session
@@ -30,49 +29,6 @@ NUDGE = 1e-12  # relative size of the nudges that show a step near its edge
 Arrays = Sequence[np.ndarray]
 Further = list[tuple[Any, Any]]
 """A caller's inputs, each with the port's or None."""
-
-
-@dataclass
-class Sample:
-    """Other inputs or weights, that both programs are run on.
-
-    Attributes:
-        kind: "given", "inputs" or "weights", as of `Draw`.
-        what: the same in words.
-        mine, arrays: the reference's inputs, and the port's.
-        weights: both sides'; None for their own.
-        note: what is to be said about it.
-    """
-
-    kind: str
-    what: str
-    mine: Arrays
-    arrays: Arrays
-    weights: Weights | None = None
-    note: str = ""
-
-
-@dataclass
-class Verified:
-    """What the draws say.
-
-    Attributes:
-        draws: each of them.
-        apart: why the two are not the same on other inputs or weights; empty if they are.
-        agreed, failed: what both were run on, by whether they were the same there.
-        unclear: what they were apart on for another reason, perhaps.
-    """
-
-    draws: list[Draw] = field(default_factory=list)
-    apart: list[str] = field(default_factory=list)
-    agreed: list[Sample] = field(default_factory=list)
-    failed: list[Sample] = field(default_factory=list)
-    unclear: list[Sample] = field(default_factory=list)
-
-    def reason(self, edited: bool) -> str:
-        """Why a port that was the same, or explained by edits, on the first inputs is not."""
-        first = "with these edits the two agree" if edited else "the same"
-        return f"{first} on these inputs, but not on others: {', '.join(self.apart)}"
 
 
 def several(inputs: Any, jax_inputs: Any) -> Further:
@@ -131,12 +87,16 @@ class Program:
         self.arrays = list(recorded.arrays)
         self.sources = [_source(x, k, self.inputs) for k, x in enumerate(self.arrays)]
         self.params = _live_parameters(session, plain)
-        used = _used(traced.closed.jaxpr, [k in set(chosen) for k in range(len(traced.labels))])
+        self.index = recorded.index
+        self.used = _used(
+            traced.closed.jaxpr, [k in set(chosen) for k in range(len(traced.labels))]
+        )
         self.leaves = [
             k
             for k, x in enumerate(pair.leaves)
-            if used[k] and isinstance(x, np.ndarray) and x.dtype == np.float64
+            if self.used[k] and isinstance(x, np.ndarray) and x.dtype == np.float64
         ]
+        self.rows = rows_of(session.graph)
         self.fixed = _fixed(session, plain, self.edits)
 
     def port(
@@ -242,6 +202,42 @@ class Program:
             )
         return mine, self.convert(mine)
 
+    def layers(self) -> set[str]:
+        """Names of the reference's parameters that are weights of linear layers or convolutions."""
+        model = self.pair.torch_model
+        if not isinstance(model, torch.nn.Module):
+            return set()
+        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        return {f"{n}.weight".lstrip(".") for n, m in model.named_modules() if isinstance(m, kinds)}
+
+    def moves(self, weights: Weights) -> float:
+        """How far apart the compared outputs are with these weights, the largest relative L2
+        distance; 0 where rounding makes it, or where one side fails."""
+        try:
+            graph = self.reference(self.inputs, weights)
+            theirs = self.port(self.arrays, weights)
+        except Exception:
+            return 0.0
+        outs = [numbers(graph.values[o]) for o in graph.outputs]
+        if any(x.dtype.kind in "fc" and np.isnan(x).any() for x in (*outs, *theirs)):
+            return 0.0
+        if all(verdict.judge(x, y).verdict == verdict.SAME for x, y in zip(outs, theirs)):
+            return 0.0
+        noise = measure_noise(graph)
+        judged = [
+            verdict.judge(x, y, noise.elements.get(o))
+            for x, y, o in zip(outs, theirs, graph.outputs)
+        ]
+        moved = nudged(graph, NUDGE, 2)
+        return max(
+            (
+                d.relative
+                for d, m in zip(judged, moved)
+                if d.verdict == verdict.DIFFERENT and d.relative > 10 * m
+            ),
+            default=0.0,
+        )
+
     def distances(self, graph: Graph, theirs: Arrays) -> list[float]:
         """Relative L2 distance of each output; inf where kinds of numbers or shapes differ."""
         return [
@@ -256,131 +252,7 @@ class Program:
         return dict(zip(self.names, self.distances(graph, self.port(arrays, None))))
 
 
-def verified(program: Program, others: Further, drawn: bool, seed: int = 1) -> Verified:
-    """Try the program on a caller's further inputs, and on drawn inputs and weights.
-
-    Args:
-        program: of the first inputs.
-        others: further inputs of the caller's, each with the port's or None.
-        drawn: draw inputs and weights, too.
-        seed: what they are drawn from.
-    """
-    result = Verified()
-    for number, (inputs, jax_inputs) in enumerate(others, 2):
-        mine, arrays = program.given(inputs, jax_inputs)
-        _judge(result, program, Sample("given", f"inputs {number}", mine, arrays))
-    if drawn:
-        _draw_inputs(result, program, seed)
-        _draw_weights(result, program, seed + 2)
-    return result
-
-
-def _draw_inputs(result: Verified, program: Program, seed: int) -> None:
-    unmatched = program.unmatched()
-    if unmatched:
-        note = (
-            f"inputs were not drawn: input {unmatched[0]} of the port is no rearrangement of one "
-            "of the reference's; give a list of inputs and of jax_inputs"
-        )
-        result.draws.append(Draw("inputs", note=note))
-        return
-    for what, mine in (
-        ("other inputs", redrawn_inputs(program.inputs, seed)),
-        ("inputs of both signs", signs_redrawn(program.inputs, seed + 1)),
-    ):
-        if mine is None:
-            continue
-        if all(np.array_equal(a, b) for a, b in zip(mine, program.inputs)):
-            note = "inputs were not drawn: they are constant, or masks for a batch of one"
-            result.draws.append(Draw("inputs", note=note))
-            continue
-        _judge(result, program, Sample("inputs", what, mine, program.convert(mine)))
-
-
-def _draw_weights(result: Verified, program: Program, seed: int) -> None:
-    graph_params = program.params
-    weights = redrawn_weights(
-        list(graph_params.values()),
-        [program.pair.leaves[k] for k in program.leaves],
-        program.fixed,
-        seed,
-    )
-    if not weights.moved:
-        if graph_params:
-            note = "weights were not drawn: no parameter has an equal on the other side"
-            result.draws.append(Draw("weights", note=note))
-        return
-    names = list(graph_params)
-    left = [names[i] for i in weights.alone[0]]
-    left += [f"the port's {program.pair.pure.names[program.leaves[i]]}" for i in weights.alone[1]]
-    note = f"{weights.moved} of {len(names)} parameters drawn"
-    if left:
-        note += f"; {len(left)} kept their values, e.g. {left[0]}, for want of an equal"
-    _judge(
-        result,
-        program,
-        Sample("weights", "other weights", program.inputs, program.arrays, weights, note),
-    )
-
-
-def _judge(result: Verified, program: Program, sample: Sample) -> None:
-    """Run both on one draw and say whether they are the same there."""
-    weights = sample.weights
-
-    def open_(why: str) -> None:
-        text = "; ".join(t for t in (sample.note, f"{sample.what}: {why}") if t)
-        result.draws.append(Draw(sample.kind, note=text))
-
-    try:
-        graph = program.reference(sample.mine, weights)
-    except Exception as error:
-        if sample.kind == "given":
-            raise
-        return open_(f"not decided, {_first_line(error)}")
-    outs = [numbers(graph.values[o]) for o in graph.outputs]
-    if any(x.dtype.kind in "fc" and np.isnan(x).any() for x in outs):
-        return open_("not decided, the reference returns NaN")
-    try:
-        theirs = program.port(sample.arrays, weights)
-    except Exception as error:
-        return open_(f"not decided, the port fails: {_first_line(error)}")
-    judged = [verdict.judge(x, y) for x, y in zip(outs, theirs)]
-    if any(d.verdict != verdict.SAME for d in judged):
-        noise = measure_noise(graph)
-        judged = [
-            verdict.judge(x, y, noise.elements.get(o))
-            for x, y, o in zip(outs, theirs, graph.outputs)
-        ]
-    wrong = [k for k, d in enumerate(judged) if d.verdict == verdict.DIFFERENT]
-    if wrong:
-        moved = _nudged(graph, NUDGE, 4)
-        clear = [k for k in wrong if judged[k].relative > 10 * moved[k]]
-        if not clear:
-            far = moved[wrong[0]]
-            return open_(f"not decided, a change by {NUDGE:g} moves the output by {far:.1e}")
-        if weights is not None and any(weights.alone):
-            result.unclear.append(sample)
-            return open_(
-                "not decided: with these the two are apart, and one may hold in a parameter what "
-                "it computed from others"
-            )
-        for k in clear:
-            title, d = program.pairs[k].title, judged[k]
-            result.apart.append(f"{title} is {d.relative:.1e} apart on {sample.what}")
-    elif any(d.verdict == verdict.UNDECIDED for d in judged):
-        return open_(f"not decided, {next(d.reason for d in judged if d.reason)}")
-    (result.failed if wrong else result.agreed).append(sample)
-    distances = {name: d.relative for name, d in zip(program.names, judged)}
-    worst = max((d.worst for d in judged), default=0.0)
-    result.draws.append(Draw(sample.kind, distances, sample.note, worst))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
-
-
-def _nudged(graph: Graph, size: float, runs: int) -> list[float]:
+def nudged(graph: Graph, size: float, runs: int) -> list[float]:
     """How far the outputs move when every input, parameter and constant is changed by `size`."""
     generator = torch.Generator().manual_seed(0)
     sources = [

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from twinvit.port import verdict
+from twinvit.port.draws import Sample, Verified, verified
 from twinvit.port.index import Index, evidence
 from twinvit.port.record_torch import Edit, Graph, Node, numbers
 from twinvit.port.report import CEILING, Finding
 from twinvit.port.search.accept import same_edits, signature_of
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import Accepted
-from twinvit.port.verify import Further, Program, Sample, Verified, verified
+from twinvit.port.verify import Further, Program
 
 EQUAL = 1e-11  # relative: a value of the port's on drawn inputs, whose rounding is not measured
 ROUNDS = 3  # times that places are added and new samples drawn

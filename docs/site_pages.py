@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 FRONT = "docs/index.md"
 _LINK = re.compile(r"(?<=\]\()([^()\s#:]+)(?=[#)\s])")
+_IMAGE = re.compile(r"!\[([^\]]*)\]\(([^()\s#]+)\.png\)")
 _HREF = re.compile(r"""\s(?:href|src)=["']?([^"'\s>]+)""")
 _FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _LIST_AFTER_TEXT = re.compile(r"^(?![ \-|#>]|\d+\. )(.+)\n(?=- )", re.MULTILINE)
@@ -59,6 +60,21 @@ def outside() -> list[str]:
     return sorted(path for path in found if not path.startswith("docs/"))
 
 
+def both_schemes(path: str, text: str) -> str:
+    """A page's text, in which a figure that is also drawn for dark pages is there as both.
+
+    Such a figure's other file is NAME-dark.png; the theme shows the one for the reader's scheme.
+    """
+
+    def both(image: re.Match) -> str:
+        words, name = image.groups()
+        if not (ROOT / posixpath.dirname(path) / f"{name}-dark.png").is_file():
+            return image[0]
+        return f"![{words}]({name}.png#only-light)\n![{words}]({name}-dark.png#only-dark)"
+
+    return _IMAGE.sub(both, text)
+
+
 def for_site(path: str, text: str) -> str:
     """A page of the repository with its links and lists as the site's Markdown takes them."""
 
@@ -67,7 +83,7 @@ def for_site(path: str, text: str) -> str:
             return posixpath.relpath(place(target), posixpath.dirname(place(path)) or ".")
         return link[0]  # not a file: MkDocs says so
 
-    parts = _FENCE.split(text)
+    parts = _FENCE.split(both_schemes(path, text))
     # GitHub begins a list right after a line of text, Python-Markdown after an empty one.
     parts[::2] = (_LIST_AFTER_TEXT.sub(r"\1\n\n", _LINK.sub(moved, part)) for part in parts[::2])
     return "".join(parts)

@@ -49,6 +49,11 @@ def test_links_lead_to_files(page):
         assert target.is_file(), f"{page}: {link} is not a file of the repository"
 
 
+def test_figures_of_the_readme_are_files():
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', README.read_text())
+    assert len(shown) == 2 and all((ROOT / path).is_file() for path in shown)
+
+
 def anchors(page: Path) -> set[str]:
     """What GitHub and the site call the headings of a page."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
@@ -163,6 +168,13 @@ def test_links_are_moved_with_the_pages():
     assert "benchmarks/results/parity_cpu.json" in site.outside()
     for page in PAGES:
         assert site.source(site.place(page)) == page
+
+
+def test_a_figure_is_shown_as_the_readers_scheme_asks():
+    assert site.for_site("docs/index.md", "![a b](segments.png)\n\nText") == (
+        "![a b](segments.png#only-light)\n![a b](segments-dark.png#only-dark)\n\nText"
+    )
+    assert site.for_site("docs/parity.md", "![a](curves.png)") == "![a](curves.png)"
 
 
 def test_a_list_after_text_is_a_list():

@@ -11,6 +11,7 @@ import logging
 import os
 import posixpath
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,13 @@ def dead_links(built: Path) -> list[str]:
             if not (target.is_file() or (target / "index.html").is_file()):
                 found.append(f"{page.relative_to(built).as_posix()}: {link}")
     return found
+
+
+def on_config(config: Any) -> Any:
+    """MkDocs: the link to the repository is that of the package, once pyproject.toml has one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    config.repo_url = project.get("urls", {}).get("Repository")
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # what type checkers and the documentation read
     from twinvit.port.causes import cause
     from twinvit.port.errors import PortError
     from twinvit.port.explainer import assert_same, explain
+    from twinvit.port.models import Function
     from twinvit.port.optimizer import explain_optimizer
-    from twinvit.port.record_jax import Function
     from twinvit.port.report import Draw, Finding, Narrowing, Native, Output, Report
     from twinvit.port.weight_map import WeightMap, map_weights
 
@@ -42,7 +42,7 @@ _WHERE = {
     "Native": "report",
     "Draw": "report",
     "Report": "report",
-    "Function": "record_jax",
+    "Function": "models",
     "explain": "explainer",
     "assert_same": "explainer",
     "explain_optimizer": "optimizer",

@@ -21,7 +21,7 @@ class Arguments:
 
     Attributes:
         torch_model: the module without wrappers, or the function.
-        jax_model: the port as `record_jax.pure` takes it.
+        jax_model: the port as `models.pure` takes it.
         inputs: a mapping or a tuple of arrays.
         jax_inputs: the same for the port; None where it takes those.
         what: of "forward", "grad", "train"; at least one.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.port import record_jax, record_torch, verdict
+from twinvit.port import models, record_jax, record_torch, verdict
 from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, other_weights
@@ -56,7 +56,7 @@ class Recorded:
     index: Index
     traced: record_jax.Traced
     arrays: list[np.ndarray]
-    pure: record_jax.Pure
+    pure: models.Pure
     interpreter: record_jax.Interpreter
     pairs: list[Paired]
     compared: list[Paired]

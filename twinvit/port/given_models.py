@@ -10,7 +10,7 @@ import jax
 import torch
 
 from twinvit.port.errors import PortError
-from twinvit.port.record_jax import Function
+from twinvit.port.models import Function, equinox
 
 _COLLECTIONS = ("params", "batch_stats", "cache", "intermediates", "constants", "state")
 
@@ -93,7 +93,7 @@ def checked_jax(model: Any, notes: list[str]) -> Any:
             f"jax_model is the Linen module {type(model).__name__} without its variables; give "
             "(module, variables)"
         )
-    if isinstance(model, tuple) and len(model) == 2:
+    if isinstance(model, tuple) and len(model) == 2 and not equinox.accepts(model):
         _check_pair(*model)
     tree = model.params if isinstance(model, Function) else model
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -204,8 +204,9 @@ def _kind(model: Any) -> str:
             ("flax.nnx.module", "an nnx.Module"),
             ("flax.linen.module", "a Linen module"),
             ("equinox._module", "an Equinox module"),
+            ("keras.", "a Keras model"),
         ):
-            if base.__module__.startswith(start) and base.__name__ == "Module":
+            if base.__module__.startswith(start) and base.__name__ in ("Module", "Model"):
                 return kind
     return ""
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from twinvit.port import overflows, record_jax, record_torch, report
+from twinvit.port import models, overflows, record_jax, record_torch, report
 from twinvit.port.index import distance
 from twinvit.port.outputs import labelled, pick, pick_torch
 from twinvit.port.pair import Pair, float_type
@@ -150,7 +150,7 @@ OWN = 1000.0  # times the reference's own distance
 
 def run_native(
     pair: Pair,
-    pure: record_jax.Pure,
+    pure: models.Pure,
     arrays: Sequence[np.ndarray],
     reference: Named,
     port: Named,
@@ -403,7 +403,7 @@ def _narrow_on_cpu() -> Iterator[None]:
 
 
 def _jax_outputs(
-    pair: Pair, pure: record_jax.Pure, arrays: Sequence[np.ndarray], native: NativeRun
+    pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], native: NativeRun
 ) -> Named:
     """The port's compared outputs as it runs, compiled if it can be."""
     labels: list[str] = []
@@ -427,7 +427,7 @@ def _jax_outputs(
     return _named(pair, pure, labels, [np.asarray(x) if _numeric(x) else x for x in outs])
 
 
-def _named(pair: Pair, pure: record_jax.Pure, labels: list[str], outs: Sequence[Any]) -> Named:
+def _named(pair: Pair, pure: models.Pure, labels: list[str], outs: Sequence[Any]) -> Named:
     return pick(labelled(labels, outs, pure.stateful), pair.output, "JAX")
 
 
@@ -439,9 +439,7 @@ def _numeric(x: Any) -> bool:
     return not record_jax._extended(getattr(x, "dtype", None))
 
 
-def _overflow(
-    pair: Pair, pure: record_jax.Pure, arrays: Sequence[np.ndarray], outputs: Found
-) -> str:
+def _overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outputs: Found) -> str:
     """The first place of the port where an integer leaves its type as it runs, and none does in the
     comparison; of the outputs that are others for it. Empty if there is none."""
     labels: list[str] = []
@@ -494,7 +492,7 @@ class _Watch(record_jax.Interpreter):
         return eqn.primitive.bind(*subfuns, *values, **bind_params)
 
 
-def _jax_place(pair: Pair, pure: record_jax.Pure, arrays: Sequence[np.ndarray]) -> dict[str, str]:
+def _jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> dict[str, str]:
     """The first place of the port that breaks each output; empty if it cannot be told.
 
     The traced program is evaluated widened and in its own types, and a result is bad where only its

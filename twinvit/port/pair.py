@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch
+from twinvit.port import models, record_jax, record_torch
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import apply_output
 from twinvit.port.search.loop import Progress
@@ -37,7 +37,7 @@ class Pair:
         self.inputs = inputs
         self.output = output
         self.say = say
-        self.pure = record_jax.pure(jax_model, evaluate=evaluate)
+        self.pure = models.pure(jax_model, evaluate=evaluate)
         self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
         self.notes: list[str] = []
         self.torch_arrays = [
@@ -119,7 +119,7 @@ class Pair:
         self.weight_map = found
         return list(placed)
 
-    def _picking(self, pure: record_jax.Pure) -> Callable[..., Any]:
+    def _picking(self, pure: models.Pure) -> Callable[..., Any]:
         """The port's call; a function given as `output=` is applied to what it returns."""
         if not callable(self.output):
             return pure.call
@@ -134,9 +134,9 @@ class Pair:
 
     def trace(
         self, *, train: bool = False
-    ) -> tuple[record_jax.Traced, list[np.ndarray], record_jax.Pure]:
+    ) -> tuple[record_jax.Traced, list[np.ndarray], models.Pure]:
         """The port's jaxpr and the inputs that it took."""
-        pure = record_jax.pure(self.jax_model, train=True) if train else self.pure
+        pure = models.pure(self.jax_model, train=True) if train else self.pure
         if self.given is not None:
             tries = [("", self.given)]
         else:
@@ -170,7 +170,7 @@ class Pair:
 
     def _first_traced(
         self,
-        pure: record_jax.Pure,
+        pure: models.Pure,
         tries: Sequence[tuple[str, list[np.ndarray]]],
         errors: list[str],
     ) -> tuple[record_jax.Traced, list[np.ndarray]] | None:
@@ -188,12 +188,12 @@ class Pair:
                     if str(error)
                     else type(error).__name__
                 )
-                if pure.kind != "pytree":
+                if pure.batched is None:
                     continue
                 arrays = [
                     jax_input(x) for x in (self.torch_arrays if self.given is None else self.given)
                 ]
-                self.called = self._picking(replace(pure, call=_mapped(pure.call)))
+                self.called = self._picking(replace(pure, call=pure.batched))
                 try:
                     traced = self._traced(arrays)
                 except PortError:
@@ -277,11 +277,6 @@ def _refused_layouts(
     # Few channels before many columns: the shape of NCHW, which ports rarely take.
     first = any(x.ndim == 4 and x.shape[1] <= 4 < x.shape[3] for x in tries[0][1])
     return f"{text}; are its images NHWC?" if first else text
-
-
-def _mapped(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A model of single examples, as Equinox's are, mapped over the batch."""
-    return lambda leaves, *xs: jax.vmap(lambda *x: call(leaves, *x))(*xs)
 
 
 def jax_input(x: Any) -> np.ndarray:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +24,11 @@ from jax.extend import core as jex_core
 from twinvit.port.errors import PortError
 from twinvit.port.jax_constants import forget_types
 from twinvit.port.jax_rules import RULES
-from twinvit.port.record_torch import short_path
+from twinvit.port.models.base import path_name
+from twinvit.port.places import short_path, user_place
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_LIBRARIES = tuple(
-    f"{os.sep}{name}{os.sep}" for name in ("flax", "equinox", "haiku", "optax", "einops")
-)
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -52,27 +49,6 @@ LAYOUT = frozenset(
     "sharding_constraint device_put rev pvary name reduce_precision".split()
 )
 """Primitives that return the same numbers, at most in another order."""
-
-
-@dataclass(frozen=True)
-class Function:
-    """A port that is a plain function: `fn(params, *inputs)`; `params` is any pytree of arrays,
-    passed whole."""
-
-    fn: Callable[..., Any]
-    params: Any
-
-
-@dataclass
-class Pure:
-    """A port as a pure function of its leaves: `call(leaves, *inputs)`; `names` names the
-    leaves. A stateful call returns the output and the new state."""
-
-    call: Callable[..., Any]
-    leaves: list[Any]
-    names: list[str]
-    kind: str
-    stateful: bool = False
 
 
 def is_narrow(dtype: Any) -> bool:
@@ -108,161 +84,20 @@ def _literal(value: Any) -> Any:
     return widen(array)
 
 
-def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
-    """A port as a pure function of its leaves. Raises PortError for what it cannot call.
-
-    An `nnx.Module` is run in the mode that it is in, unless `train` or `evaluate` ask for one.
-    """
-    if isinstance(port, Function):
-        leaves, tree = jax.tree_util.tree_flatten_with_path(port.params)
-        return Pure(
-            lambda ls, *xs: _call(port.fn, train, jax.tree_util.tree_unflatten(tree, ls), *xs),
-            [x for _, x in leaves],
-            [_path(p) for p, _ in leaves],
-            "function",
-        )
-    if isinstance(port, tuple) and len(port) == 2 and hasattr(port[0], "apply"):
-        module, variables = port
-        leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
-        mutable = (
-            [k for k in variables if k != "params"]
-            if train and isinstance(variables, Mapping)
-            else False
-        )
-        linen = callable(module) and hasattr(module, "scope")
-
-        def apply(ls: Any, *xs: Any) -> Any:
-            tree_vars = jax.tree_util.tree_unflatten(tree, ls)
-            if not linen:  # Haiku: apply(params, rng, *inputs) or apply(params, *inputs)
-                names = list(inspect.signature(module.apply).parameters)
-                rng = (None,) if "rng" in names else ()
-                return module.apply(tree_vars, *rng, *xs)
-            extra = _mode_arguments(type(module).__call__, train)
-            if mutable:
-                out, state = module.apply(tree_vars, *xs, mutable=mutable, **extra)
-                return out, state
-            return module.apply(tree_vars, *xs, **extra)
-
-        return Pure(
-            apply,
-            [x for _, x in leaves],
-            [_path(p) for p, _ in leaves],
-            "linen" if linen else "haiku",
-            stateful=linen and bool(mutable),
-        )
-    nnx = _nnx_module(port)
-    if nnx is not None:
-        graphdef, state = nnx.split(port)
-        leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
-
-        def run(ls: Any, *xs: Any) -> Any:
-            new = jax.tree_util.tree_unflatten(tree, ls)
-            full = jax.tree.map(lambda x: x, state)
-            nnx.replace_by_pure_dict(full, new)
-            model = nnx.merge(graphdef, full)
-            if train:
-                model.train()
-            elif evaluate:
-                model.eval()
-            out = _call(model, train, *xs)
-            return (out, nnx.to_pure_dict(nnx.split(model)[1])) if train else out
-
-        names = [_path(p) for p, _ in leaves]
-        return Pure(run, [x for _, x in leaves], names, "nnx", stateful=train)
-    if callable(port):
-        if type(port).__module__.startswith("equinox") or _is_equinox(port):
-            import equinox
-
-            if train or not _draws_itself(port):
-                port = equinox.nn.inference_mode(port, value=not train)
-        leaves, tree = jax.tree_util.tree_flatten_with_path(port)
-        arrays = [i for i, (_, x) in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
-        if not arrays and len(leaves) == 1:  # a plain function
-            return Pure(lambda ls, *xs: _call(port, train, *xs), [], [], "function")
-
-        def call(ls: Any, *xs: Any) -> Any:
-            full = [x for _, x in leaves]
-            for i, x in zip(arrays, ls):
-                full[i] = x
-            return _call(jax.tree_util.tree_unflatten(tree, full), train, *xs)
-
-        return Pure(
-            call, [leaves[i][1] for i in arrays], [_path(leaves[i][0]) for i in arrays], "pytree"
-        )
-    raise PortError(
-        f"the port is a {type(port).__name__}, which cannot be "
-        "called; give an nnx.Module, (linen_module, variables), "
-        "a callable pytree or port.Function(fn, params)"
-    )
-
-
-def _nnx_module(port: Any) -> Any:
-    try:
-        from flax import nnx
-    except ImportError:
-        return None
-    return nnx if isinstance(port, nnx.Module) else None
-
-
-def _is_equinox(port: Any) -> bool:
-    return any(c.__module__.startswith("equinox") for c in type(port).__mro__)
-
-
-def _draws_itself(port: Any) -> bool:
-    """True for a module that takes no key: it decides about dropout itself."""
-    try:
-        return "key" not in inspect.signature(port).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _call(fn: Callable[..., Any], train: bool, *args: Any) -> Any:
-    return fn(*args, **_mode_arguments(fn, train))
-
-
-def _mode_arguments(fn: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """Arguments that choose between training and inference, by the names that are in use."""
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):
-        return {}
-    values = {
-        "train": train,
-        "training": train,
-        "is_training": train,
-        "deterministic": not train,
-        "inference": not train,
-    }
-    return {
-        k: v
-        for k, v in values.items()
-        if k in parameters and parameters[k].default in (inspect.Parameter.empty, True, False, None)
-    }
-
-
-def _path(path: Any) -> str:
-    parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    return ".".join(parts)
-
-
 def frames(source: Any) -> tuple[str, str]:
-    """The user's place and the innermost place outside JAX, "file.py:12" each, of an equation."""
+    """Where an equation stands: the user's place, "file.py:12", or "layer NAME" where the model is
+    put together from a library's layers alone; and the innermost place outside JAX."""
     from jax._src import source_info_util as util
 
     try:
         found = list(util.user_frames(source.traceback))
     except (AttributeError, TypeError):
         found = list(util.user_frames(source))
-    places = [
-        (f.file_name, f.start_line) for f in found if not f.file_name.startswith((_JAX, _HERE))
-    ]
-    if not places:
-        return "", ""
-    inner = f"{short_path(places[0][0])}:{places[0][1]}"
-    for name, line in places:
-        if not any(lib in name for lib in _LIBRARIES):
-            return f"{short_path(name)}:{line}", inner
-    return inner, inner
+    called = [(f.file_name, f.start_line, f.function_name) for f in found]
+    outside = [(name, line) for name, line, _ in called if not name.startswith((_JAX, _HERE))]
+    inner = f"{short_path(outside[0][0])}:{outside[0][1]}" if outside else ""
+    layer = str(getattr(source, "name_stack", ""))
+    return user_place(called) or (f"layer {layer}" if layer else inner), inner
 
 
 Place = tuple[str, str]
@@ -607,7 +442,7 @@ def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:
         keys = getattr(tree, "_fields", range(len(tree)))
         found = [(f"{k}.{n}", x) for k, v in zip(keys, tree) for n, x in ordered_leaves(v)]
     else:
-        return [(_path(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        return [(path_name(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
     return [(n.rstrip("."), x) for n, x in found]
 
 

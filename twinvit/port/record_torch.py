@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from twinvit.port.errors import PortError
+from twinvit.port.places import Frame, user_place
 
 aten = torch.ops.aten
 WIDE = {
@@ -262,23 +263,16 @@ def _map_refs(tree: Any, get: Callable[[Any], Any]) -> Any:
 
 
 def where_in_user_code() -> str:
-    """File and line of the innermost frame outside PyTorch and this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE, "<")) and "/contextlib.py" not in name:
-            return f"{short_path(name)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    """File and line in the user's code of what is called now, "model.py:12"; "" if there is
+    none."""
 
+    def stack() -> Iterator[Frame]:
+        frame = sys._getframe(3)  # of what called this function
+        while frame is not None:
+            yield frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
+            frame = frame.f_back  # type: ignore[assignment]
 
-def short_path(path: str) -> str:
-    """A file's path without what is the same for all files."""
-    for mark in ("/site-packages/", "/dist-packages/"):
-        if mark in path:
-            return path.split(mark)[-1]
-    cwd = os.getcwd() + os.sep
-    return path[len(cwd) :] if path.startswith(cwd) else path
+    return user_place(stack())
 
 
 class _Attention(TorchFunctionMode):

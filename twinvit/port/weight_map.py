@@ -252,7 +252,7 @@ def map_weights(
         inputs: arrays as the reference takes them.
         jax_inputs: arrays as the port takes them, if they are others.
     """
-    from twinvit.port import record_jax
+    from twinvit.port import models, record_jax
     from twinvit.port.weight_search import equal_arrays
 
     state = {
@@ -260,7 +260,7 @@ def map_weights(
         for k, v in torch_model.state_dict().items()
         if not k.endswith("num_batches_tracked")
     }
-    pure = record_jax.pure(jax_model)
+    pure = models.pure(jax_model)
     leaves = {
         n: np.asarray(record_jax.widen(x))
         for n, x in zip(pure.names, pure.leaves)
@@ -582,12 +582,12 @@ def _array(x: Any) -> np.ndarray:
 
 
 def _named_leaves(tree: Any) -> dict[str, np.ndarray]:
-    from twinvit.port import record_jax
+    from twinvit.port import models
 
     if isinstance(tree, Mapping) and all(hasattr(v, "shape") for v in tree.values()):
         return {k: np.asarray(v) for k, v in tree.items()}
-    pure = record_jax.pure(
-        tree if not isinstance(tree, Mapping) else record_jax.Function(lambda p: p, tree)
+    pure = models.pure(
+        tree if not isinstance(tree, Mapping) else models.Function(lambda p: p, tree)
     )
     return {n: np.asarray(x) for n, x in zip(pure.names, pure.leaves)}
 

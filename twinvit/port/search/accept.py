@@ -72,7 +72,6 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
     for a, node, more in made.extended:
         a.extend(node, more, snapshot[0], session.graph.nodes)
     after = _distance(session, trial)
-    entry = trial.judged.proof[1] if trial.judged.proof is not None else -1
     name = trial.cause.name if trial.cause else ""
     kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
     if trial.variant.solved is not None:
@@ -90,7 +89,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         trial.site,
         made.edits,
         {},
-        session.index.entries[entry].where if entry >= 0 else "",
+        _port_place(session, trial),
         before,
         after,
         [p.place for p in made.places],
@@ -272,6 +271,18 @@ def _distance(session: Session, trial: Trial) -> float:
         if np.isfinite(mine).all()
         else session.index.bound(mine)
     )
+
+
+def _port_place(session: Session, trial: Trial) -> str:
+    """The place of the port's operation that makes the first regained value; "" if unknown."""
+    if trial.judged.proof is None:
+        return ""
+    value, entry = trial.judged.proof[:2]
+    if entry < 0 and value in session.graph.outputs:  # judged as an output
+        theirs = session.port_outputs[session.graph.outputs.index(value)]
+        found = session.index.find(np.ascontiguousarray(theirs), 0.0)
+        entry = -1 if found is None else found
+    return session.index.entries[entry].where if entry >= 0 else ""
 
 
 def _has_ref(tree: object) -> bool:

@@ -208,8 +208,7 @@ def compare_gradients(
     def gradient(leaves: list[Any], *xs: Any) -> Any:
         return jax.grad(loss)([leaves[i] for i in floats], leaves, *xs)
 
-    leaves, inputs = pair.typed(arrays)
-    recorded = record_jax.trace(gradient, leaves, inputs)
+    recorded = pair.program(gradient, arrays)
     index = Index()
     ids = [-1] * (len(pair.leaves) + len(arrays))
     outs, _ = record_jax.evaluate(

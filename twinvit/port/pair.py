@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from twinvit.port import models, record_jax, record_torch
+from twinvit.port.dtype_dependence import as_it_runs
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import apply_output
 from twinvit.port.search.loop import Progress
@@ -152,7 +153,7 @@ class Pair:
         errors: list[str] = []
         for own in (True,) if self.own_types else (False, True):
             self.own_types = own
-            found = self._first_traced(pure, tries[self.layout or 0 :], errors)
+            found = self._first_traced(pure, tries[self.layout or 0 :], errors, train)
             if found is not None:
                 if own and len(errors):
                     self._note(
@@ -173,13 +174,14 @@ class Pair:
         pure: models.Pure,
         tries: Sequence[tuple[str, list[np.ndarray]]],
         errors: list[str],
+        train: bool,
     ) -> tuple[record_jax.Traced, list[np.ndarray]] | None:
         """The port's jaxpr of the first of these inputs that it takes; what it says of the others
         is added to `errors`."""
         for note, arrays in tries:
             self.called = self._picking(pure)
             try:
-                traced = self._traced(arrays)
+                traced = self.program(self.called, arrays, train=train)
             except PortError:
                 raise
             except Exception as error:
@@ -195,7 +197,7 @@ class Pair:
                 ]
                 self.called = self._picking(replace(pure, call=pure.batched))
                 try:
-                    traced = self._traced(arrays)
+                    traced = self.program(self.called, arrays, train=train)
                 except PortError:
                     raise
                 except Exception:
@@ -209,9 +211,33 @@ class Pair:
         if text and text not in self.notes:
             self.notes.append(text)
 
-    def _traced(self, arrays: Sequence[np.ndarray]) -> record_jax.Traced:
+    def program(
+        self, call: Callable[..., Any], arrays: Sequence[np.ndarray], *, train: bool = False
+    ) -> record_jax.Traced:
+        """The jaxpr of `call(leaves, *arrays)` with unrounded constants, and with the numbers that
+        depend on the types as they are where the port runs."""
         leaves, inputs = self.typed(arrays)
-        return record_jax.trace(self.called, leaves, inputs)
+        traced = record_jax.trace(call, leaves, inputs)
+        try:
+            own = record_jax.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
+        except Exception:
+            return traced  # it does not run in its own types, which the native run says
+        closed, found = as_it_runs(traced.closed, own.closed, _place)
+        if found.apart and train:
+            return traced  # random numbers are drawn in other widths
+        if found.apart:
+            self.own_types = True
+            self._note(
+                "the port's program depends on the types that it is given "
+                f"({found.apart}); it was recorded in its own and computed in float64"
+            )
+            return record_jax.Traced(closed, own.labels, {})
+        for place in found.constants:
+            self._note(
+                f"a number of the port depends on the type of what it is computed with ({place}); "
+                "it was taken as the port runs"
+            )
+        return replace(traced, closed=closed)
 
     def own_narrowings(self, places: Iterable[record_jax.Place]) -> list[record_jax.Place]:
         """Of a recording's narrowings those that the port makes: not the types that it was given,
@@ -277,6 +303,10 @@ def _refused_layouts(
     # Few channels before many columns: the shape of NCHW, which ports rarely take.
     first = any(x.ndim == 4 and x.shape[1] <= 4 < x.shape[3] for x in tries[0][1])
     return f"{text}; are its images NHWC?" if first else text
+
+
+def _place(eqn: Any) -> str:
+    return record_jax.frames(eqn.source_info)[0]
 
 
 def jax_input(x: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
+from twinvit.port.closed_forms import unrounded
 from twinvit.port.errors import PortError
 from twinvit.port.jax_constants import forget_types
 from twinvit.port.jax_rules import RULES
@@ -77,10 +78,10 @@ def widen(x: Any) -> Any:
 
 
 def _literal(value: Any) -> Any:
-    """A literal in float64: the decimal number that was written where float32 has rounded it."""
+    """A literal in float64: the number that was written where float32 has rounded it."""
     array = np.asarray(value)
     if array.dtype == np.float32 and array.ndim == 0 and np.isfinite(array):
-        return np.float64(str(array[()]))
+        return unrounded(array[()])
     return widen(array)
 
 
@@ -106,9 +107,15 @@ Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
 
 
+def float64_on_cpu() -> contextlib.AbstractContextManager[None]:
+    """`on_cpu` with 64-bit types."""
+    return on_cpu(x64=True)
+
+
 @contextlib.contextmanager
-def float64_on_cpu() -> Iterator[None]:
-    """64-bit types, and the CPU whatever JAX's default device is: an accelerator rounds otherwise.
+def on_cpu(x64: bool) -> Iterator[None]:
+    """With or without 64-bit types on the CPU, whatever JAX's default device is: an accelerator
+    rounds otherwise.
 
     Raises:
         PortError: JAX was told to leave the CPU out.
@@ -120,7 +127,7 @@ def float64_on_cpu() -> Iterator[None]:
             f"JAX cannot use the CPU ({error}); name cpu in JAX_PLATFORMS, e.g. cuda,cpu"
         ) from error
     forget_types()
-    with jax.enable_x64(True), jax.default_device(cpu):
+    with jax.enable_x64(x64), jax.default_device(cpu):
         yield
 
 
@@ -486,6 +493,16 @@ def _plain(out: Any) -> Any:
 
 def _is_leaf(x: Any) -> bool:
     return jax.tree_util.all_leaves([x])
+
+
+def trace_as_it_runs(
+    fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]
+) -> Traced:
+    """The jaxpr of `fn(leaves, *inputs)` without 64-bit types, as JAX runs it."""
+    labels: list[str] = []
+    with on_cpu(x64=False):
+        closed = jax.make_jaxpr(flattened(fn, labels))(list(leaves), *inputs)
+    return Traced(closed, labels, {})
 
 
 def trace(

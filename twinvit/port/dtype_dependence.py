@@ -1,0 +1,303 @@
+"""What of a JAX program depends on the types that it is given.
+
+A port is traced in its own types and in float64. Where the two programs are the same but for types,
+the one in float64 has the constants unrounded: `eps = 1e-6`, a table of NumPy's. A constant whose
+rounding is not that of the program in its own types depends on the type (finfo(x.dtype).min,
+`1e-6 if x.dtype == float32 else 1e-12`): it is taken as the port runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex_core
+
+from twinvit.port.closed_forms import unrounded
+
+_SAME_NUMBERS = ("convert_element_type", "copy", "reduce_precision")
+_UNSAID = frozenset(
+    "name debug_info jaxpr_debug_info sharding out_sharding weak_type "
+    "dtype new_dtype preferred_element_type index_dtype".split()
+)
+
+
+@dataclass
+class Dependence:
+    """Places of constants that depend on the types, and why the two programs could not be laid
+    side by side ("" where they could)."""
+
+    constants: dict[str, None] = field(default_factory=dict)
+    apart: str = ""
+
+
+class _Apart(Exception):
+    """The two programs differ by more than types and constants."""
+
+
+def as_it_runs(wide: Any, own: Any, place: Callable[[Any], str]) -> tuple[Any, Dependence]:
+    """A closed jaxpr in float64 with the constants of the one in the port's own types where those
+    are no rounding of it.
+
+    Args:
+        wide: the port's jaxpr, traced in float64.
+        own: the same, traced in its own types.
+        place: the place of an equation, in words.
+
+    Returns:
+        The jaxpr, and what depends on the types. Where the programs are apart, it is `own` with the
+        constants of `wide` that round to its own.
+    """
+    found = Dependence()
+    try:
+        return _closed(wide, own, place, found), found
+    except _Apart as reason:
+        found.apart = str(reason)
+        found.constants.clear()
+    return _unrounded(own, _Pool(wide)), found
+
+
+def _closed(wide: Any, own: Any, place: Callable[[Any], str], found: Dependence) -> Any:
+    """Constants are laid side by side where they are used: they are hoisted by type, too."""
+    given = dict(zip(own.jaxpr.constvars, own.consts))
+    consts = list(wide.consts)
+    position = {v: i for i, v in enumerate(wide.jaxpr.constvars)}
+    values = dict(zip(wide.jaxpr.constvars, wide.consts))
+    walk = _Walk(place, found, values, given)
+    jaxpr = walk.jaxpr(wide.jaxpr, own.jaxpr)
+    if jaxpr is wide.jaxpr and not walk.replaced:
+        return wide
+    for var, value in walk.replaced.items():
+        consts[position[var]] = value
+    return wide.replace(jaxpr=jaxpr, consts=consts)
+
+
+class _Walk:
+    """Two jaxprs side by side, equation by equation, without conversions between floats."""
+
+    def __init__(
+        self,
+        place: Callable[[Any], str],
+        found: Dependence,
+        wide_consts: Mapping[Any, Any],
+        own_consts: Mapping[Any, Any],
+    ) -> None:
+        self.place = place
+        self.found = found
+        self.wide_consts = wide_consts
+        self.own_consts = own_consts
+        self.replaced: dict[Any, Any] = {}
+        """Constant variables of the wide jaxpr, with the values of the other."""
+
+    def jaxpr(self, wide: Any, own: Any) -> Any:
+        """The wide jaxpr with the other's constants where they depend on the type."""
+        if len(wide.invars) != len(own.invars):
+            raise _Apart("a function of other arguments")
+        same: dict[Any, Any] = dict(zip(wide.invars, own.invars))
+        first, second = _sources(wide), _sources(own)
+        mine, theirs = _compared(wide.eqns), _compared(own.eqns)
+        eqns = {id(e): e for e in wide.eqns}  # the same variables in each, so none is compared
+        for a, b in zip(mine, theirs):
+            if a.primitive.name != b.primitive.name or len(a.invars) != len(b.invars):
+                raise _Apart(f"{a.primitive.name} for {b.primitive.name}, {self.place(b)}")
+            if [v.aval.shape for v in a.outvars] != [v.aval.shape for v in b.outvars]:
+                raise _Apart(f"{b.primitive.name} of another shape, {self.place(b)}")
+            invars = [
+                self.operand(first(u), second(v), same, b) for u, v in zip(a.invars, b.invars)
+            ]
+            params = self.params(a, b)
+            if any(new is not None for new in invars) or params is not a.params:
+                invars = [old if new is None else new for old, new in zip(a.invars, invars)]
+                eqns[id(a)] = a.replace(invars=invars, params=params)
+            same.update(zip(a.outvars, b.outvars))
+        if len(mine) != len(theirs):
+            rest = (mine if len(mine) > len(theirs) else theirs)[min(len(mine), len(theirs))]
+            raise _Apart(f"{rest.primitive.name} on one side alone, {self.place(rest)}")
+        outvars = []
+        for u, v in zip(wide.outvars, own.outvars):
+            new = self.operand(first(u), second(v), same, None)
+            outvars.append(u if new is None else new)
+        new = [eqns[id(e)] for e in wide.eqns]
+        if _same_objects(new, wide.eqns) and _same_objects(outvars, wide.outvars):
+            return wide
+        return wide.replace(eqns=new, outvars=outvars)
+
+    def operand(self, u: Any, v: Any, same: Mapping[Any, Any], eqn: Any) -> Any:
+        """What stands for the wide jaxpr's operand: None for itself, or another literal."""
+        mine, theirs = self.constant(u, self.wide_consts), self.constant(v, self.own_consts)
+        if mine is None and theirs is None:
+            if u not in same or same[u] is not v:
+                raise _Apart(f"another operand, {self.place(eqn) if eqn is not None else ''}")
+            return None
+        if mine is None or theirs is None or np.shape(mine) != np.shape(theirs):
+            raise _Apart(f"a constant on one side, {self.place(eqn) if eqn is not None else ''}")
+        if rounds_to(mine, theirs):
+            return None
+        self.found.constants[self.place(eqn) if eqn is not None else ""] = None
+        value = np.asarray(theirs)
+        if value.dtype == np.float32 and value.ndim == 0 and np.isfinite(value):
+            value = np.asarray(unrounded(value[()]))
+        if isinstance(u, jex_core.Literal):
+            return jex_core.Literal(value.astype(np.asarray(mine).dtype), u.aval)
+        self.replaced[u] = value
+        return None
+
+    def constant(self, v: Any, consts: Mapping[Any, Any]) -> Any:
+        return v.val if isinstance(v, jex_core.Literal) else consts.get(v)
+
+    def params(self, a: Any, b: Any) -> dict[str, Any]:
+        """The wide equation's parameters, its inner jaxprs laid beside the other's."""
+        changed = {}
+        for key, mine in a.params.items():
+            theirs = b.params.get(key)
+            new = self.param(mine, theirs, key, b)
+            if new is not mine:
+                changed[key] = new
+        return {**a.params, **changed} if changed else a.params
+
+    def param(self, mine: Any, theirs: Any, key: str, eqn: Any) -> Any:
+        if hasattr(mine, "jaxpr") and hasattr(mine, "consts") and hasattr(theirs, "jaxpr"):
+            return _closed(mine, theirs, self.place, self.found)
+        if hasattr(mine, "eqns") and hasattr(theirs, "eqns"):
+            inner = _Walk(self.place, self.found, {}, {})
+            return inner.jaxpr(mine, theirs)
+        if isinstance(mine, tuple | list) and isinstance(theirs, tuple | list):
+            if len(mine) != len(theirs):
+                raise _Apart(f"{key} of {eqn.primitive.name}, {self.place(eqn)}")
+            parts = [self.param(x, y, key, eqn) for x, y in zip(mine, theirs)]
+            return mine if _same_objects(parts, mine) else type(mine)(parts)
+        if key not in _UNSAID and not _same_setting(mine, theirs):
+            raise _Apart(f"{key} of {eqn.primitive.name}, {self.place(eqn)}")
+        return mine
+
+
+def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return all(x is y for x, y in zip(a, b))
+
+
+def _compared(eqns: Sequence[Any]) -> list[Any]:
+    return [e for e in eqns if not _converts(e)]
+
+
+def _converts(eqn: Any) -> bool:
+    """True for an equation that only changes the width of a type."""
+    if eqn.primitive.name not in _SAME_NUMBERS:
+        return False
+    kinds = [_kind(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)]
+    return kinds[0] == kinds[-1]
+
+
+def _kind(dtype: Any) -> str:
+    """Types of one kind differ by their width: "f", "i", "u", "c", "b"; others are themselves."""
+    for kind, name in ((np.floating, "f"), (np.complexfloating, "c"), (np.integer, "i")):
+        if jax.dtypes.issubdtype(dtype, kind):
+            return name
+    return str(dtype)
+
+
+def _sources(jaxpr: Any) -> Callable[[Any], Any]:
+    """Of a variable the one that it is a conversion of."""
+    origin = {e.outvars[0]: e.invars[0] for e in jaxpr.eqns if _converts(e)}
+
+    def source(v: Any) -> Any:
+        while not isinstance(v, jex_core.Literal) and v in origin:
+            v = origin[v]
+        return v
+
+    return source
+
+
+def _same_setting(mine: Any, theirs: Any) -> bool:
+    """Whether two parameters of an equation are the same but for types."""
+    if callable(mine) or callable(theirs) or _is_dtype(mine) and _is_dtype(theirs):
+        return True
+    try:
+        return bool(mine == theirs)
+    except Exception:
+        return repr(mine) == repr(theirs)
+
+
+def _is_dtype(x: Any) -> bool:
+    return isinstance(x, np.dtype) or isinstance(x, type) and issubclass(x, np.generic)
+
+
+def rounds_to(mine: Any, theirs: Any) -> bool:
+    """True if numbers are, rounded to the type of the others, these, number by number."""
+    a, b = np.asarray(mine), np.asarray(theirs)
+    if _kind(a.dtype) != _kind(b.dtype):
+        return False
+    with np.errstate(over="ignore"):
+        rounded = a.astype(b.dtype)
+    return bool(np.array_equal(rounded, b, equal_nan=_kind(b.dtype) in "fc"))
+
+
+class _Pool:
+    """The floating-point constants of a program, by their rounding."""
+
+    def __init__(self, closed: Any) -> None:
+        self.values = [np.asarray(x) for x in _constants(closed)]
+        self.by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
+        for x in self.values:
+            if _kind(x.dtype) in "fc":
+                self.by_size.setdefault(x.shape, []).append(x)
+
+    def unrounded(self, value: Any) -> Any:
+        """The one constant that rounds to this one; itself where there is none, or several."""
+        own = np.asarray(value)
+        if _kind(own.dtype) not in "fc":
+            return value
+        found = {x.tobytes(): x for x in self.by_size.get(own.shape, []) if rounds_to(x, own)}
+        return next(iter(found.values())) if len(found) == 1 else value
+
+
+def _constants(closed: Any) -> Iterator[Any]:
+    yield from closed.consts
+    yield from _literals(closed.jaxpr)
+
+
+def _literals(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield from (v.val for v in eqn.invars if isinstance(v, jex_core.Literal))
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            if hasattr(value, "consts"):
+                yield from _constants(value)
+            elif hasattr(value, "eqns"):
+                yield from _literals(value)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return hasattr(x, "consts") or hasattr(x, "eqns")
+
+
+def _unrounded(closed: Any, pool: _Pool) -> Any:
+    """A closed jaxpr with the constants of another program that round to its own."""
+    consts = [pool.unrounded(c) for c in closed.consts]
+    return closed.replace(jaxpr=_unrounded_jaxpr(closed.jaxpr, pool), consts=consts)
+
+
+def _unrounded_jaxpr(jaxpr: Any, pool: _Pool) -> Any:
+    def param(value: Any) -> Any:
+        if hasattr(value, "consts"):
+            return _unrounded(value, pool)
+        if hasattr(value, "eqns"):
+            return _unrounded_jaxpr(value, pool)
+        if isinstance(value, tuple | list) and any(map(_is_jaxpr, value)):
+            return type(value)(map(param, value))
+        return value
+
+    def literal(v: Any) -> Any:
+        if not isinstance(v, jex_core.Literal):
+            return v
+        value = pool.unrounded(v.val)
+        return v if value is v.val else jex_core.Literal(value, v.aval)
+
+    eqns = [
+        e.replace(
+            invars=[literal(v) for v in e.invars], params={k: param(x) for k, x in e.params.items()}
+        )
+        for e in jaxpr.eqns
+    ]
+    return jaxpr.replace(eqns=eqns)

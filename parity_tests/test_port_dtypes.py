@@ -195,3 +195,85 @@ def test_exchanged_operands_are_apart():
     closed, found = as_it_runs(wide, own, where)
     assert found.apart.startswith("another operand")
     assert numbers_of(closed, 0.5, 0.25) == 0.25
+
+
+class Written(torch.nn.Module):
+    """A reference whose numbers depend on the type of what it computes with."""
+
+    def __init__(self, fn, *layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.fn = torch.nn.Linear(6, 8), fn
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x):
+        return self.fn(self.linear(x), *self.layers)
+
+
+def written_port(fn):
+    linear = Norm().linear
+    params = [jnp.asarray(p.detach().numpy()) for p in (linear.weight.T, linear.bias)]
+    return port.Function(lambda p, x: fn(x @ p[0] + p[1]), params)
+
+
+EPS = float(np.finfo(np.float32).eps)
+LOW = float(np.finfo(np.float32).min)
+KEPT = np.arange(8) % 3 > 0
+
+
+def rms(eps):
+    return lambda y: 1e-4 * y / jnp.sqrt((1e-8 * y * y).mean(-1, keepdims=True) + eps)
+
+
+def masked(low):
+    """A sum over every number: what stands for minus infinity is seen."""
+    return lambda y: jnp.where(KEPT, y, low) / 1e30
+
+
+def masked_reference(y):
+    low = torch.finfo(y.dtype).min
+    return y.masked_fill(~torch.from_numpy(KEPT), low) / 1e30
+
+
+def constant_reference(y):
+    return torch.where(torch.from_numpy(KEPT), y, torch.tensor(torch.finfo(y.dtype).min)) / 1e30
+
+
+def branching_reference(y):
+    return torch.tanh(y) if y.dtype == torch.float32 else y * 2
+
+
+@pytest.mark.parametrize(
+    "fn, layers, right, wrong",
+    [
+        (lambda y, norm: norm(1e-4 * y), (torch.nn.RMSNorm(8),), rms(EPS), rms(2.2e-16)),
+        (masked_reference, (), masked(LOW), masked(LOW / 2)),
+        (constant_reference, (), masked(LOW), masked(LOW / 2)),
+        (branching_reference, (), jnp.tanh, lambda y: y * 2),
+    ],
+    ids=["rms_norm", "masked_fill", "constant", "branch"],
+)
+def test_a_reference_is_taken_as_it_runs(fn, layers, right, wrong):
+    reference = Written(fn, *layers)
+    report = explain(reference, written_port(right))
+    assert report.verdict == "same", str(report)
+    assert "the type" in "\n".join(report.notes) and "test_port_dtypes.py" in str(report.notes)
+    report = explain(reference, written_port(wrong))
+    assert report.verdict == "different", str(report)
+
+
+def test_a_reference_in_bfloat16_that_upcasts_is_the_same():
+    """What a program does to its types alone changes no formula."""
+
+    def fn(y):
+        return torch.softmax(y.float(), -1).to(y.dtype) if y.dtype != torch.float64 else (
+            torch.softmax(y, -1))  # fmt: skip
+
+    reference = Written(fn).bfloat16()
+    weight, bias = (p.detach().float().numpy() for p in reference.linear.parameters())
+    params = [jnp.asarray(weight.T, jnp.bfloat16), jnp.asarray(bias, jnp.bfloat16)]
+    right = port.Function(lambda p, x: jax.nn.softmax(x @ p[0] + p[1]), params)
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    report = port.explain(reference.eval(), right, (x,))
+    assert report.verdict == "same", str(report)
+    assert "depends on the type" not in str(report)

@@ -120,6 +120,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         return [t for _, t in mine]
 
     graph = record_torch.record(pair.torch_model, pair.inputs, choose, train=train)
+    pair.notes += [n for n in graph.notes if n not in pair.notes]
     say("recording the port")
     index = Index()
     if pair.layout is None:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten
 from twinvit.port import models, overflows, record_jax, record_torch, report
 from twinvit.port.index import distance
 from twinvit.port.outputs import labelled, pick, pick_torch
-from twinvit.port.pair import Pair, float_type
+from twinvit.port.pair import Pair
 
 # What a compiler computes is the same; a small program is compiled four times as fast.
 _QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -301,29 +301,6 @@ def _own(native: NativeRun, runs: Mapping[str, Found]) -> None:
 # The reference
 
 
-def _torch_call(pair: Pair, train: bool) -> tuple[Any, list[str], list[list[torch.Tensor]]]:
-    """A copy of the model, the inputs' names, and the inputs to try in turn."""
-    model = pair.torch_model
-    own: torch.dtype | None = None
-    if isinstance(model, torch.nn.Module):
-        model = record_torch.copied(model).train(train)
-        tensors = [*model.parameters(), *model.buffers()]
-        own = next((t.dtype for t in tensors if t.is_floating_point()), None)
-    names, given = record_torch.split_inputs(pair.inputs)
-
-    def cast(x: Any, to: torch.dtype | None) -> torch.Tensor:
-        t = record_torch.to_torch(x)
-        if not t.is_floating_point():
-            return t.to(torch.complex64) if t.is_complex() else t
-        dtype = float_type(x)
-        return t.to(to or getattr(torch, "float32" if dtype == "float64" else dtype))
-
-    tries: list[torch.dtype | None] = [None] if own is None else [None, own]
-    if own is torch.float64:
-        tries.reverse()
-    return model, names, [[cast(x, to) for x in given] for to in tries]
-
-
 @contextlib.contextmanager
 def _eager() -> Iterator[None]:
     stance = getattr(torch.compiler, "set_stance", None)
@@ -333,7 +310,7 @@ def _eager() -> Iterator[None]:
 
 def _torch_outputs(pair: Pair, train: bool) -> Named:
     """The reference's compared outputs as it runs."""
-    model, names, tries = _torch_call(pair, train)
+    model, names, tries = record_torch.as_given(pair.torch_model, pair.inputs, train)
     with _eager():
         for k, tensors in enumerate(tries):
             try:
@@ -376,7 +353,7 @@ class _FirstBroken(TorchDispatchMode):
 def _torch_place(pair: Pair, train: bool) -> dict[str, str]:
     """The reference's first place that breaks each output; empty if it cannot be told."""
     try:
-        model, names, tries = _torch_call(pair, train)
+        model, names, tries = record_torch.as_given(pair.torch_model, pair.inputs, train)
         watch = _FirstBroken()
         for tensors in tries:
             try:

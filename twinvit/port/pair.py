@@ -274,16 +274,10 @@ class Pair:
         result = []
         for array, x in zip(arrays, given):
             if array.dtype.kind == "f":
-                dtype = float_type(x)
+                dtype = record_torch.float_type(x)
                 array = array.astype(jax.numpy.dtype("float32" if dtype == "float64" else dtype))
             result.append(array)
         return result
-
-
-def float_type(x: Any) -> str:
-    """The name of the type of an input's numbers, "bfloat16"."""
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    return str(dtype).removeprefix("torch.")
 
 
 def shortened(names: Sequence[str], shown: int = 8) -> str:

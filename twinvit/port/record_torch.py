@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from twinvit.port.errors import PortError
 from twinvit.port.places import Frame, user_place
+from twinvit.port.torch_types import Apart, Heard, Listener, differing, heard, with_numbers
 
 aten = torch.ops.aten
 WIDE = {
@@ -100,6 +101,14 @@ class Graph:
     buffers: set[str] = field(default_factory=set)
     reads: list[tuple[int, str]] = field(default_factory=list)
     """Values that the model's Python code read as numbers (`if`, `.item()`), and where."""
+    heard: list[Heard] = field(default_factory=list)
+    """Each operation as the model called it."""
+    numbers: Mapping[int, Heard] = field(default_factory=dict)
+    """Operations, by their place in `heard`, that took the numbers of the program that runs."""
+    own: dict[str, torch.dtype] = field(default_factory=dict)
+    """The types that the program was recorded in, by parameter and input ("input:0"), where its
+    operations depend on them; empty for a recording in float64."""
+    notes: list[str] = field(default_factory=list)
     _dependent: frozenset[int] | None = None
     _trained: frozenset[int] | None = None
 
@@ -356,11 +365,19 @@ _SHAPE_ONLY = (aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.sw
 
 
 class Recorder(TorchDispatchMode):
-    """Records operations; widens every floating-point value to float64 on the way."""
+    """Records operations; widens every floating-point value to float64 on the way.
 
-    def __init__(self, graph: Graph) -> None:
+    `numbers` are taken in place of those that operations, by their place in order, are called with.
+    With `own` nothing is widened.
+    """
+
+    def __init__(
+        self, graph: Graph, numbers: Mapping[int, Heard] | None = None, own: bool = False
+    ) -> None:
         super().__init__()
         self.graph = graph
+        self.numbers = numbers or {}
+        self.own = own
         self.ids: dict[int, tuple[torch.Tensor, int]] = {}
         self.by_storage: dict[int, list[torch.Tensor]] = {}
         self.scopes: list[str] = []
@@ -429,6 +446,12 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         where = where_in_user_code()
+        operation = heard(func, args, kwargs, where)
+        if operation is not None:
+            other = self.numbers.get(len(self.graph.heard))
+            self.graph.heard.append(operation)
+            if other is not None:
+                args, kwargs = with_numbers(args, kwargs, other)
         narrowed = self._widen_dtypes(args, kwargs, where)
         writes = [
             a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write
@@ -455,6 +478,8 @@ class Recorder(TorchDispatchMode):
         ):
             return self._batch_norm(args, kwargs, where)
         if packet in _FRESH_DRAWS:
+            if self.own:
+                return self._draw(func, args, kwargs, kwargs.get("dtype"), where)
             native = narrowed or self.native
             if kwargs.get("dtype") in (None, torch.float64) and native in WIDE:
                 return self._draw(func, args, kwargs, native, where)
@@ -491,6 +516,8 @@ class Recorder(TorchDispatchMode):
         return out[0], out[1], out[2]
 
     def _widen(self, x: Any) -> Any:
+        if self.own:
+            return x
         if isinstance(x, torch.Tensor) and x.dtype in WIDE and not x.is_sparse:
             if id(x) in self.ids:  # an operation insists on a narrow type: use the wide copy
                 return self.graph_wide(x)
@@ -512,7 +539,7 @@ class Recorder(TorchDispatchMode):
 
     def _widen_dtypes(self, args: Any, kwargs: dict[str, Any], where: str) -> torch.dtype | None:
         dtype = kwargs.get("dtype")
-        if dtype not in WIDE:
+        if dtype not in WIDE or self.own:
             return None
         kwargs["dtype"] = WIDE[dtype]
         tensors = [a for a in tree_flatten(args)[0] if isinstance(a, torch.Tensor)]
@@ -628,8 +655,10 @@ class Recorder(TorchDispatchMode):
     def _draw(self, func: Any, args: Any, kwargs: dict[str, Any], dtype: Any, where: str) -> Any:
         """An operation that makes random numbers, in the model's own type; they stay these when
         the graph is run again."""
-        value = func(*args, **kwargs | {"dtype": dtype}).to(torch.float64)
-        return self._record(lambda: value.clone(), _name(func), (), {}, value, where)
+        value = func(*args, **kwargs | {"dtype": dtype})
+        if not self.own:
+            value = value.to(torch.float64)
+        return self._record(lambda: value.to(torch.float64), _name(func), (), {}, value, where)
 
     def _derive(self, target: torch.Tensor, new_id: int, where: str) -> None:
         """Give `target`, which was written to, and all its views their new values."""
@@ -731,8 +760,9 @@ def _by_wide_default(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Recording's settings: default float64, no fast path, no compilation; all restored."""
+def _quiet_torch(dtype: torch.dtype | None = torch.float64) -> Iterator[None]:
+    """Recording's settings: this default type (None: as it is), no fast path, no compilation; all
+    restored."""
     default, fastpath = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
     rng = torch.random.get_rng_state()
     functional = torch.nn.functional
@@ -740,7 +770,7 @@ def _quiet_torch() -> Iterator[None]:
     functional.scaled_dot_product_attention = (
         attention  # MultiheadAttention's call does not reach the mode
     )
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype or default)
     torch.backends.mha.set_fastpath_enabled(False)
     stance = getattr(torch.compiler, "set_stance", None)
     try:
@@ -805,35 +835,189 @@ def call(model: Any, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> A
     return model(**dict(zip(names, tensors))) if names else model(*tensors)
 
 
+def as_given(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], train: bool = False
+) -> tuple[Any, list[str], list[list[torch.Tensor]]]:
+    """A copy of the model as it is, the inputs' names, and the inputs to try in turn: in their own
+    types (float64 as float32), and in the model's."""
+    own: torch.dtype | None = None
+    if isinstance(model, torch.nn.Module):
+        model = copied(model).train(train)
+        tensors = [*model.parameters(), *model.buffers()]
+        own = next((t.dtype for t in tensors if t.is_floating_point()), None)
+    names, given = split_inputs(inputs)
+
+    def cast(x: Any, to: torch.dtype | None) -> torch.Tensor:
+        t = to_torch(x)
+        if not t.is_floating_point():
+            return t.to(torch.complex64) if t.is_complex() else t
+        dtype = float_type(x)
+        return t.to(to or getattr(torch, "float32" if dtype == "float64" else dtype))
+
+    tries: list[torch.dtype | None] = [None] if own is None else [None, own]
+    if own is torch.float64:
+        tries.reverse()
+    return model, names, [[cast(x, to) for x in given] for to in tries]
+
+
+def float_type(x: Any) -> str:
+    """The name of the type of an input's numbers, "bfloat16"."""
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    return str(dtype).removeprefix("torch.")
+
+
+Pick = Callable[[Any], list[Any]]
+"""Chooses the compared arrays of what a model returns; what it computes is recorded."""
+
+
 def record(
     model: Any,
     inputs: Sequence[Any] | Mapping[str, Any],
-    pick: Callable[[Any], list[Any]],
+    pick: Pick,
     *,
     train: bool = False,
+    like: Graph | None = None,
 ) -> Graph:
-    """Record one forward pass of `model`.
+    """Record one forward pass of `model` in float64, with the numbers and operations that depend on
+    the type as they are where the model runs.
 
     Args:
         model: nn.Module (copied and widened, never changed) or callable of tensors.
         inputs: arrays as the model takes them, positional or by name.
         pick: chooses the compared arrays of what the model returns; what it computes is recorded.
         train: record in train mode.
+        like: a recording of the model as it is, where this one and these inputs are in float64.
 
     Returns:
         The graph, with every value kept.
     """
-    graph = Graph()
-    wide = widened(model)
+    if like is not None:
+        if like.own:
+            return _recorded_in(like.own, model, inputs, pick)
+        return _recorded(model, inputs, pick, train, like.numbers)
+    own = _listened(model, inputs, pick, train)
+    graph = _recorded(model, inputs, pick, train)
+    if own is None:
+        return graph
+    try:
+        others = differing(graph.heard, own)
+    except Apart as reason:
+        return graph if train else _recorded_as_it_runs(model, inputs, pick, str(reason)) or graph
+    if not others:
+        return graph
+    graph = _recorded(model, inputs, pick, train, others)
+    for where in dict.fromkeys(operation.where for operation in others.values()):
+        graph.notes.append(
+            f"a number of the reference depends on the type of what it is computed with ({where}); "
+            "it was taken as the reference runs"
+        )
+    return graph
+
+
+def _listened(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, train: bool
+) -> list[Heard] | None:
+    """The model's operations in its own types; None if it does not run in them."""
+    copy, names, tries = as_given(model, inputs, train)
+    for tensors in tries:
+        listener = Listener(where_in_user_code)
+        try:
+            with _quiet_torch(None), torch.no_grad(), _Attention(), listener:
+                pick(call(copy, names, tensors))
+        except Exception:
+            continue
+        return listener.operations
+    return None
+
+
+def _recorded_as_it_runs(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, reason: str
+) -> Graph | None:
+    """The model recorded in its own types, its operations then run in float64; None if it does not
+    run in them."""
+    copy, _, tries = as_given(model, inputs)
+    for tensors in tries:
+        types = {f"input:{k}": t.dtype for k, t in enumerate(tensors)}
+        if isinstance(copy, torch.nn.Module):
+            types.update((n, t.dtype) for n, t in _named_tensors(copy))
+        try:
+            graph = _recorded_in(types, widened(model), inputs, pick)
+        except Exception:
+            continue
+        graph.notes.append(
+            f"the reference's program depends on the types that it is given ({reason}); it was "
+            "recorded in its own and computed in float64"
+        )
+        return graph
+    return None
+
+
+def _recorded_in(
+    types: dict[str, torch.dtype],
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Pick,
+) -> Graph:
+    """A model in float64 recorded in these types, its operations then run in float64."""
+    names, given = split_inputs(inputs)
+    wide = {f"input:{k}": to_torch(x) for k, x in enumerate(given)}
+    tensors = [t.to(types[name]) for name, t in wide.items()]
+    own = model
+    if isinstance(model, torch.nn.Module):
+        wide.update((f"param:{n}", t.detach()) for n, t in _named_tensors(model))
+        own = copied(model)
+        for name, tensor in _named_tensors(own):
+            tensor.data = tensor.data.to(types[name])
+    graph = _recorded(own, dict(zip(names, tensors)) if names else tensors, pick, False, own=True)
+    _compute_wide(graph, wide)
+    graph.own = types
+    return graph
+
+
+def _named_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _compute_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> None:
+    """Every operation of a graph again in float64, on these parameters and inputs."""
+
+    def wide(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x.to(WIDE.get(x.dtype, x.dtype))
+        return WIDE.get(x, x) if isinstance(x, torch.dtype) else x
+
+    leaves = {
+        i: wide(given.get(source, graph.values[i]))
+        for i, source in enumerate(graph.source)
+        if source != "node"
+    }
+    for node in graph.nodes:
+        node.args, node.kwargs = tree_map(wide, node.args), tree_map(wide, node.kwargs)
+    with torch.no_grad():
+        for i, value in graph.run({}, leaves, everything=True).items():
+            graph.values[i] = value
+
+
+def _recorded(
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Pick,
+    train: bool,
+    numbers: Mapping[int, Heard] | None = None,
+    own: bool = False,
+) -> Graph:
+    """One forward pass in float64, or in the model's own types, with these operations' numbers."""
+    graph = Graph(numbers=dict(numbers or {}))
+    wide = model if own else widened(model)
     names: dict[int, str] = {}
     hooks: list[Any] = []
-    recorder = Recorder(graph)
+    recorder = Recorder(graph, numbers, own)
     if isinstance(wide, torch.nn.Module):
         wide.train(train)
         for name, module in wide.named_modules():
             names.setdefault(id(module), name)
             graph.modules.setdefault(name, type(module).__name__)
-        for name, tensor in [*wide.named_parameters(), *wide.named_buffers()]:
+        for name, tensor in _named_tensors(wide):
             recorder.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
 
         graph.buffers = {name for name, _ in wide.named_buffers()}
@@ -849,11 +1033,12 @@ def record(
         hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(enter))
         hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
     keys, arrays = split_inputs(inputs)
-    tensors = [to_torch(x) for x in arrays]
+    tensors = list(arrays) if own else [to_torch(x) for x in arrays]
     for number, tensor in enumerate(tensors):
         recorder.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
     try:
-        with _quiet_torch(), torch.no_grad(), _Attention(), recorder:
+        default = None if own else torch.float64
+        with _quiet_torch(default), torch.no_grad(), _Attention(), recorder:
             try:
                 out = call(wide, keys, tensors)
             except PortError:

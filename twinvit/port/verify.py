@@ -76,6 +76,7 @@ class Program:
         """`plain`: the reference's operations before any edit."""
         traced, chosen = recorded.traced, recorded.chosen
         self.pair, self.train, self.traced, self.chosen = pair, train, traced, chosen
+        self.graph = recorded.graph
         self.pairs = recorded.compared
         self.names = [p.name for p in self.pairs]
         self.order = [n.name for n in plain]
@@ -129,7 +130,7 @@ class Program:
         def pick(out: Any) -> list[Any]:
             return [t for _, t in pick_torch(out, self.pair.output)]
 
-        graph = record_torch.record(model, given, pick, train=self.train)
+        graph = record_torch.record(model, given, pick, train=self.train, like=self.graph)
         graph.outputs[:] = [graph.outputs[p.mine] for p in self.pairs]
         if self.edits:
             if [n.name for n in graph.nodes] != self.order:

@@ -1,0 +1,126 @@
+"""What of a PyTorch program depends on the types that it is given.
+
+The model is run once as it is and listened to. Its operations and their numbers are laid beside
+those of the recording in float64: `finfo(x.dtype).min` or `nn.RMSNorm(eps=None)` give other numbers
+there, and those of the program that runs are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+aten = torch.ops.aten
+_CONSTANT = 4096  # tensors of so many numbers are compared number by number
+_UNCOUNTED = frozenset((aten.detach, aten.alias, aten._local_scalar_dense))
+
+
+class Apart(Exception):
+    """The program in float64 has other operations; the message says which, and where."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One operation as it was called: its name, its numbers (arguments that are no tensors), the
+    constants among its tensors, and the line."""
+
+    name: str
+    numbers: tuple[Any, ...]
+    constants: tuple[torch.Tensor, ...]
+    where: str
+
+
+def heard(func: Any, args: Any, kwargs: dict[str, Any], where: str) -> Heard | None:
+    """An operation to compare; None for one that only changes the width of a floating-point type,
+    or none at all."""
+    if func.overloadpacket in _UNCOUNTED or _converts(func, args, kwargs):
+        return None
+    flat = tree_flatten((args, {k: v for k, v in kwargs.items() if k != "dtype"}))[0]
+    constants = []
+    if func.overloadpacket is aten.lift_fresh and args[0].numel() <= _CONSTANT:
+        constants.append(args[0].detach().clone())
+    return Heard(
+        func._schema.name, tuple(None if _tensor(x) else x for x in flat), tuple(constants), where
+    )
+
+
+def differing(wide: Sequence[Heard], own: Sequence[Heard]) -> dict[int, Heard]:
+    """Of the operations in float64, by their place in order, those with other numbers as the model
+    runs. Raises Apart where the operations are others."""
+    found = {}
+    for k, (a, b) in enumerate(zip(wide, own)):
+        if a.name != b.name or len(a.numbers) != len(b.numbers):
+            raise Apart(f"{_short(b)} as it runs, {_short(a)} in float64, {b.where}")
+        if not _same_numbers(a, b):
+            found[k] = b
+    if len(wide) != len(own):
+        longer = wide if len(wide) > len(own) else own
+        rest = longer[min(len(wide), len(own))]
+        raise Apart(f"{_short(rest)} in one of them alone, {rest.where}")
+    return found
+
+
+def _same_numbers(a: Heard, b: Heard) -> bool:
+    for x, y in zip(a.numbers, b.numbers):
+        if isinstance(x, float) and isinstance(y, float):
+            if not (x == y or x != x and y != y):
+                return False
+        elif not isinstance(x, torch.dtype | torch.device) and x != y:
+            return False
+    return all(
+        x.shape == y.shape and torch.allclose(x.to(y.dtype), y, rtol=0, atol=0, equal_nan=True)
+        for x, y in zip(a.constants, b.constants)
+    )
+
+
+def with_numbers(args: Any, kwargs: dict[str, Any], own: Heard) -> tuple[Any, dict[str, Any]]:
+    """An operation's arguments with the numbers, and the constants, of the program that runs."""
+    dtype = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else {}
+    flat, spec = tree_flatten((args, {k: v for k, v in kwargs.items() if k != "dtype"}))
+    constants = iter(own.constants)
+    new = []
+    for old, number in zip(flat, own.numbers):
+        if not _tensor(old):
+            new.append(number)
+        elif own.constants:
+            new.append(next(constants).to(old.dtype))
+        else:
+            new.append(old)
+    args, kwargs = tree_unflatten(new, spec)
+    return args, kwargs | dtype
+
+
+class Listener(TorchDispatchMode):
+    """Writes down what a model's operations are called with."""
+
+    def __init__(self, where: Callable[[], str]) -> None:
+        super().__init__()
+        self.where = where
+        self.operations: list[Heard] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation = heard(func, args, kwargs or {}, self.where())
+        if operation is not None:
+            self.operations.append(operation)
+        return func(*args, **(kwargs or {}))
+
+
+def _tensor(x: Any) -> bool:
+    return isinstance(x, torch.Tensor)
+
+
+def _converts(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """True for a copy of floating-point numbers to another, or the same, such type."""
+    if func.overloadpacket is not aten._to_copy:
+        return False
+    dtype = kwargs.get("dtype") or args[0].dtype
+    return args[0].is_floating_point() and dtype.is_floating_point
+
+
+def _short(operation: Heard) -> str:
+    return operation.name.split("::")[-1]

@@ -23,6 +23,7 @@ from jax.extend import core as jex_core
 
 from twinvit.port.closed_forms import unrounded
 from twinvit.port.errors import PortError
+from twinvit.port.jax_collectives import COLLECTIVES, alone
 from twinvit.port.jax_constants import forget_types
 from twinvit.port.jax_rules import RULES
 from twinvit.port.models.base import path_name
@@ -229,6 +230,8 @@ class Interpreter:
                 return self.jaxpr(inner, [], [], values, ids)
             finally:
                 self._outer = outer
+        if name == "shard_map":
+            return self._sharded(eqn, values, ids)
         if name == "scan":
             return self._scan(params, values, ids)
         if name == "while":
@@ -252,11 +255,11 @@ class Interpreter:
     ) -> tuple[list[Any], list[int]]:
         """An equation's results with their ids; a layout operation's keep that of its operand."""
         if (
-            (name in LAYOUT or name == "convert_element_type")
+            (name in LAYOUT or name in COLLECTIVES or name == "convert_element_type")
             and len(values) >= 1
             and _is_float(values[0])
         ):
-            if name == "optimization_barrier":
+            if len(outs) == len(ids):
                 return outs, list(ids)
             return outs, [ids[0]]
         if name == "broadcast_in_dim" and np.size(outs[0]) == np.size(values[0]):
@@ -301,6 +304,8 @@ class Interpreter:
         if name == "bitcast_convert_type":
             narrow = np.dtype(params["new_dtype"])
             return jax.lax.bitcast_convert_type(values[0], narrow)
+        if name in COLLECTIVES:
+            return alone(eqn, values)
         rule = RULES.get(name)
         if rule is not None:
             result = rule(params, *values)
@@ -308,6 +313,16 @@ class Interpreter:
                 return result
         subfuns, bind_params = _bind_params(eqn, params)
         return eqn.primitive.bind(*subfuns, *values, **bind_params)
+
+    def _sharded(self, eqn: Any, values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
+        """The function within `shard_map`, on a mesh of one device."""
+        mesh = eqn.params["mesh"]
+        if mesh.size != 1:
+            raise PortError(
+                f"the port maps over {mesh.size} devices ({self.where(eqn)[0]}, shard_map over "
+                f"{dict(mesh.shape)}), and values are compared on one; give it a mesh of one device"
+            )
+        return self.jaxpr(eqn.params["jaxpr"], [], [], values, ids)
 
     def _scan(
         self, params: dict[str, Any], values: list[Any], ids: list[int]

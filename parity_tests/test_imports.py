@@ -125,3 +125,30 @@ def test_import_paths(module, absent):
     code = f"import {module}, sys; print([m for m in {absent.split()!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "absent", ["torch", "jax jaxlib flax", "torch_vit jax_vit shared_vit", "equinox keras haiku"]
+)
+def test_the_explainer_is_imported_without(absent):
+    """`import twinvit.port` needs no framework and none of the Vision Transformers."""
+    code = (
+        f"import sys\nfor name in {absent.split()!r}: sys.modules[name] = None\n"
+        "import twinvit.port\nprint(twinvit.port.PortError.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "PortError", done.stderr
+
+
+def test_the_explainer_runs_without_the_vision_transformers():
+    code = (
+        "import sys\n"
+        "for name in ('torch_vit', 'jax_vit', 'shared_vit', 'equinox', 'keras'):\n"
+        "    sys.modules[name] = None\n"
+        "import numpy as np, torch, jax.numpy as jnp\n"
+        "from twinvit import port\n"
+        "x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)\n"
+        "print(port.explain(torch.tanh, jnp.tanh, (x,)).verdict)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "same", done.stderr

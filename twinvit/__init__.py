@@ -4,11 +4,9 @@ command; `twinvit.load` for the classes of pictures."""
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
-from shared_vit.version import __version__
-
 if TYPE_CHECKING:  # what type checkers and the documentation read
     from shared_vit.data import normalize
+    from shared_vit.version import __version__
     from twinvit.predictor import Predictor, load, preprocess
     from twinvit.programs.read import load_program
     from twinvit.programs.write import export
@@ -24,6 +22,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "__version__": "shared_vit.version",
     "Predictor": "twinvit.predictor",
     "export": "twinvit.programs.write",
     "load": "twinvit.predictor",
@@ -34,7 +33,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that `import twinvit` is cheap.
+    # Late: `import twinvit` is cheap, and `twinvit.port` needs none of the Vision Transformers.
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'twinvit' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
 
+import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.data.decode import MOST_BYTES, DecodeError, decode, decoded
 from shared_vit.data.preprocess import evaluation_input
 from shared_vit.data.sources.imagenet_names import imagenet_names, plain_names

@@ -12,6 +12,7 @@ from twinvit.port.report import Draw, Finding, Operation, Output, Report
 from twinvit.port.report_text import (
     differing_layouts,
     edited_side,
+    lines_of,
     native_text,
     place_to_change,
     roundings,
@@ -254,10 +255,11 @@ def _finding(i: int, finding: Finding, report: Report) -> str:
         at = place_to_change(finding, report.reference)
         pairs.append((f"fix in {at}" if at else "fix", html.code(finding.fix)))
     mine, theirs = ("reference", "port") if report.reference == "torch" else ("PyTorch", "JAX")
-    line = f"  {finding.torch_line}" if finding.torch_line else ""
-    pairs.append((mine, html.code(finding.torch + line) + _source(finding.torch + line)))
+    lines = lines_of(finding, "torch")
+    pairs.append((mine, html.code(f"{finding.torch}  {lines}".strip()) + _sources(lines)))
     if finding.jax:
-        pairs.append((theirs, html.code(finding.jax) + _source(finding.jax)))
+        lines = lines_of(finding, "jax")
+        pairs.append((theirs, html.code(lines) + _sources(lines)))
     if len(finding.places) > 1:
         places = ", ".join(finding.places)
         pairs.append((f"{len(finding.places)} places", html.code(places)))
@@ -274,12 +276,14 @@ def _finding(i: int, finding: Finding, report: Report) -> str:
     )
 
 
-def _source(place: str) -> str:
-    """The source lines around "path/file.py:118" where that file can be read."""
-    match = re.search(r"([^\s:()]+\.py):(\d+)", place)
-    if not match:
-        return ""
-    path, line = Path(match[1]), int(match[2])
+def _sources(places: str) -> str:
+    """The source lines around each "path/file.py:118" of a text."""
+    found = re.findall(r"([^\s:(),]+\.py):(\d+)", places)
+    return "".join(_source(Path(path), int(line)) for path, line in found)
+
+
+def _source(path: Path, line: int) -> str:
+    """The source lines around a line where that file can be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -21,6 +21,7 @@ from twinvit.port.verdict import dwarfing
 from twinvit.port.verdict import relative as distance
 
 SMALLEST = 8  # fewer numbers are found everywhere by chance
+FEW = 64
 EQUAL = 1e-13
 
 
@@ -42,6 +43,8 @@ class Entry:
     shape: tuple[int, ...]
     value: np.ndarray | None = field(repr=False, default=None)
     slot: int = -1
+    few: np.ndarray | None = field(repr=False, default=None)
+    """The sorted numbers of a value that has too few to be told from others."""
 
 
 def evidence(x: np.ndarray) -> bool:
@@ -126,6 +129,8 @@ class Index:
             if self.bytes + value.nbytes <= self.budget:
                 entry.value = value
                 self.bytes += value.nbytes
+        elif isinstance(value, np.ndarray) and value.dtype == np.float64 and value.size <= FEW:
+            entry.few = np.sort(value.reshape(-1))
         return entry.id
 
     def ids(self, size: int) -> list[int]:

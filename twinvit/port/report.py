@@ -41,6 +41,8 @@ class Finding:
         what: "forward", "grad", "train" or "optimizer".
         fix: what to write in the side that is to be changed; "" where it is not known.
         torch_line: file and line of `torch`, "model.py:31"; "" where it cannot be told.
+        torch_lines: the lines of all places, in their order, each once.
+        jax_lines: the same in the JAX model.
     """
 
     kind: str
@@ -54,6 +56,8 @@ class Finding:
     what: str = "forward"
     fix: str = ""
     torch_line: str = ""
+    torch_lines: list[str] = field(default_factory=list)
+    jax_lines: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from twinvit.port.report import SHOWN, Finding, Output, Report
 from twinvit.port.sides import NAMES
 
+LINES = 6  # of a finding that are printed; all are in the JSON report
+
 
 def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
     """The report line by line; `c` holds what switches colours on and off."""
@@ -100,8 +102,18 @@ def distance(value: float) -> str:
 
 
 def place_to_change(finding: Finding, reference: str) -> str:
-    """Where the side that is to be changed has the difference, "file.py:12" where it is known."""
-    return finding.jax if reference == "torch" else finding.torch_line or finding.torch
+    """Where the side that is to be changed has the difference, "file.py:12, file.py:30" where it is
+    known."""
+    if reference == "torch":
+        return lines_of(finding, "jax")
+    return lines_of(finding, "torch") or finding.torch
+
+
+def lines_of(finding: Finding, side: str) -> str:
+    """All lines of a finding in the model of "torch" or "jax", "file.py:12, file.py:30"."""
+    first = finding.jax if side == "jax" else finding.torch_line
+    lines = finding.jax_lines if side == "jax" else finding.torch_lines
+    return ", ".join(lines[:LINES]) + (", ..." if len(lines) > LINES else "") if lines else first
 
 
 def colours(on: bool | None = None) -> dict[str, str]:
@@ -143,13 +155,13 @@ def _finding(number: int, finding: Finding, report: Report, c: dict[str, str]) -
         yield f"   {text}"
     if finding.fix:
         yield f"   fix: {finding.fix}"
-    line = f"  ({finding.torch_line})" if finding.torch_line else ""
+    line = f"  ({lines_of(finding, 'torch')})" if finding.torch_line else ""
     if report.reference == "torch":
         yield f"   reference: {finding.torch}{line}"
     else:
         yield f"   PyTorch: {finding.torch}{line}"
         if finding.jax:
-            yield f"   JAX: {finding.jax}"
+            yield f"   JAX: {lines_of(finding, 'jax')}"
     if len(finding.places) > 1:
         shown = ", ".join(finding.places[:6]) + (", ..." if len(finding.places) > 6 else "")
         yield f"   {len(finding.places)} places: {shown}"

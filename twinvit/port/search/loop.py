@@ -11,6 +11,7 @@ from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
+from twinvit.port.search.lines import lines_of
 from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
@@ -36,9 +37,12 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
         take_back(session, accepted)
     findings: list[Finding] = []
     for a in accepted:
+        torch_lines, jax_lines = lines_of(session, a)
         same = next((f for f in findings if _repeated(f, a)), None)
         if same is not None:
             same.places = list(dict.fromkeys([*same.places, *a.places]))
+            same.torch_lines = list(dict.fromkeys([*same.torch_lines, *torch_lines]))
+            same.jax_lines = list(dict.fromkeys([*same.jax_lines, *jax_lines]))
             a.finding = same
             continue
         a.finding = Finding(
@@ -46,11 +50,13 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
             a.cause,
             _with_ties(a),
             a.node.place,
-            a.jax,
+            jax_lines[0] if jax_lines else "",
             a.before,
             a.after,
             list(dict.fromkeys(a.places)),
             torch_line=a.node.where,
+            torch_lines=torch_lines,
+            jax_lines=jax_lines,
         )
         findings.append(a.finding)
     remaining = session.output_distance()

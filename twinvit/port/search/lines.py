@@ -1,0 +1,139 @@
+"""The port's lines of a finding: where in an expression the two computations part.
+
+One operation of PyTorch's is several of a port, and often several lines. Both versions of the
+operation, as the reference has it and as the edit makes it, are computed step by step; the port's
+line is that of its first value that only the edited version has.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twinvit.port.index import distance
+from twinvit.port.record_torch import Node, flat_tensors, numbers
+from twinvit.port.search.session import Session
+from twinvit.port.search.trial import Accepted
+
+aten = torch.ops.aten
+_EQUAL = 1e-11
+_PLACED = ("cause", "precision")  # what an edit of an operation is, and not of a parameter
+_REGION = 64  # values of the port between an operation's operands and its result, at most
+_COMPOSED = (
+    aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm, aten.gelu, aten.elu,
+    aten.silu, aten.softplus, aten._softmax, aten._log_softmax, aten.addmm, aten.baddbmm,
+    aten.leaky_relu, aten.hardsigmoid, aten.hardswish, aten.mish, aten.log_sigmoid_forward,
+    aten.std, aten.var_mean, aten.rsub, aten.addcmul, aten.lerp, aten.glu,
+)  # fmt: skip
+
+
+def lines_of(session: Session, made: Accepted) -> tuple[list[str], list[str]]:
+    """The reference's and the port's line of each place, in their order, each once."""
+    groups = made.groups or [list(made.edits)]
+    mine = [made.replaced[g[0]].where for g in groups if g and g[0] in made.replaced]
+    theirs = [_line(session, made, g) for g in groups] if made.kind in _PLACED else []
+    return _distinct([made.node.where, *mine]), _distinct(theirs) or _distinct([made.jax])
+
+
+def _distinct(lines: list[str]) -> list[str]:
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _line(session: Session, made: Accepted, group: list[int]) -> str:
+    before = {i: made.replaced[i] for i in group if i in made.replaced}
+    after = {i: made.made[i] for i in group if i in made.made}
+    ends = _ends(session, after)
+    region = _region(session, ends)
+    theirs = _held(session, region, after)
+    own = sorted(theirs - _held(session, region, before))
+    chosen: int = own[0] if own else max(ends, default=-1)
+    return session.index.entries[chosen].where if chosen >= 0 else ""
+
+
+def _ends(session: Session, nodes: Mapping[int, Node]) -> list[int]:
+    """The port's values that the operations' results are."""
+    found = []
+    for node in nodes.values():
+        for out in node.outs:
+            if out is None:
+                continue
+            entry = session.match.get(session.root[out])
+            if entry is not None and entry < 0:  # an output, judged by itself
+                entry = session.index.find(numbers(session.graph.values[out]), _EQUAL)
+            if entry is not None and entry >= 0:
+                found.append(entry)
+    return found
+
+
+def _region(session: Session, ends: list[int]) -> set[int]:
+    """The port's values on the way from values of the reference to these, themselves among them."""
+    known = {e for e in session.match.values() if e is not None} - set(ends)
+    entries = session.index.entries
+    region, rest = set(ends), list(ends)
+    while rest and len(region) < _REGION:
+        for parent in entries[rest.pop()].parents:
+            if parent >= 0 and parent not in region and parent not in known:
+                if entries[parent].name not in ("parameter", "input", "constant"):
+                    region.add(parent)
+                    rest.append(parent)
+    return region
+
+
+def _held(session: Session, region: set[int], nodes: Mapping[int, Node]) -> set[int]:
+    """The values of the region that are steps of these operations."""
+    found: set[int] = set()
+    for node in nodes.values():
+        args, kwargs = session.graph.arguments(node)
+        inside = _Inside()
+        try:
+            with torch.no_grad(), inside:
+                out = node.op(*args, **kwargs)
+        except Exception:
+            continue
+        values = [*inside.values, *flat_tensors(out)]
+        arrays = [numbers(t.double()) for t in values if t is not None and t.is_floating_point()]
+        found.update(i for i in region if any(_equal(session, i, x) for x in arrays))
+    return found
+
+
+def _equal(session: Session, entry: int, array: np.ndarray) -> bool:
+    theirs = session.index.sorted(entry)
+    if theirs is None:
+        theirs = session.index.entries[entry].few
+    if theirs is None or theirs.size != array.size or not np.isfinite(array).all():
+        return False
+    return distance(theirs, np.sort(array.reshape(-1))) <= _EQUAL
+
+
+class _Inside(TorchDispatchMode):
+    """Keeps what an operation computes on the way, composed operations step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[torch.Tensor | None] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        steps = _decompositions().get(func)
+        if steps is not None:
+            with self:
+                out = steps(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self.values += flat_tensors(out)
+        return out
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    try:
+        from torch._decomp import get_decompositions
+    except ImportError:  # then the line is that of the operation's result
+        return {}
+    return dict(get_decompositions(list(_COMPOSED)))

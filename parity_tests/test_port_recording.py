@@ -1,12 +1,16 @@
 """What the recorder follows that no operation says, and random numbers as the model draws them."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from twinvit import port
+from twinvit.port import jax_internals
 
 X = np.random.default_rng(0).standard_normal((5, 6))
 
@@ -54,3 +58,14 @@ def test_a_seeded_draw_is_that_of_the_models_own_type():
     drawn = draw().numpy()
     assert told(net(forward), lambda h: h + drawn).same
     assert told(net(forward), lambda h: h + np.roll(drawn, 1)).verdict == "different"
+
+
+def test_a_part_that_this_jax_lacks_is_said_with_its_version():
+    with pytest.raises(port.PortError, match=rf"jax {jax.__version__} has no jax._src.core.gone"):
+        jax_internals._part("core", "gone")
+
+
+def test_private_modules_of_jax_are_named_in_one_file():
+    root = Path(port.__file__).parent
+    named = {p.name for p in root.rglob("*.py") if "_src" in p.read_text()}
+    assert named == {"jax_internals.py"}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,15 @@ from jax.extend import core as jex_core
 from twinvit.port.closed_forms import unrounded
 from twinvit.port.errors import PortError
 from twinvit.port.jax_collectives import COLLECTIVES, alone
-from twinvit.port.jax_constants import forget_types
+from twinvit.port.jax_internals import (
+    Conversion,
+    conversions,
+    draws,
+    forget_types,
+    present,
+    traced_within_jax,
+    user_frames,
+)
 from twinvit.port.jax_rules import RULES
 from twinvit.port.models.base import path_name
 from twinvit.port.places import short_path, user_place
@@ -89,13 +96,7 @@ def _literal(value: Any) -> Any:
 def frames(source: Any) -> tuple[str, str]:
     """Where an equation stands: the user's place, "file.py:12", or "layer NAME" where the model is
     put together from a library's layers alone; and the innermost place outside JAX."""
-    from jax._src import source_info_util as util
-
-    try:
-        found = list(util.user_frames(source.traceback))
-    except (AttributeError, TypeError):
-        found = list(util.user_frames(source))
-    called = [(f.file_name, f.start_line, f.function_name) for f in found]
+    called = user_frames(source)
     outside = [(name, line) for name, line, _ in called if not name.startswith((_JAX, _HERE))]
     inner = f"{short_path(outside[0][0])}:{outside[0][1]}" if outside else ""
     layer = str(getattr(source, "name_stack", ""))
@@ -220,7 +221,7 @@ class Interpreter:
         if name in _CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
             inner = params[_CALLS.get(name, "call_jaxpr")]
             outer = self._outer
-            if outer is None and _from_library(
+            if outer is None and traced_within_jax(
                 inner
             ):  # its lines are those of whoever traced it first
                 self._outer = self.where(eqn)
@@ -376,12 +377,6 @@ class Interpreter:
             )
 
 
-def _from_library(jaxpr: Any) -> bool:
-    """True for a function of JAX itself, which is traced once and then reused."""
-    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return f"{os.sep}jax{os.sep}_src{os.sep}" in str(getattr(info, "func_src_info", ""))
-
-
 def _is_float(x: Any) -> bool:
     """True for real and complex floating-point arrays."""
     dtype = getattr(x, "dtype", None)
@@ -399,60 +394,28 @@ def _bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str,
     return [], result
 
 
-def _draws() -> bool:
-    """True within `jax.random`, which makes floats of bits and must keep their width."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        if (
-            "/jax/_src/random" in frame.f_code.co_filename
-            or "/jax/_src/prng" in frame.f_code.co_filename
-        ):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+def _wide_tracing(
+    narrowings: dict[Place, None], round_at: Place | None
+) -> contextlib.AbstractContextManager[None]:
+    """Trace with conversions to narrow types replaced by float64. One at `round_at` is kept, and
+    its result widened."""
 
-
-_TRACING: Any = None
-
-
-@contextlib.contextmanager
-def _wide_tracing(narrowings: dict[Place, None], round_at: Place | None) -> Iterator[None]:
-    """Trace with conversions to narrow types replaced by float64, apart from JAX's own caches of
-    traces. One at `round_at` is kept, and its result widened."""
-    global _TRACING
-    from jax._src import source_info_util as util
-    from jax._src.lax import lax as lax_internal
-
-    original = getattr(lax_internal, "_convert_element_type", None)
-    make_context = getattr(jax, "make_user_context", None)
-    if original is None or make_context is None:
-        yield
-        return
-    if _TRACING is None:
-        _TRACING = make_context(None)
-
-    def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if (
-            new_dtype is not None
-            and not _extended(new_dtype)
-            and is_narrow(new_dtype)
-            and not _draws()
-        ):
+    def instead(original: Conversion) -> Conversion:
+        def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+            narrow = new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype)
+            if not narrow or draws():
+                return original(operand, new_dtype, *args, **kwargs)
             if _is_float(operand) and isinstance(operand, jax.core.Tracer):
-                _, inner = frames(util.current())
+                _, inner = frames(present())
                 place = (inner, np.dtype(new_dtype).name)
                 narrowings[place] = None
                 if place == round_at:
                     operand = original(operand, new_dtype, *args, **kwargs)
-            new_dtype = wide(new_dtype)
-        return original(operand, new_dtype, *args, **kwargs)
+            return original(operand, wide(new_dtype), *args, **kwargs)
 
-    lax_internal._convert_element_type = convert
-    try:
-        with _TRACING(("wide", round_at)):
-            yield
-    finally:
-        lax_internal._convert_element_type = original
+        return convert
+
+    return conversions(instead, ("wide", round_at))
 
 
 def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:

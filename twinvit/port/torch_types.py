@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
+_NUMBERS = (float, int, complex)  # and no types, devices or generators
 _CONSTANT = 4096  # tensors of so many numbers are compared number by number
 _UNCOUNTED = frozenset((aten.detach, aten.alias, aten._local_scalar_dense))
 
@@ -70,7 +71,7 @@ def _same_numbers(a: Heard, b: Heard) -> bool:
         if isinstance(x, float) and isinstance(y, float):
             if not (x == y or x != x and y != y):
                 return False
-        elif not isinstance(x, torch.dtype | torch.device) and x != y:
+        elif isinstance(x, _NUMBERS) and x != y:
             return False
     return all(
         x.shape == y.shape and torch.allclose(x.to(y.dtype), y, rtol=0, atol=0, equal_nan=True)
@@ -85,9 +86,9 @@ def with_numbers(args: Any, kwargs: dict[str, Any], own: Heard) -> tuple[Any, di
     constants = iter(own.constants)
     new = []
     for old, number in zip(flat, own.numbers):
-        if not _tensor(old):
+        if isinstance(old, _NUMBERS):
             new.append(number)
-        elif own.constants:
+        elif own.constants and _tensor(old):
             new.append(next(constants).to(old.dtype))
         else:
             new.append(old)

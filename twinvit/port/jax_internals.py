@@ -1,0 +1,106 @@
+"""All that is taken from JAX's own modules, which it may rename: lines, and types in force.
+
+JAX has no public way to ask where an equation stands, nor to trace a program whose constants keep
+their digits. A part that an installed JAX lacks is said with its version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from twinvit.port.errors import PortError
+
+_RANDOM = tuple(os.path.join("", "jax", "_src", name) for name in ("random", "prng"))
+
+
+def _part(module: str, name: str) -> Any:
+    """A name of a private module of JAX's. Raises PortError where this JAX has none."""
+    try:
+        return getattr(importlib.import_module(f"jax._src.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise PortError(
+            f"jax {jax.__version__} has no jax._src.{module}.{name}, which recording a port needs; "
+            "use a version that this package was tested with (0.10 or 0.11)"
+        ) from error
+
+
+def user_frames(source: Any) -> list[tuple[str, int, str]]:
+    """File, line and function's name outside JAX of an equation's source, innermost first."""
+    found = _part("source_info_util", "user_frames")(source.traceback)
+    return [(f.file_name, f.start_line, f.function_name) for f in found]
+
+
+def present() -> Any:
+    """The source of what is traced now."""
+    return _part("source_info_util", "current")()
+
+
+def traced_within_jax(jaxpr: Any) -> bool:
+    """True for a function of JAX itself, which is traced once and then reused."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return os.path.join("", "jax", "_src", "") in str(getattr(info, "func_src_info", ""))
+
+
+def draws() -> bool:
+    """True within `jax.random`, which makes floats of bits and must keep their width."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in _RANDOM):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+@functools.cache
+def forget_types() -> None:
+    """Have JAX convert each NumPy array by the setting in force, in this process from now on.
+
+    JAX remembers what it has made of a NumPy array, float32 or float64, without the setting of
+    64-bit types (seen in 0.10.2). A table of float64 that a port was run with is float32 in a
+    recording in float64 then, and a port that was recorded can no longer be run: its table stays
+    float64. It stays so, as the models are run after a comparison, too.
+    """
+    typed = _part("literals", "TypedNdArray")
+    check = _part("dtypes", "check_valid_dtype")
+
+    def convert(x: np.ndarray) -> Any:
+        if isinstance(x, typed):  # its type was chosen already
+            return x
+        check(x.dtype)
+        return typed(np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)))
+
+    _part("dtypes", "register_canonicalize_value_handler")(np.ndarray, convert)
+
+
+Conversion = Callable[..., Any]
+"""`convert(operand, new_dtype, ...)`, as jax.lax.convert_element_type is implemented."""
+
+
+@contextlib.contextmanager
+def conversions(instead: Callable[[Conversion], Conversion], key: object) -> Iterator[None]:
+    """Trace with another conversion between types: `instead` of JAX's own.
+
+    JAX's own caches of traces are set apart by `key`, which says what is done.
+    """
+    module = importlib.import_module("jax._src.lax.lax")
+    original = _part("lax.lax", "_convert_element_type")
+    module._convert_element_type = instead(original)  # type: ignore[attr-defined]
+    try:
+        with _tracing()(key):
+            yield
+    finally:
+        module._convert_element_type = original  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _tracing() -> Any:
+    return jax.make_user_context(None)

@@ -11,7 +11,14 @@ import torch
 from twinvit import port
 from twinvit.port.closed_forms import unrounded
 from twinvit.port.dtype_dependence import as_it_runs, rounds_to
-from twinvit.port.record_jax import frames, trace, trace_as_it_runs
+from twinvit.port.record_jax import (
+    Interpreter,
+    Traced,
+    evaluate,
+    frames,
+    trace,
+    trace_as_it_runs,
+)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +284,49 @@ def test_a_reference_in_bfloat16_that_upcasts_is_the_same():
     report = port.explain(reference.eval(), right, (x,))
     assert report.verdict == "same", str(report)
     assert "depends on the type" not in str(report)
+
+
+def test_functions_with_rules_of_their_own_are_laid_side_by_side():
+    """jax.nn.relu and silu carry functions that no trace shares."""
+    wide, own = both(lambda x: jax.nn.relu(x) * jax.nn.silu(x) + jax.nn.softplus(x), np.ones(3))
+    jax.clear_caches()
+    closed, found = as_it_runs(wide, own, where)
+    assert closed is wide and not found.apart
+
+
+def test_a_number_that_the_reference_reads_is_not_one_that_depends_on_the_type():
+    class Reading(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = Norm().linear
+
+        def forward(self, x):
+            y = self.linear(x)
+            return y * float(y.pow(2).mean())
+
+    params = [jnp.asarray(p.detach().numpy()) for p in Reading().linear.parameters()]
+
+    def fn(p, x):
+        y = x @ p[0].T + p[1]
+        return y * (y * y).mean()
+
+    report = explain(Reading(), port.Function(fn, params))
+    assert report.verdict == "same", str(report)
+
+
+def test_a_scatter_in_a_program_in_its_own_types():
+    """What a scatter combines numbers with was traced in float32."""
+
+    def fn(x):
+        if x.dtype == jnp.float32:
+            x = jnp.tanh(x)
+        return x.at[jnp.array([0, 2, 0])].add(0.5).at[1].multiply(3.0).at[3].min(-2.0)
+
+    x = np.linspace(-1, 1, 9)
+    wide, own = both(fn, x)
+    closed, found = as_it_runs(wide, own, where)
+    assert found.apart
+    outs, _ = evaluate(Traced(closed, [""], {}), [x], [0], Interpreter())
+    expected = np.tanh(x) + np.array([1, 0, 0.5, 0, 0, 0, 0, 0, 0])
+    expected[1], expected[3] = expected[1] * 3, -2
+    np.testing.assert_allclose(outs[0], expected, rtol=1e-15)

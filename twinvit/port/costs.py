@@ -48,7 +48,7 @@ def port_costs(
     narrowings: Sequence[Narrowing],
 ) -> None:
     """What each narrowing of the port costs: the port is traced and evaluated with it alone."""
-    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
+    if pair.apart or sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
         return
     values = [*pair.leaves, *arrays]
     leaves, inputs = pair.typed(arrays)

@@ -159,7 +159,7 @@ class _Walk:
         return {**a.params, **changed} if changed else a.params
 
     def param(self, mine: Any, theirs: Any, key: str, eqn: Any) -> Any:
-        if hasattr(mine, "jaxpr") and hasattr(mine, "consts") and hasattr(theirs, "jaxpr"):
+        if hasattr(mine, "jaxpr") and hasattr(mine, "consts") and hasattr(theirs, "consts"):
             return _closed(mine, theirs, self.place, self.found)
         if hasattr(mine, "eqns") and hasattr(theirs, "eqns"):
             inner = _Walk(self.place, self.found, {}, {})
@@ -169,7 +169,7 @@ class _Walk:
                 raise _Apart(f"{key} of {eqn.primitive.name}, {self.place(eqn)}")
             parts = [self.param(x, y, key, eqn) for x, y in zip(mine, theirs)]
             return mine if _same_objects(parts, mine) else type(mine)(parts)
-        if key not in _UNSAID and not _same_setting(mine, theirs):
+        if not _unsaid(key) and not _same_setting(mine, theirs):
             raise _Apart(f"{key} of {eqn.primitive.name}, {self.place(eqn)}")
         return mine
 
@@ -208,6 +208,11 @@ def _sources(jaxpr: Any) -> Callable[[Any], Any]:
         return v
 
     return source
+
+
+def _unsaid(key: str) -> bool:
+    """True for a parameter that says nothing of what is computed, or says it as a function."""
+    return key in _UNSAID or any(part in key for part in ("fun", "jvp", "fwd", "bwd", "thunk"))
 
 
 def _same_setting(mine: Any, theirs: Any) -> bool:

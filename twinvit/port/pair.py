@@ -53,6 +53,7 @@ class Pair:
         self.jax_model = jax_model
         self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
         self.own_types = False  # the port refuses float64: it is recorded in its own types
+        self.apart = False  # its operations depend on its types: it was recorded in its own
         self.layout: int | None = None  # 0: as they are, 1: images as NHWC at once
 
     @property
@@ -226,7 +227,7 @@ class Pair:
         if found.apart and train:
             return traced  # random numbers are drawn in other widths
         if found.apart:
-            self.own_types = True
+            self.apart = True
             self._note(
                 "the port's program depends on the types that it is given "
                 f"({found.apart}); it was recorded in its own and computed in float64"
@@ -242,7 +243,7 @@ class Pair:
     def own_narrowings(self, places: Iterable[record_jax.Place]) -> list[record_jax.Place]:
         """Of a recording's narrowings those that the port makes: not the types that it was given,
         where it was recorded in its own."""
-        if not self.own_types:
+        if not self.own_types and not self.apart:
             return list(places)
         given = {np.dtype(x.dtype).name for x in self.pure.leaves if hasattr(x, "dtype")}
         return [p for p in places if p[1] not in given | {"float32"}]

@@ -307,6 +307,8 @@ class Interpreter:
             return jax.lax.bitcast_convert_type(values[0], narrow)
         if name in COLLECTIVES:
             return alone(eqn, values)
+        if name in _SCATTERS:
+            return _scattered(name, params, values)
         rule = RULES.get(name)
         if rule is not None:
             result = rule(params, *values)
@@ -375,6 +377,20 @@ class Interpreter:
             carry, carry_ids = self.closed(
                 params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids]
             )
+
+
+_SCATTERS = {
+    f"scatter{mark}{kind}": getattr(jax.lax, f"scatter_{kind}")
+    for kind in ("add", "sub", "mul", "min", "max")
+    for mark in "-_"
+} | {"scatter": jax.lax.scatter}
+
+
+def _scattered(name: str, params: dict[str, Any], values: list[Any]) -> Any:
+    """A scatter in the types of its operands: the function that combines numbers was traced in
+    those of the program."""
+    kept = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    return _SCATTERS[name](*values, **{k: params[k] for k in kept})
 
 
 def _is_float(x: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 _NUMBERS = (float, int, complex)  # and no types, devices or generators
+_READ = 0.02  # bfloat16 rounds by 0.004; what depends on the type is seldom as near
 _CONSTANT = 4096  # tensors of so many numbers are compared number by number
 _UNCOUNTED = frozenset((aten.detach, aten.alias, aten._local_scalar_dense))
 
@@ -69,7 +70,7 @@ def differing(wide: Sequence[Heard], own: Sequence[Heard]) -> dict[int, Heard]:
 def _same_numbers(a: Heard, b: Heard) -> bool:
     for x, y in zip(a.numbers, b.numbers):
         if isinstance(x, float) and isinstance(y, float):
-            if not (x == y or x != x and y != y):
+            if not (_near(x, y) or x != x and y != y):
                 return False
         elif isinstance(x, _NUMBERS) and x != y:
             return False
@@ -77,6 +78,12 @@ def _same_numbers(a: Heard, b: Heard) -> bool:
         x.shape == y.shape and torch.allclose(x.to(y.dtype), y, rtol=0, atol=0, equal_nan=True)
         for x, y in zip(a.constants, b.constants)
     )
+
+
+def _near(x: float, y: float) -> bool:
+    """True if two numbers may be one, which the model has read from its values (`.item()`) and
+    which rounding moved."""
+    return x == y or abs(x - y) <= _READ * max(abs(x), abs(y))
 
 
 def with_numbers(args: Any, kwargs: dict[str, Any], own: Heard) -> tuple[Any, dict[str, Any]]:
@@ -116,11 +123,13 @@ def _tensor(x: Any) -> bool:
 
 
 def _converts(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """True for a copy of floating-point numbers to another, or the same, such type."""
+    """True for a copy of floating-point or complex numbers to another width, or the same."""
     if func.overloadpacket is not aten._to_copy:
         return False
-    dtype = kwargs.get("dtype") or args[0].dtype
-    return args[0].is_floating_point() and dtype.is_floating_point
+    before, after = args[0].dtype, kwargs.get("dtype") or args[0].dtype
+    if before.is_floating_point and after.is_floating_point:
+        return True
+    return before.is_complex and after.is_complex
 
 
 def _short(operation: Heard) -> str:

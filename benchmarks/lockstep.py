@@ -138,9 +138,9 @@ def sound_pair(number: int) -> dict[str, Any]:
     from shared_vit.run.command_line import parse
     from shared_vit.run.plan import first_or_given_state
     from shared_vit.run.state import StepScalars
-    from twinvit import lockstep, lockstep_run
     from twinvit import lockstep_record as record
-    from twinvit.lockstep_twins import Pair
+    from twinvit import lockstep_run
+    from twinvit.lockstep_twins import Pair, due
     from twinvit.noise_rule import machine_epsilon
 
     of = pair_of(number)
@@ -152,7 +152,7 @@ def sound_pair(number: int) -> dict[str, Any]:
     stream, lines = plan.batches("train", 0), []
     for i in range(of["steps"]):
         scalars = StepScalars(plan.lr(i))
-        step = pair.step(next(stream), scalars, noise=i % lockstep.NOISE_EVERY == 0)
+        step = pair.step(next(stream), scalars, *due(i + 1))
         lines.append(record.line_of(step, scalars))
     stream.close()
     lines += [record.altered_line(*found) for found in pair.altered()]
@@ -217,7 +217,7 @@ def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
     from shared_vit.run.state import StepScalars
     from twinvit import lockstep_run
     from twinvit.lockstep import NOISE_EVERY
-    from twinvit.lockstep_twins import Pair
+    from twinvit.lockstep_twins import OWN_EVERY, Pair
 
     torch.set_num_threads(1)
     plan = lockstep_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "cost"))
@@ -233,6 +233,7 @@ def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
     kinds = {
         "own": alone,
         "compared": lambda batch: pair.step(batch, scalars, False),
+        "with_others_own": lambda batch: pair.step(batch, scalars, False, True),
         "with_noise": lambda batch: pair.step(batch, scalars, True),
     }
     seconds: dict[str, list] = {kind: [] for kind in kinds}
@@ -250,8 +251,9 @@ def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
     times = np.median(np.array([seconds[kind] for kind in kinds]), axis=1).T
     found: dict[str, Any] = {"leader": leader, "flags": " ".join(flags)}
     for clock, row in zip(("processor", "wall"), times.tolist(), strict=True):
-        own, compared, with_noise = row
+        own, compared, with_others_own, with_noise = row
         every_step = compared + (with_noise - compared) / NOISE_EVERY
+        every_step += (with_others_own - compared) * (1 / OWN_EVERY - 1 / NOISE_EVERY)
         found[clock] = dict(zip(kinds, row, strict=True)) | {
             "ratio_every_1": every_step / own,
             "ratio_every_100": (99 * own + every_step) / (100 * own),

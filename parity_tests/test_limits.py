@@ -15,6 +15,7 @@ from shared_vit.spec.recipe import Recipe
 from twinvit import compare, curves, lockstep, parity
 from twinvit.lockstep import Measured, judge_by_noise, judge_by_reference
 from twinvit.lockstep_record import Line, judge
+from twinvit.lockstep_twins import due
 from twinvit.noise_rule import Curve, noise_rule
 
 pytestmark = pytest.mark.quick
@@ -58,6 +59,14 @@ def test_the_noise_rule_wants_fifty_decided_steps(until, matched):
 
 def measured(gaps, noise=None, distances=None, step=1):
     return Measured(step, gaps, noise, distances)
+
+
+def test_lockstep_measures_noise_and_the_other_twins_own_step_at_steps_that_are_documented():
+    asked = {number: due(number) for number in range(1, 101)}
+    assert [n for n, d in asked.items() if d.noise] == [1, 2, 4, 8, 16, 41, 81]
+    assert [n for n, d in asked.items() if d.others_own] == [
+        1, 2, 4, 8, 11, 16, 21, 31, 41, 51, 61, 71, 81, 91,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("share, status", [(9.5, 0), (10.5, 1)])

@@ -29,7 +29,7 @@ from shared_vit.spec.machine import Machine
 from twinvit import audit, lockstep, lockstep_run
 from twinvit import lockstep_record as record
 from twinvit.lockstep import Measured
-from twinvit.lockstep_twins import OPTIMIZER_LIMIT, LockstepTrainer, Pair
+from twinvit.lockstep_twins import OPTIMIZER_LIMIT, LockstepTrainer, Pair, due
 from twinvit.noise_rule import machine_epsilon
 
 MINI = ModelConfig(
@@ -169,6 +169,30 @@ def test_the_leader_is_held_to_its_own_update_at_every_step(leader, monkeypatch)
     verdict = verdict_of(lines)
     assert verdict.differences[0].step == 2
     assert verdict.differences[0].name.startswith(f"{leader}'s own params.")
+
+
+@pytest.mark.parametrize("leader, other", [("torch", "jax"), ("jax", "torch")])
+def test_the_other_twin_is_held_to_its_own_update_at_every_tenth_step(leader, other, monkeypatch):
+    """Wrong from the second compared step on, and seen at the 11th, at which no noise is measured;
+    what `due` asks for at the steps between is in test_limits.py."""
+    pair, plan = pair_of(leader)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    scalars, lines = StepScalars(1e-3), []
+    sound = type(pair.follower.trainer).train_step
+    for number in (1, 3, 11):
+        step = pair.step(next(stream), scalars, *due(number))
+        lines.append(record.line_of(step, scalars))
+        if number == 1:
+            monkeypatch.setattr(
+                type(pair.follower.trainer),
+                "train_step",
+                lambda self, batch, s: sound(self, batch, StepScalars(1.01 * s.lr)),
+            )
+    stream.close()
+    assert not due(11).noise
+    verdict = verdict_of(lines)
+    assert verdict.differences[0].step == 3
+    assert verdict.differences[0].name.startswith(f"{other}'s own params.")
 
 
 def test_watching_changes_no_bit():

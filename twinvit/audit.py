@@ -20,7 +20,7 @@ from twinvit import lockstep, lockstep_run
 from twinvit import lockstep_record as record
 from twinvit.curves import without_nudge
 from twinvit.frameworks import FRAMEWORKS, Framework
-from twinvit.lockstep_twins import Pair, judged_by_reference
+from twinvit.lockstep_twins import Pair, due, judged_by_reference
 from twinvit.noise_rule import machine_epsilon
 from twinvit.port.verdict import UNDECIDED, worst_of
 
@@ -100,7 +100,7 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
         for i in range(steps):
             # The last checkpoint is at the schedule's end: the last rate stands in for one of zero.
             scalars = StepScalars(plan.lr(min(state.step + i, plan.total_steps - 1)))
-            step = pair.step(next(stream), scalars, noise=i % lockstep.NOISE_EVERY == 0)
+            step = pair.step(next(stream), scalars, *due(i + 1))
             lines.append(record.line_of(step, scalars))
     finally:
         stream.close()

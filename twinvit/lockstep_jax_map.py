@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,17 +67,30 @@ class HostTrainer(Trainer):
 
     def _parts(self, vector: Any) -> Arrays:
         """The arrays that are end to end in `vector`: views of it."""
-        shapes, found, begin = canonical.shapes(self.cfg), {}, 0
-        for _, name in self.paths:
-            end = begin + math.prod(shapes[name])
-            found[name], begin = vector[begin:end].reshape(shapes[name]), end
-        return found
+        return _parts_of(self.paths, canonical.shapes(self.cfg), vector)
 
     def _to_tree(self, vector: Any) -> nnx.State:
-        arrays = self._parts(vector)
-        leaves = ((path, nnx.Param(to_jax(path, arrays[name]))) for path, name in self.paths)
-        return nnx.from_flat_state(leaves)
+        return tree_of(self.paths, canonical.shapes(self.cfg), vector)
 
     def _to_vector(self, tree: nnx.State) -> jax.Array:
         leaves = {path: from_jax(path, leaf[...]) for path, leaf in nnx.to_flat_state(tree)}
         return jnp.concatenate([leaves[path].ravel() for path, _ in self.paths])
+
+
+def tree_of(
+    paths: Sequence[tuple[Path, str]], shapes: Mapping[str, tuple[int, ...]], vector: Any
+) -> nnx.State:
+    """The parameters at `paths`, in Flax's layouts, of their canonical arrays end to end."""
+    arrays = _parts_of(paths, shapes, vector)
+    return nnx.from_flat_state((p, nnx.Param(to_jax(p, arrays[name]))) for p, name in paths)
+
+
+def _parts_of(
+    paths: Sequence[tuple[Path, str]], shapes: Mapping[str, tuple[int, ...]], vector: Any
+) -> Arrays:
+    """{canonical name: array}, views of `vector` where that is NumPy's."""
+    found, begin = {}, 0
+    for _, name in paths:
+        end = begin + math.prod(shapes[name])
+        found[name], begin = vector[begin:end].reshape(shapes[name]), end
+    return found

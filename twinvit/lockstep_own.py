@@ -39,25 +39,28 @@ def own_update(
         return Measured(step, {})
     info = np.finfo(own.params[names[0]].dtype)
     eps, tiny = float(info.eps), float(info.tiny)
-    old, new = _flat(before.params, names), _flat(exact.params, names)
+    new = {slot: _flat(exact.slots[slot], names) for slot in before.slots}
+    sums = {slot: _size(_flat(before.slots[slot], names), new[slot]) for slot in new}
+    old, new["params"] = _flat(before.params, names), _flat(exact.params, names)
     first = next(s for s in _FIRST if s in before.slots)
-    units: dict[str, np.ndarray] = {}
-    for slot in before.slots:
-        units[slot] = np.abs(_flat(before.slots[slot], names))
-        units[slot] += np.abs(_flat(exact.slots[slot], names))
-    along = np.maximum(np.abs(_flat(exact.slots[first], names)), tiny)
-    moved = np.abs(new - old) * (1 + units[first] / along)
-    params = eps * (np.abs(old) + np.abs(new) + moved) + tiny * (1 + _UNDER * lr)
+    along = np.abs(new[first])
+    np.maximum(along, tiny, out=along)
+    np.divide(sums[first], along, out=along)
+    along += 1
+    moved = new["params"] - old
+    np.abs(moved, out=moved)
+    moved *= along
+    moved += _size(old, new["params"])
+    units = {"params": _rounding(moved, eps, tiny * (1 + _UNDER * lr))}
+    units |= {slot: _rounding(size, eps, tiny) for slot, size in sums.items()}
+    if EMA in units:  # it follows the parameters
+        units[EMA] += units["params"]
     gaps: dict[str, float] = {}
     apart: list[str] = []
     vague: list[str] = []
-    for slot in ("params", *before.slots):
-        ours, theirs = (new, own.params) if slot == "params" else (
-            _flat(exact.slots[slot], names), own.slots[slot])  # fmt: skip
-        unit = params if slot == "params" else eps * units[slot] + tiny
-        if slot == EMA:  # it follows the parameters
-            unit += params
-        _note(f"{twin}'s own {slot}.", names, theirs, ours, unit, gaps, apart, vague)
+    for slot, unit in units.items():
+        theirs = own.params if slot == "params" else own.slots[slot]
+        _note(f"{twin}'s own {slot}.", names, theirs, new[slot], unit, gaps, apart, vague)
     for name in set(own.params) - set(names):
         same = np.array_equal(own.params[name], before.params[name], equal_nan=True)
         gaps[f"{twin}'s own params.{name}"] = 0.0 if same else _HUGE
@@ -82,6 +85,20 @@ def _flat(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     return np.concatenate([arrays[n].ravel() for n in names], dtype=np.float64)
 
 
+def _size(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """|old| + |new|, in the place of `old`."""
+    np.abs(old, out=old)
+    old += np.abs(new)
+    return old
+
+
+def _rounding(size: np.ndarray, eps: float, least: float) -> np.ndarray:
+    """eps size + least, in the place of `size`."""
+    size *= eps
+    size += least
+    return size
+
+
 def _note(
     prefix: str,
     names: Sequence[str],
@@ -95,7 +112,9 @@ def _note(
     """Add each array's largest distance over its rounding."""
     mine = _flat(arrays, names)
     with np.errstate(all="ignore"):
-        ratio = np.abs(mine - exact) / unit
+        ratio = np.subtract(mine, exact)
+        np.abs(ratio, out=ratio)
+        ratio /= unit
     ends = np.cumsum([arrays[n].size for n in names])
     largest = np.maximum.reduceat(ratio, [0, *ends[:-1].tolist()]) if ratio.size else ratio
     for name, value, end in zip(names, largest.tolist(), ends.tolist(), strict=True):

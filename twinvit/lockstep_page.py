@@ -11,7 +11,7 @@ from shared_vit.files import whole_file
 from twinvit import lockstep_figure, lockstep_record
 from twinvit.lockstep import ALONE, ARRAY_RATIO, DECIDABLE_DISTANCE, WHOLE, WHOLE_RATIO, WINDOW
 from twinvit.lockstep_own import OWN_LIMIT
-from twinvit.lockstep_twins import OPTIMIZER_LIMIT
+from twinvit.lockstep_twins import OPTIMIZER_LIMIT, OWN_EVERY
 from twinvit.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS
 from twinvit.report import html
 from twinvit.report.svg import Band, Chart, Series, thinned
@@ -158,8 +158,8 @@ def _rules(rule: str) -> str:
                 f"The optimizer's map is compared by itself, on the same gradients in float64: "
                 f"{OPTIMIZER_LIMIT:g} for each parameter and moment.",
                 "The state that the run goes on with is compared with that map, number by number: "
-                f"{OWN_LIMIT:g} last places of the run's precision. So is the other twin's, where "
-                "noise is measured.",
+                f"{OWN_LIMIT:g} last places of the run's precision. So is the other twin's, at one "
+                f"compared step of {OWN_EVERY}.",
                 "The key part of a qkv bias has no true gradient. It is measured against the other "
                 "rows of that bias.",
             ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from shared_vit.run.state import StepScalars
@@ -13,7 +16,7 @@ from torch_vit.trainer import DeviceBatch, Trainer
 
 
 class WatchedTrainer(Trainer):
-    """A trainer of which a step can be watched. It computes the same bits."""
+    """A trainer of one process, of which a step can be watched. It computes the same bits."""
 
     _watching = False
     _seen: dict[str, Tensor] | None = None
@@ -31,8 +34,23 @@ class WatchedTrainer(Trainer):
         assert seen is not None
         return metrics, self._in_order(seen)
 
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        """The model's tensors by canonical name, found once: each step takes other values."""
+        return dict(self.model.state_dict())
+
+    def load_params(self, params: Mapping[str, np.ndarray]) -> None:
+        _fill_all(self._tensors, params)
+
     def _backward(self, batch: DeviceBatch) -> Any:
         loss = super()._backward(batch)
         if self._watching:
             self._seen = {n: p.grad.detach().clone() for n, p in self.named}
         return loss
+
+
+def _fill_all(tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:
+    """Set tensors from their canonical arrays."""
+    given = [torch.from_numpy(np.ascontiguousarray(arrays[n])) for n in tensors]
+    with torch.no_grad():
+        torch._foreach_copy_(list(tensors.values()), given)

@@ -33,6 +33,7 @@ from twinvit.noise_rule import DECIDABLE, machine_epsilon
 
 T = TypeVar("T")
 U = TypeVar("U")
+OWN_EVERY = 10  # the follower's own update is compared at one compared step of so many
 OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
 KEYS = "[keys]"
 _QKV = "attn.qkv.bias"
@@ -213,16 +214,18 @@ class Pair:
         self.leader.forget()
         return self.leader.trainer.train_step(batch, scalars, stop)
 
-    def step(self, batch: Batch, scalars: StepScalars, noise: bool) -> Step:
+    def step(
+        self, batch: Batch, scalars: StepScalars, noise: bool, others_own: bool = False
+    ) -> Step:
         """A step by both from the leader's state, which moves on.
 
-        `noise` measures that as well, and takes the follower's own update too. It is measured all
-        the same where a gap is above what the noise of an earlier step explains.
+        `others_own` takes the follower's own update too. `noise` does, and measures that as well.
+        It is measured all the same where a gap is above what the noise of an earlier step explains.
         """
         before, number = self.leader.state(), batch.step + 1
         own, others = self._by_both(
             lambda: self.leader.stepped(before, batch, scalars),
-            lambda: self._of_follower(before, batch, scalars, noise),
+            lambda: self._of_follower(before, batch, scalars, noise or others_own),
         )
         (metrics, grads, after), (b_metrics, b_grads, b_after) = own, others
         a, b = quantities(self.cfg, metrics, grads), quantities(self.cfg, b_metrics, b_grads)
@@ -391,6 +394,19 @@ class Pair:
         return of_leader, pending.result()
 
 
+class Due(NamedTuple):
+    """What a compared step is asked for, whatever its gaps: see `Pair.step`."""
+
+    noise: bool
+    others_own: bool
+
+
+def due(number: int) -> Due:
+    """For the compared step of this number, from 1."""
+    noise = lockstep.noise_is_due(number)
+    return Due(noise, noise or (number - 1) % OWN_EVERY == 0)
+
+
 def judged_by_reference(precision: str, device: str) -> bool:
     """Whether the twins may round differently. TF32 exists on GPUs alone: elsewhere it is fp32."""
     policy = PRECISIONS[precision]
@@ -514,8 +530,8 @@ class LockstepTrainer:
     def train_step(self, batch: _Fed, scalars: StepScalars, stop: bool = False) -> Lazy:
         if batch.own is not None:
             return self.pair.free_step(batch.own, scalars, stop)
-        due = batch.batch.step // self.every % lockstep.NOISE_EVERY == 0
-        step = self.pair.step(batch.batch, scalars, noise=due)
+        number = batch.batch.step // self.every + 1
+        step = self.pair.step(batch.batch, scalars, *due(number))
         self._note_altered()
         self.record(step, scalars)
         return _Done(step.metrics._replace(stop=stop))

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from shared_vit.errors import UserError, some
@@ -117,6 +118,12 @@ def arrays(cfg: ModelConfig) -> dict[str, Array]:
 
     `lr_layer` counts as MAE's layer-wise rates do (He et al. 2022).
     """
+    return dict(_arrays(cfg))
+
+
+@cache
+def _arrays(cfg: ModelConfig) -> dict[str, Array]:
+    """`arrays`, made once: a trainer asks for it at each state that it takes or gives."""
     before = [n for n in _KINDS if n.startswith(_EMBEDDINGS)]
     block = [n for n in _KINDS if n.startswith(_BLOCK)]
     after = [n for n in _KINDS if n not in (*before, *block)]

@@ -92,6 +92,19 @@ def test_collectives_over_one_device_are_those_that_jax_runs():
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
+def test_what_varies_among_devices_is_followed():
+    """With JAX's check of what varies, values are marked by primitives of their own."""
+    fn = jax.shard_map(
+        lambda x, w: jax.lax.psum(x * w, "model"), mesh=mesh(), in_specs=(P("model"), P()),
+        out_specs=P(),
+    )  # fmt: skip
+    x, w = np.arange(6.0).reshape(2, 3), np.arange(3.0)
+    traced = trace(lambda _, x, w: fn(x, w), [], [x, w])
+    assert "pvary" in str(traced.closed) or "pcast" in str(traced.closed)
+    outs, _ = evaluate(traced, [x, w], [0, 1], Interpreter())
+    np.testing.assert_array_equal(outs[0], x * w)
+
+
 def test_several_devices_are_refused_in_words():
     devices = jax.sharding.AbstractMesh((2,), ("model",))
     fn = jax.shard_map(

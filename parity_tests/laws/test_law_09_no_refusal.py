@@ -275,9 +275,10 @@ def test_weights_held_in_bfloat16_are_judged_alike():
 
     pair = Pair(model, port, (X,), params=held)
     report = pair.told()
-    pairs.same(report)
+    pairs.different(report)
+    assert report.explained and [f.kind for f in report.findings] == ["weights"]
     pairs.says(report, "bfloat16")
-    pairs.different(pair.told(True))
+    assert [f.kind for f in pair.told(True).findings] == ["weights", "cause"]
 
 
 def test_weights_of_another_training_are_not_called_rounded():

@@ -17,7 +17,7 @@ from twinvit.port.folded import unfold
 from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
-from twinvit.port.rounded_weights import round_alike
+from twinvit.port.rounded_weights import round_alike, tell_rounded
 from twinvit.port.search.extend import verified_further
 from twinvit.port.search.loop import Progress
 from twinvit.port.verify import Further, several
@@ -135,6 +135,7 @@ def _explain(
         again.findings = [*folded, *again.findings]
         again.before, again.distance = forward.before, forward.distance
         forward = again
+    tell_rounded(pair, forward)
     judged = Judged(forward, reference=reference)
     judged.notes += left_open(pair, forward)
     if alone:

@@ -8,7 +8,7 @@ import numpy as np
 
 COLLECTIVES = frozenset(
     "psum psum2 psum_invariant pmax pmin all_gather all_gather_invariant reduce_scatter all_to_all "
-    "pbroadcast pcast ppermute axis_index all_gather_reduced unreduced_psum "
+    "pbroadcast pcast pvary preduced ppermute axis_index all_gather_reduced unreduced_psum "
     "unreduced_reduce_scatter".split()
 )
 """Primitives that bring the parts of several devices together."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +19,21 @@ from twinvit.port.search.loop import Progress
 
 if TYPE_CHECKING:
     from twinvit.port.weight_map import WeightMap
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Weights of "reference" or "port" that were rounded as the other side holds them.
+
+    Attributes:
+        given, taken: the arrays by name, before and after; float64.
+        text: what was found, in words.
+    """
+
+    side: str
+    given: dict[str, np.ndarray]
+    taken: dict[str, np.ndarray]
+    text: str
 
 
 class Pair:
@@ -53,6 +68,7 @@ class Pair:
         self.jax_model = jax_model
         self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
         self.own_types = False  # the port refuses float64: it is recorded in its own types
+        self.rounded: list[Rounded] = []
         self.apart = False  # its operations depend on its types: it was recorded in its own
         self.layout: int | None = None  # 0: as they are, 1: images as NHWC at once
 

@@ -1,17 +1,21 @@
-"""Weights that one side holds in a narrower type: the other's are rounded alike, and it is said."""
+"""Weights that one side holds in a narrower type: told, and the other's are rounded alike."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from twinvit.port import record_jax
-from twinvit.port.pair import Pair, shortened
+from twinvit.port import record_jax, record_torch, verdict
+from twinvit.port.pair import Pair, Rounded, shortened
+from twinvit.port.report import Finding
+
+if TYPE_CHECKING:
+    from twinvit.port.comparison import Comparison
 
 _TYPES = {
     torch.float64: np.dtype(np.float64),
@@ -26,7 +30,7 @@ _Arrays = Mapping[str, tuple[np.ndarray, np.dtype]]
 
 
 def round_alike(pair: Pair) -> None:
-    """Round the weights of one side that are the other's in a narrower type, and note it.
+    """Round the weights of one side that are the other's in a narrower type, for `tell_rounded`.
 
     What is rounded: an array that the other side holds once it is rounded to a type of that side's,
     in any layout, stacked, fused or split, and does not hold before. A side all of whose weights
@@ -79,30 +83,67 @@ def _exact(value: np.ndarray, dtype: np.dtype) -> bool:
         return np.array_equal(value.astype(dtype).astype(np.float64), value, equal_nan=True)
 
 
+def tell_rounded(pair: Pair, forward: Comparison) -> None:
+    """Add to a comparison what `round_alike` has rounded: a finding for each side, and the outputs'
+    distances with the weights as they were given."""
+    if not pair.rounded:
+        return
+    session, program = forward.session, forward.program
+    graph, theirs = session.graph, session.port_outputs
+    params = graph.params()
+    given = {n: x for r in pair.rounded if r.side == "reference" for n, x in r.given.items()}
+    changed = {params[n]: torch.from_numpy(x) for n, x in given.items() if n in params}
+    with torch.no_grad():
+        values = graph.run({}, changed) if changed else {}
+    held = {n: x for r in pair.rounded if r.side == "port" for n, x in r.given.items()}
+    if held:
+        leaves = pair.leaves
+        pair.leaves = [held.get(n, x) for n, x in zip(pair.pure.names, leaves)]
+        theirs = program.port(program.arrays, None)
+        pair.leaves = leaves
+    for k, (out, x) in enumerate(zip(graph.outputs, theirs)):
+        mine = record_torch.numbers(values.get(out, graph.values[out]))
+        d = verdict.judge(mine, x, session.noise.elements.get(out))
+        if d.relative > forward.before[k].relative:
+            forward.before[k] = d
+            forward.distance = max(forward.distance, d.relative)
+    forward.findings = [*map(_finding, pair.rounded), *forward.findings]
+
+
+def _finding(rounded: Rounded) -> Finding:
+    names = list(rounded.given)
+    far = max(verdict.relative(rounded.taken[n], x) for n, x in rounded.given.items())
+    return Finding("weights", "", rounded.text, names[0], "", far, 0.0, names)
+
+
 def _round_reference(pair: Pair, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> None:
     if not rounded:
         return
     pair.torch_model = copy.deepcopy(pair.torch_model)
     tensors = dict(pair.torch_model.named_parameters()) | dict(pair.torch_model.named_buffers())
+    given = {name: _wide(tensors[name].detach().cpu()).copy() for name in rounded}
     for name, (value, _) in rounded.items():
         tensors[name].data.copy_(torch.from_numpy(value))
-    pair.notes.append(_note("reference", "port", rounded))
+    taken = {name: value for name, (value, _) in rounded.items()}
+    pair.rounded.append(Rounded("reference", given, taken, _text("reference", "port", rounded)))
 
 
 def _round_port(pair: Pair, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> None:
     if not rounded:
         return
+    given = {n: x for n, x in zip(pair.pure.names, pair.leaves) if n in rounded}
+    taken = {name: value for name, (value, _) in rounded.items()}
     for i, name in enumerate(pair.pure.names):
         if name in rounded:
             pair.leaves[i] = record_jax.widen(rounded[name][0])
-    pair.notes.append(_note("port", "reference", rounded))
+    pair.rounded.append(Rounded("port", given, taken, _text("port", "reference", rounded)))
 
 
-def _note(side: str, other: str, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> str:
+def _text(side: str, other: str, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> str:
     types = " and ".join(sorted({dtype.name for _, dtype in rounded.values()}))
     return (
-        f"{len(rounded)} weights of the {side} were rounded to {types}, as the {other} holds them "
-        f"(equal after rounding): {shortened(list(rounded))}"
+        f"the {other} holds {len(rounded)} weights of the {side} rounded to {types}: "
+        f"{shortened(list(rounded))}; the rest was compared with the {side} rounded alike"
     )
 
 

@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -86,19 +86,39 @@ Conversion = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def conversions(instead: Callable[[Conversion], Conversion], key: object) -> Iterator[None]:
+def conversions(
+    instead: Callable[[Conversion], Conversion],
+    made: Callable[[Sequence[Any], Any], Any],
+    key: object,
+) -> Iterator[None]:
     """Trace with another conversion between types: `instead` of JAX's own.
 
+    `made(operands, dtype)` is the type that `arange` and conversions are asked for in its place.
     JAX's own caches of traces are set apart by `key`, which says what is done.
     """
     module = importlib.import_module("jax._src.lax.lax")
     original = _part("lax.lax", "_convert_element_type")
+    makers = {_part("lax.lax", "iota_p"): "dtype"}
+    makers[_part("lax.lax", "convert_element_type_p")] = "new_dtype"
     module._convert_element_type = instead(original)  # type: ignore[attr-defined]
+    for primitive, name in makers.items():
+        primitive.bind = _bound(primitive.bind, name, made)
     try:
         with _tracing()(key):
             yield
     finally:
         module._convert_element_type = original  # type: ignore[attr-defined]
+        for primitive in makers:
+            del primitive.bind
+
+
+def _bound(bind: Callable[..., Any], name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A primitive's `bind` with another type."""
+
+    def bound(*operands: Any, **params: Any) -> Any:
+        return bind(*operands, **params | {name: made(operands, params.get(name))})
+
+    return bound
 
 
 @functools.cache

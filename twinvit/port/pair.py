@@ -234,7 +234,13 @@ class Pair:
         """The jaxpr of `call(leaves, *arrays)` with unrounded constants, and with the numbers that
         depend on the types as they are where the port runs."""
         leaves, inputs = self.typed(arrays)
-        traced = record_jax.trace(call, leaves, inputs)
+        try:
+            traced = record_jax.trace(call, leaves, inputs)
+        except Exception:
+            if not self.own_types:
+                raise
+            # it mixes integers of 32 bits with JAX's own, which are of 64 in the other trace
+            return record_jax.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
         try:
             own = record_jax.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
         except Exception:

@@ -431,7 +431,14 @@ def _wide_tracing(
 
         return convert
 
-    return conversions(instead, ("wide", round_at))
+    return conversions(instead, _widened, ("wide", round_at))
+
+
+def _widened(operands: Sequence[Any], dtype: Any) -> Any:
+    """The type of numbers that are made of no floating-point number, as `arange` and `eye` make
+    them: float64, too, as of another type than the rest they would be refused."""
+    narrow = dtype is not None and not _extended(dtype) and is_narrow(dtype)
+    return wide(dtype) if narrow and not any(map(_is_float, operands)) and not draws() else dtype
 
 
 def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from twinvit.port.index import SMALLEST, Index, distance, layouts
+from twinvit.port.index import SMALLEST, Index, distance, fingerprint, layouts
 from twinvit.port.record_torch import Node, numbers
 from twinvit.port.search.candidates import sites, variants
 from twinvit.port.search.edits import edits_of
@@ -19,6 +19,7 @@ from twinvit.port.search.session import Session
 from twinvit.port.search.trial import NARROW, Accepted
 
 REPEATS = 16
+LIKELY = 200
 
 
 def narrow_constants(session: Session) -> Accepted | None:
@@ -37,6 +38,10 @@ def narrow_constants(session: Session) -> Accepted | None:
     users = sorted(u for v in values for u in graph.consumers.get(v, ()))
     nodes = [graph.nodes[i] for i in producers or users]
     judged = session.judge({}, nodes[0], values, window=400, patience=40)
+    if judged is not None and judged.regained == judged.broken == 0:
+        # a port that goes token by token holds the parts of what comes next, and the outputs whole
+        whole = len(graph.nodes)
+        judged = session.judge({}, nodes[0], values, window=whole, patience=whole)
     if judged is None or judged.regained <= judged.broken:
         return None
     pinned = session.pin(values)
@@ -150,7 +155,7 @@ def _boundary(session: Session) -> list[int]:
 def _candidates(index: Index, mine: np.ndarray) -> Iterator[tuple[float, np.ndarray, int]]:
     """(distance, array of `mine`'s shape, entry) of the port's values, repeated ones included."""
     for repeats in range(1, REPEATS + 1):
-        for entry in index.ids(mine.size * repeats)[:200]:
+        for entry in _likely(index, mine, mine.size * repeats):
             theirs = index.entries[entry].value
             if theirs is None or theirs.dtype != np.float64:
                 continue
@@ -160,6 +165,16 @@ def _candidates(index: Index, mine: np.ndarray) -> Iterator[tuple[float, np.ndar
                 continue
             for moved in layouts(theirs, mine.shape)[:6]:
                 yield distance(mine, moved), moved, entry
+
+
+def _likely(index: Index, mine: np.ndarray, size: int) -> list[int]:
+    """Entries of this size, of very many those whose numbers are alike; copies change nothing."""
+    ids = index.ids(size)
+    if len(ids) <= LIKELY:
+        return ids
+    with np.errstate(all="ignore"):
+        far = np.abs(index.table(size) - fingerprint(mine)).max(1)
+    return [ids[i] for i in np.argsort(far, kind="stable")[:LIKELY]]
 
 
 def _once(array: np.ndarray, repeats: int) -> np.ndarray | None:

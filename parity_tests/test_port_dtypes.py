@@ -167,6 +167,18 @@ def test_programs_that_differ_by_types_alone_are_that_in_float64():
     assert closed is wide
 
 
+def test_rows_that_are_looked_up_do_not_depend_on_the_type():
+    """`jnp.take` says NaN of rows that are not there."""
+    wide, own = both(lambda x: jnp.take(x, jnp.array([2, 0]), axis=0), np.arange(3.0))
+    closed, found = as_it_runs(wide, own, where)
+    assert not found.apart and closed is wide
+
+    def other(x):
+        return jnp.take(x, jnp.array([2, 0]), fill_value=1 if x.dtype == jnp.float32 else 0)
+
+    assert "fill_value of gather" in as_it_runs(*both(other, np.arange(3.0)), where)[1].apart
+
+
 def test_a_constant_within_a_loop_is_taken_as_it_runs():
     def fn(x):
         def body(carry, v):

@@ -220,7 +220,8 @@ def _same_setting(mine: Any, theirs: Any) -> bool:
     if callable(mine) or callable(theirs) or _is_dtype(mine) and _is_dtype(theirs):
         return True
     try:
-        return bool(mine == theirs)
+        # NaN is what `jnp.take` fills with, and equals nothing
+        return bool(mine == theirs) or bool(mine != mine and theirs != theirs)
     except Exception:
         return repr(mine) == repr(theirs)
 

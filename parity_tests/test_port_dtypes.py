@@ -179,6 +179,17 @@ def test_rows_that_are_looked_up_do_not_depend_on_the_type():
     assert "fill_value of gather" in as_it_runs(*both(other, np.arange(3.0)), where)[1].apart
 
 
+def test_functions_with_derivatives_of_their_own_do_not_depend_on_the_type():
+    @jax.custom_vjp
+    def twice(x):
+        return x * 2
+
+    twice.defvjp(lambda x: (x * 2, None), lambda saved, g: (g * 2,))
+    wide, own = both(lambda x: twice(jax.nn.softplus(x)), np.arange(3.0))
+    closed, found = as_it_runs(wide, own, where)
+    assert not found.apart and closed is wide
+
+
 def test_a_constant_within_a_loop_is_taken_as_it_runs():
     def fn(x):
         def body(carry, v):

@@ -92,6 +92,15 @@ MODELS = {
 }
 
 
+def test_random_generators_may_hold_no_numbers():
+    """A converter that makes its model by eval_shape leaves those of dropout so."""
+    rngs = {"count": jax.ShapeDtypeStruct((), np.uint32)}
+    rngs["key"] = jax.eval_shape(lambda: jax.random.key(0))
+    other = port.Function(lambda p, x: call(p["weights"], x), {"weights": P, "rngs": rngs})
+    report = port.explain(MODEL, other, (X,))
+    assert report.same and "2 states of the port's random generators" in str(report)
+
+
 @pytest.mark.parametrize("mistake", MODELS)
 def test_a_model_that_is_none_is_refused_in_one_sentence(mistake):
     model, other, message = MODELS[mistake]

@@ -21,7 +21,8 @@ from twinvit.port.closed_forms import unrounded
 _SAME_NUMBERS = ("convert_element_type", "copy", "reduce_precision")
 _UNSAID = frozenset(
     "name debug_info jaxpr_debug_info sharding out_sharding weak_type "
-    "dtype new_dtype preferred_element_type index_dtype".split()
+    "dtype new_dtype preferred_element_type index_dtype "
+    "jvp_jaxpr_fun jvp_fun fwd_jaxpr_thunk fwd bwd out_trees".split()  # derivatives
 )
 
 

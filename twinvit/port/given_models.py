@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
 from twinvit.port.errors import PortError
@@ -95,14 +96,45 @@ def checked_jax(model: Any, notes: list[str]) -> Any:
         )
     if isinstance(model, tuple) and len(model) == 2 and not equinox.accepts(model):
         _check_pair(*model)
+    return _with_generators(model, notes)
+
+
+def _with_generators(model: Any, notes: list[str]) -> Any:
+    """The port with random generators that hold no numbers started at 0: a converter that makes a
+    model by `eval_shape` and loads its weights leaves them so. Other arrays must hold some."""
     tree = model.params if isinstance(model, Function) else model
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    found, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, started = [], []
+    for path, leaf in found:
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise PortError(
-                f"the port's {jax.tree_util.keystr(path)} is a ShapeDtypeStruct and holds no "
-                "numbers; load its weights before it is compared"
-            )
-    return model
+            name = jax.tree_util.keystr(path)
+            value = _generator(leaf)
+            if value is None:
+                raise PortError(
+                    f"the port's {name} is a ShapeDtypeStruct and holds no "
+                    "numbers; load its weights before it is compared"
+                )
+            leaf = value
+            started.append(name)
+        leaves.append(leaf)
+    if not started:
+        return model
+    notes.append(
+        f"{len(started)} states of the port's random generators hold no numbers ({started[0]} "
+        "first); they were started at 0"
+    )
+    tree = jax.tree_util.tree_unflatten(structure, leaves)
+    return Function(model.fn, tree) if isinstance(model, Function) else tree
+
+
+def _generator(leaf: jax.ShapeDtypeStruct) -> Any:
+    """A key or a count of draws, for an array of their kind; else None."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        keys = jax.random.split(jax.random.key(0), leaf.shape) if leaf.shape else None
+        return jax.random.key(0) if keys is None else keys
+    if leaf.shape == () and leaf.dtype == np.uint32:
+        return np.zeros((), np.uint32)
+    return None
 
 
 def _check_jax(model: Any) -> None:

@@ -2,10 +2,12 @@
 
     python -m venv .real && .real/bin/pip install -r benchmarks/real_ports_requirements.txt
     .real/bin/python benchmarks/real_ports.py [--only "vit;bert"] [--json FILE]
+    python benchmarks/real_ports.py --bonsai PATH  (jax-ml/bonsai's checkout, transformers 5)
 
 Transformers' Flax classes (the last version that has them) run with dtype=float64, so that what
 is left are formulas; equimo's ViT runs against timm's. Every finding is printed with its file and
-line.
+line. With --bonsai its models run, as they are, against transformers' and diffusers'; they go
+into a file of their own.
 """
 
 import argparse
@@ -32,11 +34,13 @@ from twinvit.peers import without_torchvision_operators  # noqa: E402
 
 without_torchvision_operators()
 
+import bonsai_models  # noqa: E402
 from about import origin  # noqa: E402
 
 from twinvit import port  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/real_ports.json"
+BONSAI_RESULTS = ROOT / "benchmarks/results/real_ports_bonsai.json"
 TEXT = {"vocab_size": 97, "max_position_embeddings": 40}
 SMALL = {
     "hidden_size": 60,
@@ -275,14 +279,15 @@ CHECKED = {
     ("mistral", "precision"): "rotary tables in float32",
     ("gptj", "precision"): "rotary tables in float32",
     ("roformer", "precision"): "sin-cos table in float32",
-}
+} | bonsai_models.CHECKED
 CASES: dict[str, Callable[[str], dict]] = dict.fromkeys(TRANSFORMERS, transformers_case)
 CASES["equimo vit"] = equimo_case
+BONSAI = {name: lambda _, case=case: case(draw) for name, case in bonsai_models.CASES.items()}
 
 
 def row(name: str) -> dict:
     start = time.perf_counter()
-    report = port.explain(**CASES[name](name))
+    report = port.explain(**(CASES | BONSAI)[name](name))
     return {
         "same": report.same,
         "explained": report.explained,
@@ -295,7 +300,7 @@ def row(name: str) -> dict:
                 "cause": f.cause,
                 "text": f.text,
                 "torch": f.torch,
-                "jax": f.jax,
+                "jax": bonsai_models.shown(f.jax),
                 "places": len(f.places),
                 "before": f.before,
                 "after": f.after,
@@ -303,9 +308,20 @@ def row(name: str) -> dict:
             }
             for f in report.findings
         ],
-        "narrowings": sorted({f"{n.side}: {n.where} to {n.dtype}" for n in report.narrowings}),
-        "notes": report.notes,
+        "narrowings": sorted(
+            {bonsai_models.shown(f"{n.side}: {n.where} to {n.dtype}") for n in report.narrowings}
+        ),
+        "notes": [bonsai_models.shown(text) for text in report.notes],
     }
+
+
+def said_of(checkout: Path | None) -> dict:
+    """Where the rows come from."""
+    if checkout is None:
+        return origin(("torch", "jax", "flax", "transformers", "equinox", "equimo", "timm"))
+    found = origin(("torch", "jax", "flax", "transformers", "diffusers"), [checkout])
+    found["versions"]["bonsai"] = bonsai_models.commit(checkout)
+    return found
 
 
 def main() -> None:
@@ -313,13 +329,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="names, separated by semicolons")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--bonsai", type=Path, help="checkout of jax-ml/bonsai; runs its models")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    cases: dict[str, Callable[[str], dict]] = BONSAI if args.bonsai else CASES
+    if args.bonsai:
+        bonsai_models.use(args.bonsai)
+    args.json = args.json or (BONSAI_RESULTS if args.bonsai else RESULTS)
     torch.set_num_threads(1)
     rows = json.loads(args.json.read_text())["models"] if args.json.exists() else {}
-    chosen = args.only.split(";") if args.only else list(CASES)
-    if unknown := [name for name in chosen if name not in CASES]:
-        parser.error(f"no case {', '.join(map(repr, unknown))}; there are {'; '.join(CASES)}")
+    chosen = args.only.split(";") if args.only else list(cases)
+    if unknown := [name for name in chosen if name not in cases]:
+        parser.error(f"no case {', '.join(map(repr, unknown))}; there are {'; '.join(cases)}")
     for name in chosen:
         try:
             rows[name] = row(name)
@@ -338,8 +359,7 @@ def main() -> None:
                 print(f"    {what} {f['torch']} | {f['jax']} | {f['text']}")
                 print(f"        by hand: {f['checked'] or 'not looked up'}")
             sys.stdout.flush()
-        packages = ("torch", "jax", "flax", "transformers", "equinox", "equimo", "timm")
-        args.json.write_text(json.dumps(origin(packages) | {"models": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps(said_of(args.bonsai) | {"models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,3 +92,24 @@ def test_numbers_that_are_counted_in_float32_are_traced_in_float64():
         drawn = jax.make_jaxpr(lambda x: jnp.arange(3, dtype=jnp.float32) + x)(np.float32(0))
     np.testing.assert_array_equal(found, [0, 0.25, 0, 0])
     assert drawn.out_avals[0].dtype == np.float32  # JAX is as before
+
+
+def test_numbers_that_are_asked_for_while_it_is_traced_are_known():
+    """A port that is run without jax.jit may count on the values of its own positions."""
+    model = Rotated()
+
+    def fn(params, x):
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        length = int(jnp.max(positions[0])) + 1
+        order = np.asarray(jnp.argsort(positions[0]))
+        return cached(100.0, ())(params, x[:, order][:, :length])
+
+    x = np.random.default_rng(0).normal(size=(2, LENGTH, WIDTH)).astype(np.float32)
+    report = port.explain(model, port.Function(fn, parameters(model)), (x,))
+    assert report.explained and [f.kind for f in report.findings] == ["precision"], str(report)
+
+    def asks(params, x):
+        return x * (1 if float(x.max()) > 0 else 2)
+
+    with pytest.raises(port.PortError, match="Concretization"):
+        port.explain(model, port.Function(asks, parameters(model)), (x,))

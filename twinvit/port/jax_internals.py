@@ -121,6 +121,31 @@ def _bound(bind: Callable[..., Any], name: str, made: Callable[..., Any]) -> Cal
     return bound
 
 
+@contextlib.contextmanager
+def computed_at_once(chosen: Callable[[str, Sequence[Any], Any], bool]) -> Iterator[None]:
+    """Trace with operations computed where they stand that are `chosen(name, operands, params)`."""
+    tracing = _part("interpreters.partial_eval", "DynamicJaxprTrace")
+    original = tracing.process_primitive
+    computing = False
+
+    def process(self: Any, primitive: Any, values: Any, params: Any, /) -> Any:
+        nonlocal computing
+        if computing or not chosen(primitive.name, values, params):
+            return original(self, primitive, values, params)
+        computing = True  # JAX traces what it computes at once, too
+        try:
+            with jax.ensure_compile_time_eval():
+                return primitive.bind(*values, **params)
+        finally:
+            computing = False
+
+    tracing.process_primitive = process
+    try:
+        yield
+    finally:
+        tracing.process_primitive = original
+
+
 @functools.cache
 def _tracing() -> Any:
     return jax.make_user_context(None)

@@ -23,6 +23,7 @@ from jax.extend import core as jex_core
 from twinvit.port.closed_forms import unrounded
 from twinvit.port.errors import PortError
 from twinvit.port.jax_collectives import COLLECTIVES, alone
+from twinvit.port.jax_integers import known_integers
 from twinvit.port.jax_internals import (
     Conversion,
     conversions,
@@ -502,8 +503,18 @@ def trace_as_it_runs(
     """The jaxpr of `fn(leaves, *inputs)` without 64-bit types, as JAX runs it."""
     labels: list[str] = []
     with on_cpu(x64=False):
-        closed = jax.make_jaxpr(flattened(fn, labels))(list(leaves), *inputs)
+        closed = _jaxpr(flattened(fn, labels), leaves, inputs)
     return Traced(closed, labels, {})
+
+
+def _jaxpr(flat: Callable[..., list[Any]], leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """The jaxpr of a call; integers that depend on no input are computed on the way if it asks for
+    their values, as `int(positions.max())` does in a port that is run without `jax.jit`."""
+    try:
+        return jax.make_jaxpr(flat)(list(leaves), *inputs)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        with known_integers():
+            return jax.make_jaxpr(flat)(list(leaves), *inputs)
 
 
 def trace(
@@ -521,11 +532,11 @@ def trace(
     with float64_on_cpu():
         try:
             with _wide_tracing(narrowings, round_at):
-                closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
+                closed = _jaxpr(flat, leaves, inputs)
         except Exception:
             # a type check in the port may insist: narrowings are then ignored while evaluating
             narrowings.clear()
-            closed = jax.make_jaxpr(flat)(list(leaves), *inputs)
+            closed = _jaxpr(flat, leaves, inputs)
     return Traced(closed, labels, narrowings)
 
 

@@ -353,3 +353,39 @@ def test_a_scatter_in_a_program_in_its_own_types():
     expected = np.tanh(x) + np.array([1, 0, 0.5, 0, 0, 0, 0, 0, 0])
     expected[1], expected[3] = expected[1] * 3, -2
     np.testing.assert_allclose(outs[0], expected, rtol=1e-15)
+
+
+class Rotating(torch.nn.Module):
+    """Angles of a buffer of frequencies, as rotary positions have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 8)
+        self.register_buffer("inv_freq", 1.0 / 10000 ** (torch.arange(0, 16, 2).float() / 16))
+
+    def forward(self, x):
+        angles = torch.arange(x.shape[1])[:, None].to(x.dtype) * self.inv_freq
+        return self.linear(x) * angles.cos() + angles.sin()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_table_that_a_narrow_type_rounds_is_a_matter_of_precision(dtype):
+    """`model.to(bfloat16)` rounds the buffers, too, and the port keeps its table in float32."""
+    torch.manual_seed(0)
+    reference = Rotating()
+    with torch.no_grad():
+        reference.inv_freq.copy_(reference.inv_freq.to(dtype))
+    table = 1.0 / 10000 ** (np.arange(0, 16, 2) / 16)
+    params = [jnp.asarray(p.detach().numpy()) for p in reference.linear.parameters()]
+
+    def fn(p, x):
+        angles = jnp.arange(x.shape[1])[:, None] * jnp.asarray(table, x.dtype)
+        return (x @ p[0].T + p[1]) * jnp.cos(angles) + jnp.sin(angles)
+
+    report = explain(reference, port.Function(fn, params), (2, 9, 6))
+    assert (report.verdict, report.explained) == ("different", True), str(report)
+    assert [f.kind for f in report.findings] == ["precision"]
+    table[3] *= 1.01  # no rounding makes this
+    report = explain(reference, port.Function(fn, params), (2, 9, 6))
+    assert report.verdict == "different"
+    assert [f.kind for f in report.findings] != ["precision"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -116,7 +117,7 @@ def _rounded(
         best = None
         if mine.dtype == np.float64 and mine.size >= SMALLEST:
             best = min(_candidates(session.index, mine), key=lambda c: c[0], default=None)
-        if best is not None and best[0] < NARROW and narrow_everywhere(mine, best[1]):
+        if best is not None and _narrowed(mine, best[1]):
             if best[0] > session.tolerance(out):
                 values[out] = torch.from_numpy(np.array(best[1]))
                 if best[0] > worst:
@@ -126,6 +127,17 @@ def _rounded(
         refs = session.graph.nodes[producer].refs if producer is not None else ()
         wanted += [r for r in dict.fromkeys(refs) if r in held and r not in wanted]
     return values, worst, entry
+
+
+def _narrowed(mine: np.ndarray, theirs: np.ndarray) -> bool:
+    """True if one of two tables is the other, rounded to a narrow type: within what float32 makes
+    of it, or exactly bfloat16's or float16's numbers."""
+    near = distance(mine, theirs) < NARROW and narrow_everywhere(mine, theirs)
+    return near or any(
+        np.array_equal(a.astype(dtype).astype(np.float64), b)
+        for dtype in (ml_dtypes.bfloat16, np.float16)
+        for a, b in ((mine, theirs), (theirs, mine))
+    )
 
 
 def narrow_everywhere(mine: np.ndarray, theirs: np.ndarray) -> bool:

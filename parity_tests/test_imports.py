@@ -152,3 +152,13 @@ def test_the_explainer_runs_without_the_vision_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "same", done.stderr
+
+
+def test_a_reader_of_an_installed_package_is_found_by_its_entry_point():
+    """`.pth` files are read where nothing has imported torch_vit yet."""
+    code = (
+        "from shared_vit.weights.containers import container\n"
+        "print(callable(container('pth').write))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

@@ -36,7 +36,7 @@ def container(name: str) -> Container:
     """A registered container. Raises UserError where no installed package provides it."""
     if name not in _loaders:
         for entry in entry_points(group="twinvit.containers", name=name):
-            register(name, entry.load)
+            register(name, entry.load())
     if name not in _loaders:
         raise UserError(f".{name} files are read by PyTorch: `import torch_vit` first")
     return _loaders[name]()

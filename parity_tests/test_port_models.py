@@ -52,7 +52,7 @@ class Module(eqx.Module):
     def __init__(self, approximate):
         first, second = jax.random.split(jax.random.key(0))
         self.a, self.b = eqx.nn.Linear(6, 8, key=first), eqx.nn.Linear(8, 3, key=second)
-        self.bn = eqx.nn.BatchNorm(8, "batch", mode="batch")
+        self.bn = eqx.nn.BatchNorm(8, "batch", mode="batch", dtype=jnp.float32)
         self.approximate = approximate
 
     def __call__(self, x, state):

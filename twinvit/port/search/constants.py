@@ -133,11 +133,12 @@ def _narrowed(mine: np.ndarray, theirs: np.ndarray) -> bool:
     """True if one of two tables is the other, rounded to a narrow type: within what float32 makes
     of it, or exactly bfloat16's or float16's numbers."""
     near = distance(mine, theirs) < NARROW and narrow_everywhere(mine, theirs)
-    return near or any(
-        np.array_equal(a.astype(dtype).astype(np.float64), b)
-        for dtype in (ml_dtypes.bfloat16, np.float16)
-        for a, b in ((mine, theirs), (theirs, mine))
-    )
+    with np.errstate(over="ignore"):
+        return near or any(
+            np.array_equal(a.astype(dtype).astype(np.float64), b)
+            for dtype in (ml_dtypes.bfloat16, np.float16)
+            for a, b in ((mine, theirs), (theirs, mine))
+        )
 
 
 def narrow_everywhere(mine: np.ndarray, theirs: np.ndarray) -> bool:

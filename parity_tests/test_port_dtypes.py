@@ -19,6 +19,7 @@ from twinvit.port.record_jax import (
     trace,
     trace_as_it_runs,
 )
+from twinvit.port.torch_types import Apart, differing, heard, with_numbers
 
 
 @pytest.mark.parametrize(
@@ -389,3 +390,19 @@ def test_a_table_that_a_narrow_type_rounds_is_a_matter_of_precision(dtype):
     report = explain(reference, port.Function(fn, params), (2, 9, 6))
     assert report.verdict == "different"
     assert [f.kind for f in report.findings] != ["precision"]
+
+
+def test_only_numbers_that_depend_on_the_type_are_taken():
+    """A model with control flow may come to the same operation with other sizes beside them."""
+
+    def called(size, low):
+        func = torch.ops.aten.full.default
+        return heard(func, ([size, size], low), {"dtype": torch.float64}, "model.py:3")
+
+    for wide in (float(np.finfo(np.float64).min), -np.inf):
+        (other,) = differing([called(9, wide)], [called(9, LOW)]).values()
+        args, kwargs = with_numbers(([12, 12], wide), {"dtype": torch.float64}, other)
+        assert args == ([12, 12], LOW) and kwargs == {"dtype": torch.float64}
+    assert not differing([called(9, 0.5)], [called(9, 0.5)])
+    with pytest.raises(Apart, match="full in one of them alone, model.py:3"):
+        differing([called(9, 0.5)], [])

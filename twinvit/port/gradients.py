@@ -182,13 +182,37 @@ def compare_gradients(
     intermediate of the port's backward pass.
     """
     graph = session.graph
-    chosen, arrays = recorded.chosen, recorded.arrays
     generator = torch.Generator().manual_seed(1)
     cotangents = [
         torch.randn(graph.values[o].shape, generator=generator, dtype=torch.float64)
         * graph.values[o].is_floating_point()
         for o in graph.outputs
     ]
+    reference = reference_gradients(graph, cotangents)
+    theirs, own = _port_gradients(graph, pair, recorded, cotangents, reference)
+    wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
+    judged = sum(1 for n, g in reference.items() if n in own or evidence(g))
+    note = f"gradients of {judged} parameters compared, {len(wrong)} without an equal"
+    findings, wrong = _explained(graph, theirs, cotangents, wrong, reference)
+    for name in wrong[:8]:
+        far, where, ratio = _nearest(theirs, name, reference[name])
+        text = f"the gradient of {name} has no equal in the port" + (
+            f"; the nearest is {ratio:.6g} times it" if ratio is not None else ""
+        )
+        findings.append(Finding("unknown", "", text, name, where, far, far, [name], "grad"))
+    return findings, note, not wrong
+
+
+def _port_gradients(
+    graph: Graph,
+    pair: Any,
+    recorded: Any,
+    cotangents: list[torch.Tensor],
+    reference: dict[str, np.ndarray],
+) -> tuple[Theirs, dict[str, np.ndarray]]:
+    """The values of the port's backward pass, and the gradients of parameters that one array of the
+    port holds, by name."""
+    chosen = recorded.chosen
     aligned = [
         _as_port(numbers(graph.values[o]), c.numpy(), theirs)
         for o, c, theirs in zip(graph.outputs, cotangents, recorded.port)
@@ -208,11 +232,13 @@ def compare_gradients(
     def gradient(leaves: list[Any], *xs: Any) -> Any:
         return jax.grad(loss)([leaves[i] for i in floats], leaves, *xs)
 
-    recorded = pair.program(gradient, arrays)
+    values = [*pair.leaves, *recorded.arrays]
     index = Index()
-    ids = [-1] * (len(pair.leaves) + len(arrays))
     outs, _ = record_jax.evaluate(
-        recorded, [*pair.leaves, *arrays], ids, record_jax.Interpreter(index.add)
+        pair.program(gradient, recorded.arrays),
+        values,
+        [-1] * len(values),
+        record_jax.Interpreter(index.add),
     )
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):
@@ -220,46 +246,32 @@ def compare_gradients(
         if g.ndim >= 2 and 1 < g.shape[0] <= LAYERS:
             for k in range(g.shape[0]):
                 index.add(np.array(g[k]), "gradient", f"{pair.pure.names[i]}[{k}]", [])
-    reference = reference_gradients(graph, cotangents)
     size = max((float(np.abs(g).max()) for g in reference.values() if g.size), default=0.0)
     own = _own(graph, [pair.leaves[i] for i in floats], gradients)
-    theirs = Theirs(index, own, gradients, size)
-    wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
-    judged = sum(1 for n, g in reference.items() if n in own or evidence(g))
-    note = f"gradients of {judged} parameters compared, {len(wrong)} without an equal"
-    if not wrong:
-        return [], note, True
+    return Theirs(index, own, gradients, size), own
+
+
+def _explained(
+    graph: Graph,
+    theirs: Theirs,
+    cotangents: list[torch.Tensor],
+    wrong: list[str],
+    reference: dict[str, np.ndarray],
+) -> tuple[list[Finding], list[str]]:
+    """What explains wrong gradients, and those that stay without an equal."""
     findings: list[Finding] = []
     edits: dict[int, Edit] = {}
     for _ in range(6):
-        best = _search(graph, theirs, cotangents, edits, wrong, reference)
+        best = _search(graph, theirs, cotangents, edits, wrong, reference) if wrong else None
         if best is None:
             break
         node, edit, name, text, left = best
-        findings.append(
-            Finding(
-                "cause",
-                name,
-                text,
-                node.place,
-                "",
-                float(len(wrong)),
-                float(len(left)),
-                [node.place],
-                "grad",
-            )
-        )
+        before, after = float(len(wrong)), float(len(left))
+        place = node.place
+        findings.append(Finding("cause", name, text, place, "", before, after, [place], "grad"))
         edits[node.index] = edit
         wrong = left
-        if not wrong:
-            return findings, note, True
-    for name in wrong[:8]:
-        far, where, ratio = _nearest(theirs, name, reference[name])
-        text = f"the gradient of {name} has no equal in the port" + (
-            f"; the nearest is {ratio:.6g} times it" if ratio is not None else ""
-        )
-        findings.append(Finding("unknown", "", text, name, where, far, far, [name], "grad"))
-    return findings, note, False
+    return findings, wrong
 
 
 def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., Any]]]:

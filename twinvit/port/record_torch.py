@@ -450,7 +450,7 @@ class Recorder(TorchDispatchMode):
         if operation is not None:
             other = self.numbers.get(len(self.graph.heard))
             self.graph.heard.append(operation)
-            if other is not None:
+            if other is not None and other.name == operation.name:
                 args, kwargs = with_numbers(args, kwargs, other)
         narrowed = self._widen_dtypes(args, kwargs, where)
         writes = [

@@ -7,8 +7,9 @@ there, and those of the program that runs are taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,7 +60,11 @@ def differing(wide: Sequence[Heard], own: Sequence[Heard]) -> dict[int, Heard]:
         if a.name != b.name or len(a.numbers) != len(b.numbers):
             raise Apart(f"{_short(b)} as it runs, {_short(a)} in float64, {b.where}")
         if not _same_numbers(a, b):
-            found[k] = b
+            # Sizes are those of the inputs, also of other inputs than these.
+            pairs = zip(a.numbers, b.numbers)
+            found[k] = replace(
+                b, numbers=tuple(None if _same_number(x, y) else y for x, y in pairs)
+            )
     if len(wide) != len(own):
         longer = wide if len(wide) > len(own) else own
         rest = longer[min(len(wide), len(own))]
@@ -68,32 +73,34 @@ def differing(wide: Sequence[Heard], own: Sequence[Heard]) -> dict[int, Heard]:
 
 
 def _same_numbers(a: Heard, b: Heard) -> bool:
-    for x, y in zip(a.numbers, b.numbers):
-        if isinstance(x, float) and isinstance(y, float):
-            if not (_near(x, y) or x != x and y != y):
-                return False
-        elif isinstance(x, _NUMBERS) and x != y:
-            return False
-    return all(
+    return all(map(_same_number, a.numbers, b.numbers)) and all(
         x.shape == y.shape and torch.allclose(x.to(y.dtype), y, rtol=0, atol=0, equal_nan=True)
         for x, y in zip(a.constants, b.constants)
     )
 
 
+def _same_number(x: Any, y: Any) -> bool:
+    if isinstance(x, float) and isinstance(y, float):
+        return _near(x, y) or x != x and y != y
+    return not isinstance(x, _NUMBERS) or x == y
+
+
 def _near(x: float, y: float) -> bool:
     """True if two numbers may be one, which the model has read from its values (`.item()`) and
     which rounding moved."""
-    return x == y or abs(x - y) <= _READ * max(abs(x), abs(y))
+    size = max(abs(x), abs(y))
+    return x == y or (math.isfinite(size) and abs(x - y) <= _READ * size)
 
 
 def with_numbers(args: Any, kwargs: dict[str, Any], own: Heard) -> tuple[Any, dict[str, Any]]:
-    """An operation's arguments with the numbers, and the constants, of the program that runs."""
+    """An operation's arguments with the numbers of the program that runs, None for one that is
+    kept, and with its constants."""
     dtype = {"dtype": kwargs["dtype"]} if "dtype" in kwargs else {}
     flat, spec = tree_flatten((args, {k: v for k, v in kwargs.items() if k != "dtype"}))
     constants = iter(own.constants)
     new = []
     for old, number in zip(flat, own.numbers):
-        if isinstance(old, _NUMBERS):
+        if number is not None:
             new.append(number)
         elif own.constants and _tensor(old):
             new.append(next(constants).to(old.dtype))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from twinvit import port
-from twinvit.port.record_jax import trace
+from twinvit.port.record.jax_trace import trace
 
 LENGTH, WIDTH, LAYERS = 6, 16, 12
 

@@ -223,7 +223,7 @@ def test_an_expert_without_tokens_is_judged():
 
 
 def test_products_of_empty_arrays_are_zeros_of_the_right_shape():
-    from twinvit.port.jax_rules import RULES
+    from twinvit.port.record.jax_rules import RULES
 
     for left, right, where in (
         ((0, 9), (9, 4), (0, 4)),

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from twinvit import port
-from twinvit.port import record_jax, record_torch
-from twinvit.port.native import run_native
+from twinvit.port.native.run import run_native
 from twinvit.port.outputs import labelled, pick, pick_torch
 from twinvit.port.pair import Pair
+from twinvit.port.record import jax_trace, torch_program
+from twinvit.port.record.jax_interpreter import Interpreter
 
 RNG = np.random.default_rng(0)
 
@@ -22,16 +23,16 @@ def native(reference, called, params, inputs, **arguments):
     """Both programs as they run."""
     given = port.Function(called, params) if params is not None else called
     pair = Pair(reference, given, inputs, None, None, lambda text: None)
-    graph = record_torch.record(
+    graph = torch_program.record(
         reference, inputs, lambda out: [t for _, t in pick_torch(out, None)]
     )
     names = []
-    record_torch.record(
+    torch_program.record(
         reference, inputs, lambda out: [names.append(n) or t for n, t in pick_torch(out, None)]
     )
     traced, arrays, pure = pair.trace()
     values = [*pair.leaves, *arrays]
-    outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), record_jax.Interpreter())
+    outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), Interpreter())
     theirs = pick(labelled(traced.labels, outs, pure.stateful), None, "JAX")
     mine = [(n, graph.values[o]) for n, o in zip(names, graph.outputs)]
     return run_native(pair, pure, arrays, mine, theirs, **arguments)

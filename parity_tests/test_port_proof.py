@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from twinvit import port
 from twinvit.port.index import Index
-from twinvit.port.record_torch import Edit, numbers, record
+from twinvit.port.record.graph import Edit
+from twinvit.port.record.torch_program import record
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.candidates import told
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.noise import measure_noise

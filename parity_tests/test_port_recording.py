@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from twinvit import port
-from twinvit.port import jax_internals
+from twinvit.port.record import jax_internals
 
 X = np.random.default_rng(0).standard_normal((5, 6))
 

@@ -8,7 +8,8 @@ import torch
 from jax.sharding import PartitionSpec as P
 
 from twinvit import port
-from twinvit.port.record_jax import Interpreter, evaluate, trace
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_trace import evaluate, trace
 
 
 def mesh(size=1):

@@ -15,7 +15,7 @@ from torch import nn
 
 from twinvit import port
 from twinvit.port.call import Call
-from twinvit.port.record_torch import record
+from twinvit.port.record.torch_program import record
 from twinvit.port.redraw import redrawn_inputs, redrawn_weights
 from twinvit.port.search.edits import checked
 from twinvit.port.verify import captured

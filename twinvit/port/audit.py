@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port import record_torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Cause, Generator, Variant, causes_on
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
-from twinvit.port.record_torch import Edit, Graph, Node, flat_tensors, numbers
+from twinvit.port.record import torch_program
+from twinvit.port.record.graph import Edit, Graph, Node, flat_tensors
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import VERDICTS
 from twinvit.port.search.edits import edits_of
 from twinvit.port.verdict import Evidence, decide, kinds, relative
@@ -153,7 +154,7 @@ def blind_spots(
     """
     if metric not in ("allclose", "cosine", "kl", "top1"):
         raise PortError(f'metric={metric!r} is none of "allclose", "cosine", "kl", "top1"')
-    graph = record_torch.record(
+    graph = torch_program.record(
         torch_model, inputs, lambda out: [t for _, t in pick_torch(out, output)]
     )
     judge = _Judge(graph, atol, rtol, metric)

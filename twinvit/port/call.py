@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from twinvit.port.index import SMALLEST, Index, fingerprint
-from twinvit.port.record_torch import Graph, Node, Ref, flat_tensors
+from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 
 LAYOUT = frozenset(
     "view reshape permute transpose t expand clone "

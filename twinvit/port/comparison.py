@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.port import models, record_jax, record_torch, verdict
+from twinvit.port import models, verdict
 from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, other_weights
 from twinvit.port.index import Index
-from twinvit.port.native import NativeRun, run_native
+from twinvit.port.native.run import NativeRun, run_native
 from twinvit.port.outputs import (
     Leaves,
     Paired,
@@ -26,7 +26,11 @@ from twinvit.port.outputs import (
     pick_torch,
 )
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import Graph, numbers
+from twinvit.port.record import jax_trace, torch_program
+from twinvit.port.record.graph import Graph
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_trace import Traced
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding, Narrowing, Operation
 from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
@@ -54,10 +58,10 @@ class Recorded:
 
     graph: Graph
     index: Index
-    traced: record_jax.Traced
+    traced: Traced
     arrays: list[np.ndarray]
     pure: models.Pure
-    interpreter: record_jax.Interpreter
+    interpreter: Interpreter
     pairs: list[Paired]
     compared: list[Paired]
     port: list[np.ndarray]
@@ -119,7 +123,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         mine[:] = pick_torch(out, pair.output)
         return [t for _, t in mine]
 
-    graph = record_torch.record(pair.torch_model, pair.inputs, choose, train=train)
+    graph = torch_program.record(pair.torch_model, pair.inputs, choose, train=train)
     pair.notes += [n for n in graph.notes if n not in pair.notes]
     say("recording the port")
     index = Index()
@@ -130,8 +134,8 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     _add_slices(index, pair.leaves, pure.names, ids)
     strange = None if train else other_weights(graph, index, pair.leaves)
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
-    interpreter = record_jax.Interpreter(index.add)
-    outs, _ = record_jax.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
+    interpreter = Interpreter(index.add)
+    outs, _ = jax_trace.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
     pairs, compared, port, unclear = _paired(graph, mine, theirs, pair.relaid(arrays))

@@ -16,7 +16,7 @@ from twinvit.port.harness import lost_weights
 from twinvit.port.index import evidence
 from twinvit.port.outputs import Paired
 from twinvit.port.pair import Pair, shortened
-from twinvit.port.record_torch import numbers
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
 from twinvit.port.search.extend import with_further_places
 from twinvit.port.search.noise import first_above

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from twinvit.port.call import LAYOUT
-from twinvit.port.record_torch import Graph
+from twinvit.port.record.graph import Graph
 
 
 def constant_places(arrays: Sequence[np.ndarray]) -> list[int]:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch
 from twinvit.port.harness import CHECKED
 from twinvit.port.index import align_distance
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import numbers
+from twinvit.port.record import jax_trace
+from twinvit.port.record.graph import Edit
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.torch_values import WIDE, numbers
 from twinvit.port.report import SHOWN, Narrowing
 from twinvit.port.search.session import Session
 
@@ -27,7 +29,7 @@ def reference_costs(session: Session, narrowings: list[Narrowing]) -> None:
         if narrowing.side != "torch":
             continue
         edits = {
-            n.index: record_torch.Edit(_rounded(n.op, n.narrowed))
+            n.index: Edit(_rounded(n.op, n.narrowed))
             for n in graph.nodes
             if n.narrowed is not None and n.where == narrowing.where
         }
@@ -54,9 +56,9 @@ def port_costs(
     leaves, inputs = pair.typed(arrays)
     for narrowing in [n for n in narrowings if n.side == "jax"][:SHOWN]:
         place = (narrowing.where, narrowing.dtype)
-        traced = record_jax.trace(pair.called, leaves, inputs, place)
-        interpreter = record_jax.Interpreter(round_at=place)
-        outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+        traced = jax_trace.trace(pair.called, leaves, inputs, place)
+        interpreter = Interpreter(round_at=place)
+        outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)
         rounded = dict(zip(traced.labels, outs))
         narrowing.cost = max(
             (align_distance(np.asarray(x), np.asarray(rounded[n])) for n, x in named), default=0.0
@@ -64,4 +66,4 @@ def port_costs(
 
 
 def _rounded(op: Any, dtype: torch.dtype) -> Any:
-    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(record_torch.WIDE[dtype])
+    return lambda *args, **kwargs: op(*args, **kwargs).to(dtype).to(WIDE[dtype])

@@ -8,7 +8,7 @@ import numpy as np
 
 from twinvit.port import verdict
 from twinvit.port.constant_inputs import constant_places, varied_inputs
-from twinvit.port.record_torch import numbers
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.redraw import (
     Weights,
     asymmetric,

@@ -15,7 +15,8 @@ import numpy as np
 from twinvit.port import verdict
 from twinvit.port.comparison import Comparison
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import Graph, Node, Ref, numbers
+from twinvit.port.record.graph import Graph, Node, Ref
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding
 
 NEAR = 1e-4  # relative L2: outputs that are further apart are so for another reason

@@ -8,35 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.port import record_jax, record_torch
 from twinvit.port.index import Index, evidence
 from twinvit.port.pair import Pair
+from twinvit.port.record import jax_trace
+from twinvit.port.record.graph import Graph
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_trace import Traced
+from twinvit.port.record.torch_values import numbers
 
 EQUAL = 1e-11
 
 
-def targets_of(graph: record_torch.Graph) -> list[np.ndarray]:
+def targets_of(graph: Graph) -> list[np.ndarray]:
     """The reference's values that depend on its inputs and prove something."""
     dependent = graph.input_dependent()
     values = [
-        record_torch.numbers(graph.values[i])
+        numbers(graph.values[i])
         for i in sorted(dependent)
         if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
     ]
     return [v for v in values if evidence(v)]
 
 
-def count_found(
-    targets: Sequence[np.ndarray], traced: record_jax.Traced, values: Sequence[Any]
-) -> int:
+def count_found(targets: Sequence[np.ndarray], traced: Traced, values: Sequence[Any]) -> int:
     """How many of the targets the port computes of these parameters and inputs."""
     index = Index()
-    interpreter = record_jax.Interpreter(index.add)
-    record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+    interpreter = Interpreter(index.add)
+    jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)
     return sum(index.find(t, EQUAL) is not None for t in targets)
 
 
-def settle_layout(pair: Pair, graph: record_torch.Graph, train: bool) -> None:
+def settle_layout(pair: Pair, graph: Graph, train: bool) -> None:
     """Choose NCHW or NHWC for a port that takes both, as images with as many channels as columns
     are: the one by which more of the reference's values are found."""
     pair.layout = 0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from twinvit.port.errors import PortError
-from twinvit.port.record_torch import to_torch
+from twinvit.port.record.torch_values import to_torch
 
 
 def checked_inputs(argument: str, inputs: Any, model: Any, notes: list[str]) -> Any:

@@ -13,9 +13,12 @@ import jax
 import numpy as np
 import torch
 
-from twinvit.port import record_jax
 from twinvit.port.index import Index, distance, evidence, layouts
-from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.record import jax_trace
+from twinvit.port.record.graph import Edit, Graph, Node
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_outputs import ordered_leaves
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding
 from twinvit.port.search.session import Session
 
@@ -226,7 +229,7 @@ def _port_gradients(
         for i, x in zip(floats, some):
             leaves[i] = x
         out = pair.called(leaves, *xs)
-        found = [x for _, x in record_jax.ordered_leaves(out)]
+        found = [x for _, x in ordered_leaves(out)]
         return sum((found[p] * c).sum() for p, c in zip(chosen, aligned) if c.any())
 
     def gradient(leaves: list[Any], *xs: Any) -> Any:
@@ -234,11 +237,11 @@ def _port_gradients(
 
     values = [*pair.leaves, *recorded.arrays]
     index = Index()
-    outs, _ = record_jax.evaluate(
+    outs, _ = jax_trace.evaluate(
         pair.program(gradient, recorded.arrays),
         values,
         [-1] * len(values),
-        record_jax.Interpreter(index.add),
+        Interpreter(index.add),
     )
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, align_distance, evidence
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import numbers
+from twinvit.port.record import jax_trace, torch_program
+from twinvit.port.record.graph import Graph
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.session import Session
 
 CHECKED = 1 << 21  # parameters up to which a model is run again by itself
@@ -31,7 +33,7 @@ RANDOM = (
 )
 
 
-def check_reference(pair: Pair, graph: record_torch.Graph, places: Sequence[int]) -> None:
+def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
     """Each model against itself: a model that differs from itself cannot be compared.
 
     The reference is recorded once more, as a widened model that mixes types runs under the recorder
@@ -43,7 +45,7 @@ def check_reference(pair: Pair, graph: record_torch.Graph, places: Sequence[int]
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is drawn anew
-        again = record_torch.record(
+        again = torch_program.record(
             pair.torch_model, pair.inputs, lambda out: [t for _, t in pick_torch(out, pair.output)]
         )
     for i, j in zip(graph.outputs, [again.outputs[k] for k in places]):
@@ -64,8 +66,8 @@ def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[
         return
     traced, arrays, _ = pair.trace()
     values = [*pair.leaves, *arrays]
-    interpreter = record_jax.Interpreter()
-    outs, _ = record_jax.evaluate(traced, values, [-1] * len(values), interpreter)
+    interpreter = Interpreter()
+    outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)
     again = dict(zip(traced.labels, outs))
     for (name, _), first in zip(named, outputs):
         second = np.asarray(again[name]) if name in again else first
@@ -77,9 +79,7 @@ def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[
             )
 
 
-def other_weights(
-    graph: record_torch.Graph, index: Index, leaves: Sequence[Any]
-) -> PortError | None:
+def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortError | None:
     """The error to raise where no parameter of the reference is in the port; None else."""
     own = [
         v

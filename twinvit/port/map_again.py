@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinvit.port import record_torch
 from twinvit.port.comparison import Comparison
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair, shortened
+from twinvit.port.record import torch_program, torch_values
 from twinvit.port.weight_map import WeightMap, orders_of
 from twinvit.port.weight_search import WeightSearch
 
@@ -28,7 +28,7 @@ def map_again(pair: Pair, comparison: Comparison) -> bool:
     accepted = comparison.session.accepted
     if not _doubtful(comparison):
         return False
-    graph = record_torch.record(
+    graph = torch_program.record(
         pair.torch_model,
         pair.inputs,
         lambda out: [t for _, t in pick_torch(out, pair.output)],
@@ -42,7 +42,7 @@ def map_again(pair: Pair, comparison: Comparison) -> bool:
             graph.values[i] = value.detach()
     except Exception:  # an edit that rests on one of weights
         return False
-    state = record_torch.widened(pair.torch_model).state_dict()
+    state = torch_values.widened(pair.torch_model).state_dict()
     rules = list(proposed.rules)
     search = WeightSearch(
         pair,

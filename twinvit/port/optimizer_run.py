@@ -17,7 +17,7 @@ import torch
 from twinvit.port import optimizer_search as search
 from twinvit.port.errors import PortError
 from twinvit.port.optimizer_model import Problem, Settings, nudges
-from twinvit.port.record_jax import float64_on_cpu
+from twinvit.port.record.jax_settings import float64_on_cpu
 
 
 @dataclass

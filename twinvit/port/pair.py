@@ -11,10 +11,13 @@ import jax
 import numpy as np
 import torch
 
-from twinvit.port import models, record_jax, record_torch
-from twinvit.port.dtype_dependence import as_it_runs
+from twinvit.port import models
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import apply_output
+from twinvit.port.record import jax_place, jax_trace, jax_types, torch_values
+from twinvit.port.record.jax_dependence import as_it_runs
+from twinvit.port.record.jax_place import Place
+from twinvit.port.record.jax_trace import Traced
 from twinvit.port.search.loop import Progress
 
 if TYPE_CHECKING:
@@ -54,16 +57,16 @@ class Pair:
         self.output = output
         self.say = say
         self.pure = models.pure(jax_model, evaluate=evaluate)
-        self.leaves = [record_jax.widen(x) for x in self.pure.leaves]
+        self.leaves = [jax_types.widen(x) for x in self.pure.leaves]
         self.notes: list[str] = []
         self.torch_arrays = [
-            record_torch.to_torch(x).numpy() for x in record_torch.split_inputs(inputs)[1]
+            torch_values.to_torch(x).numpy() for x in torch_values.split_inputs(inputs)[1]
         ]
         self.jax_inputs = jax_inputs
         self.given = (
             None
             if jax_inputs is None
-            else [jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
+            else [jax_input(x) for x in torch_values.split_inputs(jax_inputs)[1]]
         )
         self.jax_model = jax_model
         self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
@@ -122,7 +125,7 @@ class Pair:
     def place(self, found: WeightMap) -> list[str]:
         """Put the reference's weights into the port by a map; returns the names of the port's
         arrays. Raises PortError if it does not fit."""
-        placed = found.apply(record_torch.widened(self.torch_model).state_dict())
+        placed = found.apply(torch_values.widened(self.torch_model).state_dict())
         position = {name: i for i, name in enumerate(self.pure.names)}
         for name, value in placed.items():
             if name not in position:
@@ -133,7 +136,7 @@ class Pair:
                     f"the map of weights makes {name} of shape {value.shape}; the port's is {shape}"
                 )
         for name, value in placed.items():
-            self.leaves[position[name]] = record_jax.widen(value)
+            self.leaves[position[name]] = jax_types.widen(value)
         self.weight_map = found
         return list(placed)
 
@@ -150,9 +153,7 @@ class Pair:
 
         return call
 
-    def trace(
-        self, *, train: bool = False
-    ) -> tuple[record_jax.Traced, list[np.ndarray], models.Pure]:
+    def trace(self, *, train: bool = False) -> tuple[Traced, list[np.ndarray], models.Pure]:
         """The port's jaxpr and the inputs that it took."""
         pure = models.pure(self.jax_model, train=True) if train else self.pure
         if self.given is not None:
@@ -192,7 +193,7 @@ class Pair:
         tries: Sequence[tuple[str, list[np.ndarray]]],
         errors: list[str],
         train: bool,
-    ) -> tuple[record_jax.Traced, list[np.ndarray]] | None:
+    ) -> tuple[Traced, list[np.ndarray]] | None:
         """The port's jaxpr of the first of these inputs that it takes; what it says of the others
         is added to `errors`."""
         for note, arrays in tries:
@@ -230,19 +231,19 @@ class Pair:
 
     def program(
         self, call: Callable[..., Any], arrays: Sequence[np.ndarray], *, train: bool = False
-    ) -> record_jax.Traced:
+    ) -> Traced:
         """The jaxpr of `call(leaves, *arrays)` with unrounded constants, and with the numbers that
         depend on the types as they are where the port runs."""
         leaves, inputs = self.typed(arrays)
         try:
-            traced = record_jax.trace(call, leaves, inputs)
+            traced = jax_trace.trace(call, leaves, inputs)
         except Exception:
             if not self.own_types:
                 raise
             # it mixes integers of 32 bits with JAX's own, which are of 64 in the other trace
-            return record_jax.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
+            return jax_trace.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
         try:
-            own = record_jax.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
+            own = jax_trace.trace_as_it_runs(call, self.own_leaves(), self.own_inputs(arrays))
         except Exception:
             return traced  # it does not run in its own types, which the native run says
         closed, found = as_it_runs(traced.closed, own.closed, _place)
@@ -254,7 +255,7 @@ class Pair:
                 "the port's program depends on the types that it is given "
                 f"({found.apart}); it was recorded in its own and computed in float64"
             )
-            return record_jax.Traced(closed, own.labels, {})
+            return Traced(closed, own.labels, {})
         for place in found.constants:
             self._note(
                 f"a number of the port depends on the type of what it is computed with ({place}); "
@@ -262,7 +263,7 @@ class Pair:
             )
         return replace(traced, closed=closed)
 
-    def own_narrowings(self, places: Iterable[record_jax.Place]) -> list[record_jax.Place]:
+    def own_narrowings(self, places: Iterable[Place]) -> list[Place]:
         """Of a recording's narrowings those that the port makes: not the types that it was given,
         where it was recorded in its own."""
         if not self.own_types and not self.apart:
@@ -283,7 +284,7 @@ class Pair:
         result = []
         for own, value in zip(self.pure.leaves, self.leaves):
             dtype = getattr(own, "dtype", None)
-            if dtype is not None and record_jax.is_narrow(dtype):
+            if dtype is not None and jax_types.is_narrow(dtype):
                 value = np.asarray(value).astype(np.dtype(dtype))
             result.append(value)
         return result
@@ -291,13 +292,13 @@ class Pair:
     def own_inputs(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The inputs that the port took, in the types that they were given in; float64 as
         float32."""
-        given = record_torch.split_inputs(
+        given = torch_values.split_inputs(
             self.inputs if self.jax_inputs is None else self.jax_inputs
         )[1]
         result = []
         for array, x in zip(arrays, given):
             if array.dtype.kind == "f":
-                dtype = record_torch.float_type(x)
+                dtype = torch_values.float_type(x)
                 array = array.astype(jax.numpy.dtype("float32" if dtype == "float64" else dtype))
             result.append(array)
         return result
@@ -323,9 +324,9 @@ def _refused_layouts(
 
 
 def _place(eqn: Any) -> str:
-    return record_jax.frames(eqn.source_info)[0]
+    return jax_place.frames(eqn.source_info)[0]
 
 
 def jax_input(x: Any) -> np.ndarray:
     array = np.asarray(x)
-    return record_jax.widen(array)
+    return jax_types.widen(array)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch, verdict
+from twinvit.port import verdict
 from twinvit.port.pair import Pair, Rounded, shortened
+from twinvit.port.record import jax_types
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def tell_rounded(pair: Pair, forward: Comparison) -> None:
         theirs = program.port(program.arrays, None)
         pair.leaves = leaves
     for k, (out, x) in enumerate(zip(graph.outputs, theirs)):
-        mine = record_torch.numbers(values.get(out, graph.values[out]))
+        mine = numbers(values.get(out, graph.values[out]))
         d = verdict.judge(mine, x, session.noise.elements.get(out))
         if d.relative > forward.before[k].relative:
             forward.before[k] = d
@@ -135,7 +137,7 @@ def _round_port(pair: Pair, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) 
     taken = {name: value for name, (value, _) in rounded.items()}
     for i, name in enumerate(pair.pure.names):
         if name in rounded:
-            pair.leaves[i] = record_jax.widen(rounded[name][0])
+            pair.leaves[i] = jax_types.widen(rounded[name][0])
     pair.rounded.append(Rounded("port", given, taken, _text("port", "reference", rounded)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Container
 
 import torch
 
-from twinvit.port.record_torch import Graph
+from twinvit.port.record.graph import Graph
 from twinvit.port.search.session import MOVES, Session
 
 BOUNDED = {"clamp": (1, 2), "hardtanh": (1, 2), "clamp_min": (1, None), "clamp_max": (None, 1)}

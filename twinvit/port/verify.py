@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch, verdict
+from twinvit.port import verdict
 from twinvit.port.constant_inputs import rows_of
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair, jax_input
-from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.record import jax_trace, torch_program, torch_values
+from twinvit.port.record.graph import Edit, Graph, Node, Ref
+from twinvit.port.record.jax_interpreter import Interpreter, Sink
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.redraw import Weights
 from twinvit.port.search.edits import edited, pinned
 from twinvit.port.search.noise import measure_noise
@@ -82,7 +85,7 @@ class Program:
         self.order = [n.name for n in plain]
         self.edits = [a for a in session.accepted if a.kind != "unknown"]
         self.keys, self.inputs = (
-            record_torch.split_inputs(pair.inputs)[0],
+            torch_values.split_inputs(pair.inputs)[0],
             list(pair.torch_arrays),
         )
         self.arrays = list(recorded.arrays)
@@ -101,7 +104,7 @@ class Program:
         self.fixed = _fixed(session, plain, self.edits)
 
     def port(
-        self, arrays: Arrays, weights: Weights | None, sink: record_jax.Sink | None = None
+        self, arrays: Arrays, weights: Weights | None, sink: Sink | None = None
     ) -> list[np.ndarray]:
         """The compared arrays of the port, in the order of the reference's axes; `sink` is told of
         every value that it computes."""
@@ -111,9 +114,7 @@ class Program:
                 leaves[k] = x
         values = [*leaves, *arrays]
         with np.errstate(all="ignore"):
-            outs, _ = record_jax.evaluate(
-                self.traced, values, [-1] * len(values), record_jax.Interpreter(sink)
-            )
+            outs, _ = jax_trace.evaluate(self.traced, values, [-1] * len(values), Interpreter(sink))
         return [p.arrange(np.asarray(outs[c])) for c, p in zip(self.chosen, self.pairs)]
 
     def reference(self, inputs: Arrays, weights: Weights | None) -> Graph:
@@ -122,7 +123,7 @@ class Program:
         Raises:
             PortError: it fails on them, or runs other operations than on the first inputs.
         """
-        model = record_torch.widened(self.pair.torch_model)
+        model = torch_values.widened(self.pair.torch_model)
         if weights is not None:
             _put(model, dict(zip(self.params, weights.mine)))
         given: Any = dict(zip(self.keys, inputs)) if self.keys else tuple(inputs)
@@ -130,7 +131,7 @@ class Program:
         def pick(out: Any) -> list[Any]:
             return [t for _, t in pick_torch(out, self.pair.output)]
 
-        graph = record_torch.record(model, given, pick, train=self.train, like=self.graph)
+        graph = torch_program.record(model, given, pick, train=self.train, like=self.graph)
         graph.outputs[:] = [graph.outputs[p.mine] for p in self.pairs]
         if self.edits:
             if [n.name for n in graph.nodes] != self.order:
@@ -181,7 +182,7 @@ class Program:
         Raises:
             PortError: they have other names, shapes or types than the first ones.
         """
-        keys, arrays = record_torch.split_inputs(inputs)
+        keys, arrays = torch_values.split_inputs(inputs)
         if keys and self.keys and set(keys) == set(self.keys):
             arrays = [arrays[keys.index(k)] for k in self.keys]
         elif keys != self.keys:
@@ -189,11 +190,11 @@ class Program:
                 f"the inputs are {', '.join(keys) or 'positional'}; the report is of "
                 f"{', '.join(self.keys) or 'positional ones'}"
             )
-        mine = [record_torch.to_torch(x).numpy() for x in arrays]
+        mine = [torch_values.to_torch(x).numpy() for x in arrays]
         names = self.keys or [f"input {k}" for k in range(len(self.inputs))]
         mine = _alike(mine, self.inputs, names)
         if jax_inputs is not None:
-            theirs = [jax_input(x) for x in record_torch.split_inputs(jax_inputs)[1]]
+            theirs = [jax_input(x) for x in torch_values.split_inputs(jax_inputs)[1]]
             labels = [f"input {k} of the port" for k in range(len(self.arrays))]
             return mine, _alike(theirs, self.arrays, labels)
         if self.unmatched():
@@ -311,7 +312,7 @@ def _live_parameters(session: Session, plain: Sequence[Node]) -> dict[str, np.nd
 
 def _refs(node: Node) -> Iterator[int]:
     leaves = torch.utils._pytree.tree_flatten((node.args, node.kwargs))[0]
-    return (x.id for x in leaves if isinstance(x, record_torch.Ref))
+    return (x.id for x in leaves if isinstance(x, Ref))
 
 
 def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -> list[np.ndarray]:

@@ -252,7 +252,8 @@ def map_weights(
         inputs: arrays as the reference takes them.
         jax_inputs: arrays as the port takes them, if they are others.
     """
-    from twinvit.port import models, record_jax
+    from twinvit.port import models
+    from twinvit.port.record import jax_types
     from twinvit.port.weight_search import equal_arrays
 
     state = {
@@ -262,7 +263,7 @@ def map_weights(
     }
     pure = models.pure(jax_model)
     leaves = {
-        n: np.asarray(record_jax.widen(x))
+        n: np.asarray(jax_types.widen(x))
         for n, x in zip(pure.names, pure.leaves)
         if hasattr(x, "dtype") and str(x.dtype).startswith(("float", "bfloat"))
     }
@@ -554,13 +555,13 @@ def _decide(
     state: Mapping[str, np.ndarray],
 ) -> None:
     """Take the alternatives that make more of the reference's values appear in the port's."""
-    from twinvit.port import record_torch
     from twinvit.port.outputs import pick_torch
     from twinvit.port.pair import Pair
+    from twinvit.port.record import torch_program
     from twinvit.port.weight_search import WeightSearch
 
     pair = Pair(torch_model, jax_model, inputs, jax_inputs, None, lambda text: None)
-    graph = record_torch.record(
+    graph = torch_program.record(
         torch_model, inputs, lambda out: [t for _, t in pick_torch(out, None)]
     )
     wide = {k: np.asarray(v, np.float64) for k, v in state.items()}

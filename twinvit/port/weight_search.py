@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port import record_jax, record_torch
 from twinvit.port.errors import PortError
 from twinvit.port.found import EQUAL
 from twinvit.port.index import Index, evidence
 from twinvit.port.pair import Pair
-from twinvit.port.record_torch import Graph, Node, Ref
+from twinvit.port.record import jax_trace, jax_types
+from twinvit.port.record.graph import Graph, Node, Ref
+from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.torch_values import numbers
 
 TRIES = 600  # alternatives that are decided by running the port, all together
 SECONDS = 60.0
@@ -58,8 +60,8 @@ def targets_of(graph: Graph) -> list[Target]:
         names = tuple(n for r in node.refs if (n := _parameter(graph, r)) is not None)
         values += [(graph.values[o], names) for o in outs]
         for value, behind in values:
-            if value.dtype == torch.float64 and evidence(record_torch.numbers(value)):
-                found.append(Target(record_torch.numbers(value), node.index, behind))
+            if value.dtype == torch.float64 and evidence(numbers(value)):
+                found.append(Target(numbers(value), node.index, behind))
     return found
 
 
@@ -142,13 +144,11 @@ class WeightSearch:
         try:
             for rule in rules:
                 k = position[rule.jax]
-                values[k] = record_jax.widen(
+                values[k] = jax_types.widen(
                     np.asarray(rule.make(self.state)).reshape(np.shape(values[k]))
                 )
             index = Index()
-            record_jax.evaluate(
-                self.traced, values, [-1] * len(values), record_jax.Interpreter(index.add)
-            )
+            jax_trace.evaluate(self.traced, values, [-1] * len(values), Interpreter(index.add))
         except (PortError, ValueError):
             return [False] * len(self.targets)
         return [index.find(t.value, EQUAL) is not None for t in self.targets]

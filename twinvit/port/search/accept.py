@@ -9,7 +9,8 @@ import numpy as np
 
 from twinvit.port.call import Call
 from twinvit.port.index import align_distance, distance
-from twinvit.port.record_torch import Edit, Node, Ref, numbers
+from twinvit.port.record.graph import Edit, Node, Ref
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import checked, edits_of
 from twinvit.port.search.places import drop_worse
 from twinvit.port.search.proof import felt

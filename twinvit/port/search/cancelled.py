@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from twinvit.port.record_torch import Graph
+from twinvit.port.record.graph import Graph
 from twinvit.port.search.hidden import BLIND, sensitivities
 from twinvit.port.search.noise import DRAWS
 

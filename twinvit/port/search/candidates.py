@@ -10,7 +10,8 @@ import numpy as np
 from twinvit.port.call import FITS, Call
 from twinvit.port.causes import Cause, Variant, causes_on
 from twinvit.port.index import squeezed_distance
-from twinvit.port.record_torch import Node, numbers
+from twinvit.port.record.graph import Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import REORDER, Session
 from twinvit.port.search.trial import NARROW, Judged, Trial

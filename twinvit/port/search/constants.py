@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from twinvit.port.index import SMALLEST, Index, distance, fingerprint, layouts
-from twinvit.port.record_torch import Node, numbers
+from twinvit.port.record.graph import Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.candidates import sites, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import Session

@@ -9,7 +9,7 @@ import torch
 
 from twinvit.port.call import flat_tensors, results
 from twinvit.port.causes import Variant
-from twinvit.port.record_torch import Edit, Graph, Node, Ref
+from twinvit.port.record.graph import Edit, Graph, Node, Ref
 
 
 def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:

@@ -16,7 +16,8 @@ import torch
 from twinvit.port import verdict
 from twinvit.port.draws import Sample, Verified, verified
 from twinvit.port.index import Index, evidence
-from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.record.graph import Edit, Graph, Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import CEILING, Finding
 from twinvit.port.search.accept import same_edits, signature_of
 from twinvit.port.search.session import Session

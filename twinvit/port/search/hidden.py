@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from twinvit.port.index import countable
-from twinvit.port.record_torch import Graph, Node, flat_tensors, numbers
+from twinvit.port.record.graph import Graph, Node, flat_tensors
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.noise import DRAWS, STEPS
 
 UNTRACKED = frozenset(("detach", "alias", "lift_fresh"))  # values go through, gradients do not

@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinvit.port.index import distance
-from twinvit.port.record_torch import Node, flat_tensors, numbers
+from twinvit.port.record.graph import Node, flat_tensors
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import Accepted
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from twinvit.port.record_torch import Node
+from twinvit.port.record.graph import Node
 from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from twinvit.port.index import distance
-from twinvit.port.record_torch import Graph, Node, flat_tensors, numbers
+from twinvit.port.record.graph import Graph, Node, flat_tensors
+from twinvit.port.record.torch_values import numbers
 
 RUNS = 3
 STEPS = frozenset(

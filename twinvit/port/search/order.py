@@ -15,7 +15,8 @@ import torch
 
 from twinvit.port import verdict
 from twinvit.port.index import evidence, layouts
-from twinvit.port.record_torch import Node, numbers
+from twinvit.port.record.graph import Node
+from twinvit.port.record.torch_values import numbers
 
 if TYPE_CHECKING:
     from twinvit.port.search.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableSequence, Sequence
 
-from twinvit.port.record_torch import Node
+from twinvit.port.record.graph import Node
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import Accepted
 

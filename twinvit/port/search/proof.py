@@ -14,7 +14,8 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.index import SMALLEST, squeezed_distance
-from twinvit.port.record_torch import Edit, Graph, Node, numbers
+from twinvit.port.record.graph import Edit, Graph, Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import nudged
 from twinvit.port.search.trial import Accepted, Judged
 

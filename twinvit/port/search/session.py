@@ -10,7 +10,8 @@ import torch
 from twinvit.port import verdict
 from twinvit.port.call import LAYOUT
 from twinvit.port.index import Index, distance, evidence
-from twinvit.port.record_torch import SHAPED, Edit, Graph, Node, numbers
+from twinvit.port.record.graph import SHAPED, Edit, Graph, Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.edits import edited, given, pinned

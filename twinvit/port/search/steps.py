@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from twinvit.port import verdict
-from twinvit.port.record_torch import Edit, Graph, Node, flat_tensors
+from twinvit.port.record.graph import Edit, Graph, Node, flat_tensors
 from twinvit.port.search.noise import STEPS
 from twinvit.port.search.session import Session
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from twinvit.port.causes import Cause, Variant
-from twinvit.port.record_torch import Edit, Node
+from twinvit.port.record.graph import Edit, Node
 from twinvit.port.report import Finding
 
 NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer

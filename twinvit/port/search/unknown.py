@@ -9,7 +9,8 @@ import torch
 
 from twinvit.port.call import LAYOUT
 from twinvit.port.index import distance, layouts
-from twinvit.port.record_torch import Node, numbers
+from twinvit.port.record.graph import Node
+from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import MOVES, Pinned, Session

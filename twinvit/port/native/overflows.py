@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from twinvit.port import record_jax
+from twinvit.port.record import jax_interpreter, jax_types
+from twinvit.port.record.jax_interpreter import Interpreter
 
 _ARITHMETIC = frozenset(
     "add add_any sub mul neg abs square integer_pow pow shift_left reduce_sum reduce_prod cumsum "
@@ -17,7 +18,7 @@ _ARITHMETIC = frozenset(
 _DTYPES = ("new_dtype", "dtype", "preferred_element_type")
 
 
-class Watch(record_jax.Interpreter):
+class Watch(Interpreter):
     """Evaluates a jaxpr in its own types, and keeps the results that left their integer type.
 
     Every operation is computed once more of the same operands in int64.
@@ -40,7 +41,7 @@ class Watch(record_jax.Interpreter):
         return k
 
     def held(self, value: Any) -> Any:
-        extended = record_jax._extended(getattr(value, "dtype", None))
+        extended = jax_types.extended(getattr(value, "dtype", None))
         return np.asarray(value) if isinstance(value, jax.Array) and not extended else value
 
     def literal(self, value: Any) -> Any:
@@ -58,7 +59,7 @@ class Watch(record_jax.Interpreter):
     def _evaluate(
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
     ) -> Any:
-        subfuns, bind_params = record_jax._bind_params(eqn, params)
+        subfuns, bind_params = jax_interpreter.bind_params(eqn, params)
         out = eqn.primitive.bind(*subfuns, *values, **bind_params)
         self._left = name in _ARITHMETIC and _left(eqn, name, params, values, out)
         return out
@@ -84,7 +85,7 @@ def _left(eqn: Any, name: str, params: dict[str, Any], values: list[Any], out: A
         x = operands[0]
         if x.dtype.kind in "iu":
             return not np.array_equal(x, out)
-        if not record_jax._is_float(x):
+        if not jax_types.is_float(x):
             return False
         whole = np.trunc(x.astype(np.float64))
         limits = np.iinfo(out.dtype)
@@ -96,7 +97,7 @@ def _left(eqn: Any, name: str, params: dict[str, Any], values: list[Any], out: A
     }
     try:
         with jax.enable_x64(True):
-            subfuns, bind_params = record_jax._bind_params(eqn, wide)
+            subfuns, bind_params = jax_interpreter.bind_params(eqn, wide)
             exact = eqn.primitive.bind(
                 *subfuns,
                 *(x.astype(np.int64) if x.dtype.kind == "i" else x for x in operands),

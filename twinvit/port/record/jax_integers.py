@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from twinvit.port.jax_internals import computed_at_once
+from twinvit.port.record.jax_internals import computed_at_once
 
 
 def known_integers() -> contextlib.AbstractContextManager[None]:

@@ -1,44 +1,25 @@
-"""Record a JAX model by evaluating its jaxpr equation by equation in float64.
+"""Evaluate a jaxpr equation by equation in float64.
 
-One recorder serves Flax NNX, Linen, Equinox, Haiku and plain functions, because it needs only a
-pure function of
-(parameters, inputs). Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every
-narrowing of a
+Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every narrowing of a
 floating-point type is ignored and written down.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core as jex_core
 
-from twinvit.port.closed_forms import unrounded
 from twinvit.port.errors import PortError
-from twinvit.port.jax_collectives import COLLECTIVES, alone
-from twinvit.port.jax_integers import known_integers
-from twinvit.port.jax_internals import (
-    Conversion,
-    conversions,
-    draws,
-    forget_types,
-    present,
-    traced_within_jax,
-    user_frames,
-)
-from twinvit.port.jax_rules import RULES
-from twinvit.port.models.base import path_name
-from twinvit.port.places import short_path, user_place
+from twinvit.port.record.jax_collectives import COLLECTIVES, alone
+from twinvit.port.record.jax_internals import traced_within_jax
+from twinvit.port.record.jax_place import Place, frames
+from twinvit.port.record.jax_rules import RULES
+from twinvit.port.record.jax_types import is_float, is_narrow, literal, wide, widen
 
-_JAX = os.path.dirname(os.path.abspath(jax.__file__))
-_HERE = os.path.dirname(os.path.abspath(__file__))
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -61,77 +42,8 @@ LAYOUT = frozenset(
 """Primitives that return the same numbers, at most in another order."""
 
 
-def is_narrow(dtype: Any) -> bool:
-    """True for floating-point types narrower than float64 (complex: than complex128)."""
-    try:
-        return np.dtype(dtype) != wide(dtype)
-    except TypeError:
-        return False
-
-
-def wide(dtype: Any) -> np.dtype:
-    """The type that values of a floating-point type are computed in; any other type itself."""
-    if jax.dtypes.issubdtype(dtype, np.complexfloating):
-        return np.dtype(np.complex128)
-    return np.dtype(np.float64 if jax.dtypes.issubdtype(dtype, np.floating) else dtype)
-
-
-def widen(x: Any) -> Any:
-    """A floating-point array in float64 (complex: complex128); everything else as it is (PRNG
-    keys among it)."""
-    dtype = getattr(x, "dtype", None)
-    if dtype is None or _extended(dtype) or isinstance(x, float):
-        return x
-    array = np.asarray(x)
-    return array.astype(wide(array.dtype), copy=False)
-
-
-def _literal(value: Any) -> Any:
-    """A literal in float64: the number that was written where float32 has rounded it."""
-    array = np.asarray(value)
-    if array.dtype == np.float32 and array.ndim == 0 and np.isfinite(array):
-        return unrounded(array[()])
-    return widen(array)
-
-
-def frames(source: Any) -> tuple[str, str]:
-    """Where an equation stands: the user's place, "file.py:12", or "layer NAME" where the model is
-    put together from a library's layers alone; and the innermost place outside JAX."""
-    called = user_frames(source)
-    outside = [(name, line) for name, line, _ in called if not name.startswith((_JAX, _HERE))]
-    inner = f"{short_path(outside[0][0])}:{outside[0][1]}" if outside else ""
-    layer = str(getattr(source, "name_stack", ""))
-    return user_place(called) or (f"layer {layer}" if layer else inner), inner
-
-
-Place = tuple[str, str]
-"""Where a type is narrowed, "file.py:12", and the type's name."""
 Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
-
-
-def float64_on_cpu() -> contextlib.AbstractContextManager[None]:
-    """`on_cpu` with 64-bit types."""
-    return on_cpu(x64=True)
-
-
-@contextlib.contextmanager
-def on_cpu(x64: bool) -> Iterator[None]:
-    """With or without 64-bit types on the CPU, whatever JAX's default device is: an accelerator
-    rounds otherwise.
-
-    Raises:
-        PortError: JAX was told to leave the CPU out.
-    """
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        raise PortError(
-            f"JAX cannot use the CPU ({error}); name cpu in JAX_PLATFORMS, e.g. cuda,cpu"
-        ) from error
-    forget_types()
-    with jax.enable_x64(x64), jax.default_device(cpu):
-        yield
 
 
 class Interpreter:
@@ -161,7 +73,7 @@ class Interpreter:
 
     def literal(self, value: Any) -> Any:
         """A literal in the type that it is held in."""
-        return _literal(value)
+        return literal(value)
 
     def one_sided(self) -> list[str]:
         """Comparisons of floating-point numbers with one result throughout, in words."""
@@ -248,7 +160,7 @@ class Interpreter:
         where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
-        if name in ("gt", "ge", "lt", "le") and any(_is_float(v) for v in values):
+        if name in ("gt", "ge", "lt", "le") and any(is_float(v) for v in values):
             self.sides.setdefault((where, name), set()).update(np.unique(outs[0]).tolist())
         return self.told(name, [self.held(o) for o in outs], values, ids, where)
 
@@ -259,7 +171,7 @@ class Interpreter:
         if (
             (name in LAYOUT or name in COLLECTIVES or name == "convert_element_type")
             and len(values) >= 1
-            and _is_float(values[0])
+            and is_float(values[0])
         ):
             if len(outs) == len(ids):
                 return outs, list(ids)
@@ -282,7 +194,7 @@ class Interpreter:
                 and name != "bitcast_convert_type"
             ):
                 narrow = np.dtype(params[key])
-                if any(_is_float(v) for v in values):
+                if any(is_float(v) for v in values):
                     self.narrowings[(where, narrow.name)] = None
                     if self.round_at == (where, narrow.name):
                         rounded = narrow
@@ -291,7 +203,7 @@ class Interpreter:
         if rounded is None:
             return out
         return jax.tree.map(
-            lambda x: np.asarray(x).astype(rounded).astype(wide(rounded)) if _is_float(x) else x,
+            lambda x: np.asarray(x).astype(rounded).astype(wide(rounded)) if is_float(x) else x,
             out,
         )
 
@@ -315,8 +227,8 @@ class Interpreter:
             result = rule(params, *values)
             if result is not NotImplemented:
                 return result
-        subfuns, bind_params = _bind_params(eqn, params)
-        return eqn.primitive.bind(*subfuns, *values, **bind_params)
+        subfuns, given = bind_params(eqn, params)
+        return eqn.primitive.bind(*subfuns, *values, **given)
 
     def _sharded(self, eqn: Any, values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
         """The function within `shard_map`, on a mesh of one device."""
@@ -394,163 +306,8 @@ def _scattered(name: str, params: dict[str, Any], values: list[Any]) -> Any:
     return _SCATTERS[name](*values, **{k: params[k] for k in kept})
 
 
-def _is_float(x: Any) -> bool:
-    """True for real and complex floating-point arrays."""
-    dtype = getattr(x, "dtype", None)
-    return dtype is not None and not _extended(dtype) and jax.dtypes.issubdtype(dtype, np.inexact)
-
-
-def _extended(dtype: Any) -> bool:
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-
-
-def _bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     result = eqn.primitive.get_bind_params(params)  # (subfuns, params) or params, by version
     if isinstance(result, tuple) and len(result) == 2:
         return list(result[0]), result[1]
     return [], result
-
-
-def _wide_tracing(
-    narrowings: dict[Place, None], round_at: Place | None
-) -> contextlib.AbstractContextManager[None]:
-    """Trace with conversions to narrow types replaced by float64. One at `round_at` is kept, and
-    its result widened."""
-
-    def instead(original: Conversion) -> Conversion:
-        def convert(operand: Any, new_dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-            narrow = new_dtype is not None and not _extended(new_dtype) and is_narrow(new_dtype)
-            if not narrow or draws():
-                return original(operand, new_dtype, *args, **kwargs)
-            if _is_float(operand) and isinstance(operand, jax.core.Tracer):
-                _, inner = frames(present())
-                place = (inner, np.dtype(new_dtype).name)
-                narrowings[place] = None
-                if place == round_at:
-                    operand = original(operand, new_dtype, *args, **kwargs)
-            return original(operand, wide(new_dtype), *args, **kwargs)
-
-        return convert
-
-    return conversions(instead, _widened, ("wide", round_at))
-
-
-def _widened(operands: Sequence[Any], dtype: Any) -> Any:
-    """The type of numbers that are made of no floating-point number, as `arange` and `eye` make
-    them: float64, too, as of another type than the rest they would be refused."""
-    narrow = dtype is not None and not _extended(dtype) and is_narrow(dtype)
-    return wide(dtype) if narrow and not any(map(_is_float, operands)) and not draws() else dtype
-
-
-def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Names ("logits", "aux.0"; "" for an array alone) and arrays of what a port returned,
-    mappings in their own order, which JAX's flattening sorts."""
-    if isinstance(tree, Mapping):
-        found = [(f"{k}.{n}", x) for k, v in tree.items() for n, x in ordered_leaves(v)]
-    elif isinstance(tree, tuple | list):
-        keys = getattr(tree, "_fields", range(len(tree)))
-        found = [(f"{k}.{n}", x) for k, v in zip(keys, tree) for n, x in ordered_leaves(v)]
-    else:
-        return [(path_name(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return [(n.rstrip("."), x) for n, x in found]
-
-
-@dataclass
-class Traced:
-    """A port's jaxpr with the order of its outputs; `labels` names each output leaf."""
-
-    closed: Any
-    labels: list[str]
-    narrowings: dict[Place, None]
-
-
-def flattened(fn: Callable[..., Any], labels: list[str]) -> Callable[..., list[Any]]:
-    """`fn` as a function that returns a list of arrays, and writes their names into `labels`."""
-
-    def flat(*args: Any) -> list[Any]:
-        found = [
-            (name, x)
-            for name, x in ordered_leaves(_plain(fn(*args)))
-            if not isinstance(x, str | bytes) and not callable(x)
-        ]
-        labels[:] = [name for name, _ in found]
-        return [x for _, x in found]
-
-    return flat
-
-
-def _plain(out: Any) -> Any:
-    """An output with data classes that JAX does not know as dicts, each in its own order.
-
-    `jax.tree.map` would sort the keys of dicts, and outputs are paired by their places, too.
-    """
-    if dataclasses.is_dataclass(out) and not isinstance(out, type) and _is_leaf(out):
-        return {f.name: _plain(getattr(out, f.name)) for f in dataclasses.fields(out)}
-    if type(out) is dict:
-        return {k: _plain(v) for k, v in out.items()}
-    if isinstance(out, tuple) and hasattr(out, "_fields"):
-        return type(out)(*map(_plain, out))
-    return type(out)(map(_plain, out)) if type(out) in (list, tuple) else out
-
-
-def _is_leaf(x: Any) -> bool:
-    return jax.tree_util.all_leaves([x])
-
-
-def trace_as_it_runs(
-    fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]
-) -> Traced:
-    """The jaxpr of `fn(leaves, *inputs)` without 64-bit types, as JAX runs it."""
-    labels: list[str] = []
-    with on_cpu(x64=False):
-        closed = _jaxpr(flattened(fn, labels), leaves, inputs)
-    return Traced(closed, labels, {})
-
-
-def _jaxpr(flat: Callable[..., list[Any]], leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
-    """The jaxpr of a call; integers that depend on no input are computed on the way if it asks for
-    their values, as `int(positions.max())` does in a port that is run without `jax.jit`."""
-    try:
-        return jax.make_jaxpr(flat)(list(leaves), *inputs)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        with known_integers():
-            return jax.make_jaxpr(flat)(list(leaves), *inputs)
-
-
-def trace(
-    fn: Callable[..., Any],
-    leaves: Sequence[Any],
-    inputs: Sequence[Any],
-    round_at: Place | None = None,
-) -> Traced:
-    """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of
-    constants; `round_at` is that of the interpreter that is to evaluate it."""
-    narrowings: dict[Place, None] = {}
-    labels: list[str] = []
-
-    flat = flattened(fn, labels)
-    with float64_on_cpu():
-        try:
-            with _wide_tracing(narrowings, round_at):
-                closed = _jaxpr(flat, leaves, inputs)
-        except Exception:
-            # a type check in the port may insist: narrowings are then ignored while evaluating
-            narrowings.clear()
-            closed = _jaxpr(flat, leaves, inputs)
-    return Traced(closed, labels, narrowings)
-
-
-def evaluate(
-    traced: Traced, args: Sequence[Any], ids: Sequence[int], interpreter: Interpreter
-) -> tuple[list[Any], list[int]]:
-    """Evaluate a traced port on float64 arguments; integers are of the types of the trace."""
-    given = [_as_traced(x, var) for x, var in zip(args, traced.closed.jaxpr.invars)]
-    with float64_on_cpu():
-        return interpreter.closed(traced.closed, given, list(ids))
-
-
-def _as_traced(value: Any, var: Any) -> Any:
-    dtype = getattr(value, "dtype", None)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and var.aval.dtype != dtype:
-        return value.astype(var.aval.dtype)
-    return value

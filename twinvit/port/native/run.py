@@ -18,10 +18,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from twinvit.port import models, overflows, record_jax, record_torch, report
+from twinvit.port import models, report
 from twinvit.port.index import distance
+from twinvit.port.native import overflows
 from twinvit.port.outputs import labelled, pick, pick_torch
 from twinvit.port.pair import Pair
+from twinvit.port.record import jax_interpreter, jax_types, torch_values
+from twinvit.port.record.graph import flat_tensors
+from twinvit.port.record.jax_interpreter import Interpreter, Sink
+from twinvit.port.record.jax_outputs import flattened
+from twinvit.port.record.jax_settings import float64_on_cpu
+from twinvit.port.record.torch_place import where_in_user_code
 
 # What a compiler computes is the same; a small program is compiled four times as fast.
 _QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -223,9 +230,9 @@ def _paired(outputs: Named, wide: Named) -> Found:
         other = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         dtype = str(mine.dtype).removeprefix("torch.")
         array = (
-            record_torch.to_torch(mine).numpy()
+            torch_values.to_torch(mine).numpy()
             if isinstance(mine, torch.Tensor)
-            else np.asarray(record_jax.widen(np.asarray(mine)))
+            else np.asarray(jax_types.widen(np.asarray(mine)))
         )
         if array.shape != other.shape:
             raise ValueError(f"its output has shape {array.shape}, in float64 {other.shape}")
@@ -310,11 +317,11 @@ def _eager() -> Iterator[None]:
 
 def _torch_outputs(pair: Pair, train: bool) -> Named:
     """The reference's compared outputs as it runs."""
-    model, names, tries = record_torch.as_given(pair.torch_model, pair.inputs, train)
+    model, names, tries = torch_values.as_given(pair.torch_model, pair.inputs, train)
     with _eager():
         for k, tensors in enumerate(tries):
             try:
-                return pick_torch(record_torch.call(model, names, tensors), pair.output)
+                return pick_torch(torch_values.call(model, names, tensors), pair.output)
             except Exception:
                 if k == len(tries) - 1:
                     raise
@@ -330,7 +337,7 @@ class _FirstBroken(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        where = record_torch.where_in_user_code()
+        where = where_in_user_code()
         out = func(*args, **kwargs)
         leaves = tree_flatten((args, kwargs))[0]
         known = [
@@ -339,7 +346,7 @@ class _FirstBroken(TorchDispatchMode):
             if isinstance(t, torch.Tensor) and id(t) in self.origin
         ]
         told = any(isinstance(x, float) and not np.isfinite(x) for x in leaves)
-        for t in record_torch.flat_tensors(out):
+        for t in flat_tensors(out):
             if t is None or not (t.is_floating_point() or t.is_complex()) or not t.numel():
                 continue
             if not bool(torch.isfinite(t).all()):
@@ -353,12 +360,12 @@ class _FirstBroken(TorchDispatchMode):
 def _torch_place(pair: Pair, train: bool) -> dict[str, str]:
     """The reference's first place that breaks each output; empty if it cannot be told."""
     try:
-        model, names, tries = record_torch.as_given(pair.torch_model, pair.inputs, train)
+        model, names, tries = torch_values.as_given(pair.torch_model, pair.inputs, train)
         watch = _FirstBroken()
         for tensors in tries:
             try:
                 with _eager(), watch:
-                    out = record_torch.call(model, names, tensors)
+                    out = torch_values.call(model, names, tensors)
             except Exception:
                 continue
             return {
@@ -375,7 +382,7 @@ def _torch_place(pair: Pair, train: bool) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _narrow_on_cpu() -> Iterator[None]:
-    with record_jax.float64_on_cpu(), jax.enable_x64(False):
+    with float64_on_cpu(), jax.enable_x64(False):
         yield
 
 
@@ -385,7 +392,7 @@ def _jax_outputs(
     """The port's compared outputs as it runs, compiled if it can be."""
     labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    flat = record_jax.flattened(pair.called, labels)
+    flat = flattened(pair.called, labels)
     with _narrow_on_cpu():
         try:
             lowered = jax.jit(flat).lower(leaves, *inputs)
@@ -413,7 +420,7 @@ def _on_device(x: Any) -> Any:
 
 
 def _numeric(x: Any) -> bool:
-    return not record_jax._extended(getattr(x, "dtype", None))
+    return not jax_types.extended(getattr(x, "dtype", None))
 
 
 def _overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outputs: Found) -> str:
@@ -421,10 +428,10 @@ def _overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outpu
     comparison; of the outputs that are others for it. Empty if there is none."""
     labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    call = record_jax.flattened(pair.called, labels)
+    call = flattened(pair.called, labels)
     apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
     try:
-        with record_jax.float64_on_cpu():
+        with float64_on_cpu():
             wide = [*pair.leaves, *arrays]
             first, given = pair.typed(arrays)
             closed = jax.make_jaxpr(call)(list(first), *given)
@@ -439,10 +446,10 @@ def _overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outpu
     return next((place for place in found if place is not None), "")
 
 
-class _Watch(record_jax.Interpreter):
+class _Watch(Interpreter):
     """Evaluates a jaxpr in its own types, or widened, and tells of every equation's results."""
 
-    def __init__(self, sink: record_jax.Sink, narrow: bool) -> None:
+    def __init__(self, sink: Sink, narrow: bool) -> None:
         super().__init__(sink)
         self.narrow = narrow
 
@@ -465,7 +472,7 @@ class _Watch(record_jax.Interpreter):
     ) -> Any:
         if not self.narrow:
             return super()._evaluate(eqn, name, params, values, where)
-        subfuns, bind_params = record_jax._bind_params(eqn, params)
+        subfuns, bind_params = jax_interpreter.bind_params(eqn, params)
         return eqn.primitive.bind(*subfuns, *values, **bind_params)
 
 
@@ -480,7 +487,7 @@ def _jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> d
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     try:
         with _narrow_on_cpu():
-            closed = jax.make_jaxpr(record_jax.flattened(pair.called, labels))(leaves, *inputs)
+            closed = jax.make_jaxpr(flattened(pair.called, labels))(leaves, *inputs)
         finite = _finite_in_float64(closed, leaves, inputs)
         bad: list[bool] = []
         parents: list[list[int]] = []
@@ -520,22 +527,22 @@ def _finite_in_float64(
 
     def sink(value: Any, name: str, where: str, operands: list[int]) -> int:
         keep = None
-        if record_jax._is_float(value):
+        if jax_types.is_float(value):
             keep = np.isfinite(np.asarray(value))
             keep = None if keep.all() else keep
         finite.append(keep)
         return len(finite) - 1
 
-    values = [record_jax.widen(x) for x in (*leaves, *inputs)]
-    with record_jax.float64_on_cpu():
+    values = [jax_types.widen(x) for x in (*leaves, *inputs)]
+    with float64_on_cpu():
         _Watch(sink, narrow=False).closed(closed, values, [-1] * len(values))
     return finite
 
 
 def _breaks(value: Any, finite: np.ndarray | None) -> bool:
-    if not record_jax._is_float(value):
+    if not jax_types.is_float(value):
         return False
-    wrong = ~np.isfinite(np.asarray(record_jax.widen(np.asarray(value))))
+    wrong = ~np.isfinite(np.asarray(jax_types.widen(np.asarray(value))))
     if finite is not None and finite.shape == wrong.shape:
         wrong &= finite
     return bool(wrong.any())

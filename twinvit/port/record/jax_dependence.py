@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
-from twinvit.port.closed_forms import unrounded
+from twinvit.port.record.closed_forms import unrounded
 
 _SAME_NUMBERS = ("convert_element_type", "copy", "reduce_precision")
 _UNSAID = frozenset(

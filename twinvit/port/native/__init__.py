@@ -1,0 +1,1 @@
+"""Both programs as they run: in their own types, against themselves in float64."""

@@ -1,0 +1,1 @@
+"""Both programs recorded: the operations, their values, and where each stands."""

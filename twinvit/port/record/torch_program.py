@@ -1,0 +1,244 @@
+"""Record a PyTorch model as a graph of ATen operations that can be edited and run again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from twinvit.port.errors import PortError
+from twinvit.port.record.graph import Graph
+from twinvit.port.record.torch_attention import Attention, attention
+from twinvit.port.record.torch_place import where_in_user_code
+from twinvit.port.record.torch_recorder import Recorder
+from twinvit.port.record.torch_types import Apart, Heard, Listener, differing
+from twinvit.port.record.torch_values import (
+    WIDE,
+    as_given,
+    call,
+    copied,
+    split_inputs,
+    to_torch,
+    widened,
+)
+
+
+@contextlib.contextmanager
+def _quiet_torch(dtype: torch.dtype | None = torch.float64) -> Iterator[None]:
+    """Recording's settings: this default type (None: as it is), no fast path, no compilation; all
+    restored."""
+    default, fastpath = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    rng = torch.random.get_rng_state()
+    functional = torch.nn.functional
+    fused = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = (
+        attention  # MultiheadAttention's call does not reach the mode
+    )
+    torch.set_default_dtype(dtype or default)
+    torch.backends.mha.set_fastpath_enabled(False)
+    stance = getattr(torch.compiler, "set_stance", None)
+    try:
+        with stance("force_eager") if stance is not None else contextlib.nullcontext():
+            yield
+    finally:
+        functional.scaled_dot_product_attention = fused
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.random.set_rng_state(rng)
+
+
+Pick = Callable[[Any], list[Any]]
+"""Chooses the compared arrays of what a model returns; what it computes is recorded."""
+
+
+def record(
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Pick,
+    *,
+    train: bool = False,
+    like: Graph | None = None,
+) -> Graph:
+    """Record one forward pass of `model` in float64, with the numbers and operations that depend on
+    the type as they are where the model runs.
+
+    Args:
+        model: nn.Module (copied and widened, never changed) or callable of tensors.
+        inputs: arrays as the model takes them, positional or by name.
+        pick: chooses the compared arrays of what the model returns; what it computes is recorded.
+        train: record in train mode.
+        like: a recording of the model as it is, where this one and these inputs are in float64.
+
+    Returns:
+        The graph, with every value kept.
+    """
+    if like is not None:
+        if like.own:
+            return _recorded_in(like.own, model, inputs, pick)
+        return _recorded(model, inputs, pick, train, like.numbers)
+    own = _listened(model, inputs, pick, train)
+    graph = _recorded(model, inputs, pick, train)
+    if own is None:
+        return graph
+    try:
+        others = differing(graph.heard, own)
+    except Apart as reason:
+        return graph if train else _recorded_as_it_runs(model, inputs, pick, str(reason)) or graph
+    if not others:
+        return graph
+    graph = _recorded(model, inputs, pick, train, others)
+    for where in dict.fromkeys(operation.where for operation in others.values()):
+        graph.notes.append(
+            f"a number of the reference depends on the type of what it is computed with ({where}); "
+            "it was taken as the reference runs"
+        )
+    return graph
+
+
+def _listened(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, train: bool
+) -> list[Heard] | None:
+    """The model's operations in its own types; None if it does not run in them."""
+    copy, names, tries = as_given(model, inputs, train)
+    for tensors in tries:
+        listener = Listener(where_in_user_code)
+        try:
+            with _quiet_torch(None), torch.no_grad(), Attention(), listener:
+                pick(call(copy, names, tensors))
+        except Exception:
+            continue
+        return listener.operations
+    return None
+
+
+def _recorded_as_it_runs(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, reason: str
+) -> Graph | None:
+    """The model recorded in its own types, its operations then run in float64; None if it does not
+    run in them."""
+    copy, _, tries = as_given(model, inputs)
+    for tensors in tries:
+        types = {f"input:{k}": t.dtype for k, t in enumerate(tensors)}
+        if isinstance(copy, torch.nn.Module):
+            types.update((n, t.dtype) for n, t in _named_tensors(copy))
+        try:
+            graph = _recorded_in(types, widened(model), inputs, pick)
+        except Exception:
+            continue
+        graph.notes.append(
+            f"the reference's program depends on the types that it is given ({reason}); it was "
+            "recorded in its own and computed in float64"
+        )
+        return graph
+    return None
+
+
+def _recorded_in(
+    types: dict[str, torch.dtype],
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Pick,
+) -> Graph:
+    """A model in float64 recorded in these types, its operations then run in float64."""
+    names, given = split_inputs(inputs)
+    wide = {f"input:{k}": to_torch(x) for k, x in enumerate(given)}
+    tensors = [t.to(types[name]) for name, t in wide.items()]
+    own = model
+    if isinstance(model, torch.nn.Module):
+        wide.update((f"param:{n}", t.detach()) for n, t in _named_tensors(model))
+        own = copied(model)
+        for name, tensor in _named_tensors(own):
+            tensor.data = tensor.data.to(types[name])
+    graph = _recorded(own, dict(zip(names, tensors)) if names else tensors, pick, False, own=True)
+    _compute_wide(graph, wide)
+    graph.own = types
+    return graph
+
+
+def _named_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _compute_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> None:
+    """Every operation of a graph again in float64, on these parameters and inputs."""
+
+    def wide(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x.to(WIDE.get(x.dtype, x.dtype))
+        return WIDE.get(x, x) if isinstance(x, torch.dtype) else x
+
+    leaves = {
+        i: wide(given.get(source, graph.values[i]))
+        for i, source in enumerate(graph.source)
+        if source != "node"
+    }
+    for node in graph.nodes:
+        node.args, node.kwargs = tree_map(wide, node.args), tree_map(wide, node.kwargs)
+    with torch.no_grad():
+        for i, value in graph.run({}, leaves, everything=True).items():
+            graph.values[i] = value
+
+
+def _recorded(
+    model: Any,
+    inputs: Sequence[Any] | Mapping[str, Any],
+    pick: Pick,
+    train: bool,
+    numbers: Mapping[int, Heard] | None = None,
+    own: bool = False,
+) -> Graph:
+    """One forward pass in float64, or in the model's own types, with these operations' numbers."""
+    graph = Graph(numbers=dict(numbers or {}))
+    wide = model if own else widened(model)
+    names: dict[int, str] = {}
+    hooks: list[Any] = []
+    recorder = Recorder(graph, numbers, own)
+    if isinstance(wide, torch.nn.Module):
+        wide.train(train)
+        for name, module in wide.named_modules():
+            names.setdefault(id(module), name)
+            graph.modules.setdefault(name, type(module).__name__)
+        for name, tensor in _named_tensors(wide):
+            recorder.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
+
+        graph.buffers = {name for name, _ in wide.named_buffers()}
+
+        def enter(module: Any, _: Any) -> None:
+            if id(module) in names:
+                recorder.scopes.append(names[id(module)])
+
+        def leave(module: Any, _: Any, __: Any) -> None:
+            if id(module) in names and recorder.scopes:
+                recorder.scopes.pop()
+
+        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(enter))
+        hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
+    keys, arrays = split_inputs(inputs)
+    tensors = list(arrays) if own else [to_torch(x) for x in arrays]
+    for number, tensor in enumerate(tensors):
+        recorder.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
+    try:
+        default = None if own else torch.float64
+        with _quiet_torch(default), torch.no_grad(), Attention(), recorder:
+            try:
+                out = call(wide, keys, tensors)
+            except PortError:
+                raise
+            except Exception as error:
+                shapes = ", ".join(
+                    f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors
+                )
+                raise PortError(
+                    f"the PyTorch model refuses its inputs ({shapes}): "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            picked = pick(out)  # a function that picks may compute
+    finally:
+        for hook in hooks:
+            hook.remove()
+    graph.outputs += [recorder.known(tensor) for tensor in picked]
+    graph.finish()
+    return graph

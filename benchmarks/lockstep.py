@@ -19,6 +19,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,14 @@ PAIRS = {
 DIVERGES = "--clip=1e9 --lr=0.5"  # rounding alone is beyond what float32 and bfloat16 decide
 
 
+def diverges(row: dict[str, Any]) -> bool:
+    return DIVERGES in row["flags"] and "--precision=fp64" not in row["flags"]
+
+
 def is_fault(row: dict[str, Any]) -> bool:
     """Whether a verdict on sound twins is wrong. Where training diverges it may be undecided in
     float32 and bfloat16; different it may never be."""
-    may_be_open = DIVERGES in row["flags"] and "--precision=fp64" not in row["flags"]
-    return row["verdict"] not in (("same", "undecided") if may_be_open else ("same",))
+    return row["verdict"] not in (("same", "undecided") if diverges(row) else ("same",))
 
 
 def pair_of(number: int) -> dict[str, Any]:
@@ -164,32 +168,38 @@ def sound_pair(number: int) -> dict[str, Any]:
 
 
 def sound_pairs(work: Path, count: int) -> dict[str, Any]:
-    """Verdicts on `count` short runs, some in a process, since compiled programs stay in it.
+    """Verdicts on `count` short runs, and on those between them that diverge. Some are in a
+    process, since compiled programs stay in it.
 
     JAX_COMPILATION_CACHE_DIR, where it is set, spares most of the compilations.
     """
     path = work / "sound_pairs.jsonl"
-    rows = path.read_text().splitlines() if path.exists() else []
-    while len(rows) < count:
-        numbers = [len(rows), min(count, len(rows) + 10)]
+    found = _read_rows(path)
+    while sum(not diverges(row) for row in found) < count:
+        numbers = [len(found), len(found) + 10]
         subprocess.run(
             [sys.executable, __file__, "--work", work, "--part", json.dumps(numbers)], check=True
         )
-        rows = path.read_text().splitlines()
-    found = [json.loads(row) for row in rows]
+        found = _read_rows(path)
+    calm = [row for row in found if not diverges(row)]
     return {
-        "pairs": len(found),
-        "same": sum(row["verdict"] == "same" for row in found),
-        "different": sum(row["verdict"] == "different" for row in found),
-        "undecided_where_training_diverges": sum(
-            row["verdict"] == "undecided" and not is_fault(row) for row in found
-        ),
+        "pairs": len(calm),
+        "verdicts": _counted(calm),
+        "diverging": _counted([row for row in found if diverges(row)]),
         "others": [row for row in found if row["verdict"] != "same"],
         "largest_own_update": max(row["largest"]["own"]["gap"] for row in found),
         "by_precision": {
-            p: sum(f"--precision={p}" in row["flags"] for row in found) for p in PAIRS["precision"]
+            p: sum(f"--precision={p}" in row["flags"] for row in calm) for p in PAIRS["precision"]
         },
     }
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+
+def _counted(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return dict(Counter(row["verdict"] for row in rows))
 
 
 def part_of_pairs(work: Path, first: int, last: int) -> None:
@@ -337,7 +347,8 @@ def main() -> int:
     for name, part in found.get("lockstep", {}).items():
         print(f"{name}: {part['line']}")
     if pairs := found.get("sound_pairs"):
-        print(f"{pairs['same']} of {pairs['pairs']} short runs of sound twins: same")
+        print(f"{pairs['pairs']} short runs of sound twins: {pairs['verdicts']}")
+        print(f"short runs that diverge: {pairs['diverging']}")
     if args.json:
         args.json.write_text(_named_here(found, [args.cifar, args.work]))
     if wrong := mismatches(found):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared_vit.run.state import StepScalars
+from shared_vit.run.state import StepScalars, TrainState
 from torch_vit.results import LazyResult
 from torch_vit.trainer import DeviceBatch, Trainer
 
@@ -41,6 +41,20 @@ class WatchedTrainer(Trainer):
 
     def load_params(self, params: Mapping[str, np.ndarray]) -> None:
         _fill_all(self._tensors, params)
+
+    def load(self, state: TrainState) -> None:
+        """As `Trainer.load`; a state of the arrays that are held is copied into their place."""
+        held: dict[str, dict[str, Tensor]] = getattr(self, "slots", {})
+        fits = bool(held) and list(held) == list(state.slots)
+        if not fits or self.averaged is not None or self.scaler is not None:
+            super().load(state)
+            return
+        self.step, self.adam_count = state.step, int(state.scalars["adam_count"])
+        self.load_params(state.params)
+        for slot, tensors in held.items():
+            _fill_all(tensors, state.slots[slot])
+        for found in self.optimizer.state.values():
+            found["step"].fill_(float(self.adam_count))
 
     def _backward(self, batch: DeviceBatch) -> Any:
         loss = super()._backward(batch)

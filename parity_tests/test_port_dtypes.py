@@ -10,10 +10,11 @@ import torch
 
 from twinvit import port
 from twinvit.port.record.closed_forms import unrounded
-from twinvit.port.record.jax_dependence import as_it_runs, rounds_to
+from twinvit.port.record.jax_dependence import as_it_runs
 from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_place import frames
 from twinvit.port.record.jax_trace import Traced, evaluate, trace, trace_as_it_runs
+from twinvit.port.record.jax_types import rounds_to
 from twinvit.port.record.torch_types import Apart, differing, heard, with_numbers
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from twinvit.port.record import jax_interpreter, jax_types
+from twinvit.port.record import jax_equations, jax_types
 from twinvit.port.record.jax_interpreter import Interpreter
 
 _ARITHMETIC = frozenset(
@@ -59,7 +59,7 @@ class Watch(Interpreter):
     def _evaluate(
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
     ) -> Any:
-        subfuns, bind_params = jax_interpreter.bind_params(eqn, params)
+        subfuns, bind_params = jax_equations.bind_params(eqn, params)
         out = eqn.primitive.bind(*subfuns, *values, **bind_params)
         self._left = name in _ARITHMETIC and _left(eqn, name, params, values, out)
         return out
@@ -97,7 +97,7 @@ def _left(eqn: Any, name: str, params: dict[str, Any], values: list[Any], out: A
     }
     try:
         with jax.enable_x64(True):
-            subfuns, bind_params = jax_interpreter.bind_params(eqn, wide)
+            subfuns, bind_params = jax_equations.bind_params(eqn, wide)
             exact = eqn.primitive.bind(
                 *subfuns,
                 *(x.astype(np.int64) if x.dtype.kind == "i" else x for x in operands),

@@ -8,15 +8,16 @@ rounding is not that of the program in its own types depends on the type (finfo(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 from jax.extend import core as jex_core
 
 from twinvit.port.record.closed_forms import unrounded
+from twinvit.port.record.jax_pool import unrounded_by
+from twinvit.port.record.jax_types import kind, rounds_to
 
 _SAME_NUMBERS = ("convert_element_type", "copy", "reduce_precision")
 _UNSAID = frozenset(
@@ -58,7 +59,7 @@ def as_it_runs(wide: Any, own: Any, place: Callable[[Any], str]) -> tuple[Any, D
     except _Apart as reason:
         found.apart = str(reason)
         found.constants.clear()
-    return _unrounded(own, _Pool(wide)), found
+    return unrounded_by(wide, own), found
 
 
 def _closed(wide: Any, own: Any, place: Callable[[Any], str], found: Dependence) -> Any:
@@ -187,16 +188,8 @@ def _converts(eqn: Any) -> bool:
     """True for an equation that only changes the width of a type."""
     if eqn.primitive.name not in _SAME_NUMBERS:
         return False
-    kinds = [_kind(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)]
+    kinds = [kind(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)]
     return kinds[0] == kinds[-1]
-
-
-def _kind(dtype: Any) -> str:
-    """Types of one kind differ by their width: "f", "i", "u", "c", "b"; others are themselves."""
-    for kind, name in ((np.floating, "f"), (np.complexfloating, "c"), (np.integer, "i")):
-        if jax.dtypes.issubdtype(dtype, kind):
-            return name
-    return str(dtype)
 
 
 def _sources(jaxpr: Any) -> Callable[[Any], Any]:
@@ -229,82 +222,3 @@ def _same_setting(mine: Any, theirs: Any) -> bool:
 
 def _is_dtype(x: Any) -> bool:
     return isinstance(x, np.dtype) or isinstance(x, type) and issubclass(x, np.generic)
-
-
-def rounds_to(mine: Any, theirs: Any) -> bool:
-    """True if numbers are, rounded to the type of the others, these, number by number."""
-    a, b = np.asarray(mine), np.asarray(theirs)
-    if _kind(a.dtype) != _kind(b.dtype):
-        return False
-    with np.errstate(over="ignore"):
-        rounded = a.astype(b.dtype)
-    return bool(np.array_equal(rounded, b, equal_nan=_kind(b.dtype) in "fc"))
-
-
-class _Pool:
-    """The floating-point constants of a program, by their rounding."""
-
-    def __init__(self, closed: Any) -> None:
-        self.values = [np.asarray(x) for x in _constants(closed)]
-        self.by_size: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for x in self.values:
-            if _kind(x.dtype) in "fc":
-                self.by_size.setdefault(x.shape, []).append(x)
-
-    def unrounded(self, value: Any) -> Any:
-        """The one constant that rounds to this one; itself where there is none, or several."""
-        own = np.asarray(value)
-        if _kind(own.dtype) not in "fc":
-            return value
-        found = {x.tobytes(): x for x in self.by_size.get(own.shape, []) if rounds_to(x, own)}
-        return next(iter(found.values())) if len(found) == 1 else value
-
-
-def _constants(closed: Any) -> Iterator[Any]:
-    yield from closed.consts
-    yield from _literals(closed.jaxpr)
-
-
-def _literals(jaxpr: Any) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        yield from (v.val for v in eqn.invars if isinstance(v, jex_core.Literal))
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if hasattr(value, "consts"):
-                yield from _constants(value)
-            elif hasattr(value, "eqns"):
-                yield from _literals(value)
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "consts") or hasattr(x, "eqns")
-
-
-def _unrounded(closed: Any, pool: _Pool) -> Any:
-    """A closed jaxpr with the constants of another program that round to its own."""
-    consts = [pool.unrounded(c) for c in closed.consts]
-    return closed.replace(jaxpr=_unrounded_jaxpr(closed.jaxpr, pool), consts=consts)
-
-
-def _unrounded_jaxpr(jaxpr: Any, pool: _Pool) -> Any:
-    def param(value: Any) -> Any:
-        if hasattr(value, "consts"):
-            return _unrounded(value, pool)
-        if hasattr(value, "eqns"):
-            return _unrounded_jaxpr(value, pool)
-        if isinstance(value, tuple | list) and any(map(_is_jaxpr, value)):
-            return type(value)(map(param, value))
-        return value
-
-    def literal(v: Any) -> Any:
-        if not isinstance(v, jex_core.Literal):
-            return v
-        value = pool.unrounded(v.val)
-        return v if value is v.val else jex_core.Literal(value, v.aval)
-
-    eqns = [
-        e.replace(
-            invars=[literal(v) for v in e.invars], params={k: param(x) for k, x in e.params.items()}
-        )
-        for e in jaxpr.eqns
-    ]
-    return jaxpr.replace(eqns=eqns)

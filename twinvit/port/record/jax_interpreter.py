@@ -15,6 +15,7 @@ from jax.extend import core as jex_core
 
 from twinvit.port.errors import PortError
 from twinvit.port.record.jax_collectives import COLLECTIVES, alone
+from twinvit.port.record.jax_equations import SCATTERS, bind_params, scattered
 from twinvit.port.record.jax_internals import traced_within_jax
 from twinvit.port.record.jax_place import Place, frames
 from twinvit.port.record.jax_rules import RULES
@@ -220,8 +221,8 @@ class Interpreter:
             return jax.lax.bitcast_convert_type(values[0], narrow)
         if name in COLLECTIVES:
             return alone(eqn, values)
-        if name in _SCATTERS:
-            return _scattered(name, params, values)
+        if name in SCATTERS:
+            return scattered(name, params, values)
         rule = RULES.get(name)
         if rule is not None:
             result = rule(params, *values)
@@ -290,24 +291,3 @@ class Interpreter:
             carry, carry_ids = self.closed(
                 params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids]
             )
-
-
-_SCATTERS = {
-    f"scatter{mark}{kind}": getattr(jax.lax, f"scatter_{kind}")
-    for kind in ("add", "sub", "mul", "min", "max")
-    for mark in "-_"
-} | {"scatter": jax.lax.scatter}
-
-
-def _scattered(name: str, params: dict[str, Any], values: list[Any]) -> Any:
-    """A scatter in the types of its operands: the function that combines numbers was traced in
-    those of the program."""
-    kept = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-    return _SCATTERS[name](*values, **{k: params[k] for k in kept})
-
-
-def bind_params(eqn: Any, params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    result = eqn.primitive.get_bind_params(params)  # (subfuns, params) or params, by version
-    if isinstance(result, tuple) and len(result) == 2:
-        return list(result[0]), result[1]
-    return [], result

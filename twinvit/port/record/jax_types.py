@@ -51,3 +51,21 @@ def is_float(x: Any) -> bool:
 
 def extended(dtype: Any) -> bool:
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def kind(dtype: Any) -> str:
+    """Types of one kind differ by their width: "f", "i", "u", "c", "b"; others are themselves."""
+    for group, name in ((np.floating, "f"), (np.complexfloating, "c"), (np.integer, "i")):
+        if jax.dtypes.issubdtype(dtype, group):
+            return name
+    return str(dtype)
+
+
+def rounds_to(mine: Any, theirs: Any) -> bool:
+    """True if numbers are, rounded to the type of the others, these, number by number."""
+    a, b = np.asarray(mine), np.asarray(theirs)
+    if kind(a.dtype) != kind(b.dtype):
+        return False
+    with np.errstate(over="ignore"):
+        rounded = a.astype(b.dtype)
+    return bool(np.array_equal(rounded, b, equal_nan=kind(b.dtype) in "fc"))

@@ -193,33 +193,18 @@ def _recorded(
     """One forward pass in float64, or in the model's own types, with these operations' numbers."""
     graph = Graph(numbers=dict(numbers or {}))
     wide = model if own else widened(model)
-    names: dict[int, str] = {}
-    hooks: list[Any] = []
     recorder = Recorder(graph, numbers, own)
+    hooks: list[Any] = []
     if isinstance(wide, torch.nn.Module):
         wide.train(train)
-        for name, module in wide.named_modules():
-            names.setdefault(id(module), name)
-            graph.modules.setdefault(name, type(module).__name__)
         for name, tensor in _named_tensors(wide):
-            recorder.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
-
+            recorder.tracked.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
         graph.buffers = {name for name, _ in wide.named_buffers()}
-
-        def enter(module: Any, _: Any) -> None:
-            if id(module) in names:
-                recorder.scopes.append(names[id(module)])
-
-        def leave(module: Any, _: Any, __: Any) -> None:
-            if id(module) in names and recorder.scopes:
-                recorder.scopes.pop()
-
-        hooks.append(torch.nn.modules.module.register_module_forward_pre_hook(enter))
-        hooks.append(torch.nn.modules.module.register_module_forward_hook(leave, always_call=True))
+        hooks = _follow_modules(wide, graph, recorder.tracked.scopes)
     keys, arrays = split_inputs(inputs)
     tensors = list(arrays) if own else [to_torch(x) for x in arrays]
     for number, tensor in enumerate(tensors):
-        recorder.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
+        recorder.tracked.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
     try:
         default = None if own else torch.float64
         with _quiet_torch(default), torch.no_grad(), Attention(), recorder:
@@ -239,6 +224,28 @@ def _recorded(
     finally:
         for hook in hooks:
             hook.remove()
-    graph.outputs += [recorder.known(tensor) for tensor in picked]
+    graph.outputs += [recorder.tracked.known(tensor) for tensor in picked]
     graph.finish()
     return graph
+
+
+def _follow_modules(model: torch.nn.Module, graph: Graph, scopes: list[str]) -> list[Any]:
+    """Have the name of the module that runs at the end of `scopes`; returns the hooks."""
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        names.setdefault(id(module), name)
+        graph.modules.setdefault(name, type(module).__name__)
+
+    def enter(module: Any, _: Any) -> None:
+        if id(module) in names:
+            scopes.append(names[id(module)])
+
+    def leave(module: Any, _: Any, __: Any) -> None:
+        if id(module) in names and scopes:
+            scopes.pop()
+
+    hooks = torch.nn.modules.module
+    return [
+        hooks.register_module_forward_pre_hook(enter),
+        hooks.register_module_forward_hook(leave, always_call=True),
+    ]

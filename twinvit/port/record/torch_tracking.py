@@ -1,0 +1,186 @@
+"""Which recorded value each tensor of a running model holds, and the views of each storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
+from twinvit.port.record.torch_calls import restride, scatter
+
+
+class Tracked:
+    """The tensors of a model that is recorded, and their values' ids in its graph.
+
+    Attributes:
+        graph: what is recorded into.
+        scopes: names of the modules that run now, outermost first.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.scopes: list[str] = []
+        # A tensor and its value by the tensor's `id`, which is used again when a tensor is gone.
+        self._ids: dict[int, tuple[torch.Tensor, int]] = {}
+        self._by_storage: dict[int, list[torch.Tensor]] = {}
+        self._storages: dict[int, int] = {}
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """True for a tensor with a value."""
+        return id(tensor) in self._ids
+
+    def id_of(self, tensor: torch.Tensor) -> int:
+        """The id of a tensor's value, which is tracked."""
+        return self._ids[id(tensor)][1]
+
+    def points(self, tensor: torch.Tensor, value_id: int) -> None:
+        """A tensor holds another value from now on."""
+        self._ids[id(tensor)] = (tensor, value_id)
+
+    def add(
+        self,
+        op: Any,
+        name: str,
+        args: tuple[Any, ...],
+        value: torch.Tensor,
+        where: str,
+    ) -> int:
+        """Add an operation with one result to the graph; returns the result's id."""
+        index = len(self.graph.nodes)
+        out = self.graph.add_value(value, "node", index)
+        scope = self.scopes[-1] if self.scopes else ""
+        self.graph.nodes.append(Node(index, op, name, args, {}, [out], scope, where))
+        return out
+
+    def track(self, tensor: torch.Tensor, value_id: int) -> None:
+        """A tensor that was not known holds this value."""
+        self.points(tensor, value_id)
+        storage = tensor.untyped_storage()._cdata
+        self._storages[id(tensor)] = storage
+        self._by_storage.setdefault(storage, []).append(tensor)
+
+    def known(self, tensor: torch.Tensor) -> int:
+        """The id of a tensor; one that no operation made is a constant."""
+        held = self._storages.get(id(tensor))
+        if held is not None and held != tensor.untyped_storage()._cdata:
+            # `tensor.data = other` happened: no operation says so.
+            self._by_storage[held] = [t for t in self._by_storage[held] if t is not tensor]
+            del self._ids[id(tensor)], self._storages[id(tensor)]
+        if not self.holds(tensor):
+            alias = self._alias(tensor)
+            if alias is not None:
+                self.points(tensor, alias)
+                return alias
+            self.track(tensor, self.graph.add_value(tensor.detach(), "const"))
+        return self.id_of(tensor)
+
+    def _alias(self, tensor: torch.Tensor) -> int | None:
+        """The id of a tensor that shares a recorded one's storage (a view that C++ made without an
+        operation)."""
+        group = self._by_storage.get(tensor.untyped_storage()._cdata, [])
+        geometry = (list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset()))
+        for other in reversed(group):
+            value_id = self.id_of(other)
+            value = self.graph.values[value_id]
+            if (
+                value.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+                or value.dtype != tensor.dtype
+            ):
+                continue
+            if (list(value.shape), list(value.stride()), int(value.storage_offset())) == geometry:
+                return value_id
+            if (
+                value.is_contiguous()
+                and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+            ):
+                return self.add(
+                    restride, "restride", (Ref(value_id), *geometry), tensor.detach(), ""
+                )
+        return None
+
+    def record(
+        self,
+        op: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        where: str,
+        narrowed: torch.dtype | None = None,
+    ) -> Any:
+        """Add an operation with its operands and results to the graph; returns `out`."""
+        graph = self.graph
+
+        def refs(tree: Any) -> Any:
+            if isinstance(tree, torch.Tensor):
+                return Ref(self.known(tree))
+            if isinstance(tree, tuple | list):
+                return (
+                    type(tree)(refs(t) for t in tree)
+                    if type(tree) in (tuple, list)
+                    else list(map(refs, tree))
+                )
+            if isinstance(tree, dict):
+                return {k: refs(v) for k, v in tree.items()}
+            return tree
+
+        args, kwargs = refs(args), refs(kwargs)
+        index = len(graph.nodes)
+        outs: list[int | None] = []
+        for tensor in flat_tensors(out):
+            if tensor is None:
+                outs.append(None)
+                continue
+            value_id = graph.add_value(tensor.detach(), "node", index)
+            self.track(tensor, value_id)
+            outs.append(value_id)
+        scope = self.scopes[-1] if self.scopes else ""
+        graph.nodes.append(
+            Node(index, op, name, tuple(args), kwargs, outs, scope, where, narrowed=narrowed)
+        )
+        return out
+
+    def keep_written(self, target: torch.Tensor) -> None:
+        """Keep the recorded values of a storage that is to be written to as they are."""
+        self.known(target)
+        storage = target.untyped_storage()._cdata
+        for tensor in self._by_storage.get(storage, []):
+            value_id = self.id_of(tensor)
+            value = self.graph.values[value_id]
+            if value.untyped_storage()._cdata == storage:
+                self.graph.values[value_id] = value.clone()
+
+    def derive(self, target: torch.Tensor, new_id: int, where: str) -> None:
+        """Give `target`, which was written to, and all its views their new values."""
+        group = self._by_storage[target.untyped_storage()._cdata]
+        total = target.untyped_storage().nbytes() // target.element_size()
+
+        def full(t: torch.Tensor) -> bool:
+            return t.is_contiguous() and t.numel() == total
+
+        base = next((t for t in group if full(t)), None)
+        old_ids = {id(t): self.id_of(t) for t in group}
+        self.points(target, new_id)
+        if base is None or not target.is_floating_point():
+            for t in group:
+                if t is not target:
+                    self.points(t, self.graph.add_value(t.detach().clone(), "const"))
+            return
+
+        def emit(op: Any, args: tuple[Any, ...], value: torch.Tensor) -> int:
+            return self.add(op, op.__name__, args, value.detach().clone(), where)
+
+        def geometry(t: torch.Tensor) -> tuple[list[int], list[int], int]:
+            return list(t.shape), list(t.stride()), int(t.storage_offset())
+
+        if base is target:
+            base_id = new_id
+        elif full(target):
+            base_id = emit(restride, (Ref(new_id), *geometry(base)), base)
+        else:
+            base_id = emit(scatter, (Ref(old_ids[id(base)]), Ref(new_id), *geometry(target)), base)
+        self.points(base, base_id)
+        for t in group:
+            if t is not target and t is not base:
+                self.points(t, emit(restride, (Ref(base_id), *geometry(t)), t))

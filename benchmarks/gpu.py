@@ -174,10 +174,14 @@ def write_attention(args, path: str) -> None:
 
         def padded(x, n=n, padding=padding):
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0), (0, 0)))
-            return ops.attention(x, low, n)[:, :n]
+            return ops.attention(*jnp.unstack(x, axis=2), low, n)[:, :n]
 
-        exact = values(lambda x: ops.attention(x, full), qkv.astype("float32"), g.astype("float32"))
-        found = {"fused": padded, "plain": lambda x: ops._attention(x, low.tf32)}
+        def plain(x, policy):
+            return ops._attention(*jnp.unstack(x, axis=2), policy.tf32)
+
+        wide = (array.astype("float32") for array in (qkv, g))
+        exact = values(lambda x: plain(x, full), *wide)
+        found = {"fused": padded, "plain": lambda x: plain(x, low)}
         distances = {
             name: max(
                 float(np.linalg.norm(a - b) / np.linalg.norm(b))

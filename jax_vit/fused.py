@@ -43,13 +43,13 @@ def applies(shape: tuple[int, int, int, int], policy: Policy) -> bool:
 @cache
 def _taken(shape: tuple[int, int, int], capability: float) -> bool:
     """Whether JAX takes shape [N, heads, d] in the forward pass and in the gradient."""
-    qkv = jax.ShapeDtypeStruct((1, shape[0], 3, *shape[1:]), jnp.bfloat16)
+    each = jax.ShapeDtypeStruct((1, *shape), jnp.bfloat16)
 
-    def total(qkv: Array) -> Array:
-        return fused_attention(qkv, shape[0] - 1).sum()
+    def total(q: Array, k: Array, v: Array) -> Array:
+        return fused_attention(q, k, v, shape[0] - 1).sum()
 
     try:
-        jax.eval_shape(jax.grad(total), qkv)
+        jax.eval_shape(jax.grad(total, (0, 1, 2)), each, each, each)
     except (NotImplementedError, ValueError, RuntimeError) as error:
         if jax.process_index() == 0:
             n, heads, d = shape
@@ -62,24 +62,25 @@ def _taken(shape: tuple[int, int, int], capability: float) -> bool:
     return True
 
 
-def fused_attention(qkv: Array, num_tokens: int) -> Array:
-    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
+def fused_attention(q: Array, k: Array, v: Array, num_tokens: int) -> Array:
+    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of q, k and v [B, N, heads, d], in their dtype.
 
     Only the first `num_tokens` keys count. What comes out for the queries behind them has no
     meaning, and no gradient comes back to them.
     """
-    b, n = qkv.shape[:2]
+    b, n = q.shape[:2]
     # All queries count, so that no row of the output is left unwritten. Lengths are given even
     # where nothing is padded: without a padding mask cuDNN's gradient can be NaN if the keys end
     # inside a tile (NVIDIA/cudnn-frontend, issues 160 and 1072).
     queries, keys = jnp.full(b, n, jnp.int32), jnp.full(b, num_tokens, jnp.int32)
     if num_tokens < n:
         # Not for the forward pass: it keeps what cuDNN may leave there out of the gradient.
-        qkv = jnp.where((jnp.arange(n) < num_tokens)[:, None, None, None], qkv, 0)
+        counts = (jnp.arange(n) < num_tokens)[:, None, None]
+        q, k, v = (jnp.where(counts, x, 0) for x in (q, k, v))
     return jax.nn.dot_product_attention(
-        qkv[:, :, 0],
-        qkv[:, :, 1],
-        qkv[:, :, 2],
+        q,
+        k,
+        v,
         query_seq_lengths=queries,
         key_value_seq_lengths=keys,
         implementation="cudnn",

@@ -61,7 +61,8 @@ class Attention(nnx.Module):
         b, n, d = x.shape
         x = pad_tokens(x, self.num_heads, self.policy)
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
-        x = attention(qkv, self.policy, n)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        x = attention(q, k, v, self.policy, n)
         return self.proj(x.reshape(b, -1, d))[:, :n]
 
 

@@ -194,33 +194,33 @@ def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def attention(qkv: Array, policy: Policy, num_tokens: int | None = None) -> Array:
-    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
+def attention(q: Array, k: Array, v: Array, policy: Policy, num_tokens: int | None = None) -> Array:
+    """softmax(q k^T / sqrt(d)) v [B, M, heads, d] of q [B, M, heads, d] and k and v [B, N, heads,
+    d], in their dtype.
 
     Scores are scaled before the softmax, which is float32 or more. `num_tokens` is the number of
     tokens without the padding of `jax_vit.fused`, N by default.
     """
-    b, n, _, heads, d = qkv.shape
-    if fused.applies((b, n, heads, d), policy):
-        return fused.fused_attention(qkv, num_tokens or n)
-    return _attention(qkv, policy.tf32)
+    if q.shape == k.shape and fused.applies(q.shape, policy):
+        return fused.fused_attention(q, k, v, num_tokens or k.shape[1])
+    return _attention(q, k, v, policy.tf32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attention(qkv: Array, tf32: bool) -> Array:
-    return _attention_forward(qkv, tf32)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(q: Array, k: Array, v: Array, tf32: bool) -> Array:
+    return _attention_forward(q, k, v, tf32)[0]
 
 
-def _attention_forward(qkv: Array, tf32: bool) -> tuple[Array, tuple]:
+def _attention_forward(q: Array, k: Array, v: Array, tf32: bool) -> tuple[Array, tuple]:
     # XLA on CPUs lacks bf16 products of some other orders.
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = _heads("bhqd,bhkd->bhqk", q, k, tf32) * (q.shape[-1] ** -0.5)
     weights = jax.nn.softmax(scores, axis=-1)
     out = _heads("bhqk,bhkd->bhqd", weights.astype(q.dtype), v, tf32).astype(q.dtype)
     return out.swapaxes(1, 2), (q, k, v, weights, out)
 
 
-def _attention_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array]:
+def _attention_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
     # Written out as fused attention has it (Dao et al. 2022, appendix B): cotangents of products
     # are rounded, and the softmax's sum is taken over d instead of over N.
     q, k, v, weights, out = residuals
@@ -232,7 +232,8 @@ def _attention_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array]:
     dscores = (weights * (dweights - total) * (q.shape[-1] ** -0.5)).astype(q.dtype)
     dq = _heads("bhqk,bhkd->bhqd", dscores, k, tf32)
     dk = _heads("bhqk,bhqd->bhkd", dscores, q, tf32)
-    return (jnp.stack([dq, dk, dv]).astype(q.dtype).transpose(1, 3, 0, 2, 4),)
+    dq, dk, dv = (x.astype(q.dtype).swapaxes(1, 2) for x in (dq, dk, dv))
+    return dq, dk, dv
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -105,9 +105,9 @@ def test_a_refused_shape_falls_back_with_one_notice(error, monkeypatch, capsys):
 
 def test_jax_refuses_the_gradient_without_padding():
     """The refusal that the padding is for; when JAX takes odd numbers, the padding can go."""
-    qkv = jax.ShapeDtypeStruct((2, 197, 3, 4, 64), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((2, 197, 4, 64), jnp.bfloat16)
     with device.pretend(H100), pytest.raises(NotImplementedError, match="197"):
-        jax.eval_shape(jax.grad(lambda x: fused.fused_attention(x, 197).sum()), qkv)
+        jax.eval_shape(jax.grad(lambda x: fused.fused_attention(x, x, x, 197).sum()), x)
 
 
 @pytest.mark.parametrize("change", [dict(precision="fp32"), dict(platform="cpu"), dict(rocm=True)])
@@ -181,7 +181,7 @@ def test_padding_changes_nothing(cfg, x64, request):
 def test_a_key_of_padding_that_counts_is_noticed(x64, request, monkeypatch):
     expected, real = unpadded(ODD), fused.fused_attention
     request.getfixturevalue("padded")
-    monkeypatch.setattr(fused, "fused_attention", lambda qkv, n: real(qkv, qkv.shape[1]))
+    monkeypatch.setattr(fused, "fused_attention", lambda q, k, v, n: real(q, k, v, q.shape[1]))
     assert worst(values(ODD), expected)[0] > 1e-3
 
 

@@ -61,14 +61,14 @@ def test_gradients_written_by_hand_are_the_derivatives(x64):
         mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
         return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + bias
 
-    def attention(qkv):
-        q, k, v = (qkv[:, :, i] for i in range(3))
+    def attention(q, k, v):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
 
     for own, plain, shapes in (
         (partial(ops._layer_norm, eps=1e-6), norm, [(2, 5, 12), (12,), (12,)]),
-        (lambda qkv: ops.attention(qkv, policy), attention, [(2, 5, 3, 3, 4)]),
+        (partial(ops.attention, policy=policy), attention, [(2, 5, 3, 4)] * 3),
+        (partial(ops.attention, policy=policy), attention, [(2, 1, 3, 4), *[(2, 5, 3, 4)] * 2]),
     ):
         arrays = [rng.standard_normal(shape) for shape in shapes]
         value, pull_back = jax.vjp(own, *arrays)

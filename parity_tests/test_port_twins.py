@@ -61,9 +61,9 @@ def test_a_mutation_of_the_code_is_named_with_its_place(monkeypatch):
     """The scores scaled by the width of the model, not of a head."""
     original = jax_vit.ops.attention
 
-    def scaled(qkv, policy, *rest):
-        factor = (1 / qkv.shape[3]) ** 0.5  # d / width
-        return original(qkv.at[:, :, 0].multiply(factor), policy, *rest)
+    def scaled(q, *rest):
+        factor = (1 / q.shape[2]) ** 0.5  # d / width
+        return original(q * factor, *rest)
 
     monkeypatch.setattr(jax_vit.model, "attention", scaled)
     report = explain(BLOCKS)

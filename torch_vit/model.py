@@ -60,7 +60,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        x = attention(qkv, self.policy)
+        q, k, v = qkv.unbind(2)
+        x = attention(q, k, v, self.policy)
         return self.proj(x.reshape(b, n, d))
 
 

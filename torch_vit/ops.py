@@ -88,12 +88,13 @@ def gelu(x: Tensor, approximate: bool) -> Tensor:
     return F.gelu(x, approximate="tanh" if approximate else "none")
 
 
-def attention(qkv: Tensor, policy: Policy) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v [B, N, heads, d] of qkv [B, N, 3, heads, d], in its dtype.
+def attention(q: Tensor, k: Tensor, v: Tensor, policy: Policy) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v [B, M, heads, d] of q [B, M, heads, d] and k and v [B, N, heads,
+    d], in their dtype.
 
     Scores are scaled before the softmax, which is float32 or more.
     """
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 

@@ -10,24 +10,8 @@ import numpy as np
 import torch
 
 from twinvit.port.index import SMALLEST, Index, fingerprint
+from twinvit.port.ops import ELEMENTWISE, LAYOUT
 from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
-
-LAYOUT = frozenset(
-    "view reshape permute transpose t expand clone "
-    "contiguous detach unsqueeze squeeze alias to lift_fresh "
-    "lift_fresh_copy _reshape_alias numpy_T mT movedim "
-    "flatten restride view_as_real view_as_complex _conj copy".split()
-)
-"""Operations that return the same numbers, at most in another order (where their size stays)."""
-
-ELEMENTWISE = frozenset(
-    "mul div add sub rsub pow exp neg erf tanh sigmoid silu relu "
-    "gelu leaky_relu elu softplus mish hardswish hardsigmoid "
-    "hardtanh clamp clamp_min clamp_max sqrt rsqrt reciprocal "
-    "log log1p abs where maximum minimum to clone square "
-    "expm1 threshold".split()
-)
-
 
 FITS = 1e-11
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from twinvit.port.call import LAYOUT
+from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Graph
 
 

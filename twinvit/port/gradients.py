@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from twinvit.port.index import Index, distance, evidence, layouts
+from twinvit.port.ops import STRAIGHT_THROUGH
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
@@ -25,19 +26,6 @@ from twinvit.port.search.session import Session
 TOLERANCE = 1e-10
 LAYERS = 64  # a longer first axis is none of stacked layers
 SECONDS = 60.0  # spent on the search for one cause
-STEPS = (
-    "round",
-    "floor",
-    "ceil",
-    "sign",
-    "trunc",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "hardtanh",
-    "gt",
-    "heaviside",
-)
 
 
 def reference_gradients(
@@ -307,7 +295,7 @@ def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., An
                 "the reference detaches this; in the port a gradient flows through it",
                 lambda x: x,
             )
-        if node.name in STEPS and node.refs:
+        if node.name in STRAIGHT_THROUGH and node.refs:
 
             def through(x: torch.Tensor, *args: Any, op: Any = op, **kwargs: Any) -> torch.Tensor:
                 return x + (op(x, *args, **kwargs) - x).detach()

@@ -10,6 +10,7 @@ import torch
 
 from twinvit.port.errors import PortError
 from twinvit.port.index import Index, align_distance, evidence
+from twinvit.port.ops import RANDOM
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
 from twinvit.port.record import jax_trace, torch_program
@@ -19,18 +20,6 @@ from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.session import Session
 
 CHECKED = 1 << 21  # parameters up to which a model is run again by itself
-RANDOM = (
-    "native_dropout",
-    "bernoulli",
-    "rand",
-    "randn",
-    "rand_like",
-    "randn_like",
-    "uniform",
-    "normal",
-    "randint",
-    "multinomial",
-)
 
 
 def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:

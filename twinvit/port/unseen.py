@@ -6,11 +6,9 @@ from collections.abc import Container
 
 import torch
 
+from twinvit.port.ops import LINEAR, LOWER_AT, MASKING, MOVES, TAILED, UPPER_AT
 from twinvit.port.record.graph import Graph
-from twinvit.port.search.session import MOVES, Session
-
-BOUNDED = {"clamp": (1, 2), "hardtanh": (1, 2), "clamp_min": (1, None), "clamp_max": (None, 1)}
-"""Operations with bounds: which argument is the lower one, which the upper one."""
+from twinvit.port.search.session import Session
 
 
 def _raw(session: Session, value: int) -> bool:
@@ -24,7 +22,7 @@ def _raw(session: Session, value: int) -> bool:
             node = graph.nodes[user]
             if node.name in MOVES:
                 layer += [o for o in node.outs if o is not None and o not in layer]
-            elif node.name not in ("convolution", "mm", "addmm"):
+            elif node.name not in LINEAR:
                 return False
     return True
 
@@ -50,14 +48,14 @@ def _bounds(graph: Graph) -> list[str]:
     """Bounds of operations that no number of these inputs reaches."""
     found: list[str] = []
     for node in graph.nodes:
-        if node.name not in BOUNDED or not node.refs or node.outs[0] is None:
+        if node.name not in LOWER_AT | UPPER_AT or not node.refs or node.outs[0] is None:
             continue
         x, y = graph.values[node.refs[0]], graph.values[node.outs[0]]
         if x.is_complex() or x.shape != y.shape or not x.numel():
             continue
         low, high = (
             None if at is None else node.args[at] if at < len(node.args) else None
-            for at in BOUNDED[node.name]
+            for at in (LOWER_AT.get(node.name), UPPER_AT.get(node.name))
         )
         idle = [
             side
@@ -106,14 +104,14 @@ def unseen(session: Session, kinds: tuple[str, ...], tried: Container[int] = ())
     found += _bounds(graph)
     for node in graph.nodes:
         if (
-            node.name in ("gelu", "silu")
+            node.name in TAILED
             and node.refs
             and graph.values[node.refs[0]].numel()
             and float(graph.values[node.refs[0]].abs().max()) < 1
         ):
             found.append(f"{node.place}: no input beyond 1, the activation's tails are not reached")
             break
-    masks = [n for n in graph.nodes if n.name in ("masked_fill", "where")]
+    masks = [n for n in graph.nodes if n.name in MASKING]
     if masks and not any(
         bool(graph.values[r].any())
         for n in masks

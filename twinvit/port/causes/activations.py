@@ -10,28 +10,8 @@ import torch.nn.functional as F
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
+from twinvit.port.ops import ACTIVATIONS, ACTIVATIONS_BEGIN
 
-WHOLE = (
-    "gelu",
-    "relu",
-    "silu",
-    "leaky_relu",
-    "hardtanh",
-    "elu",
-    "celu",
-    "softplus",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "sigmoid",
-    "tanh",
-    "_prelu_kernel",
-    "clamp_min",
-    "clamp",
-)
-"""Activations that are one operation."""
-ANY = (*WHOLE, "erf", "pow", "mul", "div", "exp", "neg")
-"""These, and the operations that one that is written out can begin with."""
 Unary = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -100,13 +80,13 @@ def _at(
 ) -> Iterator[Variant]:
     """The variant at the operation and, where the reference writes the activation out, at the end
     of the expression."""
-    if call.node.name in WHOLE:
+    if call.node.name in ACTIVATIONS:
         yield Variant(text, lambda x, *_, **__: fn(x), solved=solved)
     for end, source in call.elementwise_regions():
         yield Variant(text, fn, refs=(source,), node=end, solved=solved)
 
 
-@cause("gelu_tanh", on=ANY)
+@cause("gelu_tanh", on=ACTIVATIONS_BEGIN)
 def gelu_tanh(call: Call) -> Iterator[Variant]:
     """The port computes GELU's tanh form (`jax.nn.gelu`'s default); the reference does not."""
     text = "the port computes GELU's tanh form (jax.nn.gelu's default)"
@@ -116,7 +96,7 @@ def gelu_tanh(call: Call) -> Iterator[Variant]:
     yield from _at(call, f"{text}{ROUNDED}{advice}", _narrow_tanh_form, constants)
 
 
-@cause("gelu_erf", on=ANY)
+@cause("gelu_erf", on=ACTIVATIONS_BEGIN)
 def gelu_erf(call: Call) -> Iterator[Variant]:
     """The port computes GELU with erf; the reference does not."""
     text = "the port computes GELU with erf; the reference computes another form"
@@ -125,7 +105,7 @@ def gelu_erf(call: Call) -> Iterator[Variant]:
     yield from _at(call, text + ROUNDED, _narrow_erf_form, constants)
 
 
-@cause("gelu_quick", on=ANY)
+@cause("gelu_quick", on=ACTIVATIONS_BEGIN)
 def gelu_quick(call: Call) -> Iterator[Variant]:
     """The port computes quick GELU, x * sigmoid(1.702 x); the reference does not."""
     yield from _at(
@@ -141,7 +121,7 @@ def clip_missing(call: Call) -> Iterator[Variant]:
     yield Variant("the port does not clip these values", lambda x, *_, **__: x.clone())
 
 
-@cause("activation", on=ANY)
+@cause("activation", on=ACTIVATIONS_BEGIN)
 def activation(call: Call) -> Iterator[Variant]:
     """The port uses another activation, or the same with another slope or bound."""
     name = call.node.name

@@ -11,6 +11,7 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
+from twinvit.port.ops import SPLITS
 
 
 def scales(call: Call, present: float) -> list[float]:
@@ -303,15 +304,6 @@ def causal_added(call: Call) -> Iterator[Variant]:
 
 def _permuted(n: int) -> list[tuple[int, ...]]:
     return [p for p in itertools.permutations(range(n)) if p != tuple(range(n))]
-
-
-SPLITS = (
-    "unbind",
-    "split",
-    "split_with_sizes",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-)
 
 
 @cause("qkv_order", on=SPLITS)

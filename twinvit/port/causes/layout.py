@@ -10,8 +10,7 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
-
-VIEWS = ("view", "_reshape_alias")
+from twinvit.port.ops import VIEWS
 
 
 def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:

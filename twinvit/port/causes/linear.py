@@ -9,37 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port.call import LAYOUT, Call
+from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.index import EQUAL, SMALLEST, layouts
-
-WEIGHT = {
-    "addmm": 2,
-    "mm": 1,
-    "convolution": 1,
-    "bmm": 1,
-    "mul": 1,
-    "add": 1,
-    "embedding": 0,
-    "native_layer_norm": 2,
-    "native_batch_norm": 1,
-    "native_group_norm": 1,
-}
-BIAS = {
-    "addmm": 0,
-    "baddbmm": 0,
-    "convolution": 2,
-    "native_layer_norm": 3,
-    "native_batch_norm": 2,
-    "_native_batch_norm_legit_no_training": 2,
-    "native_group_norm": 2,
-}
+from twinvit.port.ops import BIAS_AT, LAYOUT, WEIGHT_AT
 
 
 @cause("weight_transposed", on=("addmm", "mm", "convolution", "bmm"))
 def weight_transposed(call: Call) -> Iterator[Variant]:
     """The port's weight is transposed, or was reshaped where it had to be transposed."""
-    position = WEIGHT[call.node.name]
+    position = WEIGHT_AT[call.node.name]
     if call.parameter(position) is None:
         return
     w = call.args[position]
@@ -140,7 +119,8 @@ def tied_weights(call: Call) -> Iterator[Variant]:
 
 def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
     graph = call.graph
-    positions = sorted({WEIGHT[call.node.name], BIAS.get(call.node.name, WEIGHT[call.node.name])})
+    weight = WEIGHT_AT[call.node.name]
+    positions = sorted({weight, BIAS_AT.get(call.node.name, weight)})
     if call.node.name in ("mul", "add"):
         positions = [0, 1]
     for position in positions:
@@ -306,7 +286,7 @@ def _unlike(a: str, b: str) -> int:
     return sum(p != q for p, q in zip(x, y)) + abs(len(x) - len(y))
 
 
-@cause("bias_missing", on=(*BIAS, "add"))
+@cause("bias_missing", on=(*BIAS_AT, "add"))
 def bias_missing(call: Call) -> Iterator[Variant]:
     """The port lacks a bias."""
     name = call.node.name
@@ -323,7 +303,7 @@ def bias_missing(call: Call) -> Iterator[Variant]:
                     lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone(),
                 )
         return
-    position = BIAS[name]
+    position = BIAS_AT[name]
     bias = call.argument(position)
     if not isinstance(bias, torch.Tensor) or not bool(bias.any()):
         return
@@ -335,7 +315,7 @@ def bias_missing(call: Call) -> Iterator[Variant]:
 
 def _biases(call: Call) -> list[int]:
     """Positions of the arguments that are a bias, a parameter."""
-    positions = (0, 1) if call.node.name == "add" else (BIAS[call.node.name],)
+    positions = (0, 1) if call.node.name == "add" else (BIAS_AT[call.node.name],)
     return [
         p
         for p in positions
@@ -343,7 +323,7 @@ def _biases(call: Call) -> list[int]:
     ]
 
 
-@cause("bias_doubled", on=(*BIAS, "add"))
+@cause("bias_doubled", on=(*BIAS_AT, "add"))
 def bias_doubled(call: Call) -> Iterator[Variant]:
     """The port adds a bias twice."""
     for position in _biases(call):
@@ -352,7 +332,7 @@ def bias_doubled(call: Call) -> Iterator[Variant]:
         )
 
 
-@cause("bias_sign", on=(*BIAS, "add"))
+@cause("bias_sign", on=(*BIAS_AT, "add"))
 def bias_sign(call: Call) -> Iterator[Variant]:
     """The port subtracts a bias."""
     for position in _biases(call):

@@ -11,20 +11,9 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
+from twinvit.port.ops import BATCH_NORMS, EPS_AT, NORMS, ROW_NORMS
 
 EPS = (1e-5, 1e-6, 1e-3, 1e-12, 1e-8, 1e-4, 1e-7, 2e-5, 1e-2, 1e-10, 0.0)
-POSITION = {
-    "native_layer_norm": 4,
-    "native_group_norm": 7,
-    "native_batch_norm": 7,
-    "_native_batch_norm_legit_no_training": 6,
-    "_native_batch_norm_legit": 7,
-    "_fused_rms_norm": 3,
-    "cudnn_batch_norm": 7,
-    "_batch_norm_with_update": 6,
-}
-NORMS = tuple(POSITION)
-BATCH = tuple(n for n in NORMS if "batch_norm" in n)
 TITLES = {
     "native_layer_norm": "LayerNorm",
     "native_group_norm": "GroupNorm",
@@ -39,7 +28,7 @@ def title(call: Call) -> str:
 def parts(call: Call, args: tuple[Any, ...]) -> tuple[torch.Tensor, Any, Any, float]:
     """Input, scale, bias, eps of any normalisation."""
     name = call.node.name
-    eps = args[POSITION[name]]
+    eps = args[EPS_AT[name]]
     if name == "native_layer_norm":
         return args[0], args[2], args[3], eps
     if name == "_fused_rms_norm":
@@ -53,7 +42,7 @@ def _channels(x: torch.Tensor, w: Any) -> Any:
 
 
 def affine(call: Call, x: torch.Tensor, y: torch.Tensor, w: Any, b: Any) -> torch.Tensor:
-    if call.node.name not in ("native_layer_norm", "_fused_rms_norm"):
+    if call.node.name not in ROW_NORMS:
         w, b = _channels(x, w), _channels(x, b)
     y = y if w is None else y * w
     return y if b is None else y + b
@@ -78,7 +67,7 @@ def normalised(
 def norm_eps(call: Call) -> Iterator[Variant]:
     """The port's eps of Layer-, Group-, Batch- or RMSNorm is another one, or stands outside the
     root."""
-    position = POSITION[call.node.name]
+    position = EPS_AT[call.node.name]
     present = call.args[position]
 
     def at(eps: float) -> Callable[..., Any]:
@@ -96,7 +85,7 @@ def norm_eps(call: Call) -> Iterator[Variant]:
                 solved=None if present is None else (eps, present),
             )
     x, w, b, eps = parts(call, call.args)
-    if call.node.name in ("native_layer_norm", "_fused_rms_norm"):
+    if call.node.name in ROW_NORMS:
         axes = own_axes(call)
         center = call.node.name == "native_layer_norm"
 
@@ -138,7 +127,7 @@ def norm_eps_written_out(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("norm_axes", on=("native_layer_norm", "_fused_rms_norm"))
+@cause("norm_axes", on=ROW_NORMS)
 def norm_axes(call: Call) -> Iterator[Variant]:
     """The port normalises over other axes or groups."""
     x, own = call.args[0], own_axes(call)
@@ -202,7 +191,7 @@ def norm_groups(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("bn_mode", on=BATCH)
+@cause("bn_mode", on=BATCH_NORMS)
 def bn_mode(call: Call) -> Iterator[Variant]:
     """The port's BatchNorm normalises by the batch's statistics in evaluation."""
     if call.node.name != "_native_batch_norm_legit_no_training" and call.args[5]:
@@ -260,13 +249,7 @@ def norm_ddof(call: Call) -> Iterator[Variant]:
 def norm_offset(call: Call) -> Iterator[Variant]:
     """The port scales by 1 + w for w, or the other way."""
     name = call.node.name
-    positions = (
-        [2]
-        if name in ("native_layer_norm", "_fused_rms_norm")
-        else [1]
-        if name != "mul"
-        else [0, 1]
-    )
+    positions = [2] if name in ROW_NORMS else [1] if name != "mul" else [0, 1]
     for position in positions:
         if not isinstance(call.argument(position), torch.Tensor) or (
             name == "mul" and call.parameter(position) is None
@@ -292,7 +275,7 @@ def norm_offset_missing(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("norm_kind", on=("native_layer_norm", "_fused_rms_norm"))
+@cause("norm_kind", on=ROW_NORMS)
 def norm_kind(call: Call) -> Iterator[Variant]:
     """The port uses RMSNorm for LayerNorm, or the other way."""
     axes = own_axes(call)
@@ -329,7 +312,7 @@ def scale_missing(call: Call) -> Iterator[Variant]:
                     lambda *args, p=position, **_: args[1 - p].clone(),
                 )
         return
-    position = 2 if name in ("native_layer_norm", "_fused_rms_norm") else 1
+    position = 2 if name in ROW_NORMS else 1
     if isinstance(call.argument(position), torch.Tensor):
         yield Variant(
             f"the port's {title(call)} has no scale; the reference's has",

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.convolution import _flat, _same
-
-POOLS = ("avg_pool2d", "max_pool2d_with_indices")
+from twinvit.port.ops import POOLS
 
 
 def _settings(call: Call) -> tuple[list[int], list[int], list[int]]:

@@ -10,7 +10,8 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
-from twinvit.port.causes.attention import SPLITS, _gates
+from twinvit.port.causes.attention import _gates
+from twinvit.port.ops import SPLITS
 
 
 @cause("gate_order", on=SPLITS)

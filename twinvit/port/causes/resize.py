@@ -11,17 +11,7 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
-
-RESIZES = (
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_nearest2d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-    "_upsample_nearest_exact2d",
-    "upsample_linear1d",
-    "upsample_nearest1d",
-)
+from twinvit.port.ops import RESIZES
 
 
 def _kernel(name: str, x: np.ndarray, a: float) -> np.ndarray:

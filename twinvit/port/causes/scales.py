@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from twinvit.port.call import ELEMENTWISE, LAYOUT, Call
+from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.causes.attention import _nice, scales
+from twinvit.port.ops import ELEMENTWISE, GATES, LAYOUT
 
 
 @cause("scale", on=("mul", "div"))
@@ -217,11 +218,7 @@ def gate_halves(call: Call) -> Iterator[Variant]:
     for position in (0, 1):
         producer = graph.producer[call.ref(position) or 0]
         node = graph.nodes[producer] if producer is not None else None
-        if (
-            node is None
-            or node.name not in ("silu", "gelu", "sigmoid", "relu", "tanh")
-            or not node.refs
-        ):
+        if node is None or node.name not in GATES or not node.refs:
             continue
         inner, other = node.refs[0], call.ref(1 - position)
         if other is not None:

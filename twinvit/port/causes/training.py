@@ -10,7 +10,7 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
-from twinvit.port.causes.norms import BATCH
+from twinvit.port.ops import BATCH_NORMS
 
 
 @cause(
@@ -76,7 +76,7 @@ def _times(out: Any, mask: torch.Tensor) -> Any:
     return out * mask if isinstance(out, torch.Tensor) else (out[0] * mask, *out[1:])
 
 
-@cause("bn_momentum", on=BATCH, what="train")
+@cause("bn_momentum", on=BATCH_NORMS, what="train")
 def bn_momentum(call: Call) -> Iterator[Variant]:
     """The port's running statistics move by 1 - m for m, or by another momentum."""
     if len(call.outs) < 5:
@@ -91,7 +91,7 @@ def bn_momentum(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("bn_variance", on=BATCH, what="train")
+@cause("bn_variance", on=BATCH_NORMS, what="train")
 def bn_variance(call: Call) -> Iterator[Variant]:
     """The port's running variance takes the biased variance of the batch; the reference the
     unbiased one."""

@@ -8,13 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from twinvit.port.ops.primitives import ARITHMETIC
 from twinvit.port.record import jax_equations, jax_types
 from twinvit.port.record.jax_interpreter import Interpreter
 
-_ARITHMETIC = frozenset(
-    "add add_any sub mul neg abs square integer_pow pow shift_left reduce_sum reduce_prod cumsum "
-    "cumprod dot_general conv_general_dilated convert_element_type".split()
-)
 _DTYPES = ("new_dtype", "dtype", "preferred_element_type")
 
 
@@ -61,7 +58,7 @@ class Watch(Interpreter):
     ) -> Any:
         subfuns, bind_params = jax_equations.bind_params(eqn, params)
         out = eqn.primitive.bind(*subfuns, *values, **bind_params)
-        self._left = name in _ARITHMETIC and _left(eqn, name, params, values, out)
+        self._left = name in ARITHMETIC and _left(eqn, name, params, values, out)
         return out
 
     def first(self, output: int, known: frozenset[str] = frozenset()) -> str | None:

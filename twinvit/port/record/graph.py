@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_flatten
 
+from twinvit.port.ops import SHAPE_ONLY
 from twinvit.port.record.torch_types import Heard
-
-SHAPED = frozenset(
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split()
-)
-"""Operations that take the shape of a tensor, and none of its numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ class Graph:
         if self._dependent is None:
             found = set(self.inputs())
             for node in self.nodes:
-                if node.name not in SHAPED and any(r in found for r in node.refs):
+                if node.name not in SHAPE_ONLY and any(r in found for r in node.refs):
                     found.update(o for o in node.outs if o is not None)
             self._dependent = frozenset(found)
         return self._dependent

@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 
-COLLECTIVES = frozenset(
-    "psum psum2 psum_invariant pmax pmin all_gather all_gather_invariant reduce_scatter all_to_all "
-    "pbroadcast pcast pvary preduced ppermute axis_index all_gather_reduced unreduced_psum "
-    "unreduced_reduce_scatter".split()
-)
-"""Primitives that bring the parts of several devices together."""
-
 
 def alone(eqn: Any, values: list[Any]) -> Any:
     """What a collective returns over axes of size 1: its operands, with or without that axis.

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jax.extend import core as jex_core
 
+from twinvit.port.ops.primitives import CONVERSIONS
 from twinvit.port.record.closed_forms import unrounded
 from twinvit.port.record.jax_pool import unrounded_by
 from twinvit.port.record.jax_types import kind, rounds_to
 
-_SAME_NUMBERS = ("convert_element_type", "copy", "reduce_precision")
 _UNSAID = frozenset(
     "name debug_info jaxpr_debug_info sharding out_sharding weak_type "
     "dtype new_dtype preferred_element_type index_dtype "
@@ -186,7 +186,7 @@ def _compared(eqns: Sequence[Any]) -> list[Any]:
 
 def _converts(eqn: Any) -> bool:
     """True for an equation that only changes the width of a type."""
-    if eqn.primitive.name not in _SAME_NUMBERS:
+    if eqn.primitive.name not in CONVERSIONS:
         return False
     kinds = [kind(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)]
     return kinds[0] == kinds[-1]

@@ -14,34 +14,13 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from twinvit.port.errors import PortError
-from twinvit.port.record.jax_collectives import COLLECTIVES, alone
+from twinvit.port.ops.primitives import CALLS, COLLECTIVES, COMPARISONS, LAYOUT
+from twinvit.port.record.jax_collectives import alone
 from twinvit.port.record.jax_equations import SCATTERS, bind_params, scattered
 from twinvit.port.record.jax_internals import traced_within_jax
 from twinvit.port.record.jax_place import Place, frames
 from twinvit.port.record.jax_rules import RULES
 from twinvit.port.record.jax_types import is_float, is_narrow, literal, wide, widen
-
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "run_state": "jaxpr",
-    "xla_call": "call_jaxpr",
-}
-LAYOUT = frozenset(
-    "reshape transpose squeeze expand_dims copy copy_p "
-    "stop_gradient optimization_barrier layout_constraint "
-    "sharding_constraint device_put rev pvary name reduce_precision".split()
-)
-"""Primitives that return the same numbers, at most in another order."""
-
 
 Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
@@ -132,8 +111,8 @@ class Interpreter:
     def equation(self, eqn: Any, values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
         name = eqn.primitive.name
         params = eqn.params
-        if name in _CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
-            inner = params[_CALLS.get(name, "call_jaxpr")]
+        if name in CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
+            inner = params[CALLS.get(name, "call_jaxpr")]
             outer = self._outer
             if outer is None and traced_within_jax(
                 inner
@@ -161,7 +140,7 @@ class Interpreter:
         where, inner_where = self._outer if self._outer is not None else self.where(eqn)
         out = self._evaluate(eqn, name, params, values, inner_where)
         outs = list(out) if eqn.primitive.multiple_results else [out]
-        if name in ("gt", "ge", "lt", "le") and any(is_float(v) for v in values):
+        if name in COMPARISONS and any(is_float(v) for v in values):
             self.sides.setdefault((where, name), set()).update(np.unique(outs[0]).tolist())
         return self.told(name, [self.held(o) for o in outs], values, ids, where)
 

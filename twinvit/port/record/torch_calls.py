@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
+from twinvit.port.ops import DRAWN_IN_PLACE, recorded_as
+
 aten = torch.ops.aten
 
 
@@ -20,25 +22,16 @@ def scatter(
     return torch.as_strided_scatter(base.contiguous(), part, size, stride, offset)
 
 
-FRESH_DRAWS = (aten.rand, aten.randn, aten.rand_like, aten.randn_like)
-DRAWN = frozenset(
-    "bernoulli_ normal_ uniform_ random_ exponential_ geometric_ cauchy_ log_normal_".split()
-)
-
-
 def functional(func: Any) -> Any:
     """The functional form of an operation in place; None where there is none."""
     name = func._schema.name.split("::")[1]
-    if name.endswith("_") and name not in DRAWN:
+    if name.endswith("_") and name not in DRAWN_IN_PLACE:
         packet = getattr(aten, {"zero_": "zeros_like", "copy_": "copy"}.get(name, name[:-1]), None)
         if packet is not None:
             for overload in (func._overloadname, "default", "int"):
                 if overload in packet.overloads():
                     return getattr(packet, overload)
     return None
-
-
-SHAPE_ONLY = (aten.transpose_, aten.t_, aten.squeeze_, aten.unsqueeze_, aten.swapaxes_)
 
 
 def copy_into(value: torch.Tensor, shape: list[int]) -> torch.Tensor:
@@ -62,14 +55,15 @@ def copies_only(args: Any, kwargs: dict[str, Any]) -> bool:
     )
 
 
+def aten_name(func: Any) -> str:
+    """The name of an ATen operation, "add"; of another library's with the library, "mine::add"."""
+    return func._schema.name.removeprefix("aten::")
+
+
 def op_name(func: Any) -> str:
+    """The name that an operation is recorded by."""
     name = func._schema.name.split("::")[1]
-    return {
-        "_unsafe_view": "view",
-        "_to_copy": "to",
-        "_softmax": "softmax",
-        "_log_softmax": "log_softmax",
-    }.get(name, name)
+    return recorded_as(name)
 
 
 def replayable(func: Any) -> Any:

@@ -14,11 +14,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from twinvit.port.ops import (
+    ASKED,
+    DRAWN_IN_PLACE,
+    FRESH_DRAWS,
+    MOVED_IN_PLACE,
+    READS,
+    UNFILLED,
+    UNSHARED,
+)
 from twinvit.port.record.graph import Graph, flat_tensors
 from twinvit.port.record.torch_calls import (
-    DRAWN,
-    FRESH_DRAWS,
-    SHAPE_ONLY,
+    aten_name,
     by_wide_default,
     copies_only,
     copy_into,
@@ -71,39 +78,29 @@ class Recorder(TorchDispatchMode):
             return self._mutation(func, args, kwargs, where, writes)
         # Constants that came in narrow are widened where they are first used.
         args, kwargs = tree_map(self._widen, args), tree_map(self._widen, kwargs)
-        packet = func.overloadpacket
-        if packet in (
-            aten.empty,
-            aten.empty_like,
-            aten.new_empty,
-            aten.empty_strided,
-            aten.new_empty_strided,
-        ):
+        name = aten_name(func)
+        if name in UNFILLED:
             out = func(*args, **kwargs)
             self.tracked.track(out, self.graph.add_value(out.detach(), "const"))  # filled later
             return out
-        if (
-            packet in (aten.native_batch_norm, aten.cudnn_batch_norm)
-            and args[5]
-            and args[3] is not None
-        ):
+        if name in ("native_batch_norm", "cudnn_batch_norm") and args[5] and args[3] is not None:
             return self._batch_norm(args, kwargs, where)
-        if packet in FRESH_DRAWS:
+        if name in FRESH_DRAWS:
             if self.own:
                 return self._draw(func, args, kwargs, kwargs.get("dtype"), where)
             native = narrowed or self.native
             if kwargs.get("dtype") in (None, torch.float64) and native in WIDE:
                 return self._draw(func, args, kwargs, native, where)
-        if packet is aten._to_copy and narrowed is None and copies_only(args, kwargs):
+        if name == "_to_copy" and narrowed is None and copies_only(args, kwargs):
             out = args[0].clone()
         else:
             out = func(*args, **kwargs)
         if makes_from_nothing(func, args, kwargs) and isinstance(out, torch.Tensor):
             kwargs["dtype"] = out.dtype  # the default type is another one when it is run again
-        if packet in (aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes):
+        if name in UNSHARED:
             out = [t.clone() for t in out]  # its results are promised not to be written through
-        if packet in (aten._local_scalar_dense, aten.is_pinned, aten.equal, aten.sym_size):
-            if packet in (aten._local_scalar_dense, aten.equal):
+        if name in READS | ASKED:
+            if name in READS:
                 self.graph.reads += [
                     (self.tracked.known(t), where) for t in args if isinstance(t, torch.Tensor)
                 ]
@@ -188,7 +185,7 @@ class Recorder(TorchDispatchMode):
             name = op_name(func).rstrip("_")
             self.tracked.record(pure, name, wide_args, wide_kwargs, new, where)
             result = func(*args, **kwargs)
-            if func.overloadpacket in SHAPE_ONLY:
+            if aten_name(func) in MOVED_IN_PLACE:
                 self.tracked.points(target, self.tracked.id_of(new))
             else:
                 self.tracked.derive(target, self.tracked.id_of(new), where)
@@ -203,8 +200,11 @@ class Recorder(TorchDispatchMode):
         """Run an operation in place; one that draws draws in the model's own type, whose random
         numbers are others than those of float64."""
         target: Any = args[0] if args else None
-        name = func._schema.name.split("::")[1]
-        if name not in DRAWN or target.dtype != torch.float64 or self.native not in WIDE:
+        if (
+            aten_name(func) not in DRAWN_IN_PLACE
+            or target.dtype != torch.float64
+            or self.native not in WIDE
+        ):
             return func(*args, **kwargs)
         drawn = torch.empty(target.shape, dtype=self.native)
         func(drawn, *args[1:], **kwargs)

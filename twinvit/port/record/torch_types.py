@@ -16,11 +16,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from twinvit.port.ops import UNCOUNTED
+from twinvit.port.record.torch_calls import aten_name
+
 aten = torch.ops.aten
 _NUMBERS = (float, int, complex)  # and no types, devices or generators
 _READ = 0.02  # bfloat16 rounds by 0.004; what depends on the type is seldom as near
 _CONSTANT = 4096  # tensors of so many numbers are compared number by number
-_UNCOUNTED = frozenset((aten.detach, aten.alias, aten._local_scalar_dense))
 
 
 class Apart(Exception):
@@ -41,7 +43,7 @@ class Heard:
 def heard(func: Any, args: Any, kwargs: dict[str, Any], where: str) -> Heard | None:
     """An operation to compare; None for one that only changes the width of a floating-point type,
     or none at all."""
-    if func.overloadpacket in _UNCOUNTED or _converts(func, args, kwargs):
+    if aten_name(func) in UNCOUNTED or _converts(func, args, kwargs):
         return None
     flat = tree_flatten((args, {k: v for k, v in kwargs.items() if k != "dtype"}))[0]
     constants = []

@@ -9,12 +9,13 @@ import numpy as np
 
 from twinvit.port.call import Call
 from twinvit.port.index import align_distance, distance
+from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Edit, Node, Ref
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import checked, edits_of
 from twinvit.port.search.places import drop_worse
 from twinvit.port.search.proof import felt
-from twinvit.port.search.session import REORDER, Session
+from twinvit.port.search.session import Session
 from twinvit.port.search.trial import NARROW, Accepted, Trial
 
 _Place = tuple[Node, dict[int, Edit]]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from twinvit.port.ops import DRAWS
 from twinvit.port.record.graph import Graph
 from twinvit.port.search.hidden import BLIND, sensitivities
-from twinvit.port.search.noise import DRAWS
 
 SAME = 1e-9  # relative: values that other weights and inputs do not move
 

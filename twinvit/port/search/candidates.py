@@ -10,10 +10,11 @@ import numpy as np
 from twinvit.port.call import FITS, Call
 from twinvit.port.causes import Cause, Variant, causes_on
 from twinvit.port.index import squeezed_distance
+from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import edits_of
-from twinvit.port.search.session import REORDER, Session
+from twinvit.port.search.session import Session
 from twinvit.port.search.trial import NARROW, Judged, Trial
 
 FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))

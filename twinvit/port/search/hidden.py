@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from twinvit.port.index import countable
+from twinvit.port.ops import DRAWS, PRODUCTS, STEPS, UNTRACKED, ZEROING
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_values import numbers
-from twinvit.port.search.noise import DRAWS, STEPS
 
-UNTRACKED = frozenset(("detach", "alias", "lift_fresh"))  # values go through, gradients do not
-PRODUCTS = frozenset(("mul", "mm", "bmm"))  # a zero operand makes zeros of the other
 BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
 
 
@@ -180,7 +178,7 @@ def always_lost(graph: Graph, value_id: int) -> bool:
         for user in graph.consumers.get(i, ()):
             node = graph.nodes[user]
             others = [graph.values[r] for r in node.refs if r != i and r not in varied]
-            if node.name in PRODUCTS and any(v.numel() and not v.any() for v in others):
+            if node.name in ZEROING and any(v.numel() and not v.any() for v in others):
                 continue
             fresh = [o for o in node.outs if o is not None and o not in seen]
             rest += fresh
@@ -197,7 +195,7 @@ def _zero_operand(graph: Graph, node: Node, seen: set[int]) -> str:
         source = next((graph.source[r] for r in graph.ancestors(ref) if _is_source(graph, r)), "")
         if source.startswith("param:"):
             return source[6:]
-        if node.name in ("mul", "mm", "bmm", "addmm", "convolution", "matmul"):
+        if node.name in PRODUCTS:
             return f"an operand of {node.place} ({node.where})"
     return ""
 

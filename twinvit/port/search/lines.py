@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinvit.port.index import distance
+from twinvit.port.ops import DECOMPOSED
 from twinvit.port.record.graph import Node, flat_tensors
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.session import Session
@@ -25,12 +26,6 @@ aten = torch.ops.aten
 _EQUAL = 1e-11
 _PLACED = ("cause", "precision")  # what an edit of an operation is, and not of a parameter
 _REGION = 64  # values of the port between an operation's operands and its result, at most
-_COMPOSED = (
-    aten.native_layer_norm, aten.native_group_norm, aten.native_batch_norm, aten.gelu, aten.elu,
-    aten.silu, aten.softplus, aten._softmax, aten._log_softmax, aten.addmm, aten.baddbmm,
-    aten.leaky_relu, aten.hardsigmoid, aten.hardswish, aten.mish, aten.log_sigmoid_forward,
-    aten.std, aten.var_mean, aten.rsub, aten.addcmul, aten.lerp, aten.glu,
-)  # fmt: skip
 
 
 def lines_of(session: Session, made: Accepted) -> tuple[list[str], list[str]]:
@@ -137,4 +132,4 @@ def _decompositions() -> dict[Any, Any]:
         from torch._decomp import get_decompositions
     except ImportError:  # then the line is that of the operation's result
         return {}
-    return dict(get_decompositions(list(_COMPOSED)))
+    return dict(get_decompositions([getattr(aten, name) for name in DECOMPOSED]))

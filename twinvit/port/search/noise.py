@@ -10,35 +10,11 @@ import numpy as np
 import torch
 
 from twinvit.port.index import distance
+from twinvit.port.ops import DRAWS, EXACT, STEPS, WHOLE
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_values import numbers
 
 RUNS = 3
-STEPS = frozenset(
-    "floor ceil round trunc fix sign sgn heaviside floor_divide argmax argmin argsort bincount "
-    "searchsorted bucketize one_hot nonzero unique unique_consecutive histc mode median "
-    "nanmedian kthvalue".split()
-)
-"""Operations whose result jumps: it is that of the first run, whatever rounding does."""
-DRAWS = frozenset(
-    "bernoulli rand randn rand_like randn_like uniform normal randint randint_like randperm "
-    "multinomial exponential geometric cauchy log_normal poisson rrelu_with_noise".split()
-)
-"""Operations that draw numbers: these are those of the first run."""
-EXACT = frozenset(
-    "view reshape permute transpose t expand clone contiguous detach unsqueeze squeeze alias to "
-    "lift_fresh lift_fresh_copy _reshape_alias numpy_T mT movedim flatten restride scatter "
-    "view_as_real view_as_complex _conj copy copy_into select slice split unsafe_split "
-    "split_with_sizes unsafe_split_with_sizes unbind chunk narrow cat stack flip roll index "
-    "index_select gather repeat unfold im2col pixel_shuffle pixel_unshuffle repeat_interleave "
-    "embedding neg abs relu maximum minimum max min amax amin clamp clamp_min clamp_max where "
-    "masked_fill tril triu diagonal zeros ones full zeros_like ones_like full_like arange eye "
-    "new_zeros new_ones new_full fill index_put scatter_add constant_pad_nd sort topk cummax "
-    "cummin max_pool2d_with_indices as_strided_scatter select_scatter slice_scatter".split()
-)
-"""Operations that round nothing: they return numbers that they were given, or write them."""
-WHOLE = frozenset("add sub rsub mul sum cumsum prod cumprod pow remainder fmod".split())
-"""Operations that round nothing where their results are whole numbers."""
 
 
 @dataclass

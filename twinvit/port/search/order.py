@@ -15,16 +15,14 @@ import torch
 
 from twinvit.port import verdict
 from twinvit.port.index import evidence, layouts
+from twinvit.port.ops import INDICES, WITH_INDICES
+from twinvit.port.ops.primitives import CHOOSING
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
 
 if TYPE_CHECKING:
     from twinvit.port.search.session import Session
 
-INDICES = frozenset(("argmax", "argmin", "argsort"))
-WITH_VALUES = frozenset(("max", "min", "topk", "sort"))  # they return the values beside the indices
-CHOOSING = frozenset(("argmax", "argmin", "sort", "top_k", "approx_top_k"))
-"""Primitives of the port that choose by order."""
 ENTRIES = 32  # values of the port that are tried for one of the reference
 LEAST = 1e-12
 
@@ -101,7 +99,7 @@ def _chooses(session: Session, node: Node) -> bool:
     """True if something reads which numbers the operation chose."""
     if node.name in INDICES:
         return True
-    if node.name not in WITH_VALUES or len(node.outs) != 2 or node.outs[1] is None:
+    if node.name not in WITH_INDICES or len(node.outs) != 2 or node.outs[1] is None:
         return False
     users = session.graph.consumers.get(node.outs[1], ())
     return node.outs[1] in session.graph.outputs or any(u in session.live for u in users)
@@ -110,7 +108,7 @@ def _chooses(session: Session, node: Node) -> bool:
 def _order_alone(session: Session, node: Node) -> bool:
     if node.name in INDICES:
         return True
-    if node.name not in WITH_VALUES or len(node.outs) != 2:
+    if node.name not in WITH_INDICES or len(node.outs) != 2:
         return False
     first = node.outs[0]
     if first is None:

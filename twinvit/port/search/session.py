@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from twinvit.port import verdict
-from twinvit.port.call import LAYOUT
 from twinvit.port.index import Index, distance, evidence
-from twinvit.port.record.graph import SHAPED, Edit, Graph, Node
+from twinvit.port.ops import LAYOUT, MOVES, PARTS, SHAPE_ONLY
+from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
@@ -21,20 +21,8 @@ from twinvit.port.search.order import chosen_by_order, find_by_order
 from twinvit.port.search.proof import Tally, spoils
 from twinvit.port.search.trial import Accepted, Judged
 
-PARTS = frozenset("select slice split unsafe_split split_with_sizes unbind chunk narrow".split())
-"""Operations that take a part of their input, a step of a sequence."""
 CELLS = ("LSTM", "GRU", "RNN")
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
-REORDER = frozenset(
-    "view reshape permute transpose t unbind split split_with_sizes "
-    "chunk select slice cat stack expand unsafe_split "
-    "flip roll index index_select gather repeat unfold im2col "
-    "pixel_shuffle pixel_unshuffle repeat_interleave clone "
-    "unsafe_split_with_sizes unsqueeze squeeze embedding".split()
-)
-"""Operations that a wrong order, split or offset can hide in even where their values are found."""
-MOVES = LAYOUT | REORDER
-
 Snapshot = tuple[list[Node], list[torch.Tensor], dict[int, int | None]]
 """The reference's operations and values, and what was found."""
 
@@ -83,7 +71,7 @@ class Session:
         for node in reversed(self.graph.nodes):
             if any(o in wanted for o in node.outs):
                 live.add(node.index)
-                if node.name not in SHAPED:  # which takes the shape alone
+                if node.name not in SHAPE_ONLY:  # which takes the shape alone
                     wanted.update(node.refs)
         return live
 

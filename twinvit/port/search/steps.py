@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from twinvit.port import verdict
+from twinvit.port.ops import CHOICES, STEPS
 from twinvit.port.record.graph import Edit, Graph, Node, flat_tensors
-from twinvit.port.search.noise import STEPS
 from twinvit.port.search.session import Session
 
-CHOICES = frozenset("lt le gt ge eq ne topk sort max min cummax cummin remainder fmod".split())
 FLIPS = 64  # numbers of one step that are turned one by one
 SEEDS = 8
 MUCH = 2.0  # times nearer, which no chance makes of outputs that all differ for another reason

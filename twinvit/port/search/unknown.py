@@ -7,17 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from twinvit.port.call import LAYOUT
 from twinvit.port.index import distance, layouts
+from twinvit.port.ops import LAYOUT, MIXING, MOVES
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
-from twinvit.port.search.session import MOVES, Pinned, Session
+from twinvit.port.search.session import Pinned, Session
 from twinvit.port.search.trial import NARROW, Accepted
 
-PRODUCTS = frozenset("mm addmm bmm baddbmm convolution native_layer_norm embedding".split())
-"""Operations that no wrong input gives a value of the port by chance."""
 TRIES = 800  # values of the port that are put in place for one unknown
 LATER = 8  # operations after an unknown at which the search can begin again
 
@@ -155,7 +153,7 @@ def _put(
                 gain = judged.regained - judged.broken
                 if gain == 1 and judged.proof is not None:
                     proof = session.graph.producer[judged.proof[0]]
-                    gain += proof is not None and session.graph.nodes[proof].name in PRODUCTS
+                    gain += proof is not None and session.graph.nodes[proof].name in MIXING
                 nearer = best is not None and best[4] == place and -far > -best[1]
                 if best is None or gain > best[0] or (gain == best[0] and nearer):
                     best = (gain, far, entry, np.array(moved[k]), place)

@@ -10,6 +10,7 @@ from shared_vit.spec.pixels import normalization
 from shared_vit.spec.recipe import Loss
 from torch_vit.dropout import Dropout
 from torch_vit.model import VisionTransformer
+from torch_vit.ops import dtype_of
 
 
 class Mixing(NamedTuple):
@@ -28,9 +29,10 @@ class Objective(nn.Module):
     def __init__(self, model: VisionTransformer, kind: Loss = "softmax", smoothing: float = 0.0):
         super().__init__()
         self.model, self.kind, self.smoothing = model, kind, smoothing
-        scale, shift = (torch.from_numpy(a) for a in normalization(model.cfg))
-        self.register_buffer("scale", scale.to(model.pos_embed), persistent=False)
-        self.register_buffer("shift", shift.to(model.pos_embed), persistent=False)
+        device, dtype = model.patch_embed.proj.weight.device, dtype_of(model.policy.param)
+        scale, shift = (torch.from_numpy(a).to(device, dtype) for a in normalization(model.cfg))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(
         self,

@@ -270,7 +270,7 @@ def write_values(args, twin: str, precision: str) -> None:
         ) + scale * rng.standard_normal(shape)
         arrays[name] = values.astype(np.float32)
     batch = 4 if args.rehearse else 16
-    images = rng.integers(0, 256, (batch, cfg.image_size, cfg.image_size, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (batch, *cfg.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, cfg.num_classes, batch)
     values = {"jax": jax_values, "torch": torch_values}[twin](
         cfg, arrays, precision, images, labels

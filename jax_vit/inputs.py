@@ -21,17 +21,16 @@ def check_inputs(model: VisionTransformer, images: jax.Array, dropout: Dropout) 
         raise UserError(
             f"images are a {type(images).__name__}, and jax_vit takes arrays of JAX or NumPy"
         )
-    shape, side = tuple(images.shape), model.cfg.image_size
+    shape, (height, width) = tuple(images.shape), model.cfg.image_shape
     if len(shape) != 4 or shape[3] != 3:
         mend = ""
         if len(shape) == 4 and shape[1] == 3:
             mend = ", which images.transpose(0, 2, 3, 1) makes of PyTorch's layout"
         raise UserError(f"images are {shape}, and jax_vit takes [batch, height, width, 3]{mend}")
-    if shape[1:3] != (side, side):
+    if shape[1:3] != (height, width):
         raise UserError(
-            f"images are {shape[1]} x {shape[2]} px, and this model takes {side} x {side}: resize "
-            "them, "
-            "or adapt the weights by `twinvit convert --image_size`"
+            f"images are {shape[1]} x {shape[2]} px, and this model takes {height} x {width}: "
+            "resize them, or adapt the weights by `twinvit convert --image_size`"
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(

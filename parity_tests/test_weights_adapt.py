@@ -17,33 +17,34 @@ from shared_vit.weights import adapt
 from twinvit.noise_rule import relative_l2
 
 SIDES = [(14, 24), (14, 7), (24, 14), (3, 5), (5, 3), (16, 16), (1, 4), (4, 1), (37, 16)]
+GRIDS = [((a, a), (b, b)) for a, b in SIDES]
+GRIDS += [((14, 14), (7, 21)), ((5, 3), (3, 5)), ((4, 4), (2, 8)), ((2, 9), (4, 4))]
 
 
-def theirs(positions: np.ndarray, side: int, prefix: int) -> np.ndarray:
+def theirs(positions: np.ndarray, old: tuple, new: tuple, prefix: int) -> np.ndarray:
     """torch's own, in float64, where timm's goes by way of float32."""
-    old = round((positions.shape[1] - prefix) ** 0.5)
-    grid = torch.from_numpy(positions[:, prefix:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    grid = torch.from_numpy(positions[:, prefix:]).reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=True)
     return np.concatenate(
-        [positions[:, :prefix], grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).numpy()],
+        [positions[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2).numpy()],
         axis=1,
     )
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
-@pytest.mark.parametrize("old, new", SIDES)
+@pytest.mark.parametrize("old, new", GRIDS)
 def test_resampling(old, new, prefix):
-    positions = np.random.default_rng(0).standard_normal((1, prefix + old * old, 12))
-    ours = adapt.resample_positions(positions, new, prefix)
-    assert ours.dtype == np.float64 and ours.shape == (1, prefix + new * new, 12)
-    assert relative_l2(ours, theirs(positions, new, prefix)) <= 1e-12
+    tokens = prefix + old[0] * old[1]
+    positions = np.random.default_rng(0).standard_normal((1, tokens, 12))
+    ours = adapt.resample_positions(positions, old, new, prefix)
+    assert ours.dtype == np.float64 and ours.shape == (1, prefix + new[0] * new[1], 12)
+    assert relative_l2(ours, theirs(positions, old, new, prefix)) <= 1e-12
     single = positions.astype(np.float32)
     timm = peers.timm.layers.resample_abs_pos_embed(
-        torch.from_numpy(single), [new, new], num_prefix_tokens=prefix
+        torch.from_numpy(single), list(new), old_size=list(old), num_prefix_tokens=prefix
     )
-    assert (
-        relative_l2(adapt.resample_positions(single, new, prefix), timm.numpy()) <= 5e-6
-    )  # float32 throughout
+    ours = adapt.resample_positions(single, old, new, prefix)
+    assert relative_l2(ours, timm.numpy()) <= 5e-6  # float32 throughout
 
 
 def test_mutation_is_caught():
@@ -55,7 +56,10 @@ def test_mutation_is_caught():
         .permute(0, 2, 3, 1)
         .reshape(1, 576, 12)
     )
-    assert relative_l2(adapt.resample_positions(positions, 24, 0), wrong.numpy()) > 1e-2
+    assert (
+        relative_l2(adapt.resample_positions(positions, (14, 14), (24, 24), 0), wrong.numpy())
+        > 1e-2
+    )
 
 
 @pytest.mark.parametrize("size, classes", [(48, None), (None, 11), (16, 3), (24, 7)])

@@ -17,17 +17,16 @@ def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropou
     """Raise UserError unless `model` takes these `images`, with `dropout` in train mode."""
     if not isinstance(images, torch.Tensor):
         raise UserError(f"images are a {type(images).__name__}, and torch_vit takes torch.Tensor")
-    shape, side = tuple(images.shape), model.cfg.image_size
+    shape, (height, width) = tuple(images.shape), model.cfg.image_shape
     if len(shape) != 4 or shape[1] != 3:
         mend = ""
         if len(shape) == 4 and shape[3] == 3:
             mend = ", which images.permute(0, 3, 1, 2) makes of JAX's layout"
         raise UserError(f"images are {shape}, and torch_vit takes [batch, 3, height, width]{mend}")
-    if shape[2:] != (side, side):
+    if shape[2:] != (height, width):
         raise UserError(
-            f"images are {shape[2]} x {shape[3]} px, and this model takes {side} x {side}: resize "
-            "them, "
-            "or adapt the weights by `twinvit convert --image_size`"
+            f"images are {shape[2]} x {shape[3]} px, and this model takes {height} x {width}: "
+            "resize them, or adapt the weights by `twinvit convert --image_size`"
         )
     if not images.is_floating_point():
         raise UserError(

@@ -411,8 +411,8 @@ class Trainer:
         not stopped.
         """
         part = self.train.batch_size // self.num_processes // self.train.grad_accum
-        side = self.cfg.image_size
-        images = torch.zeros(part, side, side, 3, dtype=torch.uint8, device=self.device)
+        shape = (part, *self.cfg.image_shape, 3)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         labels = torch.zeros(part, dtype=torch.int64, device=self.device)
         keys = self._keys(0)
         drop = None if keys is None else (keys, labels)

@@ -235,9 +235,7 @@ def _worker(task: Task) -> None:
         known = {key: changes.get(key) for key in ("num_classes", "image_size")}
         opened = open_weights(file["path"], file["format"], num_heads=file["num_heads"], **known)
         cfg, arrays = adapt(opened.cfg, opened.arrays, **changes)
-        images = np.random.default_rng(_SEED).standard_normal(
-            (_BATCH, cfg.image_size, cfg.image_size, 3)
-        )
+        images = np.random.default_rng(_SEED).standard_normal((_BATCH, *cfg.image_shape, 3))
         for precision in task["precisions"]:
             traced = _traced(task["run"], file, cfg, arrays, precision, images)
             named = f"{who}, {side}, {precision}"

@@ -48,7 +48,7 @@ def random_images(
     cfg: ModelConfig, batch_size: int = 3, seed: int = 1, dtype: type = np.float32
 ) -> np.ndarray:
     """Normalised images [B, H, W, 3]."""
-    shape = (batch_size, cfg.image_size, cfg.image_size, 3)
+    shape = (batch_size, *cfg.image_shape, 3)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(dtype)
 
 

@@ -51,7 +51,7 @@ class ShapesTrainer(Trainer):
         def placed(tree):
             return jax.tree.map(lambda a: array(a.shape, a.dtype), tree)
 
-        images = (1, batch, cfg.image_size, cfg.image_size, 3)
+        images = (1, batch, *cfg.image_shape, 3)
         rows = [
             array(images, jnp.uint8, by_row),
             array((1, batch), jnp.int32, by_row),
@@ -79,7 +79,7 @@ def lower(cfg: ModelConfig, precision: str, what: str) -> jax.stages.Lowered:
     graphdef, params, fixed = nnx.split(abstract_model(cfg, precision), nnx.Param, ...)
     objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
     function = {"forward": objective, "gradient": jax.grad(objective)}[what]
-    images = jax.ShapeDtypeStruct((BATCH, cfg.image_size, cfg.image_size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((BATCH, *cfg.image_shape, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     traced = jax.jit(function).trace(params, fixed, images, labels)
     return traced.lower(lowering_platforms=("cuda",))

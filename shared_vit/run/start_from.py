@@ -60,7 +60,7 @@ def _head(old: ModelConfig, new: ModelConfig) -> str:
 
 
 def _positions(old: ModelConfig, new: ModelConfig) -> str:
-    before, after = (f"{side} x {side}" for side in (old.grid, new.grid))
+    before, after = (f"{rows} x {columns}" for rows, columns in (old.grid, new.grid))
     if before == after:
         return f"kept, {after}"
     if new.pos_embed == "sincos2d":

@@ -138,13 +138,19 @@ class ModelConfig:
             object.__setattr__(self, name, values)
 
     @property
-    def grid(self) -> int:
-        """Patches along each side of the image."""
-        return self.image_size // self.patch_size
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.image_size, self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        return self.grid**2
+        return math.prod(self.grid)
 
     @property
     def num_tokens(self) -> int:

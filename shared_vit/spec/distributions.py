@@ -64,17 +64,17 @@ class LecunNormal:
 
 @dataclass(frozen=True)
 class SinCos2d:
-    """Fixed positions (Chen et al. 2021, MoCo v3, as in big_vision) of a grid of `side` squared.
+    """Fixed positions (Chen et al. 2021, MoCo v3, as in big_vision) of a grid (rows, columns).
 
     sin x, cos x, sin y, cos y, each over width / 4 frequencies from 1 to 1/10000. Rows before the
     grid's, such as the class token's, are zero.
     """
 
-    side: int
+    grid: tuple[int, int]
 
     def draw(self, rng: np.random.RandomState | None, shape: tuple[int, ...]) -> np.ndarray:
         _, tokens, width = shape
-        y, x = np.mgrid[: self.side, : self.side]
+        y, x = np.mgrid[: self.grid[0], : self.grid[1]]
         omega = 1.0 / 10_000 ** (np.arange(width // 4) / max(width // 4 - 1, 1))
         xs, ys = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
         table = np.concatenate([np.sin(xs), np.cos(xs), np.sin(ys), np.cos(ys)], axis=1)

@@ -1,6 +1,7 @@
 """Weights for another image size, another number of classes, another dtype."""
 
 import dataclasses
+import math
 
 import ml_dtypes
 import numpy as np
@@ -61,23 +62,25 @@ def _resampled(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyA
     def load() -> np.ndarray:
         if new.pos_embed == "sincos2d":
             return init.sincos2d(new).astype(positions.dtype)
-        return resample_positions(np.asarray(positions), new.grid, int(old.class_token))
+        prefix = int(old.class_token)
+        return resample_positions(np.asarray(positions), old.grid, new.grid, prefix)
 
     return LazyArray((1, new.num_tokens, new.width), positions.dtype, load)
 
 
-def resample_positions(positions: np.ndarray, side: int, prefix: int) -> np.ndarray:
-    """Learned positions [1, prefix + old side^2, width] -> [1, prefix + side^2, width].
+def resample_positions(
+    positions: np.ndarray, old: tuple[int, int], new: tuple[int, int], prefix: int
+) -> np.ndarray:
+    """Learned positions [1, prefix + patches, width] of a grid `old` (rows, columns) for `new`.
 
     Bicubic with antialias, computed in float64 and returned in the dtype of `positions`; the first
     `prefix` rows stay. The same numbers as timm's `resample_abs_pos_embed` and torch's
     `interpolate(mode="bicubic", antialias=True)`, up to rounding.
     """
-    grid = positions[0, prefix:].astype(np.float64)
-    old = round(len(grid) ** 0.5)
-    weights = bicubic(old, side)
-    grid = np.einsum("ij,kl,jld->ikd", weights, weights, grid.reshape(old, old, -1), optimize=True)
-    grid = grid.reshape(1, side * side, -1).astype(positions.dtype)
+    grid = positions[0, prefix:].astype(np.float64).reshape(*old, -1)
+    rows, columns = (bicubic(a, b) for a, b in zip(old, new))
+    grid = np.einsum("ij,kl,jld->ikd", rows, columns, grid, optimize=True)
+    grid = grid.reshape(1, math.prod(new), -1).astype(positions.dtype)
     return np.concatenate([positions[:, :prefix], grid], axis=1)
 
 

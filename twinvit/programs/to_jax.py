@@ -56,10 +56,10 @@ class JaxTwin:
             x = images.astype(jnp.float32) * scale + shift
             return jax.nn.softmax(nnx.merge(self.graphdef, self.state)(x), axis=-1)
 
-        size, side = self.options.batch_size, self.cfg.image_size
+        size = self.options.batch_size
         with _on_cpu(), _without_paths():
             batch = size or jax.export.symbolic_shape(BATCH)[0]
-            images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
+            images = jax.ShapeDtypeStruct((batch, *self.cfg.image_shape, 3), jnp.uint8)
             return jax.export.export(jax.jit(program), platforms=self.options.platforms)(images)
 
 

@@ -59,8 +59,8 @@ class TorchTwin:
     def exported(self) -> Any:
         """The `torch.export.ExportedProgram`. Its caller hides torch's warnings."""
         with torch.device("cpu"):
-            size, side = self.options.batch_size or 2, self.cfg.image_size  # 1 would be fixed
-            example = torch.zeros((size, side, side, 3), dtype=torch.uint8)
+            size = self.options.batch_size or 2  # 1 would be fixed
+            example = torch.zeros((size, *self.cfg.image_shape, 3), dtype=torch.uint8)
             batch = None if self.options.batch_size else {0: torch.export.Dim(BATCH)}
             program = torch.export.export(
                 Program(self.model, self.cfg), (example,), dynamic_shapes={INPUT: batch}

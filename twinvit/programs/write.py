@@ -124,7 +124,7 @@ def _card(
         "input": {
             "name": INPUT,
             "dtype": "uint8",
-            "shape": [batch, cfg.image_size, cfg.image_size, 3],
+            "shape": [batch, *cfg.image_shape, 3],
             "of": "RGB, as the preprocessing makes them",
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": [batch, cfg.num_classes]},

@@ -169,8 +169,8 @@ class VisionTransformer(nnx.Module):
         """
         if self.cfg.pool == "token":
             return x[:, 0]
-        if self.cfg.class_token and not self.cfg.pool_class_token:
-            x = x[:, 1:]
+        if not self.cfg.pool_class_token:
+            x = x[:, self.cfg.num_prefix :]
         return x.mean(axis=1)
 
     def trace(self, images: Array) -> dict[str, Array]:

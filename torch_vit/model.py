@@ -171,8 +171,8 @@ class VisionTransformer(nn.Module):
         """
         if self.cfg.pool == "token":
             return x[:, 0]
-        if self.cfg.class_token and not self.cfg.pool_class_token:
-            x = x[:, 1:]
+        if not self.cfg.pool_class_token:
+            x = x[:, self.cfg.num_prefix :]
         return x.mean(dim=1)
 
     def trace(self, images: Tensor) -> dict[str, Tensor]:

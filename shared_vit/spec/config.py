@@ -153,9 +153,13 @@ class ModelConfig:
         return math.prod(self.grid)
 
     @property
+    def num_prefix(self) -> int:
+        """Tokens before those of the patches."""
+        return int(self.class_token)
+
+    @property
     def num_tokens(self) -> int:
-        """Patches plus the class token, where there is one."""
-        return self.num_patches + self.class_token
+        return self.num_prefix + self.num_patches
 
     @property
     def short_side(self) -> int:

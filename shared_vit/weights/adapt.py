@@ -62,8 +62,7 @@ def _resampled(old: ModelConfig, new: ModelConfig, positions: np.ndarray | LazyA
     def load() -> np.ndarray:
         if new.pos_embed == "sincos2d":
             return init.sincos2d(new).astype(positions.dtype)
-        prefix = int(old.class_token)
-        return resample_positions(np.asarray(positions), old.grid, new.grid, prefix)
+        return resample_positions(np.asarray(positions), old.grid, new.grid, old.num_prefix)
 
     return LazyArray((1, new.num_tokens, new.width), positions.dtype, load)
 

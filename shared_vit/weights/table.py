@@ -85,16 +85,17 @@ def joined_heads(name: str, width: int, heads: int) -> Piece:
     return Piece(name, shape, lambda a: a.reshape(width, width).T, lambda a: a.T.reshape(shape))
 
 
-def without_class_row(name: str, cfg: ModelConfig) -> Piece:
-    """`pos_embed` [1, tokens, width] stored without the class token's row, which is zero."""
-    shape = (1, cfg.num_patches, cfg.width)
-    if not cfg.class_token:
+def without_prefix_rows(name: str, cfg: ModelConfig) -> Piece:
+    """`pos_embed` [1, tokens, width] stored without the rows of prefix tokens, which are zero."""
+    shape, prefix = (1, cfg.num_patches, cfg.width), cfg.num_prefix
+    if not prefix:
         return Piece(name, shape)
+    zeros = (1, prefix, cfg.width)
     return Piece(
         name,
         shape,
-        lambda a: np.concatenate([np.zeros_like(a[:, :1]), a], axis=1),
-        lambda a: a[:, 1:],
+        lambda a: np.concatenate([np.zeros(zeros, a.dtype), a], axis=1),
+        lambda a: a[:, prefix:],
     )
 
 

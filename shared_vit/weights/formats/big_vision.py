@@ -6,7 +6,7 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats.base import Hints, Notes, image_size, position_rows
 from shared_vit.weights.formats.google_layout import LINEN, GoogleLayout
 from shared_vit.weights.lazy import Arrays
-from shared_vit.weights.table import Piece, without_class_row
+from shared_vit.weights.table import Piece, without_prefix_rows
 
 
 class BigVision(GoogleLayout):
@@ -34,7 +34,7 @@ class BigVision(GoogleLayout):
         return size, "sincos2d"
 
     def position_piece(self, cfg: ModelConfig) -> Piece:
-        return without_class_row(self.position, cfg)
+        return without_prefix_rows(self.position, cfg)
 
     def prepare(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
         """The class token's position added to the token, as in the forward pass: it has none there.
@@ -42,7 +42,7 @@ class BigVision(GoogleLayout):
         The sum is kept in the next wider type, so that nothing is rounded; a row of zeros changes
         nothing.
         """
-        if not cfg.class_token:
+        if not cfg.num_prefix:
             return arrays
         row = np.asarray(arrays["pos_embed"])[:, :1]
         if not row.any():

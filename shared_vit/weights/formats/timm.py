@@ -28,7 +28,7 @@ from shared_vit.weights.formats.base import (
 )
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
 from shared_vit.weights.lazy import Arrays
-from shared_vit.weights.table import Table, count_layers, side_of, without_class_row
+from shared_vit.weights.table import Table, count_layers, side_of, without_prefix_rows
 
 _SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 _PATCHES = {"ti": (16,), "s": (16, 32), "b": (8, 16, 32), "l": (14, 16, 32), "h": (14,)}
@@ -119,7 +119,7 @@ class Timm(Format):
             )
         table = torch_table(cfg, str, has_head(arrays, str))
         if bare:
-            table["pos_embed"] = [without_class_row("pos_embed", cfg)]
+            table["pos_embed"] = [without_prefix_rows("pos_embed", cfg)]
         return Reading(cfg, table, notes)
 
     def table(self, cfg: ModelConfig) -> Table:

@@ -119,7 +119,7 @@ def test_what_is_missing_or_empty_is_named(tmp_path):
     assert f"{tmp_path} has no folder train" in said
     assert "/train/<class>/<image> and " in said and "(.jpg .jpeg .png" in said
     (tmp_path / "train").mkdir()
-    assert "no val or test" in message(tmp_path)
+    assert f"{tmp_path}/train has no class folders" in message(tmp_path)
     assert f"name the folder above, --data_dir={tmp_path}" in message(tmp_path / "train")
     (tmp_path / "val").mkdir()
     assert f"{tmp_path}/train has no class folders" in message(tmp_path)

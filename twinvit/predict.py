@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated
@@ -14,12 +15,20 @@ import tyro
 from tqdm import tqdm
 
 from shared_vit.cores import cores
-from shared_vit.data.sources.listing import ENDINGS, KNOWN, images_below, printable
+from shared_vit.data.sources.left_out import describe
+from shared_vit.data.sources.listing import (
+    ENDINGS,
+    KNOWN,
+    as_text,
+    images_below,
+    printable,
+)
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import open_weights
 from shared_vit.weights.locate import SUFFIXES
+from shared_vit.weights.overrides import Exif, Interpolation
 from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes, preprocess
 
 _OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
@@ -37,6 +46,11 @@ def predict(
     device: Device = "auto",
     precision: Precision = "fp32",
     num_heads: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Interpolation | None = None,
+    eval_resize: float | None = None,
+    exif: Exif | None = None,
 ) -> int:
     """Name the likeliest classes of pictures, each with its probability.
 
@@ -54,6 +68,12 @@ def predict(
         device: auto takes a GPU where there is one.
         precision: of the computation.
         num_heads: attention heads, for files that do not say.
+        mean: of red, green and blue in [0, 1], R,G,B or one number; by default that of the weights.
+        std: by which the pixels are divided, in the same way.
+        interpolation: filter of the resize.
+        eval_resize: shorter side over the centre crop; 0 squashes to a square.
+        exif: ignore the orientation in EXIF, or turn pictures upright; by default as the weights
+            were trained, and turned for weights that this project did not write.
     """
     check_sizes(top_k, batch_size)
     _check_order(weights)
@@ -61,7 +81,10 @@ def predict(
     source = open_weights(weights, num_heads=num_heads)
     if framework == "jax":
         _set_up_jax(device, precision)
-    predictor = Predictor(source, framework, precision, device)
+    changes = dict(
+        mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
+    )
+    predictor = Predictor(source, framework, precision, device, **changes)
     for notice in predictor.notices:
         print(f"notice: {notice}", file=sys.stderr)
     show = _as_json if json else _as_text
@@ -109,9 +132,14 @@ def _files(images: tuple[str, ...]) -> list[str]:
     for path in images:
         if not os.path.exists(path):
             raise UserError(f"{printable(path)} is not there: expected an image file or a folder")
-        below = images_below(path) if os.path.isdir(path) else [path]
+        left: Counter[str] = Counter()
+        below = images_below(path, left) if os.path.isdir(path) else [path]
+        text = describe(printable(path), {"all": left})
         if not below:
-            raise UserError(f"{printable(path)} is a folder without images {KNOWN}")
+            more = f"; {text}" if text else ""
+            raise UserError(f"{printable(path)} is a folder without images {KNOWN}{more}")
+        if text:
+            print(f"notice: {text}", file=sys.stderr)
         files += below
     return files
 
@@ -140,7 +168,7 @@ def _batches(
 
 
 def _as_json(path: str, guesses: list[Guess]) -> str:
-    return json.dumps({"image": printable(path), "top": guesses})
+    return json.dumps({"image": as_text(path), "top": guesses})
 
 
 def _as_text(path: str, guesses: list[Guess]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import warnings
@@ -18,9 +19,11 @@ from shared_vit.data.sources.listing import printable
 from shared_vit.errors import UserError
 from shared_vit.files import read_limited
 from shared_vit.spec.config import ModelConfig, check_config
+from shared_vit.spec.input import describe_input
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import Source, open_weights
 from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.overrides import Colours, Exif, Interpolation, with_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,15 +49,26 @@ class Predictor:
         framework: Framework = "torch",
         precision: Precision = "fp32",
         device: Device = "auto",
+        **changes: Any,
     ):
+        """changes: arguments of `shared_vit.weights.overrides.with_input`."""
         _check("framework", framework, ("torch", "jax"))
         _check("device", device, ("auto", "cpu", "gpu"))
-        self.cfg, self.framework = source.cfg, framework
+        self.cfg, self.framework = with_input(source.cfg, **changes), framework
         self.class_names, more = names_of(source)
         self.notices = [*source.notices, *more]
+        assumed = list(source.assumed)
+        if source.elsewhere and changes.get("exif") is None:
+            self.cfg = dataclasses.replace(self.cfg, exif="turn")
+            assumed.append("pictures are turned upright by their EXIF orientation")
+        if assumed:
+            self.notices.append(
+                f"{source.path} does not say, taken as usual: {'; '.join(assumed)} "
+                f"({describe_input(self.cfg)})"
+            )
         # Imported here, so that the other framework need not even be installed.
         twin = importlib.import_module(f"{framework}_vit.classifier")
-        self._logits = twin.Classifier(source.cfg, in_memory(source.arrays), precision, device)
+        self._logits = twin.Classifier(self.cfg, in_memory(source.arrays), precision, device)
         self._where = f"{source.path} in {precision}"
 
     @property
@@ -105,13 +119,26 @@ def load(
     precision: Precision = "fp32",
     device: Device = "auto",
     num_heads: int | None = None,
+    *,
+    mean: Colours | None = None,
+    std: Colours | None = None,
+    interpolation: Interpolation | None = None,
+    eval_resize: float | None = None,
+    exif: Exif | None = None,
 ) -> Predictor:
     """A predictor of a run (its newest intact checkpoint), a checkpoint, or weights of any format.
 
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
-    files that do not say. Warns where something was guessed. Raises UserError.
+    files that do not say; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
+    squashes) and `exif` go before what the weights say or leave open. Pictures are turned upright
+    by EXIF where the weights were not written by this project. Warns where something was guessed or
+    taken for granted. Raises UserError.
     """
-    predictor = Predictor(open_weights(path, num_heads=num_heads), framework, precision, device)
+    source = open_weights(path, num_heads=num_heads)
+    changes = dict(
+        mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
+    )
+    predictor = Predictor(source, framework, precision, device, **changes)
     for notice in predictor.notices:
         warnings.warn(notice, stacklevel=2)
     return predictor
@@ -134,22 +161,23 @@ def preprocess(images: Picture | Sequence[Picture], cfg: ModelConfig) -> np.ndar
 
 
 def _prepared(picture: Picture, cfg: ModelConfig) -> np.ndarray:
+    turn = cfg.exif == "turn"
     if not isinstance(picture, str | os.PathLike):
-        return evaluation_input(_pixels(picture), cfg)
+        return evaluation_input(_pixels(picture, turn), cfg)
     name = printable(os.fspath(picture))
     try:
-        return evaluation_input(decode(read_limited(picture, MOST_BYTES)), cfg)
+        return evaluation_input(decode(read_limited(picture, MOST_BYTES), turn), cfg)
     except FileNotFoundError:
         raise UserError(f"cannot read {name}: it is not there") from None
     except DecodeError as error:
         raise DecodeError(f"cannot decode {name}: {error}") from error
 
 
-def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
+def _pixels(picture: Image.Image | np.ndarray, turn: bool) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         return picture
     if hasattr(picture, "convert") and hasattr(picture, "mode"):  # without an import of Pillow
-        return decoded(picture)
+        return decoded(picture, turn)
     raise UserError(
         f"a picture is a path, a PIL image or a uint8 array [H, W, 3], not {type(picture).__name__}"
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from shared_vit.cores import cores
 from shared_vit.data.decode import DecodeError, decode
-from shared_vit.data.sources.folder import VAL_NAMES, FolderSplit
+from shared_vit.data.sources.folder import VAL_NAMES, FolderSplit, find_splits
+from shared_vit.data.sources.left_out import describe
 from shared_vit.data.sources.listing import list_split
 from shared_vit.errors import UserError
 
@@ -25,13 +26,21 @@ def check_folder(root: Path) -> int:
 
     names = [name for name in ("train", *VAL_NAMES) if (root / name).is_dir()]
     if not names:
-        raise UserError(f"{root} has no folder train, val or test to check")
+        if not root.is_dir():
+            raise UserError(f"{root} has no folder train, val or test to check: it is not there")
+        find_splits(root, training=False)  # says what is wrong with it
+        names = [""]
     bad = total = 0
     for name in names:
-        split = FolderSplit(root, list_split(root, name))
+        listing = list_split(root, name)
+        if text := describe(str(root / name), listing.left_out):
+            print(f"notice: {text}")
+        split = FolderSplit(root, listing)
         total += len(split)
         checked = _complaints(split)
-        for complaint in tqdm(checked, total=len(split), desc=name, unit=" images", mininterval=1):
+        for complaint in tqdm(
+            checked, total=len(split), desc=name or root.name, unit=" images", mininterval=1
+        ):
             if complaint:
                 bad += 1
                 tqdm.write(complaint)

@@ -22,11 +22,19 @@ def content_of(dataset: Dataset, full: bool = False) -> dict[str, str]:
     if dataset.name not in ("folder", "imagenet"):
         return {}
     total = len(dataset.train) + len(dataset.val)
+    found = {"content": _checksum(dataset, sample_of(dataset), total)}
     every = np.arange(total)
-    rng = np.random.default_rng(int(dataset.fingerprint, 16))
-    sample = np.sort(rng.choice(total, SAMPLED, replace=False)) if total > SAMPLED else every
-    found = {"content": _checksum(dataset, sample, total)}
     return found | ({"content_full": _checksum(dataset, every, total)} if full else {})
+
+
+def sample_of(dataset: Dataset) -> np.ndarray:
+    """Numbers of the files in the sample, sorted int64 [n], those of `val` after those of `train`;
+    the same for the same fingerprint."""
+    total = len(dataset.train) + len(dataset.val)
+    rng = np.random.default_rng(int(dataset.fingerprint, 16))
+    if total > SAMPLED:
+        return np.sort(rng.choice(total, SAMPLED, replace=False))
+    return np.arange(total)
 
 
 def _checksum(dataset: Dataset, numbers: np.ndarray, total: int) -> str:

@@ -56,7 +56,9 @@ class Dataset:
     the data and not with their place. photographs: True for encoded images, which are cropped at
     random and flipped in training and preprocessed by `evaluation_input` in evaluation; False for
     decoded ones, which are slightly turned and shifted in training and unchanged in evaluation.
-    minival: whether `val` is a part held out of the training split.
+    minival: whether `val` is a random 1 % held out of the training split. held_out: whether `val`
+    is a part of each class, in data that came without a validation split. notices: what is to be
+    said of the data.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Dataset:
     fingerprint: str
     photographs: bool = True
     minival: bool = False
+    held_out: bool = False
+    notices: list[str] = field(default_factory=list)
     bad_images: BadImages = field(default_factory=BadImages)
 
     @property

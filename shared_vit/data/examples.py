@@ -60,17 +60,17 @@ def make_loader(
         )
     else:
         prepare = functools.partial(random_crop_flip, size=cfg.image_size, min_area=recipe.min_area)
-    return PhotoLoader(examples, prepare, random, skip_bad, last)
+    return PhotoLoader(examples, prepare, random, skip_bad, last, cfg.exif == "turn")
 
 
 class PhotoLoader:
     """Loads photographs.
 
     prepare: from pixels uint8 [H, W, 3] to uint8 [S, S, 3], with the keyword `uniforms` where
-    `random`; `last` comes after it, with uniforms drawn after those. An image that cannot be
-    decoded or prepared raises UserError; with `skip_bad` the next one in the split's order replaces
-    it, with the class of that one. A file that cannot be read always raises: it may be readable the
-    next time, and the curve would then be another.
+    `random`; `last` comes after it, with uniforms drawn after those. turn: upright by EXIF. An
+    image that cannot be decoded or prepared raises UserError; with `skip_bad` the next one in the
+    split's order replaces it, with the class of that one. A file that cannot be read always raises:
+    it may be readable the next time, and the curve would then be another.
     """
 
     def __init__(
@@ -80,9 +80,10 @@ class PhotoLoader:
         random: bool,
         skip_bad: bool,
         last: RandAugment = NO_RANDAUG,
+        turn: bool = False,
     ):
         self.split, self.prepare, self.random, self.skip_bad = split, prepare, random, skip_bad
-        self.last = last
+        self.last, self.turn = last, turn
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         drawn = {"uniforms": rng.random(NUM_UNIFORMS)} if self.random and rng is not None else {}
@@ -92,7 +93,7 @@ class PhotoLoader:
             neighbour = (index + shift) % len(self.split)
             data, label = self.split.read(neighbour)
             try:
-                pixels = decode(data) if isinstance(data, bytes) else data
+                pixels = decode(data, self.turn) if isinstance(data, bytes) else data
                 image = self.prepare(pixels, **drawn)
                 if later is not None:
                     image = self.last(image, later)

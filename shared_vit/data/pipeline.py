@@ -56,7 +56,7 @@ def batches(
     from shared_vit.data import order  # imports grain
 
     machine = machine or Machine()
-    dataset = dataset or open_dataset(recipe.data, machine.data_dir)
+    dataset = dataset or open_dataset(recipe.data, machine.data_dir, recipe.class_order)
     if recipe.minival == "on":
         dataset = with_minival(dataset)
     size = recipe.model.image_size

@@ -12,6 +12,8 @@ from shared_vit.cores import cores
 from shared_vit.errors import UserError
 from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import Record
+from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD
+from shared_vit.spec.input import colours
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
@@ -135,6 +137,35 @@ class Start:
         group="model",
         open="1.143, or that of the weights",
     )
+    mean: tuple[float, float, float] = setting(
+        IMAGENET_MEAN,
+        "Mean of red, green and blue in [0, 1], R,G,B or one number, which is taken off pixels.",
+        group="model",
+        open="ImageNet's, or that of the weights",
+        parse=colours,
+        metavar="R,G,B",
+    )
+    std: tuple[float, float, float] = setting(
+        IMAGENET_STD,
+        "Standard deviation of red, green and blue, by which the pixels are divided.",
+        group="model",
+        open="ImageNet's, or that of the weights",
+        parse=colours,
+        metavar="R,G,B",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = setting(
+        "bilinear",
+        "Filter of the resize in evaluation.",
+        group="model",
+        open="bilinear, or that of the weights",
+    )
+    exif: Literal["ignore", "turn"] = setting(
+        "ignore",
+        "Orientation in a photograph's EXIF: ignore it, or turn the image upright. It goes with "
+        "the weights.",
+        group="model",
+        open="ignore, or that of the weights",
+    )
 
 
 CPU_DEVICES_PER_CORE = 8  # more are refused: each is a process of torch, or threads of JAX
@@ -191,12 +222,16 @@ class Asked:
         given = {n: v for n, v in self.given.items() if n not in without}
         if given.get("keep") == 0:
             given["keep"] = "all"
-        return [f"--{n}" if v is True else f"--{n}={v}" for n, v in given.items()]
+        return [f"--{n}" if v is True else f"--{n}={_as_text(v)}" for n, v in given.items()]
 
     def values_of(self, table: type) -> dict[str, Any]:
         """`{field: value}` of a table of settings, open ones left out."""
         values = {name: getattr(self, name) for name in settings_of(table)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(repr, value)) if isinstance(value, tuple) else f"{value}"
 
 
 def check_processes(world_size: int) -> None:

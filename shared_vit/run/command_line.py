@@ -102,6 +102,11 @@ def check(asked: Asked) -> None:
             "--data_dir is given, and the digits are part of the package: use --data=folder "
             "--data_dir=DIR, or leave --data_dir out"
         )
+    if asked.class_order != "name" and asked.data != "folder":
+        raise UserError(
+            f"--class_order={asked.class_order} is for class folders, --data=folder: the classes "
+            f"of {asked.data} have an order of their own"
+        )
     if asked.resume and "init_from" in asked.given:
         raise UserError(
             "--resume and --init_from exclude each other: a resumed run has its weights"

@@ -8,8 +8,8 @@ import numpy as np
 
 from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.plan import Plan
-from shared_vit.run.start_from import numbers
 from shared_vit.run.state import Lazy, Trainer
+from shared_vit.spec.input import describe_input, numbers
 
 LAG = 2  # results are read this many steps late, so that reading never makes the device wait
 
@@ -85,10 +85,7 @@ def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
 def describe_preprocessing(plan: Plan) -> str:
     """What turns a picture of the validation split into the model's input."""
     model = plan.model
-    size, normalised = model.image_size, f"mean {numbers(model.mean)}, std {numbers(model.std)}"
-    if not plan.dataset.photographs:
-        return f"{size} px by the nearest pixel, {normalised}"
-    if model.eval_resize == 0:
-        return f"squashed to {size} px ({model.interpolation}), {normalised}"
-    shorter = f"shorter side to {model.short_side} px ({model.interpolation})"
-    return f"{shorter}, centre {size} px, {normalised}"
+    if plan.dataset.photographs:
+        return describe_input(model)
+    colour = f"mean {numbers(model.mean)}, std {numbers(model.std)}"
+    return f"{model.image_size} px by the nearest pixel, {colour}"

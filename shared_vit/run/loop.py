@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from shared_vit.data import orientation
 from shared_vit.data.pipeline import Batches
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
@@ -28,6 +31,8 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
     """Train or evaluate by `plan`; returns the exit status. Every process calls it; process 0 alone
     writes and prints."""
     if plan.mode == "eval":
+        if process == 0:
+            _say_of_data(plan, functools.partial(print, file=sys.stderr))
         trainer = make_trainer(state_to_evaluate(plan))
         result = evaluate(plan, trainer, Interrupt())
         if process == 0 and result is not None:
@@ -60,6 +65,8 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
         if run_dir is not None:
             run_dir.open_new(plan.record())
         _announce(plan, speak)
+        if run_dir is not None:
+            _say_of_data(plan, speak)
         if plan.weights is not None and run_dir is not None:
             lines = describe_start(plan.weights.source, plan.model, plan.class_names)
             speak("\n".join(lines), flush=True)
@@ -77,6 +84,8 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
     for notice in notices:
         speak(f"notice: {notice}", flush=True)
     _announce(plan, speak)
+    if run_dir is not None:
+        _say_of_data(plan, speak)
     for line in found.skipped if found else ():
         speak(f"skipped: {line}", flush=True)
     if found is None:
@@ -132,6 +141,13 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
             f"notice: the whole run is warm-up ({recipe.warmup_steps} of {recipe.steps} steps)",
             flush=True,
         )
+
+
+def _say_of_data(plan: Plan, speak: Callable[..., Any]) -> None:
+    """Notices about the data; files of a sample are read for them, so in process 0 alone."""
+    for text in (*plan.dataset.notices, orientation.notice(plan.dataset, plan.model.exif)):
+        if text:
+            speak(f"notice: {text}", flush=True)
 
 
 class _Loop:

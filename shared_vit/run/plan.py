@@ -17,6 +17,7 @@ from shared_vit.data import Dataset, open_dataset
 from shared_vit.data.content import content_of
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
+from shared_vit.data.sources import open_whole
 from shared_vit.data.sources.imagenet_names import plain_names
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint, tensorboard
@@ -24,6 +25,7 @@ from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.best import check_metric, read_best
 from shared_vit.run.command_line import model_changes, named_model
 from shared_vit.run.record import (
+    INPUT_FLAGS,
     SIZE_FLAGS,
     VERSION,
     Record,
@@ -165,7 +167,7 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     if asked.tensorboard == "on" and asked.mode == "train":
         tensorboard.check_installed()
     given = _given_weights(asked, run_dir)
-    dataset = open_dataset(asked.data, asked.data_dir)
+    dataset = _dataset(asked, given)
     if asked.minival == "on":
         dataset = with_minival(dataset)
     model = _model(asked, given.source.cfg if given else None, dataset)
@@ -189,6 +191,19 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     if asked.mode == "eval" and given is not None:
         _check_names(plan, given.source.class_names)
     return plan
+
+
+def _dataset(asked: Asked, given: GivenWeights | None) -> Dataset:
+    """The data of the flags. Evaluated without a split of their own, they are those held out of the
+    run that is evaluated, and all of them for other weights."""
+    training = asked.mode == "train"
+    dataset = open_dataset(asked.data, asked.data_dir, asked.class_order, training)
+    if training or not dataset.held_out:
+        return dataset
+    own = {"name": dataset.name, "fingerprint": dataset.fingerprint}
+    if asked.record is not None and not other_data(asked.record.data, own):
+        return dataset
+    return open_whole(asked.data_dir, given.source.class_names if given else None)
 
 
 def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
@@ -291,9 +306,10 @@ def _model(asked: Asked, of_file: ModelConfig | None, dataset: Dataset) -> Model
 
 
 def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
-    """The function of the weights; --image_size and --eval_resize may differ, nothing else."""
+    """The function of the weights; the size and the preparation of images may differ, nothing
+    else."""
     given = model_changes(asked, only_given=True)
-    free = {n: given.pop(n) for n in ("image_size", "eval_resize") if n in given}
+    free = {n: given.pop(n) for n in ("image_size", *INPUT_FLAGS) if n in given}
     wrong = [f"--{n}={v}, and they have {getattr(of_file, n)}" for n, v in given.items()
              if n not in ("dropout", "drop_path") and getattr(of_file, n) != v]  # fmt: skip
     if wrong:
@@ -375,7 +391,7 @@ def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfi
             )
     changes: dict[str, Any] = {n: getattr(asked, n) for n in ("dropout", "drop_path")}
     changes["num_classes"] = num_classes
-    for name in ("image_size", "eval_resize"):
+    for name in ("image_size", *INPUT_FLAGS):
         if getattr(asked, name) is not None:
             changes[name] = getattr(asked, name)
     if of_file.num_classes != num_classes:

@@ -223,6 +223,7 @@ def other_data(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
 
 
 SIZE_FLAGS = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
+INPUT_FLAGS = ("eval_resize", "mean", "std", "interpolation", "exif")  # a picture to the input
 MODEL_FLAGS = frozenset(
     (
         "image_size",
@@ -232,7 +233,7 @@ MODEL_FLAGS = frozenset(
         "gelu",
         "dropout",
         "drop_path",
-        "eval_resize",
+        *INPUT_FLAGS,
         *SIZE_FLAGS,
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared_vit.errors import some
 from shared_vit.spec.config import ModelConfig, name_of
+from shared_vit.spec.input import numbers
 from shared_vit.weights import Source
 
 
@@ -66,8 +67,3 @@ def _positions(old: ModelConfig, new: ModelConfig) -> str:
     if new.pos_embed == "sincos2d":
         return f"computed anew, {after} (the weights have {before})"
     return f"resampled from {before} to {after}"
-
-
-def numbers(values: tuple[float, ...]) -> str:
-    """Mean or standard deviation of the colours, for a message."""
-    return " ".join(f"{value:g}" for value in values)

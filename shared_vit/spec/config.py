@@ -83,6 +83,9 @@ class ModelConfig:
     interpolation: Literal["bilinear", "bicubic"] = setting(
         "bilinear", "filter of the resize in evaluation", group="model", historical="bilinear"
     )
+    exif: Literal["ignore", "turn"] = setting(
+        "ignore", "what becomes of the orientation in EXIF", group="model", historical="ignore"
+    )
     drop_path: float = setting(  # used in training only, as dropout is
         0.0, "stochastic depth: rate of the last block's branches", group="model", historical=0.0
     )

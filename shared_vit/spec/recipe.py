@@ -33,6 +33,14 @@ class Recipe:
     data: str = setting(
         "digits", "digits, imagenet, folder, or tfds:<name>[/<config>].", group="data"
     )
+    class_order: str = setting(
+        "name",
+        "Order of the class folders, which numbers the classes: name (10 before 2), number (2 "
+        "before 10), or a text file with the name of a class in each line.",
+        group="data",
+        metavar="{name,number,FILE}",
+        historical="name",
+    )
     pad_crop: int = setting(
         0,
         "Training crops: pad each side by this many pixels and crop at random, for small images; "
@@ -295,8 +303,8 @@ def parse_freeze(text: str) -> Freeze:
 
 
 PIECES = (
-    "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival", "loss",
-    "label_smoothing", "layer_decay", "freeze", "ema", "sam_rho", "sam_groups",
+    "class_order", "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival",
+    "loss", "label_smoothing", "layer_decay", "freeze", "ema", "sam_rho", "sam_groups",
 )  # fmt: skip
 
 

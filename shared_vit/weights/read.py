@@ -47,6 +47,7 @@ class Source:
     assumed: list[str] = field(default_factory=list)  # not in the file; the format's default
     notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
     origin: Origin | None = None  # of files that were downloaded
+    elsewhere: bool = False  # not written by this project, so that it cannot say all of a function
 
 
 def open_weights(
@@ -81,6 +82,7 @@ def open_weights(
         stated, names = _stated(found.files[0], metadata, found.card)
         source = _foreign(fmt, arrays, hints, stated)
         source.class_names = source.class_names or names
+        source.elsewhere = stated is None
     return _with_files(source, found)
 
 

@@ -77,7 +77,13 @@ def write_weights(
     else:
         _write_file(path, fmt, cfg, file_arrays, progress, names)
         _write_json(card_path(path), _card(path, fmt, cfg, names))
-    return fmt.notes(cfg, folder=path.suffix == "")
+    notes = fmt.notes(cfg, folder=path.suffix == "")
+    if cfg.exif == "turn":
+        notes.append(
+            "this model was shown photographs turned upright by EXIF, which the target's code "
+            "ignores: image = PIL.ImageOps.exif_transpose(image) before the preprocessing"
+        )
+    return notes
 
 
 def _write_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared_vit.data.dataset import Dataset
@@ -15,10 +16,17 @@ _PREPARE = (
 )
 
 
-def open_dataset(data: str = "digits", data_dir: str | None = None) -> Dataset:
+def open_dataset(
+    data: str = "digits",
+    data_dir: str | None = None,
+    class_order: str = "name",
+    training: bool = True,
+) -> Dataset:
     """The data set of a name (`digits`, `imagenet`, `folder`, `tfds:<name>`), in a folder.
 
-    Raises UserError for data that are missing, unreadable, or not what the name says.
+    class_order: of class folders, as `--class_order` says; training: whether it is to be trained
+    on, for which one class is too few. Raises UserError for data that are missing, unreadable, or
+    not what the name says.
     """
     if data == "digits":
         from shared_vit.data.sources.digits import digits
@@ -34,7 +42,14 @@ def open_dataset(data: str = "digits", data_dir: str | None = None) -> Dataset:
         )
     from shared_vit.data.sources.folder import folder
 
-    return folder(_folder_root(data, data_dir), imagenet=data == "imagenet")
+    return folder(_folder_root(data, data_dir), data == "imagenet", class_order, training)
+
+
+def open_whole(data_dir: str | None, class_names: Sequence[str] | None) -> Dataset:
+    """A folder without a training split, all of it to evaluate on; see `folder.whole_folder`."""
+    from shared_vit.data.sources.folder import whole_folder
+
+    return whole_folder(_folder_root("folder", data_dir), class_names)
 
 
 def _folder_root(data: str, data_dir: str | None) -> Path:
@@ -45,7 +60,8 @@ def _folder_root(data: str, data_dir: str | None) -> Path:
         return root
     if data == "folder":
         raise UserError(
-            "--data=folder needs --data_dir, a folder with train/<class>/ and val/<class>/"
+            "--data=folder needs --data_dir, a folder with train/<class>/ and val/<class>/, or "
+            "with class folders alone"
         )
     found = imagenet.find_imagenet()
     if found is None:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from shared_vit.data.sources import left_out as leaving
+from shared_vit.data.sources.class_order import BY_NAME, ordered
 from shared_vit.errors import UserError, some
 
-ENDINGS = tuple(b".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif".split())
+_HEIC = b".heic .heif".split() if leaving.heic_is_read() else []
+ENDINGS = (
+    *b".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif .jfif .jpe .avif".split(),
+    *_HEIC,
+)
 KNOWN = f"({b' '.join(ENDINGS).decode()})"  # for messages
 _THREADS = 16  # more than cores: `stat` waits on a network file system
 _STAT_AT_ONCE = 8192
@@ -52,13 +60,14 @@ class Listing:
     """The images of one split, sorted by class and then by path.
 
     files: paths below the root as the file system's bytes, with labels int32 [N] and sizes int64
-    [N] in bytes.
+    [N] in bytes. left_out: files that are no images by their endings, which are counted by folder.
     """
 
     class_names: list[str]
     files: Names
     labels: np.ndarray
     sizes: np.ndarray
+    left_out: leaving.LeftOut = field(default_factory=dict)
 
     def digest(self) -> bytes:
         """SHA-256 over names, classes and sizes, which a copy of the folder shares."""
@@ -68,21 +77,27 @@ class Listing:
         return h.digest()
 
 
-def list_split(root: Path, split: str, classes: list[str] | None = None) -> Listing:
-    """The images `root/split/<class>/**/<image>`.
+def list_split(
+    root: Path, split: str, classes: list[str] | None = None, order: str = BY_NAME
+) -> Listing:
+    """The images `root/split/<class>/**/<image>`; `split` is "" for class folders in `root`.
 
-    Classes are in sorted order, or as given (those of the training split). Links are followed;
-    hidden files, hidden directories and other endings are left out. Raises UserError for a split
-    that cannot be read or has no images, a training class without images, a class that `classes`
-    lacks, and an image that is not a regular file.
+    Classes are in the order that `order` says (see `class_order.ordered`), or as given (those of
+    the training split). Links are followed; hidden files and hidden directories are left out, and
+    files of other endings, which are counted. Raises UserError for a split that cannot be read or
+    has no images, a training class without images, a class that `classes` lacks, and an image that
+    is not a regular file.
     """
     top, base = root / split, os.fsencode(root)
+    left: dict[str, Counter[str]] = {"": Counter()}
     try:
-        with os.scandir(top) as entries:
-            names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
-        found = {n: _images_below(base, os.fsencode(os.path.join(split, n))) for n in names}
-        _check_classes(top, names, found, classes)
-        classes = names if classes is None else classes
+        names = _class_folders(top, left[""])
+        found = {}
+        for n in names:
+            left[n] = Counter()
+            found[n] = _images_below(base, os.fsencode(os.path.join(split, n)), left[n])
+        _check_classes(top, names, found, classes, left)
+        classes = ordered(names, order, str(top)) if classes is None else classes
         inside = [found.get(name, []) for name in classes]
         files = Names.of([path for paths in inside for path in paths])
         sizes = _sizes(base, files)
@@ -90,25 +105,52 @@ def list_split(root: Path, split: str, classes: list[str] | None = None) -> List
         place = os.fsdecode(error.filename or top)
         raise UserError(f"cannot read {printable(place)}: {error.strerror}") from error
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in inside])
-    return Listing(list(classes), files, labels, sizes)
+    counted = {printable(n) or "outside": dict(c) for n, c in left.items() if c}
+    return Listing(list(classes), files, labels, sizes, counted)
 
 
-def images_below(folder: str | os.PathLike) -> list[str]:
+def _class_folders(top: Path, left: Counter[str]) -> list[str]:
+    """Sorted names of the folders in a split; files beside them belong to no class."""
+    names = []
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                names.append(entry.name)
+            else:
+                left[leaving.ending_of(os.fsencode(entry.name))] += 1
+    return sorted(names)
+
+
+def images_below(folder: str | os.PathLike, left: Counter[str] | None = None) -> list[str]:
     """Paths of the image files in a folder and below it, sorted; hidden ones are left out.
 
-    Raises UserError where it cannot be read.
+    The endings of other files are added to `left`. Raises UserError where it cannot be read.
     """
-    top = os.fsencode(folder)
+    top, left = os.fsencode(folder), Counter() if left is None else left
     try:
-        return [os.path.join(os.fsdecode(top), os.fsdecode(p)) for p in _images_below(top, b"")]
+        below = _images_below(top, b"", left)
+        return [os.path.join(os.fsdecode(top), os.fsdecode(path)) for path in below]
     except OSError as error:
         place = os.fsdecode(error.filename or top)
         raise UserError(f"cannot read {printable(place)}: {error.strerror}") from error
 
 
 def printable(name: str) -> str:
+    """A file system's name as text of one line: bytes that are no UTF-8 become escapes, and so do
+    line breaks and other characters that are not printable."""
+    text = as_text(name)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def as_text(name: str) -> str:
     """A file system's name as text that can be written: bytes that are no UTF-8 become escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def layout(*tops: Path) -> str:
@@ -118,22 +160,37 @@ def layout(*tops: Path) -> str:
 
 
 def _check_classes(
-    top: Path, names: list[str], found: dict[str, list[bytes]], classes: list[str] | None
+    top: Path,
+    names: list[str],
+    found: dict[str, list[bytes]],
+    classes: list[str] | None,
+    left: dict[str, Counter[str]],
 ) -> None:
+    def more(folders: Sequence[str]) -> str:
+        counted = {printable(n) or "outside": left[n] for n in folders if left[n]}
+        there = leaving.describe(str(top), counted)
+        return f"; {there}" if there else ""
+
     if not names:
-        raise UserError(f"{top} has no class folders: {layout(top)}")
+        raise UserError(f"{top} has no class folders: {layout(top)}{more([''])}")
     if not any(found.values()):
-        raise UserError(f"{top} has {len(names)} class folders and no images in them {KNOWN}")
+        raise UserError(
+            f"{top} has {len(names)} class folders and no images in them {KNOWN}{more(names)}"
+        )
     if classes is None:
-        if empty := [printable(n) for n in names if not found[n]]:
+        if empty := [n for n in names if not found[n]]:
             verb = "has" if len(empty) == 1 else "have"
-            raise UserError(f"{some(empty)} in {top} {verb} no images: remove or fill")
+            shown = some([printable(n) for n in empty])
+            raise UserError(f"{shown} in {top} {verb} no images: remove or fill{more(empty)}")
     elif unknown := [printable(n) for n in names if found[n] and n not in set(classes)]:
         raise UserError(f"{top} has classes that the training split lacks: {some(unknown)}")
 
 
-def _images_below(base: bytes, directory: bytes, above: frozenset = frozenset()) -> list[bytes]:
-    """Image files in and below `base/directory`, sorted, as paths below `base`."""
+def _images_below(
+    base: bytes, directory: bytes, left: Counter[str], above: frozenset = frozenset()
+) -> list[bytes]:
+    """Image files in and below `base/directory`, sorted, as paths below `base`; the endings of
+    other files are added to `left`."""
     path = os.path.join(base, directory)
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
@@ -149,8 +206,10 @@ def _images_below(base: bytes, directory: bytes, above: frozenset = frozenset())
                 below.append(inside)
             elif entry.name.lower().endswith(ENDINGS):
                 files.append(inside)
+            else:
+                left[leaving.ending_of(entry.name)] += 1
     for inside in sorted(below):
-        files += _images_below(base, inside, above | {identity})
+        files += _images_below(base, inside, left, above | {identity})
     return sorted(files)
 
 

@@ -145,6 +145,7 @@ class HuggingFace(Format):
             std=std,
             eval_resize=eval_resize,
             interpolation=interpolation,
+            exif="turn" if (hints.processor or {}).get("exif_transpose") is True else "ignore",
         )
         if hints.config is None:
             notes.assumed.append(
@@ -254,6 +255,7 @@ def processor_args(cfg: ModelConfig) -> dict[str, Any]:
         "image_std": list(cfg.std),
         "resample": resize.PILLOW[cfg.interpolation],
         "rescale_factor": 1 / 255,
+        **({"exif_transpose": True} if cfg.exif == "turn" else {}),  # a word of this project's own
     }
     if cfg.eval_resize == 0:
         square = {"height": size, "width": size}

@@ -14,12 +14,12 @@ from jax_vit.fused import pad_tokens
 from jax_vit.inputs import check_inputs
 from jax_vit.ops import (
     Conv,
-    LayerNorm,
     Linear,
     add_positions,
     attention,
     cast,
     gelu,
+    make_norm,
     parameter,
     product,
     remat,
@@ -89,9 +89,9 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
         self.rate, self.policy = cfg.dropout, policy
-        self.norm1 = LayerNorm(cfg.width, cfg.norm_eps, policy)
+        self.norm1 = make_norm(cfg, cfg.width, policy)
         self.attn = Attention(cfg, policy)
-        self.norm2 = LayerNorm(cfg.width, cfg.norm_eps, policy)
+        self.norm2 = make_norm(cfg, cfg.width, policy)
         self.mlp = Mlp(cfg, policy)
 
     def __call__(
@@ -133,7 +133,7 @@ class VisionTransformer(nnx.Module):
         self.pos_embed = parameter((1, cfg.num_tokens, cfg.width), policy, trained=learned)
         self.patch_embed = PatchEmbed(cfg, policy)
         self.blocks = nnx.List(Block(cfg, policy) for _ in range(cfg.depth))
-        norm = LayerNorm(cfg.width, cfg.norm_eps, policy)
+        norm = make_norm(cfg, cfg.width, policy)
         self.norm = None if cfg.norm_after_pool else norm
         self.fc_norm = norm if cfg.norm_after_pool else None
         self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None

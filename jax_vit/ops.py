@@ -3,6 +3,8 @@
 They stand where Flax's and JAX's own would round otherwise. Twin of `torch_vit/ops.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +16,7 @@ from jax import Array, lax
 from jax_vit import fused
 from jax_vit.dropout import Dropout
 from jax_vit.gpu import row_major
+from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Policy
 
 
@@ -28,11 +31,14 @@ def cast(x: Array, dtype: str) -> Array:
 
 
 class Linear(nnx.Module):
-    """x [..., in] -> [..., out] by `product`; kernel [in, out] and bias [out], zero until set."""
+    """x [..., in] -> [..., out] by `product`; kernel [in, out] and bias [out], zero until set.
 
-    def __init__(self, in_features: int, out_features: int, policy: Policy):
+    Without `bias` there is none.
+    """
+
+    def __init__(self, in_features: int, out_features: int, policy: Policy, bias: bool = True):
         self.kernel = parameter((in_features, out_features), policy)
-        self.bias = parameter((out_features,), policy)
+        self.bias = parameter((out_features,), policy) if bias else None
         self.policy = policy
 
     def __call__(self, x: Array) -> Array:
@@ -41,14 +47,17 @@ class Linear(nnx.Module):
 
 class Conv(nnx.Conv):
     """The weights of a convolution of stride `size`: kernel [size, size, in, out] and bias [out],
-    zero until set."""
+    zero until set. Without `bias` there is none."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, policy: Policy):
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, policy: Policy, bias: bool = True
+    ):
         super().__init__(
             in_channels,
             out_channels,
             (size, size),
             size,
+            use_bias=bias,
             param_dtype=jnp.dtype(policy.param),
             kernel_init=nnx.initializers.zeros,
             rngs=nnx.Rngs(0),
@@ -58,6 +67,11 @@ class Conv(nnx.Conv):
 def add_positions(x: Array, pos_embed: Array) -> Array:
     """x [B, N, width] plus pos_embed [1, N, width]."""
     return row_major(x + pos_embed)
+
+
+def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm:
+    """The model's kind of norm, over the last axis, of `width` units."""
+    return LayerNorm(width, cfg.norm_eps, policy)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -107,13 +121,13 @@ def remat(block: nnx.Module) -> Callable[..., Array]:
     return call
 
 
-def product(x: Array, kernel: Array, bias: Array, policy: Policy) -> Array:
-    """x [..., in] times kernel [in, out] plus bias [out].
+def product(x: Array, kernel: Array, bias: Array | None, policy: Policy) -> Array:
+    """x [..., in] times kernel [in, out] plus bias [out], where there is one.
 
     Inputs are rounded to the compute dtype, the sum and the bias are float32 or more, and the
     result is rounded once to the compute dtype.
     """
-    kernel, bias = jnp.asarray(kernel), jnp.asarray(bias)
+    kernel, bias = jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)
     # In two dimensions: of a product over several axes XLA makes transposed copies on GPUs.
     rows = cast(x, policy.compute).reshape(-1, x.shape[-1])
     y = _product(rows, cast(kernel, policy.compute), bias, policy.tf32)
@@ -121,22 +135,25 @@ def product(x: Array, kernel: Array, bias: Array, policy: Policy) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _product(x: Array, kernel: Array, bias: Array, tf32: bool) -> Array:
-    return (_dot(x, kernel, 1, 0, tf32) + bias).astype(x.dtype)
+def _product(x: Array, kernel: Array, bias: Array | None, tf32: bool) -> Array:
+    y = _dot(x, kernel, 1, 0, tf32)
+    return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array, bias: Array, tf32: bool) -> tuple[Array, tuple]:
+def _product_forward(
+    x: Array, kernel: Array, bias: Array | None, tf32: bool
+) -> tuple[Array, tuple]:
     return _product(x, kernel, bias, tf32), (x, kernel, bias)
 
 
-def _product_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+def _product_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Array, Array | None]:
     # Written out because JAX would transpose the float32-summing product into products of float32
     # cotangents, several times slower than those of the compute dtype on a GPU.
     x, kernel, bias = residuals
     # Rounded by the product itself; the kernel's gradient is yet to be summed over devices.
     dx = _dot(g, kernel, 1, 1, tf32, x.dtype)
     dkernel = _dot(x, g, 0, 0, tf32).astype(kernel.dtype)
-    return dx, dkernel, g.astype(bias.dtype).sum(0)
+    return dx, dkernel, None if bias is None else g.astype(bias.dtype).sum(0)
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -65,7 +65,12 @@ def test_gradients_written_by_hand_are_the_derivatives(x64):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
 
+    def product(x, kernel, bias=None):
+        return ops.product(x, kernel, bias, policy)
+
     for own, plain, shapes in (
+        (product, lambda x, kernel, bias: x @ kernel + bias, [(2, 5, 12), (12, 7), (7,)]),
+        (product, lambda x, kernel: x @ kernel, [(2, 5, 12), (12, 7)]),
         (partial(ops._layer_norm, eps=1e-6), norm, [(2, 5, 12), (12,), (12,)]),
         (partial(ops.attention, policy=policy), attention, [(2, 5, 3, 4)] * 3),
         (partial(ops.attention, policy=policy), attention, [(2, 1, 3, 4), *[(2, 5, 3, 4)] * 2]),

@@ -4,6 +4,8 @@ Twin of `jax_vit/ops.py`. Sums of products are float32 or more inside torch's ke
 switch of the process (`torch_vit.precision`), so `policy.tf32` is not read here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Policy
 
 
@@ -27,10 +30,13 @@ def cast(x: Tensor, dtype: str) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """x [..., in] -> [..., out] by `product`; weight [out, in] and bias [out], zero until set."""
+    """x [..., in] -> [..., out] by `product`; weight [out, in] and bias [out], zero until set.
 
-    def __init__(self, in_features: int, out_features: int, policy: Policy):
-        super().__init__(in_features, out_features, dtype=dtype_of(policy.param))
+    Without `bias` there is none.
+    """
+
+    def __init__(self, in_features: int, out_features: int, policy: Policy, bias: bool = True):
+        super().__init__(in_features, out_features, bias, dtype=dtype_of(policy.param))
         self.policy = policy
 
     def reset_parameters(self) -> None:
@@ -42,10 +48,13 @@ class Linear(nn.Linear):
 
 class Conv(nn.Conv2d):
     """The weights of a convolution of stride `size`: weight [out, in, size, size] and bias [out],
-    zero until set."""
+    zero until set. Without `bias` there is none."""
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, policy: Policy):
-        super().__init__(in_channels, out_channels, size, size, dtype=dtype_of(policy.param))
+    def __init__(
+        self, in_channels: int, out_channels: int, size: int, policy: Policy, bias: bool = True
+    ):
+        dtype = dtype_of(policy.param)
+        super().__init__(in_channels, out_channels, size, size, bias=bias, dtype=dtype)
 
     def reset_parameters(self) -> None:
         _zero(self)
@@ -54,6 +63,11 @@ class Conv(nn.Conv2d):
 def add_positions(x: Tensor, pos_embed: Tensor) -> Tensor:
     """x [B, N, width] plus pos_embed [1, N, width]."""
     return x + pos_embed
+
+
+def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm:
+    """The model's kind of norm, over the last axis, of `width` units."""
+    return LayerNorm(width, cfg.norm_eps, policy)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -71,13 +85,14 @@ def remat(block: nn.Module) -> Callable[..., Tensor]:
     return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor, policy: Policy) -> Tensor:
-    """x [..., in] times weight [out, in] plus bias [out].
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy) -> Tensor:
+    """x [..., in] times weight [out, in] plus bias [out], where there is one.
 
     Inputs, weight and bias are rounded to the compute dtype (JAX's bias is not: `F.linear` wants
     one dtype), the sum is float32 or more, and the result is rounded once to the compute dtype.
     """
-    return F.linear(*(cast(t, policy.compute) for t in (x, weight, bias)))
+    bias = None if bias is None else cast(bias, policy.compute)
+    return F.linear(cast(x, policy.compute), cast(weight, policy.compute), bias)
 
 
 def gelu(x: Tensor, approximate: bool) -> Tensor:
@@ -105,5 +120,5 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _zero(layer: nn.Linear | nn.Conv2d) -> None:
     """Unset weights: torch's own first weights would be drawn only to be overwritten."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -206,7 +206,7 @@ class Call:
         for _ in range(steps):
             following: list[int] = []
             for value in layer:
-                for user in self.graph.consumers.get(value, []):
+                for user in self.graph.consumers.get(value, ()):
                     node = self.graph.nodes[user]
                     if node.name in names:
                         return True
@@ -274,7 +274,7 @@ class Call:
                     ends.append(node.index)
             for end in ends:
                 out = self.graph.nodes[end].outs[0]
-                users = self.graph.consumers.get(out or -1, [])
+                users = self.graph.consumers.get(out or -1, ())
                 if any(u not in ends for u in users) or not users:
                     result.append((end, source))
         return result[:3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Recorded:
     Attributes:
         graph: the reference; its outputs are the compared ones.
         index: the port's values.
-        traced, arrays, pure: the port, and what it was called with.
+        traced, arrays, pure: the port, what it was called with, and its call.
         interpreter: what the port's evaluation met (narrowings, branches).
         pairs: every output of the reference, compared or not.
         compared: those of `pairs` that are compared, in the order of the graph's outputs.
@@ -139,6 +139,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
     pairs, compared, port, unclear = _paired(graph, mine, theirs, pair.relaid(arrays))
+    graph = replace(graph, outputs=tuple(graph.outputs[p.mine] for p in compared))
     if strange is not None and not _near(graph, compared, port):
         raise strange
     extra = [n for k, (n, _) in enumerate(theirs) if k not in {p.port for p in compared}]
@@ -167,7 +168,7 @@ def _paired(
     graph: Graph, mine: Leaves, theirs: Leaves, relaid: bool
 ) -> tuple[list[Paired], list[Paired], list[np.ndarray], str]:
     """All outputs of the reference, the compared ones with the port's arrays, and why the pairing
-    is not certain. The graph's outputs become the compared ones."""
+    is not certain."""
     pairs = pair_outputs(mine, theirs)
     compared = [p for p in pairs if p.port is not None]
     values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
@@ -177,7 +178,6 @@ def _paired(
         port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
     for p, value, array in zip(compared, values, port):
         p.fix_layout(value, array, relaid)
-    graph.outputs[:] = [graph.outputs[p.mine] for p in compared]
     return pairs, compared, port, unclear
 
 
@@ -202,7 +202,6 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
     say("measuring rounding")
     session = _session(recorded, train)
-    plain = list(graph.nodes)
     before = session.judge_outputs()
     agrees = all(d.verdict != verdict.DIFFERENT for d in before)
     hidden = session.hidden_texts() if agrees else []
@@ -230,7 +229,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         narrowings,
         sum(1 for e in session.match.values() if e is not None),
         native,
-        Program(pair, train, plain, session, recorded),
+        Program(pair, train, session, recorded),
         hidden,
         [*map(_behind_step, undecided), *_unclear(recorded)],
         steps,
@@ -261,7 +260,7 @@ def _narrowings(
         found.append(Narrowing("jax", w, d))
     reference_costs(session, found)
     if named is not None:
-        port_costs(pair, recorded.arrays, named, found)
+        port_costs(pair, recorded.pure, recorded.arrays, named, found)
     return found
 
 

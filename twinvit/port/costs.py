@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from twinvit.port import models
 from twinvit.port.harness import CHECKED
 from twinvit.port.index import align_distance
 from twinvit.port.pair import Pair
@@ -45,6 +46,7 @@ def reference_costs(session: Session, narrowings: list[Narrowing]) -> None:
 
 def port_costs(
     pair: Pair,
+    pure: models.Pure,
     arrays: Sequence[np.ndarray],
     named: Sequence[tuple[str, Any]],
     narrowings: Sequence[Narrowing],
@@ -56,7 +58,7 @@ def port_costs(
     leaves, inputs = pair.typed(arrays)
     for narrowing in [n for n in narrowings if n.side == "jax"][:SHOWN]:
         place = (narrowing.where, narrowing.dtype)
-        traced = jax_trace.trace(pair.called, leaves, inputs, place)
+        traced = jax_trace.trace(pure.call, leaves, inputs, place)
         interpreter = Interpreter(round_at=place)
         outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)
         rounded = dict(zip(traced.labels, outs))

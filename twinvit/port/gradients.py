@@ -216,7 +216,7 @@ def _port_gradients(
         leaves = list(rest)
         for i, x in zip(floats, some):
             leaves[i] = x
-        out = pair.called(leaves, *xs)
+        out = recorded.pure.call(leaves, *xs)
         found = [x for _, x in ordered_leaves(out)]
         return sum((found[p] * c).sum() for p, c in zip(chosen, aligned) if c.any())
 

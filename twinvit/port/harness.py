@@ -104,7 +104,7 @@ def lost_weights(session: Session) -> list[str]:
     lost = []
     for name, i in session.graph.params().items():
         if session.status(i) != "lost" or not any(
-            u in session.live for u in session.graph.consumers.get(i, [])
+            u in session.live for u in session.graph.consumers.get(i, ())
         ):
             continue
         value = numbers(session.graph.values[i])

@@ -38,8 +38,7 @@ def map_again(pair: Pair, comparison: Comparison) -> bool:
         if a.kind in ("cause", "precision") and a.cause not in WEIGHTS and not a.values:
             edits.update(a.edits)
     try:
-        for i, value in graph.run(edits).items():
-            graph.values[i] = value.detach()
+        graph = graph.with_values(graph.run(edits))
     except Exception:  # an edit that rests on one of weights
         return False
     state = torch_values.widened(pair.torch_model).state_dict()

@@ -154,7 +154,7 @@ class Pair:
         return call
 
     def trace(self, *, train: bool = False) -> tuple[Traced, list[np.ndarray], models.Pure]:
-        """The port's jaxpr and the inputs that it took."""
+        """The port's jaxpr, the inputs that it took, and the port with the call that took them."""
         pure = models.pure(self.jax_model, train=True) if train else self.pure
         if self.given is not None:
             tries = [("", self.given)]
@@ -179,7 +179,7 @@ class Pair:
                         "parameters of its own types and computed in float64: numbers that it "
                         "makes in those types keep their rounding"
                     )
-                return *found, pure
+                return found
         self.own_types = False
         shapes = ", ".join(f"{x.shape} {x.dtype}" for x in tries[0][1])
         raise PortError(
@@ -193,13 +193,13 @@ class Pair:
         tries: Sequence[tuple[str, list[np.ndarray]]],
         errors: list[str],
         train: bool,
-    ) -> tuple[Traced, list[np.ndarray]] | None:
-        """The port's jaxpr of the first of these inputs that it takes; what it says of the others
-        is added to `errors`."""
+    ) -> tuple[Traced, list[np.ndarray], models.Pure] | None:
+        """The port's jaxpr of the first of these inputs that it takes, these inputs, and the port
+        with the call that takes them; what it says of the others is added to `errors`."""
         for note, arrays in tries:
-            self.called = self._picking(pure)
+            called = replace(pure, call=self._picking(pure))
             try:
-                traced = self.program(self.called, arrays, train=train)
+                traced = self.program(called.call, arrays, train=train)
             except PortError:
                 raise
             except Exception as error:
@@ -213,16 +213,16 @@ class Pair:
                 arrays = [
                     jax_input(x) for x in (self.torch_arrays if self.given is None else self.given)
                 ]
-                self.called = self._picking(replace(pure, call=pure.batched))
+                called = replace(pure, call=self._picking(replace(pure, call=pure.batched)))
                 try:
-                    traced = self.program(self.called, arrays, train=train)
+                    traced = self.program(called.call, arrays, train=train)
                 except PortError:
                     raise
                 except Exception:
                     continue
                 note = "the port was mapped over the batch"
             self._note(note)
-            return traced, arrays
+            return traced, arrays, called
         return None
 
     def _note(self, text: str) -> None:

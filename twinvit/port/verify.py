@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,10 @@ from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair, jax_input
 from twinvit.port.record import jax_trace, torch_program, torch_values
-from twinvit.port.record.graph import Edit, Graph, Node, Ref
+from twinvit.port.record.graph import Graph, Node, Ref
 from twinvit.port.record.jax_interpreter import Interpreter, Sink
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.redraw import Weights
-from twinvit.port.search.edits import edited, pinned
 from twinvit.port.search.noise import measure_noise
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import Accepted
@@ -72,16 +72,15 @@ class Program:
         self,
         pair: Pair,
         train: bool,
-        plain: Sequence[Node],
         session: Session,
         recorded: Recorded,
     ) -> None:
-        """`plain`: the reference's operations before any edit."""
         traced, chosen = recorded.traced, recorded.chosen
         self.pair, self.train, self.traced, self.chosen = pair, train, traced, chosen
         self.graph = recorded.graph
         self.pairs = recorded.compared
         self.names = [p.name for p in self.pairs]
+        plain = recorded.graph.nodes
         self.order = [n.name for n in plain]
         self.edits = [a for a in session.accepted if a.kind != "unknown"]
         self.keys, self.inputs = (
@@ -132,33 +131,31 @@ class Program:
             return [t for _, t in pick_torch(out, self.pair.output)]
 
         graph = torch_program.record(model, given, pick, train=self.train, like=self.graph)
-        graph.outputs[:] = [graph.outputs[p.mine] for p in self.pairs]
+        graph = replace(graph, outputs=tuple(graph.outputs[p.mine] for p in self.pairs))
         if self.edits:
             if [n.name for n in graph.nodes] != self.order:
                 raise PortError(
                     "the reference runs other operations on these values than on the first "
                     "inputs, so the edits have no places in it"
                 )
-            self._edit(graph)
+            return self._edited(graph)
         return graph
 
-    def _edit(self, graph: Graph) -> None:
-        """Make the edits and compute what follows from them."""
+    def _edited(self, graph: Graph) -> Graph:
+        """The graph with the edits made, and what follows from them."""
         for a in self.edits:
-            for index, edit in a.edits.items():
-                graph.nodes[index] = edited(graph.nodes[index], edit)
+            edited = {i: graph.nodes[i].edited(edit) for i, edit in a.edits.items()}
+            graph = graph.with_nodes(edited)
             for i, value in a.values.items():
                 producer = graph.producer[i]
                 if producer is None:
-                    graph.values[i] = value
+                    graph = graph.with_values({i: value})
                     continue
                 node = graph.nodes[producer]
-                graph.nodes[producer] = edited(node, Edit(pinned(node, node.outs.index(i), value)))
-        graph.finish()
+                given = node.with_result(node.outs.index(i), value)
+                graph = graph.with_nodes({producer: given})
         with torch.no_grad():
-            changed = _live(graph).run({}, everything=True)
-        for i, value in changed.items():
-            graph.values[i] = value.detach()
+            return graph.with_values(_live(graph).run({}, everything=True))
 
     def convert(self, inputs: Arrays) -> list[np.ndarray]:
         """The port's inputs for these of the reference, by the rule of the first ones."""
@@ -291,9 +288,7 @@ def _live(graph: Graph) -> Graph:
         if any(o in wanted for o in node.outs):
             wanted.update(node.refs)
             nodes.append(node)
-    live = Graph(graph.values, graph.source, graph.producer, nodes[::-1], graph.outputs)
-    live.finish()
-    return live
+    return replace(graph, nodes=tuple(nodes[::-1]))
 
 
 def _live_parameters(session: Session, plain: Sequence[Node]) -> dict[str, np.ndarray]:

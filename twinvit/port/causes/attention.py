@@ -356,7 +356,7 @@ def _gates(call: Call) -> bool:
         call.graph.nodes[u].name
         for o in call.node.outs
         if o is not None
-        for u in call.graph.consumers.get(o, [])
+        for u in call.graph.consumers.get(o, ())
     ]
     return "sigmoid" in users
 

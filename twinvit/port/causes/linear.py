@@ -269,7 +269,7 @@ def _layout(call: Call, position: int, value: torch.Tensor) -> torch.Tensor:
 def _users(graph: Any, value_id: int) -> list[int]:
     """Operations that take a value, seen through layouts."""
     result: list[int] = []
-    for user in graph.consumers.get(value_id, []):
+    for user in graph.consumers.get(value_id, ()):
         node = graph.nodes[user]
         if node.name in LAYOUT:
             for out in node.outs:

@@ -58,7 +58,7 @@ def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> di
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     try:
         with narrow_on_cpu():
-            closed = jax.make_jaxpr(flattened(pair.called, labels))(leaves, *inputs)
+            closed = jax.make_jaxpr(flattened(pure.call, labels))(leaves, *inputs)
         finite = _finite_in_float64(closed, leaves, inputs)
         bad: list[bool] = []
         parents: list[list[int]] = []

@@ -35,7 +35,7 @@ def jax_outputs(
     """The port's compared outputs as it runs, compiled if it can be."""
     labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    flat = flattened(pair.called, labels)
+    flat = flattened(pure.call, labels)
     with narrow_on_cpu():
         try:
             lowered = jax.jit(flat).lower(leaves, *inputs)
@@ -71,7 +71,7 @@ def overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], output
     comparison; of the outputs that are others for it. Empty if there is none."""
     labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    call = flattened(pair.called, labels)
+    call = flattened(pure.call, labels)
     apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
     try:
         with float64_on_cpu():

@@ -1,13 +1,15 @@
 """A recorded PyTorch program: values, operations between them, and running it again with edits.
 
 What is recorded is functional (an operation in place is there as its functional form), so any part
-of the graph can be run again with other values, under autograd too.
+of the graph can be run again with other values, under autograd too. Nothing changes a graph: an
+edit returns a new one, which shares the values that the edit does not reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -24,93 +26,137 @@ class Ref:
     id: int
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Node:
     """One operation: what it was called with, what came out, and where it stands in the user's
-    code."""
+    code. `refs` are the ids of the values among its arguments, each once."""
 
     index: int
     op: Callable[..., Any]
     name: str
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outs: list[int | None]
+    kwargs: Mapping[str, Any]
+    outs: tuple[int | None, ...]
     scope: str
     where: str
-    refs: list[int] = field(default_factory=list)
     narrowed: torch.dtype | None = None
+    refs: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        leaves = tree_flatten((self.args, self.kwargs))[0]
+        refs = tuple(dict.fromkeys(r.id for r in leaves if isinstance(r, Ref)))
+        object.__setattr__(self, "refs", refs)
 
     @property
     def place(self) -> str:
         """The reference's place, "layers.0.mlp.act: gelu"."""
         return f"{self.scope}: {self.name}" if self.scope else self.name
 
+    def edited(self, edit: Edit) -> Node:
+        """The operation as an edit makes it."""
+        if edit.refs is None:
+            return replace(self, op=edit.fn)
+        return replace(self, op=edit.fn, args=tuple(map(Ref, edit.refs)), kwargs={})
+
+    def with_result(self, position: int, value: torch.Tensor) -> Node:
+        """The operation with one of its results given."""
+        op = self.op
+
+        def fn(*args: Any, **kwargs: Any) -> Any:
+            out = op(*args, **kwargs)
+            if isinstance(out, torch.Tensor):
+                return value
+            made = list(flat_tensors(out))
+            made[position] = value
+            return tuple(made)
+
+        return replace(self, op=fn)
+
 
 class Edit(NamedTuple):
     """A function in place of an operation.
 
     It takes the operation's resolved arguments, or the values `refs` where they are given (all of
-    them come before
-    the operation), and returns what the operation returns.
+    them come before the operation), and returns what the operation returns.
     """
 
     fn: Callable[..., Any]
     refs: tuple[int, ...] | None = None
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """A recorded model: values by id, the operations between them, the outputs' ids."""
+    """A recorded model: values by id, the operations between them, the outputs' ids.
 
-    values: list[torch.Tensor] = field(default_factory=list)
-    source: list[str] = field(default_factory=list)  # "param:NAME", "input:K", "const" or "node"
-    producer: list[int | None] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
-    consumers: dict[int, list[int]] = field(default_factory=dict)
-    narrowings: list[tuple[str, str]] = field(default_factory=list)  # where, dtype
-    modules: dict[str, str] = field(default_factory=dict)  # name: class
-    buffers: set[str] = field(default_factory=set)
-    reads: list[tuple[int, str]] = field(default_factory=list)
-    """Values that the model's Python code read as numbers (`if`, `.item()`), and where."""
-    heard: list[Heard] = field(default_factory=list)
-    """Each operation as the model called it."""
+    Attributes:
+        source: of each value "param:NAME", "input:K", "const" or "node".
+        producer: of each value the index of the operation that makes it; None where none does.
+        narrowings: where the model asked for a narrower type, and which.
+        modules: classes of modules by name.
+        reads: values that the model's Python code read as numbers (`if`, `.item()`), and where.
+        heard: each operation as the model called it.
+        numbers: operations, by their place in `heard`, that took the numbers of the program that
+            runs.
+        own: the types that the program was recorded in, by parameter and input ("input:0"), where
+            its operations depend on them; empty for a recording in float64.
+        recorded: the graph as it was recorded, of one with edits.
+    """
+
+    values: tuple[torch.Tensor, ...]
+    source: tuple[str, ...]
+    producer: tuple[int | None, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    narrowings: tuple[tuple[str, str], ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    reads: tuple[tuple[int, str], ...] = ()
+    heard: tuple[Heard, ...] = ()
     numbers: Mapping[int, Heard] = field(default_factory=dict)
-    """Operations, by their place in `heard`, that took the numbers of the program that runs."""
-    own: dict[str, torch.dtype] = field(default_factory=dict)
-    """The types that the program was recorded in, by parameter and input ("input:0"), where its
-    operations depend on them; empty for a recording in float64."""
-    notes: list[str] = field(default_factory=list)
-    _dependent: frozenset[int] | None = None
-    _trained: frozenset[int] | None = None
+    own: Mapping[str, torch.dtype] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    recorded: Graph | None = None
 
-    def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
-        self.values.append(value)
-        self.source.append(source)
-        self.producer.append(producer)
-        return len(self.values) - 1
-
-    def finish(self) -> None:
-        """Derive who consumes what."""
-        self.consumers = {}
+    @cached_property
+    def consumers(self) -> dict[int, tuple[int, ...]]:
+        """Indices of the operations that take a value, in order, by its id."""
+        found: dict[int, list[int]] = {}
         for node in self.nodes:
-            node.refs = list(
-                dict.fromkeys(
-                    r.id for r in tree_flatten((node.args, node.kwargs))[0] if isinstance(r, Ref)
-                )
-            )
             for ref in node.refs:
-                self.consumers.setdefault(ref, []).append(node.index)
+                found.setdefault(ref, []).append(node.index)
+        return {i: tuple(users) for i, users in found.items()}
 
     def input_dependent(self) -> frozenset[int]:
-        """Ids of the values that depend on an input's numbers, and not on its shape alone."""
-        if self._dependent is None:
-            found = set(self.inputs())
-            for node in self.nodes:
-                if node.name not in SHAPE_ONLY and any(r in found for r in node.refs):
-                    found.update(o for o in node.outs if o is not None)
-            self._dependent = frozenset(found)
-        return self._dependent
+        """Ids of the values that depend on an input's numbers, and not on its shape alone, in the
+        program as it was recorded."""
+        return (self.recorded or self)._input_dependent
+
+    @cached_property
+    def _input_dependent(self) -> frozenset[int]:
+        return self._reached(self.inputs(), lambda node: node.name not in SHAPE_ONLY)
+
+    def trained(self) -> frozenset[int]:
+        """Ids of the values that depend on a parameter, or on a running statistic, in the program
+        as it was recorded; other buffers are tables and masks."""
+        return (self.recorded or self)._trained
+
+    @cached_property
+    def _trained(self) -> frozenset[int]:
+        return self._reached(
+            i
+            for name, i in self.params().items()
+            if name not in self.buffers or name.rsplit(".", 1)[-1].startswith("running_")
+        )
+
+    def _reached(
+        self, start: Iterable[int], through: Callable[[Node], bool] = lambda node: True
+    ) -> frozenset[int]:
+        """These values, and those that operations `through` compute from them."""
+        found = set(start)
+        for node in self.nodes:
+            if through(node) and any(r in found for r in node.refs):
+                found.update(o for o in node.outs if o is not None)
+        return frozenset(found)
 
     def ancestors(self, value_id: int) -> set[int]:
         """Ids of the values that a value is computed from, itself among them."""
@@ -132,21 +178,6 @@ class Graph:
             ".item()); only what these inputs lead to is compared"
             for where in places
         ]
-
-    def trained(self) -> frozenset[int]:
-        """Ids of the values that depend on a parameter, or on a running statistic; other buffers
-        are tables and masks."""
-        if self._trained is None:
-            found = {
-                i
-                for name, i in self.params().items()
-                if name not in self.buffers or name.rsplit(".", 1)[-1].startswith("running_")
-            }
-            for node in self.nodes:
-                if any(r in found for r in node.refs):
-                    found.update(o for o in node.outs if o is not None)
-            self._trained = frozenset(found)
-        return self._trained
 
     def first_use(self, value_id: int) -> int:
         """Index of the first operation that takes a value."""
@@ -223,6 +254,58 @@ class Graph:
                         del changed[ref]
         return changed
 
+    def with_nodes(self, nodes: Mapping[int, Node]) -> Graph:
+        """The graph with other operations in these places; the values are as they were."""
+        changed = list(self.nodes)
+        for i, node in nodes.items():
+            changed[i] = node
+        return replace(self, nodes=tuple(changed), recorded=self.recorded or self)
+
+    def with_values(self, values: Mapping[int, torch.Tensor]) -> Graph:
+        """The graph with other values of these ids; what follows from them is as it was."""
+        changed = list(self.values)
+        for i, value in values.items():
+            changed[i] = value.detach()
+        return replace(self, values=tuple(changed), recorded=self.recorded or self)
+
+    def put(self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor]) -> Graph:
+        """The graph with other operations and values in these places, and what follows from
+        them."""
+        first = min([*nodes, *(self.first_use(v) for v in values)])
+        graph = self.with_nodes(nodes)
+        edits = {i: Edit(node.op) for i, node in nodes.items()}
+        return graph.with_values(graph.run(edits, dict(values), first=first))
+
+    def edited(self, edits: Mapping[int, Edit]) -> Graph:
+        """The graph with functions in place of operations, and what follows from them."""
+        return self.put({i: self.nodes[i].edited(edit) for i, edit in edits.items()}, {})
+
+    def pinned(self, values: Mapping[int, torch.Tensor]) -> Graph:
+        """The graph with these values given, and what follows from them. An operation with one
+        result is replaced by it, and one with several keeps the others."""
+        first = min(self.first_use(v) for v in values)
+        graph = self.with_values(self.run({}, dict(values), first=first))
+        return graph.with_nodes(graph.given(values))
+
+    def given(self, values: Mapping[int, torch.Tensor]) -> dict[int, Node]:
+        """Operations that return these values of theirs, by position."""
+        nodes: dict[int, Node] = {}
+        for i, value in values.items():
+            producer = self.producer[i]
+            if producer is None:
+                continue
+            node = nodes.get(producer, self.nodes[producer])
+            if len(node.outs) == 1:  # what it was computed from matters no more
+                nodes[producer] = node.edited(Edit(_given(value), ()))
+            else:
+                nodes[producer] = node.with_result(node.outs.index(i), value)
+        return nodes
+
+    def changed_from(self, before: Graph) -> set[int]:
+        """Ids of the values that are not those of another state of the same graph."""
+        pairs = enumerate(zip(self.values, before.values))
+        return {i for i, (now, then) in pairs if now is not then}
+
 
 def flat_tensors(out: Any) -> list[Any]:
     """The results of an operation as a list, None where there is no tensor."""
@@ -241,3 +324,8 @@ def _map_refs(tree: Any, get: Callable[[Any], Any]) -> Any:
     if isinstance(tree, dict):
         return {k: _map_refs(v, get) for k, v in tree.items()}
     return tree
+
+
+def _given(value: torch.Tensor) -> Callable[..., object]:
+    """An operation that takes nothing and returns this value."""
+    return lambda: value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from twinvit.port.errors import PortError
+from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.torch_attention import Attention, attention
 from twinvit.port.record.torch_place import where_in_user_code
@@ -90,12 +92,12 @@ def record(
     if not others:
         return graph
     graph = _recorded(model, inputs, pick, train, others)
-    for where in dict.fromkeys(operation.where for operation in others.values()):
-        graph.notes.append(
-            f"a number of the reference depends on the type of what it is computed with ({where}); "
-            "it was taken as the reference runs"
-        )
-    return graph
+    notes = [
+        f"a number of the reference depends on the type of what it is computed with ({where}); "
+        "it was taken as the reference runs"
+        for where in dict.fromkeys(operation.where for operation in others.values())
+    ]
+    return replace(graph, notes=(*graph.notes, *notes))
 
 
 def _listened(
@@ -128,16 +130,16 @@ def _recorded_as_it_runs(
             graph = _recorded_in(types, widened(model), inputs, pick)
         except Exception:
             continue
-        graph.notes.append(
+        note = (
             f"the reference's program depends on the types that it is given ({reason}); it was "
             "recorded in its own and computed in float64"
         )
-        return graph
+        return replace(graph, notes=(*graph.notes, note))
     return None
 
 
 def _recorded_in(
-    types: dict[str, torch.dtype],
+    types: Mapping[str, torch.dtype],
     model: Any,
     inputs: Sequence[Any] | Mapping[str, Any],
     pick: Pick,
@@ -153,17 +155,15 @@ def _recorded_in(
         for name, tensor in _named_tensors(own):
             tensor.data = tensor.data.to(types[name])
     graph = _recorded(own, dict(zip(names, tensors)) if names else tensors, pick, False, own=True)
-    _compute_wide(graph, wide)
-    graph.own = types
-    return graph
+    return replace(_computed_wide(graph, wide), own=types)
 
 
 def _named_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _compute_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> None:
-    """Every operation of a graph again in float64, on these parameters and inputs."""
+def _computed_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> Graph:
+    """A graph with every operation run in float64, on these parameters and inputs."""
 
     def wide(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
@@ -175,11 +175,14 @@ def _compute_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> None:
         for i, source in enumerate(graph.source)
         if source != "node"
     }
-    for node in graph.nodes:
-        node.args, node.kwargs = tree_map(wide, node.args), tree_map(wide, node.kwargs)
+    nodes = [
+        replace(node, args=tree_map(wide, node.args), kwargs=tree_map(wide, node.kwargs))
+        for node in graph.nodes
+    ]
+    graph = replace(graph, nodes=tuple(nodes))
     with torch.no_grad():
-        for i, value in graph.run({}, leaves, everything=True).items():
-            graph.values[i] = value
+        values = graph.run({}, leaves, everything=True)
+    return replace(graph, values=tuple(values.get(i, v) for i, v in enumerate(graph.values)))
 
 
 def _recorded(
@@ -191,7 +194,7 @@ def _recorded(
     own: bool = False,
 ) -> Graph:
     """One forward pass in float64, or in the model's own types, with these operations' numbers."""
-    graph = Graph(numbers=dict(numbers or {}))
+    graph = Draft(dict(numbers or {}))
     wide = model if own else widened(model)
     recorder = Recorder(graph, numbers, own)
     hooks: list[Any] = []
@@ -199,7 +202,7 @@ def _recorded(
         wide.train(train)
         for name, tensor in _named_tensors(wide):
             recorder.tracked.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
-        graph.buffers = {name for name, _ in wide.named_buffers()}
+        graph.buffers = frozenset(name for name, _ in wide.named_buffers())
         hooks = _follow_modules(wide, graph, recorder.tracked.scopes)
     keys, arrays = split_inputs(inputs)
     tensors = list(arrays) if own else [to_torch(x) for x in arrays]
@@ -224,12 +227,10 @@ def _recorded(
     finally:
         for hook in hooks:
             hook.remove()
-    graph.outputs += [recorder.tracked.known(tensor) for tensor in picked]
-    graph.finish()
-    return graph
+    return graph.finished([recorder.tracked.known(tensor) for tensor in picked])
 
 
-def _follow_modules(model: torch.nn.Module, graph: Graph, scopes: list[str]) -> list[Any]:
+def _follow_modules(model: torch.nn.Module, graph: Draft, scopes: list[str]) -> list[Any]:
     """Have the name of the module that runs at the end of `scopes`; returns the hooks."""
     names: dict[int, str] = {}
     for name, module in model.named_modules():

@@ -23,7 +23,8 @@ from twinvit.port.ops import (
     UNFILLED,
     UNSHARED,
 )
-from twinvit.port.record.graph import Graph, flat_tensors
+from twinvit.port.record.draft import Draft
+from twinvit.port.record.graph import flat_tensors
 from twinvit.port.record.torch_calls import (
     aten_name,
     by_wide_default,
@@ -51,7 +52,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(
-        self, graph: Graph, numbers: Mapping[int, Heard] | None = None, own: bool = False
+        self, graph: Draft, numbers: Mapping[int, Heard] | None = None, own: bool = False
     ) -> None:
         super().__init__()
         self.graph = graph

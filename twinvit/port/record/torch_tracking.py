@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
+from twinvit.port.record.draft import Draft
+from twinvit.port.record.graph import Node, Ref, flat_tensors
 from twinvit.port.record.torch_calls import restride, scatter
 
 
@@ -18,7 +19,7 @@ class Tracked:
         scopes: names of the modules that run now, outermost first.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Draft) -> None:
         self.graph = graph
         self.scopes: list[str] = []
         # A tensor and its value by the tensor's `id`, which is used again when a tensor is gone.
@@ -50,7 +51,7 @@ class Tracked:
         index = len(self.graph.nodes)
         out = self.graph.add_value(value, "node", index)
         scope = self.scopes[-1] if self.scopes else ""
-        self.graph.nodes.append(Node(index, op, name, args, {}, [out], scope, where))
+        self.graph.nodes.append(Node(index, op, name, args, {}, (out,), scope, where))
         return out
 
     def track(self, tensor: torch.Tensor, value_id: int) -> None:
@@ -137,7 +138,7 @@ class Tracked:
             outs.append(value_id)
         scope = self.scopes[-1] if self.scopes else ""
         graph.nodes.append(
-            Node(index, op, name, tuple(args), kwargs, outs, scope, where, narrowed=narrowed)
+            Node(index, op, name, tuple(args), kwargs, tuple(outs), scope, where, narrowed)
         )
         return out
 

@@ -69,10 +69,10 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         session.undo(snapshot)
         return None
     if not session.recurrent(trial.site):
-        for i in drop_worse(session, made.places, made.groups, snapshot[0]):
+        for i in drop_worse(session, made.places, made.groups, snapshot.graph.nodes):
             del made.edits[i]
     for a, node, more in made.extended:
-        a.extend(node, more, snapshot[0], session.graph.nodes)
+        a.extend(node, more, snapshot.graph, session.graph)
     after = _distance(session, trial)
     name = trial.cause.name if trial.cause else ""
     kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
@@ -96,7 +96,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         after,
         [p.place for p in made.places],
         trial,
-        replaced={i: snapshot[0][i] for i in made.edits},
+        replaced={i: snapshot.graph.nodes[i] for i in made.edits},
         made={i: session.graph.nodes[i] for i in made.edits},
         groups=made.groups,
     )

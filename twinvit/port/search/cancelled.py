@@ -55,10 +55,7 @@ def _elsewhere(graph: Graph) -> Graph:
             changed.update({o: graph.values[o] for o in node.outs if o is not None})
     with torch.no_grad():
         run = graph.run({}, changed, everything=True)
-    values = [run.get(i, v) for i, v in enumerate(graph.values)]
-    result = Graph(values, graph.source, graph.producer, graph.nodes, graph.outputs)
-    result.finish()
-    return result
+    return graph.with_values(run)
 
 
 def _constants(graph: Graph, other: Graph) -> set[int]:

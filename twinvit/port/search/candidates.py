@@ -185,7 +185,7 @@ def sites(session: Session, front: Node) -> list[Node]:
         after: list[Node] = []
         for node in layer_after:
             for out in node.outs:
-                for user in session.graph.consumers.get(out, []) if out is not None else ():
+                for user in session.graph.consumers.get(out, ()) if out is not None else ():
                     if user in near or user not in session.live:
                         continue
                     behind = session.graph.nodes[user]

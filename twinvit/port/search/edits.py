@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
 from twinvit.port.call import flat_tensors, results
 from twinvit.port.causes import Variant
-from twinvit.port.record.graph import Edit, Graph, Node, Ref
+from twinvit.port.record.graph import Edit, Graph, Node
 
 
 def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
@@ -32,50 +31,24 @@ def checked(
     """The variant as a replacement: results that it leaves out are the operation's own, shapes are
     checked."""
 
+    own = [None if o is None else graph.values[o] for o in node.outs]
+
     def call(*args: object, **kwargs: object) -> object:
         out = fn(*args, **kwargs)
         given = flat_tensors(out)
         if len(given) != len(node.outs):
-            out = results(out, node, [None if o is None else graph.values[o] for o in node.outs])
+            out = results(out, node, own)
             given = flat_tensors(out)
-        for tensor, out_id in zip(given, node.outs):
+        for tensor, value in zip(given, own):
             if (
-                out_id is not None
+                value is not None
                 and not reshapes
-                and (tensor is None or tensor.shape != graph.values[out_id].shape)
+                and (tensor is None or tensor.shape != value.shape)
             ):
                 raise ValueError(f"{node.name}: the variant's result has another shape")
         return out
 
     return call
-
-
-def edited(node: Node, edit: Edit) -> Node:
-    """The operation as an edit makes it."""
-    if edit.refs is None:
-        return replace(node, op=edit.fn)
-    args = tuple(Ref(r) for r in edit.refs)
-    return replace(node, op=edit.fn, args=args, kwargs={}, refs=list(edit.refs))
-
-
-def given(value: torch.Tensor) -> Callable[..., object]:
-    """An operation that takes nothing and returns this value."""
-    return lambda: value
-
-
-def pinned(node: Node, position: int, value: torch.Tensor) -> Callable[..., object]:
-    """The operation with one of its results given."""
-    op = node.op
-
-    def fn(*args: object, **kwargs: object) -> object:
-        out = op(*args, **kwargs)
-        if isinstance(out, torch.Tensor):
-            return value
-        made = list(flat_tensors(out))
-        made[position] = value
-        return tuple(made)
-
-    return fn
 
 
 def nudged(node: Node) -> Callable[..., object]:

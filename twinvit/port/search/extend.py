@@ -218,7 +218,7 @@ def _all_of(places: Collection[_Place]) -> dict[int, Edit]:
 
 def _make(session: Session, place: _Place) -> None:
     """Make the edit there, and tell of it in its finding."""
-    before = list(session.graph.nodes)
+    before = session.graph
     session.apply(place.edits)
-    place.accepted.extend(place.node, place.edits, before, session.graph.nodes)
+    place.accepted.extend(place.node, place.edits, before, session.graph)
     place.accepted.unseen.append(place.node.place)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
-from twinvit.port.search.edits import edited, given, pinned
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise
 from twinvit.port.search.order import chosen_by_order, find_by_order
@@ -23,8 +23,14 @@ from twinvit.port.search.trial import Accepted, Judged
 
 CELLS = ("LSTM", "GRU", "RNN")
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
-Snapshot = tuple[list[Node], list[torch.Tensor], dict[int, int | None]]
-"""The reference's operations and values, and what was found."""
+
+
+class Snapshot(NamedTuple):
+    """The reference as it was edited, and what was found of it."""
+
+    graph: Graph
+    match: dict[int, int | None]
+
 
 Pinned = tuple[dict[int, Node], dict[int, Node], dict[int, torch.Tensor]]
 """The operations that values were put in place of, what stands there now, and the values of no
@@ -122,7 +128,7 @@ class Session:
                 return False
         return self.judge_output(k, value).verdict != verdict.DIFFERENT
 
-    def _refresh(self, changed: Mapping[int, torch.Tensor] | None) -> None:
+    def _refresh(self, changed: Collection[int] | None) -> None:
         """Look values up again, all or those that changed."""
         for i in range(len(self.graph.values)):
             if self.root[i] != i or (changed is not None and i not in changed):
@@ -302,7 +308,7 @@ class Session:
         return (
             value_id in self.graph.outputs
             or value_id in self.watched
-            or any(c in self.live for c in self.graph.consumers.get(value_id, []))
+            or any(c in self.live for c in self.graph.consumers.get(value_id, ()))
         )
 
     def output_distance(self) -> float:
@@ -410,15 +416,12 @@ class Session:
         """Found values that are lost where these operations and values stand in place of the
         present ones, the first `limit`; results of the operations themselves do not count, the
         model's outputs do."""
-        graph = self.graph
-        present = {i: graph.nodes[i] for i in nodes}
+        graph = self.graph.with_nodes(nodes)
         edits = {i: Edit(node.op) for i, node in nodes.items()}
-        first = min([*nodes, *(graph.first_use(v) for v in values)])
+        first = min([*nodes, *(self.graph.first_use(v) for v in values)])
         changed: dict[int, torch.Tensor] = dict(values)
         lost: list[int] = []
         try:
-            for i, node in nodes.items():
-                graph.nodes[i] = node
             for node in graph.nodes[first:]:
                 changed = graph.run(edits, changed, first=node.index, until=node.index)
                 lost += [
@@ -431,10 +434,8 @@ class Session:
                 if len(lost) >= limit:
                     break
         except Exception:  # what comes after fits the present operations only
-            return lost or [o for i in nodes for o in present[i].outs if o is not None][:1]
-        finally:
-            for i, node in present.items():
-                graph.nodes[i] = node
+            present = [self.graph.nodes[i] for i in nodes]
+            return lost or [o for node in present for o in node.outs if o is not None][:1]
         return lost
 
     def _loses(self, out: int, value: torch.Tensor, own: bool) -> bool:
@@ -451,15 +452,7 @@ class Session:
 
     def restore(self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor]) -> None:
         """Put operations and values back that edits took the places of."""
-        first = min([*nodes, *(self.graph.first_use(v) for v in values)])
-        for i, node in nodes.items():
-            self.graph.nodes[i] = node
-        self._rewire()
-        edits = {i: Edit(node.op) for i, node in nodes.items()}
-        changed = self.graph.run(edits, dict(values), first=first)
-        for i, value in changed.items():
-            self.graph.values[i] = value.detach()
-        self._refresh(changed)
+        self._become(self.graph.put(nodes, values))
 
     def lost(self) -> set[int]:
         """Values that are lost, seen through layouts."""
@@ -478,40 +471,28 @@ class Session:
         hit = self.lookup(out, value)
         return None if hit is False else hit
 
-    def apply(
-        self, edits: Mapping[int, Edit], values: Mapping[int, torch.Tensor] | None = None
-    ) -> None:
-        """Make an edit: the graph's operations are replaced, its values computed again, statuses
-        looked up."""
-        first = min([*edits, *(self.graph.first_use(v) for v in values or {})])
-        for index, edit in edits.items():
-            node = self.graph.nodes[index]
-            self.graph.nodes[index] = edited(node, edit)
-        self._rewire()
-        changed = self.graph.run({}, dict(values or {}), first=first) if values else {}
-        if edits:
-            more = self.graph.run(
-                {i: Edit(self.graph.nodes[i].op) for i in edits}, changed, first=first
-            )
-            changed.update(more)
-        for i, value in changed.items():
-            self.graph.values[i] = value.detach()
+    def apply(self, edits: Mapping[int, Edit]) -> None:
+        """Make an edit: values that follow from it are computed again, statuses looked up. If it
+        raises, nothing is changed."""
+        self._become(self.graph.edited(edits))
+
+    def _become(self, graph: Graph) -> None:
+        """Go on with another state of the graph. An edit may take other values than the operation
+        did: what an output depends on changes with it."""
+        changed = graph.changed_from(self.graph)
+        self.graph = graph
+        self.live = self._live()
         self._refresh(changed)
 
     def undo(self, snapshot: Snapshot) -> None:
-        self.graph.nodes[:], self.graph.values[:] = snapshot[0], snapshot[1]
-        self.match = dict(snapshot[2])
-        self._rewire()
+        """Go back to a state of the graph, and to what was found then."""
+        self.graph, self.match = snapshot.graph, dict(snapshot.match)
+        self.live = self._live()
         self._passed()
 
-    def _rewire(self) -> None:
-        """An edit may take other values than the operation did: who consumes what changes with
-        it."""
-        self.graph.finish()
-        self.live = self._live()
-
     def snapshot(self) -> Snapshot:
-        return list(self.graph.nodes), list(self.graph.values), dict(self.match)
+        """The present state of the graph and what is found, to go back to."""
+        return Snapshot(self.graph, dict(self.match))
 
     def watch(self, values: set[int]) -> None:
         """Values that must be found though nothing consumes them (running statistics)."""
@@ -528,20 +509,5 @@ class Session:
         producers = [p for i in values if (p := self.graph.producer[i]) is not None]
         before = {p: self.graph.nodes[p] for p in producers}
         loose = {i: self.graph.values[i] for i in values if self.graph.producer[i] is None}
-        changed = self.graph.run(
-            {}, dict(values), first=min(self.graph.first_use(v) for v in values)
-        )
-        for i, value in changed.items():
-            self.graph.values[i] = value.detach()
-        for i in values:  # from here on the value is given
-            producer = self.graph.producer[i]
-            if producer is not None:
-                node = self.graph.nodes[producer]
-                if len(node.outs) == 1:  # what it was computed from matters no more
-                    self.graph.nodes[producer] = edited(node, Edit(given(values[i]), ()))
-                    continue
-                position = node.outs.index(i)
-                self.graph.nodes[producer] = edited(node, Edit(pinned(node, position, values[i])))
-        self._rewire()
-        self._refresh(changed)
+        self._become(self.graph.pinned(values))
         return before, {p: self.graph.nodes[p] for p in before}, loose

@@ -31,7 +31,7 @@ def other_sides(session: Session) -> list[str]:
     """Take the port's side of steps at their edge, where this brings outputs nearer; one text for
     each such step. The graph keeps that side: what is left to explain is something else."""
     texts = []
-    for node in list(session.graph.nodes):
+    for node in session.graph.nodes:
         if session.outputs_agree():
             break
         if node.index not in session.live or not _is_step(session.graph, node):

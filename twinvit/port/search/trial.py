@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from twinvit.port.causes import Cause, Variant
-from twinvit.port.record.graph import Edit, Node
+from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.report import Finding
 
 NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
@@ -51,16 +51,16 @@ class Accepted:
         self,
         node: Node,
         edits: Mapping[int, Edit],
-        before: Sequence[Node],
-        after: Sequence[Node],
+        before: Graph,
+        after: Graph,
     ) -> None:
-        """Note that the edit is made at a further place, too. `before`, `after`: all operations
+        """Note that the edit is made at a further place, too. `before`, `after`: the reference
         without and with it."""
         self.places.insert(len(self.groups), node.place)
         self.groups.append(list(edits))
         self.edits.update(edits)
-        self.replaced.update({i: before[i] for i in edits})
-        self.made.update({i: after[i] for i in edits})
+        self.replaced.update({i: before.nodes[i] for i in edits})
+        self.made.update({i: after.nodes[i] for i in edits})
 
     def forget(self, k: int) -> dict[int, Edit]:
         """Note that the edit is not made at the k-th place; returns what was made there."""

@@ -13,7 +13,7 @@ from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
-from twinvit.port.search.session import Pinned, Session
+from twinvit.port.search.session import Pinned, Session, Snapshot
 from twinvit.port.search.trial import NARROW, Accepted
 
 TRIES = 800  # values of the port that are put in place for one unknown
@@ -87,7 +87,7 @@ def substitute(session: Session, front: Node) -> Accepted:
 
 def without_unknown(
     session: Session,
-    start: tuple[list[Node], list[torch.Tensor], dict[int, int | None]],
+    start: Snapshot,
     accepted: Sequence[Accepted],
 ) -> float:
     """The outputs' distance with the causes' edits alone; the session is left as it was."""
@@ -169,7 +169,7 @@ def _places(session: Session, front: Node, out: int) -> list[int]:
         following = []
         for node in layer:
             for o in node.outs:
-                for user in session.graph.consumers.get(o, []) if o is not None else ():
+                for user in session.graph.consumers.get(o, ()) if o is not None else ():
                     behind = session.graph.nodes[user]
                     if user in session.live and behind not in following:
                         following.append(behind)

@@ -1,0 +1,50 @@
+"""A graph while it is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from twinvit.port.record.graph import Graph, Node
+from twinvit.port.record.torch_types import Heard
+
+
+@dataclass
+class Draft:
+    """What has been recorded so far; the attributes are those of the graph that comes of it."""
+
+    numbers: Mapping[int, Heard] = field(default_factory=dict)
+    values: list[torch.Tensor] = field(default_factory=list)
+    source: list[str] = field(default_factory=list)
+    producer: list[int | None] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    narrowings: list[tuple[str, str]] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    reads: list[tuple[int, str]] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+
+    def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
+        """Add a value; returns its id."""
+        self.values.append(value)
+        self.source.append(source)
+        self.producer.append(producer)
+        return len(self.values) - 1
+
+    def finished(self, outputs: Iterable[int]) -> Graph:
+        """The graph of what was recorded, with these outputs."""
+        return Graph(
+            tuple(self.values),
+            tuple(self.source),
+            tuple(self.producer),
+            tuple(self.nodes),
+            tuple(outputs),
+            narrowings=tuple(self.narrowings),
+            modules=self.modules,
+            buffers=self.buffers,
+            reads=tuple(self.reads),
+            heard=tuple(self.heard),
+            numbers=self.numbers,
+        )

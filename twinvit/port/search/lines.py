@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinvit.port.index import distance
 from twinvit.port.ops import DECOMPOSED
+from twinvit.port.ops.primitives import CONVERSIONS, LAYOUT
 from twinvit.port.record.graph import Node, flat_tensors
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.session import Session
@@ -24,6 +25,7 @@ from twinvit.port.search.trial import Accepted
 
 aten = torch.ops.aten
 _EQUAL = 1e-11
+FAR = 0.5  # the nearest of the port's arrays is another one
 _PLACED = ("cause", "precision")  # what an edit of an operation is, and not of a parameter
 _REGION = 64  # values of the port between an operation's operands and its result, at most
 
@@ -33,7 +35,12 @@ def lines_of(session: Session, made: Accepted) -> tuple[list[str], list[str]]:
     groups = made.groups or [list(made.edits)]
     mine = [made.replaced[g[0]].where for g in groups if g and g[0] in made.replaced]
     theirs = [_line(session, made, g) for g in groups] if made.kind in _PLACED else []
-    return _distinct([made.node.where, *mine]), _distinct(theirs) or _distinct([made.jax])
+    named = _distinct(theirs)
+    if not named:
+        far = made.kind == "unknown" and not made.values and made.before >= FAR
+        known, guessed = [made.jax], [_after_found(session, made.node)]
+        named = _distinct(guessed if far else known) or _distinct([*known, *guessed])[:1]
+    return _distinct([made.node.where, *mine]), named
 
 
 def _distinct(lines: list[str]) -> list[str]:
@@ -49,6 +56,32 @@ def _line(session: Session, made: Accepted, group: list[int]) -> str:
     own = sorted(theirs - _held(session, region, before))
     chosen: int = own[0] if own else max(ends, default=-1)
     return session.index.entries[chosen].where if chosen >= 0 else ""
+
+
+def _after_found(session: Session, node: Node) -> str:
+    """Where nothing of the port has the operation's numbers, or these are too few to tell: the line
+    at which the port first computes something from what the operation's operands were found as."""
+    rest, found = list(node.refs), set()
+    seen = set(rest)
+    while rest:
+        value = rest.pop()
+        entry = session.match.get(session.root[value])
+        producer = session.graph.producer[value]
+        if entry is not None and entry >= 0:
+            found.add(entry)
+        elif producer is not None:
+            more = [r for r in session.graph.nodes[producer].refs if r not in seen]
+            seen.update(more)
+            rest += more
+    claimed = session.claimed()
+    for made in session.index.entries:
+        if not found.intersection(made.parents):
+            continue
+        if made.name in LAYOUT or made.name in CONVERSIONS:  # the same numbers
+            found.add(made.id)
+        elif made.where and made.id not in claimed:
+            return made.where
+    return ""
 
 
 def _ends(session: Session, nodes: Mapping[int, Node]) -> list[int]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from twinvit.port.index import distance
 from twinvit.port.ops import DRAWS, EXACT, STEPS, WHOLE
 from twinvit.port.record.graph import Graph, Node, flat_tensors
+from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import numbers
 
 RUNS = 3
@@ -132,6 +135,8 @@ def nudged_results(
     inside = _INSIDE.get(node.name) if own else None
     if inside is not None and made is None:
         made = inside(nudge, *args, **kwargs)
+    if made is None and not own:
+        made = _edited(graph, node, args, kwargs, nudge)
     if made is None:
         made = flat_tensors(node.op(*args, **kwargs))
     results: list[Any] = []
@@ -145,6 +150,62 @@ def nudged_results(
         else:
             results.append(nudge(value, whole=node.name in WHOLE))
     return results
+
+
+class _Steps(TorchDispatchMode):
+    """Keeps what comparisons, roundings to whole numbers and draws inside an edit come to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = aten_name(func)
+        if _stays(name, made):
+            self.kept.append((name, made))
+        return made
+
+
+def _stays(name: str, made: Any) -> bool:
+    """Whether rounding does not move an operation's results: steps, draws, whole numbers."""
+    return name in STEPS or name in DRAWS or not any(_moves(t) for t in flat_tensors(made))
+
+
+class _Inside(TorchDispatchMode):
+    """Nudges what is computed inside an edit, which is an operation of several: parts may cancel
+    where its own result is nudged too late (1 + tanh of GELU far below zero)."""
+
+    def __init__(self, nudge: Callable[..., torch.Tensor], steps: list[tuple[str, Any]]) -> None:
+        super().__init__()
+        self.nudge, self.steps = nudge, iter(steps)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = aten_name(func)
+        if name in _INSIDE:
+            return _INSIDE[name](self.nudge, *args, **kwargs)[0]
+        made = func(*args, **kwargs)
+        if _stays(name, made):
+            first, recorded = next(self.steps, ("", None))
+            return recorded if first == name else made
+        if name in EXACT or func._schema.is_mutable:
+            return made
+        return tree_map(lambda t: self._moved(t, name), made)
+
+    def _moved(self, value: Any, name: str) -> Any:
+        if not isinstance(value, torch.Tensor) or not _moves(value):
+            return value
+        return self.nudge(value, whole=name in WHOLE)
+
+
+def _edited(graph: Graph, node: Node, args: Any, kwargs: Any, nudge: Any) -> list[Any]:
+    """The results of an edit on moved operands, with every operation inside it moved as well."""
+    with _Steps() as steps:
+        first_args, first_kwargs = graph.arguments(node, dict(enumerate(graph.values)))
+        node.op(*first_args, **first_kwargs)
+    with _Inside(nudge, steps.kept):
+        return flat_tensors(node.op(*args, **kwargs))
 
 
 def first_above(graph: Graph, noise: Noise, value_id: int, limit: float) -> str:

@@ -1,0 +1,104 @@
+"""An edit rounds too: what it computes inside counts as measured rounding; and a line for what has
+no equal of its size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+
+from twinvit import port
+from twinvit.port.search.noise import _edited
+
+
+class Activated(nn.Module):
+    """So many numbers that some lie where 1 + tanh of GELU cancels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(16, 3000)
+        self.norm = nn.LayerNorm(3000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(self.norm(self.linear(x)))
+
+
+def activated(params: dict, x: jax.Array) -> jax.Array:
+    y = x @ params["linear.weight"].T + params["linear.bias"]
+    y = y - y.mean(-1, keepdims=True)
+    y = y / jnp.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
+    return jax.nn.gelu(y * params["norm.weight"] + params["norm.bias"])
+
+
+def held(model: nn.Module) -> dict[str, np.ndarray]:
+    return {n: t.detach().numpy() for n, t in model.state_dict().items()}
+
+
+def test_an_edit_that_cancels_far_from_zero_is_proven_over_many_numbers() -> None:
+    model = Activated()
+    x = np.random.default_rng(0).standard_normal((40, 16), np.float32)
+    report = port.explain(model, port.Function(activated, held(model)), (x,))
+    assert [f.cause for f in report.findings] == ["gelu_tanh"]
+    assert report.explained, report.reasons
+
+
+class OfOneOperation:
+    """A graph whose node holds the edit."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.values = [x]
+
+    def arguments(self, node: object, held: dict) -> tuple[tuple, dict]:
+        return (held[0],), {}
+
+
+class Edit:
+    def __init__(self, op: object) -> None:
+        self.op = op
+
+
+def moves(op: object, x: torch.Tensor) -> torch.Tensor:
+    """How far an edit's result moves where the operations inside it are nudged, its operand not."""
+    seen: list[int] = []
+
+    def nudge(t: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+        seen.append(1)
+        return t * (1 + 1e-9 * (-1) ** len(seen))
+
+    made = _edited(OfOneOperation(x), Edit(op), (x,), {}, nudge)  # type: ignore[arg-type]
+    return (made[0] - op(x)).abs()  # type: ignore[operator]
+
+
+def test_what_cancels_inside_an_edit_is_moved() -> None:
+    x = torch.linspace(-4, -3, 5, dtype=torch.float64)
+    cancels = moves(lambda x: (1 + torch.tanh(x)) * x, x)
+    result = ((1 + torch.tanh(x)) * x).abs()
+    assert (cancels > 1e-7 * result).all()  # 1e-9 of the operand, were it moved after the edit
+
+
+def test_a_step_inside_an_edit_stays_where_the_recorded_operands_put_it() -> None:
+    x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)  # 1.0 lies on the threshold
+    moved = moves(lambda x: torch.where(x * 3 >= 3.0, x, x - 10), x)
+    assert (moved < 1e-6).all()
+
+
+class Centred(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.max(dim=1, keepdim=True).values
+        return nn.functional.gelu(x - x.mean(dim=1, keepdim=True))
+
+
+def centred(params: dict, x: jax.Array) -> jax.Array:
+    top = jnp.max(x, axis=1, keepdims=True)
+    return jax.nn.gelu(x - top, approximate=False)
+
+
+def test_a_finding_without_an_array_of_its_size_has_the_ports_line() -> None:
+    x = np.random.default_rng(1).standard_normal((11, 48), np.float32)
+    report = port.explain(Centred(), port.Function(centred, {}), (x,))
+    assert report.verdict == "different"
+    subtracts = centred.__code__.co_firstlineno + 2
+    assert [f.jax_lines for f in report.findings] == [
+        [f"parity_tests/test_port_edit_rounding.py:{subtracts}"]
+    ]

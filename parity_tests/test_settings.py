@@ -1,9 +1,12 @@
 """Claim: a new setting is one line, and every older file keeps its meaning."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from helpers import TINY, random_arrays
 
 from shared_vit.errors import UserError
 from shared_vit.run import asked
@@ -11,7 +14,8 @@ from shared_vit.run.command_line import parse
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from shared_vit.spec.settings import restore, setting
+from shared_vit.spec.settings import restore, setting, written
+from shared_vit.weights.formats import twinvit
 
 pytestmark = pytest.mark.quick
 
@@ -44,6 +48,39 @@ def test_an_older_file_keeps_its_meaning(new):
     assert {n: v for n, v in dataclasses.asdict(grown).items() if n != name} == values
     with pytest.raises(UserError, match=f"unknown fields .*{name}"):
         restore(old, dataclasses.asdict(grown), "config.json")  # read by the older program
+
+
+# As version 0.2 wrote it.
+B16 = (
+    '{"class_token": true, "depth": 12, "drop_path": 0.0, "dropout": 0.0, "eval_resize": '
+    '1.1428571428571428, "gelu": "erf", "image_size": 224, "interpolation": "bilinear", "mean": '
+    '[0.485, 0.456, 0.406], "mlp_dim": 3072, "norm_after_pool": false, "norm_eps": 1e-06, '
+    '"num_classes": 1000, "num_heads": 12, "patch_size": 16, "pool": "token", "pool_class_token": '
+    'false, "pos_embed": "learned", "pre_logits": 0, "std": [0.229, 0.224, 0.225], "width": 768}'
+)
+
+
+def test_a_new_field_changes_no_file_that_does_not_use_it(tmp_path):
+    """Weight files and records, byte for byte; what does use it is written."""
+    assert ModelConfig().to_json() == NewModel(layer_scale=0.0).to_json() == B16
+    assert json.loads(NewModel().to_json())["layer_scale"] == 1e-5
+    for new, name in GROWN.items():
+        old = written(new.__base__())
+        grown = restore(new, old, "x")
+        assert written(grown) == old and name in written(new())
+    cfg = dataclasses.replace(TINY, depth=1)
+    files = [tmp_path / "old.safetensors", tmp_path / "new.safetensors"]
+    for file, kind in zip(files, (ModelConfig, NewModel)):
+        twinvit.write(file, restore(kind, written(cfg), "x"), random_arrays(cfg))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_version_2_wrote_is_written():
+    """Fields that it knew and that have a history, and none that it did not know."""
+    config = json.loads((Path(__file__).parent / "fixtures" / "config_0.2.json").read_text())
+    recipe, machine = (config[name].keys() for name in ("recipe", "machine"))
+    assert written(Recipe()).keys() == recipe
+    assert written(Machine()).keys() == machine
 
 
 def test_a_field_without_a_history_is_missed():

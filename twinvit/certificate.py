@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from shared_vit.data.preprocess import evaluation_input, normalize, resize_short
 from shared_vit.errors import UserError, some
 from shared_vit.files import whole_file
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.settings import written
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.class_names import Names
 from shared_vit.weights.formats.twinvit import OWN
@@ -106,7 +106,7 @@ def certify(
         },
         "target": {"name": dst.name, "format": to, "sha256": _checksums(_files(dst), dst)},
         "changes": {key: value for key, value in changes.items() if value is not None},
-        "model_config": asdict(cfg),
+        "model_config": written(cfg),
         "num_arrays": len(source.arrays),
         "logits_are_constant": constant,
         "weights": weights,

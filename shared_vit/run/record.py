@@ -19,7 +19,7 @@ from shared_vit.sealed import Altered, parse_object, unsealed, write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import FREE_FIELDS, Recipe
-from shared_vit.spec.settings import settings_of
+from shared_vit.spec.settings import settings_of, written
 
 VERSION = 2
 _KEY = "twinvit_run"  # its value is the version
@@ -76,8 +76,8 @@ def write_record(run_dir: str | Path, record: Record) -> None:
             "preset": record.preset,
             "data": record.data,
             "left_open": sorted(record.left_open),
-            "recipe": dataclasses.asdict(record.recipe),
-            "machine": dataclasses.asdict(record.machine) | fresh,
+            "recipe": written(record.recipe),
+            "machine": written(record.machine) | fresh,
             **({} if record.origin is None else {"origin": record.origin}),
         },
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from shared_vit.errors import UserError, nearest
-from shared_vit.spec.settings import kinds_of, restore, setting
+from shared_vit.spec.settings import kinds_of, restore, setting, written
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -89,6 +88,8 @@ class ModelConfig:
     drop_path: float = setting(  # used in training only, as dropout is
         0.0, "stochastic depth: rate of the last block's branches", group="model", historical=0.0
     )
+
+    WRITTEN_ALWAYS: ClassVar = frozenset(("drop_path", "eval_resize", "interpolation"))
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
@@ -186,7 +187,7 @@ class ModelConfig:
         return "fc_norm" if self.norm_after_pool else "norm"
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(written(self), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "model_config") -> ModelConfig:

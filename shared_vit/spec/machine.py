@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from shared_vit.errors import UserError
 from shared_vit.spec.settings import restore, setting
@@ -150,6 +150,10 @@ class Machine:
         group="hosts",
         least=0,
         open="0, or what SLURM says",
+    )
+
+    WRITTEN_ALWAYS: ClassVar = frozenset(
+        ("data_check", "remat", "shard", "keep_best", "tensorboard", "log_every")
     )
 
     @classmethod

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
@@ -228,6 +228,14 @@ class Recipe:
         group="model",
         open="first weights drawn from the seed",
     )
+
+    WRITTEN_ALWAYS: ClassVar = frozenset(
+        (
+            "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival",
+            "schedule", "cooldown_steps", "momentum", "loss", "label_smoothing", "layer_decay",
+            "freeze", "ema", "sam_rho", "sam_groups",
+        )
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         parse_randaug(self.randaug)

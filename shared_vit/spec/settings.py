@@ -80,6 +80,21 @@ def _kind(hint: Any) -> Kind:
     return Kind(typing.get_origin(hint) or hint, (), False)
 
 
+def written(values: Any) -> dict[str, Any]:
+    """What a file holds of an instance: the dictionary of `dataclasses.asdict`, without the fields
+    at their historical value, which older versions do not know. Those that older versions did
+    write, its class's `WRITTEN_ALWAYS`, stay, so that no file of theirs changes.
+    """
+    always, about = getattr(type(values), "WRITTEN_ALWAYS", frozenset()), settings_of(type(values))
+    found = {}
+    for f in dataclasses.fields(values):
+        value = getattr(values, f.name)
+        if f.name in about and f.name not in always and value == about[f.name].historical:
+            continue
+        found[f.name] = written(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
 def check_range(name: str, value: Any, about: Setting, say: str = "{}") -> None:
     """Raise UserError for a number outside a setting's range; `say` formats the name (`--{}`)."""
     if value is None or isinstance(value, str | bool) or not isinstance(value, int | float):

@@ -85,7 +85,8 @@ def written(values: Any) -> dict[str, Any]:
     at their historical value, which older versions do not know. Those that older versions did
     write, its class's `WRITTEN_ALWAYS`, stay, so that no file of theirs changes.
     """
-    always, about = getattr(type(values), "WRITTEN_ALWAYS", frozenset()), settings_of(type(values))
+    always: frozenset[str] = getattr(type(values), "WRITTEN_ALWAYS", frozenset())
+    about = settings_of(type(values))
     found = {}
     for f in dataclasses.fields(values):
         value = getattr(values, f.name)

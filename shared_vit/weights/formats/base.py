@@ -1,5 +1,6 @@
 """What every foreign format has in common: the interface, and sizes found from shapes."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,27 +115,28 @@ def sizes(
     name_of: Callable[[str], Any],
     depth: int,
     patch_axis: int,
-    norm: str,
     fmt: Format,
     hints: Hints,
 ) -> dict[str, int]:
     """Width, depth, MLP width, patch, classes and pre-logits of a ModelConfig, from shapes.
 
-    They are read from the one-dimensional arrays, so that a transposed weight is found by
-    comparison with them.
+    They are read from arrays that every ViT has, and so that a transposed weight is found by
+    comparison with them: from one axis, or from the product of both.
     """
 
     def length(canonical_name: str, ndim: int = 1, axis: int = 0) -> int:
+        return shape(canonical_name, ndim)[axis]
+
+    def shape(canonical_name: str, ndim: int) -> tuple[int, ...]:
         name = name_of(canonical_name)
         if name not in arrays:
             raise UserError(f"{hints.where} is not {fmt.about}: missing: {name}")
-        shape = arrays[name].shape
-        if len(shape) != ndim or not shape[axis]:
+        found = tuple(map(int, arrays[name].shape))
+        if len(found) != ndim or not all(found):
             raise UserError(
-                f"{hints.where} is not {fmt.about}: {name} has shape {tuple(shape)}, expected "
-                f"{ndim} axes"
+                f"{hints.where} is not {fmt.about}: {name} has shape {found}, expected {ndim} axes"
             )
-        return int(shape[axis])
+        return found
 
     if not depth:
         raise UserError(
@@ -142,10 +144,11 @@ def sizes(
         )
     if depth > 1000:
         raise UserError(f"{hints.where} claims {depth} layers: no ViT has so many")
+    width = length("blocks.0.norm1.weight")
     return dict(
-        width=length(f"{norm}.bias"),
+        width=width,
         depth=depth,
-        mlp_dim=length("blocks.0.mlp.fc1.bias"),
+        mlp_dim=max(1, math.prod(shape("blocks.0.mlp.fc2.weight", 2)) // width),
         patch_size=length("patch_embed.proj.weight", 4, patch_axis),
         num_classes=length("head.bias") if has_head(arrays, name_of) else classes_said(hints),
         pre_logits=length("pre_logits.bias") if name_of("pre_logits.bias") in arrays else 0,

@@ -97,7 +97,7 @@ class GoogleLayout(Format):
         parts = PRE_LINEN if any("/MlpBlock_3/" in name for name in arrays) else LINEN
         name_of = _namer(_STACK if stacked else _BLOCK, parts)
         flat = _first_layers(arrays) if stacked else arrays
-        values = sizes(flat, name_of, _depth(arrays, stacked), 0, "norm", self, hints)
+        values = sizes(flat, name_of, _depth(arrays, stacked), 0, self, hints)
         query = name_of("blocks.0.attn.qkv.bias")[0]
         said = int(flat[query].shape[0]) if query in flat and len(flat[query].shape) == 2 else None
         class_token = "cls" in arrays

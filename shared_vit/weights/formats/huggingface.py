@@ -113,7 +113,7 @@ class HuggingFace(Format):
         name_of = _namer(version)
         pattern = _PREFIXES[version].format("(\\d+)").replace(".", r"\.")
         depth = count_layers(pattern, arrays)
-        values = sizes(arrays, name_of, depth, -1, "norm", self, hints)
+        values = sizes(arrays, name_of, depth, -1, self, hints)
         act = config.get("hidden_act", "gelu")
         if not isinstance(act, str) or act not in _GELU:
             raise UserError(

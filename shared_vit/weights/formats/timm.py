@@ -83,7 +83,7 @@ class Timm(Format):
         pretrained = section(config, "pretrained_cfg", hints.where) or config
         after = "fc_norm.weight" in arrays
         depth = count_layers(r"blocks\.(\d+)\.", arrays)
-        values = sizes(arrays, str, depth, -1, "fc_norm" if after else "norm", self, hints)
+        values = sizes(arrays, str, depth, -1, self, hints)
         class_token = "cls_token" in arrays
         pool = "mean" if after or not class_token or args.get("global_pool") == "avg" else "token"
         rows = position_rows(arrays, "pos_embed", self, hints)

@@ -65,7 +65,7 @@ class Torchvision(Format):
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         notes = Notes()
         depth = count_layers(r"encoder\.layers\.encoder_layer_(\d+)\.", arrays)
-        values = sizes(arrays, _name, depth, -1, "norm", self, hints)
+        values = sizes(arrays, _name, depth, -1, self, hints)
         name = "encoder.pos_embedding"
         rows = position_rows(arrays, name, self, hints) - 1
         cfg = model(

@@ -39,6 +39,10 @@ _STOCK = {
     for short, long in _SIZE_NAMES.items()
     for p in _PATCHES[short]
 }
+# Other spellings of the same tensors: a pattern, and what is written in its place.
+_SPELLINGS = {
+    r"^pre_logits\.fc\.": "pre_logits.",  # timm before 0.6
+}
 # What decides the function, among `create_model`'s arguments.
 _FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
 # crop_pct: of timm's ViTs where nothing is said, and of a pretrained_cfg without the field.
@@ -68,12 +72,11 @@ class Timm(Format):
     }
 
     def found(self, names: Arrays) -> bool:
-        return "blocks.0.attn.qkv.weight" in names
+        return "blocks.0.attn.proj.weight" in names
 
     def strip(self, arrays: Arrays) -> Arrays:
         arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
-        # timm before 0.6
-        return {re.sub(r"^pre_logits\.fc\.", "pre_logits.", n): a for n, a in arrays.items()}
+        return {_canonical(name): array for name, array in arrays.items()}
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         notes = Notes()
@@ -194,6 +197,13 @@ class Timm(Format):
     def how_to_preprocess(self, cfg: ModelConfig) -> str:
         args = ", ".join(f"{key}={value!r}" for key, value in data_config(cfg).items())
         return f"timm.data.create_transform({args})"
+
+
+def _canonical(name: str) -> str:
+    """The canonical spelling of a name, before a format is found by it."""
+    for pattern, ours in _SPELLINGS.items():
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def data_config(cfg: ModelConfig) -> dict[str, Any]:

@@ -72,13 +72,13 @@ def test_two_mistakes_are_both_named(reference):
     assert report.remaining < 1e-12
 
 
-def test_a_mistake_outside_the_catalogue_is_unknown_at_its_place_and_hides_no_other(reference):
+def test_a_mistake_outside_the_catalogue_is_an_expression_at_its_place(reference):
     report = explained(reference, cap=1.5, order="kqv")
-    assert not report.explained
+    assert report.explained and report.remaining < 1e-12
     assert {f.cause for f in report.findings if f.kind == "cause"} == {"qkv_order"}
-    unknown = [f for f in report.findings if f.kind == "unknown"]
-    assert unknown and all("fc2" in f.torch or "gelu" in f.torch for f in unknown)
-    assert report.remaining > 1e-6  # the port's values that were put in do not count
+    found = [f for f in report.findings if f.kind == "expression"]
+    assert len(found) == 1 and len(found[0].places) == 2, report
+    assert "fc2" in found[0].torch and "1.5 * atan(gelu / 1.5)" in found[0].text
 
 
 def test_a_narrower_type_is_a_narrowing_and_no_difference(reference):

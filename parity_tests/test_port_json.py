@@ -21,6 +21,8 @@ from twinvit.port.report_json import envelope
 SCHEMA = json.loads((importlib.resources.files("twinvit.port") / "report.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 X = np.random.default_rng(0).standard_normal((5, 9))
+NUMBERS = np.random.default_rng(1).standard_normal((5, 12))  # that no operation makes
+WHICH = ["same", "explained", "expression", "unknown", "undecided"]
 
 
 class Layers(torch.nn.Module):
@@ -47,7 +49,7 @@ def call(p: dict[str, Any], x: Any, activation: Any) -> Any:
 
 
 def real(which: str) -> Report:
-    """A report that `explain` returns: same, explained, unknown or undecided."""
+    """A report that `explain` returns: same, explained, expression, unknown or undecided."""
     import jax
     import jax.numpy as jnp
 
@@ -56,7 +58,8 @@ def real(which: str) -> Report:
     activation = {
         "same": partial(jax.nn.gelu, approximate=False),
         "explained": partial(jax.nn.gelu, approximate=True),
-        "unknown": lambda x: jnp.arctan(x) * jnp.cos(3 * x) + 0.1 * jnp.sin(x) ** 3,
+        "expression": lambda x: jnp.arctan(x) * jnp.cos(3 * x) + 0.1 * jnp.sin(x) ** 3,
+        "unknown": lambda x: x * NUMBERS,
     }[which]
     model = Layers()
     params = {k: v.numpy() for k, v in model.state_dict().items()}
@@ -65,7 +68,7 @@ def real(which: str) -> Report:
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Report]:
-    return {which: real(which) for which in ("same", "explained", "unknown", "undecided")}
+    return {which: real(which) for which in WHICH}
 
 
 def test_real_reports_are_what_their_names_say(reports):
@@ -73,12 +76,15 @@ def test_real_reports_are_what_their_names_say(reports):
     assert verdicts == {
         "same": ("same", True),
         "explained": ("different", True),
+        "expression": ("different", True),
         "unknown": ("different", False),
         "undecided": ("undecided", False),
     }
+    kinds = {which: {f.kind for f in r.findings} for which, r in reports.items()}
+    assert kinds["expression"] == {"expression"} and kinds["unknown"] == {"unknown"}
 
 
-@pytest.mark.parametrize("which", ["same", "explained", "unknown", "undecided"])
+@pytest.mark.parametrize("which", WHICH)
 def test_real_reports_obey_the_schema_and_are_read_back_alike(reports, which, tmp_path):
     reports[which].to_json(tmp_path / "report.json")
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
@@ -102,7 +108,11 @@ def full() -> Report:
         False,
         math.inf,
         -math.inf,
-        [finding, replace(finding, kind="cause", cause="gelu_tanh", places=["a", "b"])],
+        [
+            finding,
+            replace(finding, kind="cause", cause="gelu_tanh", places=["a", "b"]),
+            replace(finding, kind="expression", operations=(0, 3), formulas={"jax": "x + 1"}),
+        ],
         [Narrowing("jax", "a.py:1", "float32"), Narrowing("torch", "", "bfloat16", 1e-3)],
         ["no masked row"],
         ['"quoted"\n</script>'],
@@ -164,6 +174,7 @@ def test_no_field_can_be_left_out_and_none_added(reports):
         for i, part in enumerate(objects(SCHEMA, data)):
             by_output = any(part is d["distances"] for d in data["verified"])
             optional = part is data["models"] or part is data["versions"]
+            optional = optional or any(part is f["formulas"] for f in data["findings"])
             for key in [] if by_output or optional else part:
                 changed = copy.deepcopy(data)
                 del objects(SCHEMA, changed)[i][key]

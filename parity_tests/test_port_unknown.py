@@ -16,14 +16,15 @@ import port_zoo  # noqa: E402
 WIDTH, STRANGE = 10, 4
 
 
-def test_causes_behind_an_unknown_are_named():
+def test_causes_behind_what_is_outside_the_catalogue_are_named():
     case = port_zoo.build("vit", "linen", 0, ["gelu_tanh", "norm_eps", "abs_values"])
     report = port.explain(case.torch_model, case.explainable(), case.inputs)
     named = {f.cause: f for f in report.findings}
     assert set(named) == {"gelu_tanh", "norm_eps", ""}, report
     assert len(named["norm_eps"].places) == 7 and len(named["gelu_tanh"].places) == 3
-    assert named[""].kind == "unknown" and "attn" in named[""].torch
-    assert not report.explained and report.remaining > 1e-3
+    assert named[""].kind == "expression" and "attn" in named[""].torch
+    assert "abs(" in named[""].text and len(named[""].places) == 3
+    assert report.explained and report.remaining < 1e-12
 
 
 class Chain(torch.nn.Module):

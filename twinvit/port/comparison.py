@@ -29,6 +29,7 @@ from twinvit.port.pair import Pair
 from twinvit.port.record import jax_trace, torch_program
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_tape import Taping
 from twinvit.port.record.jax_trace import Traced
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding, Narrowing, Operation
@@ -134,8 +135,10 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     _add_slices(index, pair.leaves, pure.names, ids)
     strange = None if train else other_weights(graph, index, pair.leaves)
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
-    interpreter = Interpreter(index.add)
-    outs, _ = jax_trace.evaluate(traced, [*pair.leaves, *arrays], ids, interpreter)
+    interpreter = Taping(index)
+    given = interpreter.given(ids)
+    outs, _ = jax_trace.evaluate(traced, [*pair.leaves, *arrays], given, interpreter)
+    index.tape = interpreter.tape
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
     pairs, compared, port, unclear = _paired(graph, mine, theirs, pair.relaid(arrays))

@@ -13,12 +13,15 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twinvit.port.verdict import dwarfing
 from twinvit.port.verdict import relative as distance
+
+if TYPE_CHECKING:
+    from twinvit.port.record.jax_tape import Tape
 
 SMALLEST = 8  # fewer numbers are found everywhere by chance
 FEW = 64
@@ -103,6 +106,7 @@ class Index:
 
     def __init__(self, budget: int = 5 << 29) -> None:
         self.entries: list[Entry] = []
+        self.tape: Tape | None = None  # how they were computed, where that was written down
         self.budget = budget
         self.bytes = 0
         self.lookups = 0

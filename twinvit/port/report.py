@@ -43,6 +43,9 @@ class Finding:
         torch_line: file and line of `torch`, "model.py:31"; "" where it cannot be told.
         torch_lines: the lines of all places, in their order, each once.
         jax_lines: the same in the JAX model.
+        operations: of an expression, how many operations of the reference it replaces and how many
+            of the port it runs, library functions counted as one; None for other kinds.
+        formulas: of an expression, what each side computes, whole, by side ("torch", "jax").
     """
 
     kind: str
@@ -58,6 +61,8 @@ class Finding:
     torch_line: str = ""
     torch_lines: list[str] = field(default_factory=list)
     jax_lines: list[str] = field(default_factory=list)
+    operations: tuple[int, int] | None = None
+    formulas: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

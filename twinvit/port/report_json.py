@@ -87,7 +87,7 @@ def _report(data: dict[str, Any]) -> Report:
         | {
             "distance": float(data["distance"]),
             "remaining": float(data["remaining"]),
-            "findings": [Finding(**_numbers(f, "before", "after")) for f in data["findings"]],
+            "findings": [_finding(f) for f in data["findings"]],
             "narrowings": [Narrowing(**_numbers(n, "cost")) for n in data["narrowings"]],
             "operations": [
                 Operation(i, s, n, float(d), float(e), st)
@@ -99,6 +99,13 @@ def _report(data: dict[str, Any]) -> Report:
             "inputs": [Input(**i | {"shape": tuple(i["shape"])}) for i in data.get("inputs", [])],
         }
     )
+
+
+def _finding(data: dict[str, Any]) -> Finding:
+    data = _numbers(data, "before", "after")
+    if data.get("operations") is not None:
+        data["operations"] = tuple(data["operations"])
+    return Finding(**data)
 
 
 def _output(data: dict[str, Any]) -> Output:

@@ -131,7 +131,7 @@ def _run(program: Program, sample: Sample) -> _Run:
 def _further(session: Session) -> Iterator[_Place]:
     """Places at which a finding's edit was not made and changes nothing that is found, in order;
     at each one edit."""
-    accepted = [a for a in session.accepted if a.trial is not None and a.finding is not None]
+    accepted = [a for a in session.accepted if (a.trial or a.left_out) and a.finding is not None]
     made = {i for a in session.accepted for i in a.made}
     for node in session.graph.nodes:
         if node.index not in session.live or node.index in made:

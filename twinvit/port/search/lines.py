@@ -34,6 +34,8 @@ def lines_of(session: Session, made: Accepted) -> tuple[list[str], list[str]]:
     """The reference's and the port's line of each place, in their order, each once."""
     groups = made.groups or [list(made.edits)]
     mine = [made.replaced[g[0]].where for g in groups if g and g[0] in made.replaced]
+    if made.lines:  # those of the program that was taken
+        return _distinct([made.node.where, *mine]), _distinct(made.lines)
     theirs = [_line(session, made, g) for g in groups] if made.kind in _PLACED else []
     named = _distinct(theirs)
     if not named:

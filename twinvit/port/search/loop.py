@@ -11,16 +11,19 @@ from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
+from twinvit.port.search.formula import alike
 from twinvit.port.search.lines import lines_of
 from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
+from twinvit.port.search.transplant import transplant
 from twinvit.port.search.trial import Accepted
 from twinvit.port.search.unknown import substitute, without_unknown
 
 Progress = Callable[[str], None]
 MAX_FINDINGS = 24
 MAX_BACK = 12  # provisional edits that are tried
+OTHERS = 3  # divergences beside the first at which a part of the port's program is tried
 
 
 def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
@@ -57,6 +60,8 @@ def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding],
             torch_line=a.node.where,
             torch_lines=torch_lines,
             jax_lines=jax_lines,
+            operations=a.operations,
+            formulas=dict(a.formulas),
         )
         findings.append(a.finding)
     remaining = session.output_distance()
@@ -111,6 +116,9 @@ class _Walk:
     def _step(self, front: Node) -> None:
         session = self.session
         self.say(f"the two part at {front.place} ({front.where})")
+        if any(a.again is not None and a.again(front) for a in session.accepted):
+            self._settle()
+            return
         both = rounded_positions(session, front)
         if both is not None:
             session.accepted += both
@@ -136,10 +144,22 @@ class _Walk:
             return
         if self._back(front):
             return
-        done = substitute(session, front)
-        if not done.values:
+        done = self._transplant(front) or substitute(session, front)
+        if done.kind != "expression" and not done.values:
             self.skip.add(front.index)
         session.accepted.append(done)
+        if done.kind == "expression":
+            self._settle()
+
+    def _transplant(self, front: Node) -> Accepted | None:
+        """A part of the port's program at this divergence, or at another one that is open, too: a
+        value of all steps of a loop is lost where one step is."""
+        others = [f for f in self.session.frontier(self.skip) if f is not front]
+        for place in [front, *others[:OTHERS]]:
+            done = transplant(self.session, place)
+            if done is not None:
+                return done
+        return None
 
     def _settle(self) -> None:
         """Keep the provisional edits that what is found by now needs, and those of values that
@@ -178,6 +198,8 @@ def _repeated(finding: Finding, a: Accepted) -> bool:
     if a.kind == "unknown":
         places = [re.sub(r"\d+", "", place) for place in (finding.torch, a.node.place)]
         return bool(a.jax) and finding.jax == a.jax and places[0] == places[1]
+    if a.kind == "expression":
+        return alike(finding.text) == alike(a.text)
     return a.kind in ("cause", "precision") and finding.text == _with_ties(a)
 
 

@@ -56,7 +56,7 @@ def take_back_places(session: Session, accepted: Collection[Accepted]) -> bool:
     """
     any_dropped = False
     for a in list(accepted)[::-1]:
-        if a.trial is None or session.recurrent(a.node):
+        if a.whole or session.recurrent(a.node) or (a.trial is None and a.kind != "expression"):
             continue
         for k in reversed(range(1, len(a.groups))):
             group = a.groups[k]

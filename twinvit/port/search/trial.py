@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +44,17 @@ class Accepted:
     """Proven together with another finding, without which it cannot be left out."""
     unseen: list[str] = field(default_factory=list)
     """Places where the edit is made, too, and that other inputs than the first show."""
+    operations: tuple[int, int] | None = None
+    """Of an expression: operations of the reference that it replaces, and of the port that it
+    runs."""
+    formulas: dict[str, str] = field(default_factory=dict)
+    """Of an expression: what each side computes, by side."""
+    lines: list[str] = field(default_factory=list)
+    """Of an expression: the port's lines that it is taken from."""
+    whole: bool = False
+    """Made in every step of a loop, or in none."""
+    again: Callable[[Node], bool] | None = None
+    """Of an expression: makes it at another operation, where the port's program is the same."""
     finding: Finding | None = None
     """What it is reported as."""
 

@@ -14,6 +14,7 @@ from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
+from twinvit.port.search.transplant import at_value, described
 from twinvit.port.search.trial import NARROW, Accepted
 
 TRIES = 800  # values of the port that are put in place for one unknown
@@ -57,6 +58,13 @@ def substitute(session: Session, front: Node) -> Accepted:
         if place != out:
             text += f"; seen at {session.graph.nodes[session.graph.producer[place] or 0].place}"
         text += f"; the port's value minus the reference's {shape}"
+    if told:
+        taken = at_value(session, front, place, entry)
+        if taken is not None:
+            return taken
+    reason = described(session, front, place, entry) if told else ""
+    if reason:
+        text += f"; {reason}"
     values: dict[int, torch.Tensor] = {}
     pinned: Pinned = {}, {}, {}
     after = before

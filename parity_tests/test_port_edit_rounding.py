@@ -102,3 +102,66 @@ def test_a_finding_without_an_array_of_its_size_has_the_ports_line() -> None:
     assert [f.jax_lines for f in report.findings] == [
         [f"parity_tests/test_port_edit_rounding.py:{subtracts}"]
     ]
+
+
+class Normalized(nn.Module):
+    """BatchNorm in evaluation mode, and an activation whose result relu makes zero in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(24, 48)
+        self.norm = nn.BatchNorm1d(48)
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if tensor.ndim == 1:
+                    tensor.copy_(torch.rand_like(tensor) + (0.5 if "bias" not in name else -0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(self.norm(self.linear(x))).relu()
+
+
+def normalized(params: dict, x: jax.Array) -> jax.Array:
+    y = x @ params["linear.weight"].T + params["linear.bias"]
+    mean = y.mean(0, keepdims=True)
+    var = jnp.mean((y - mean) ** 2, axis=0, keepdims=True)
+    y = (y - mean) / jnp.sqrt(var + 1e-5) * params["norm.weight"] + params["norm.bias"]
+    return jax.nn.relu(jax.nn.gelu(y))
+
+
+def test_numbers_that_an_edit_makes_other_than_zero_are_judged_by_their_own_rounding() -> None:
+    model = Normalized().eval()
+    x = np.random.default_rng(0).random((11, 24), np.float32)
+    params = {n: a for n, a in held(model).items() if "running" not in n and "batches" not in n}
+    report = port.explain(model, port.Function(normalized, params), (x,))
+    assert [f.cause for f in report.findings] == ["bn_mode", "gelu_tanh"]
+    assert report.explained, report.reasons
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(24, 48)
+        self.norm = nn.InstanceNorm1d(1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        z = self.norm(self.linear(x).unsqueeze(1)).squeeze(1)
+        return (z + y) * y
+
+
+def summed(params: dict, x: jax.Array, y: jax.Array) -> jax.Array:
+    z = (x @ params["linear.weight"].T + params["linear.bias"])[:, :, None]
+    mean = z.mean(2, keepdims=True)  # of one number: what is normalized is zero
+    var = z.var(2, keepdims=True)
+    z = ((z - mean) / jnp.sqrt(var + 1e-5))[:, :, 0]
+    return (z + y) * y
+
+
+def test_a_term_of_zeros_is_not_said_to_be_missing() -> None:
+    model, draw = Summed(), np.random.default_rng(2)
+    x, y = draw.random((11, 24), np.float32), draw.random((11, 48), np.float32)
+    report = port.explain(model, port.Function(summed, held(model)), (x, y))
+    assert report.verdict == "different"
+    assert not {"residual_missing", "residual_scale"} & {f.cause for f in report.findings}
+    assert report.findings[0].torch.startswith("norm: ")

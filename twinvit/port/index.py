@@ -37,6 +37,7 @@ class Entry:
         name: primitive, or "parameter", "input", "constant".
         where: the user's file and line.
         parents: ids of the operands.
+        zero: all of its numbers, of which there are some, are zero.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Entry:
     slot: int = -1
     few: np.ndarray | None = field(repr=False, default=None)
     """The sorted numbers of a value that has too few to be told from others."""
+    zero: bool = False
 
 
 def evidence(x: np.ndarray) -> bool:
@@ -133,8 +135,10 @@ class Index:
             if self.bytes + value.nbytes <= self.budget:
                 entry.value = value
                 self.bytes += value.nbytes
-        elif isinstance(value, np.ndarray) and value.dtype == np.float64 and value.size <= FEW:
-            entry.few = np.sort(value.reshape(-1))
+        elif isinstance(value, np.ndarray) and value.dtype == np.float64:
+            entry.zero = value.size > 0 and not value.any()
+            if value.size <= FEW:
+                entry.few = np.sort(value.reshape(-1))
         return entry.id
 
     def ids(self, size: int) -> list[int]:

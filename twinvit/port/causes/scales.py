@@ -96,7 +96,7 @@ def residual_scale(call: Call) -> Iterator[Variant]:
     for position in (0, 1):
         kept, term = call.args[1 - position], call.args[position]
         for t in dict.fromkeys((*call.solve_factor(kept, term), 2.0, -1.0, 0.5)):
-            if abs(t - 1) > 1e-12 and t:
+            if abs(t - 1) > 1e-12 and abs(t) > 1e-9:  # nothing is left of the term: it is missing
                 yield Variant(
                     f"the port adds this term {t:g} times",
                     lambda *args, p=position, t=t, **_: args[1 - p] + t * args[p],

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from twinvit.port.call import Call
 from twinvit.port.index import align_distance, distance
@@ -65,7 +66,9 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         made = _Made.of(trial.site, trial.edits)
         session.apply(made.edits)
     also = [list(more) for _, _, more in made.extended]
-    if not _stands(session, trial, [*made.groups, *also], lost_before):
+    if _adds_zeros(session, trial, snapshot.graph.nodes) or not _stands(
+        session, trial, [*made.groups, *also], lost_before
+    ):
         session.undo(snapshot)
         return None
     if not session.recurrent(trial.site):
@@ -148,6 +151,26 @@ def _stands(
     if len(gained) <= len(lost - lost_before):
         return False
     return trial.provisional or any(felt(session, g, after) for g in groups)
+
+
+def _adds_zeros(session: Session, trial: Trial, nodes: Sequence[Node]) -> bool:
+    """True if an edit leaves a term out that the port has, with nothing but zeros in it: what is
+    wrong is what made the zeros, and any formula without the term would agree."""
+    node, graph = nodes[trial.site.index], session.graph
+    if node.name != "add" or len(trial.edits) != 1:
+        return False
+    (out,) = graph.nodes[node.index].outs[:1]
+    if out is None:
+        return False
+    value = graph.values[out]
+    kept = [r for r in node.refs if torch.equal(graph.values[r].expand_as(value), value)
+            if graph.values[r].ndim <= value.ndim]  # fmt: skip
+    held = {session.match.get(session.root[r]) for r in kept} - {None}
+    entries = session.index.entries
+    for sum_ in (e for e in entries if e.name in ("add", "add_any", "sub")):
+        if held.intersection(sum_.parents) and any(entries[p].zero for p in sum_.parents if p >= 0):
+            return True
+    return False
 
 
 def similar(session: Session, trial: Trial) -> list[_Place]:

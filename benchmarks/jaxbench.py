@@ -81,27 +81,33 @@ def module_of(path: Path, sizes: dict[str, int], folder: Path) -> tuple[torch.nn
     return model, [x.numpy() for x in found["get_inputs"]()]
 
 
-def tensors_in_order(model: torch.nn.Module) -> list[tuple[str, np.ndarray]]:
-    """Those of the layers, and then the model's own, as the workloads take them."""
-    state = [(n, t) for n, t in model.state_dict().items() if "num_batches" not in n]
-    state.sort(key=lambda item: "." not in item[0])
-    return [(name, tensor.detach().numpy()) for name, tensor in state]
+def array_of(name: str, model: torch.nn.Module, layers: list[str]) -> np.ndarray:
+    """The module's array that a workload's argument stands for: the module's own parameter of that
+    name, a norm's, or else the next of the `layers`, which it is taken from."""
+    state = {n: t.detach().numpy() for n, t in model.state_dict().items()}
+    if name in state:
+        return state[name]
+    prefix, _, part = name.rpartition("_")
+    if prefix in ("bn", "gn", "in", "ln") or name in ("gamma", "beta"):
+        part = {"scale": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean",
+                "var": "running_var"}.get(part, part)  # fmt: skip
+        norm = next(n for n, m in model.named_modules() if "Norm" in type(m).__name__)
+        if f"{norm}.{part}" in state:
+            return state[f"{norm}.{part}"]
+        width = getattr(model.get_submodule(norm), "num_features", 0)  # without parameters
+        return np.full(width, float(part == "weight"), np.float32)
+    kind = "weight" if "weight" in name or name.startswith("w") else "bias"
+    found = next(n for n in layers if n.endswith(kind))
+    layers.remove(found)
+    return state[found]
 
 
 def port_of(workload: Any, model: torch.nn.Module, inputs: list) -> port.Function:
     """The workload as a function of the module's weights, transposed where it takes them so."""
     names = list(inspect.signature(workload).parameters)[len(inputs) :]
-    arrays = tensors_in_order(model)
-    if "bn_mean" not in names:
-        arrays = [(n, a) for n, a in arrays if "running" not in n]
-    if len(names) == len(arrays) + 2:  # an instance norm's scale and shift, which the module lacks
-        width = arrays[-1][1].shape[-1]
-        arrays += [("scale", np.ones(width, np.float32)), ("shift", np.zeros(width, np.float32))]
-    if len(names) == len(arrays) - 1:  # a layer's bias that the workload lacks
-        arrays = arrays[:1] + arrays[2:]
-    if len(names) != len(arrays):
-        raise ValueError(f"the workload takes {names}, the module holds {[n for n, _ in arrays]}")
-    params = dict(zip(names, (a for _, a in arrays), strict=True))
+    layers = [n for n, _ in model.named_parameters() if "." in n and "norm" not in n]
+    layers = [n for n in layers if not n.startswith("bn.")]
+    params = {n: array_of(n, model, layers) for n in names}
     turned = {n: a.T if a.ndim == 2 else a for n, a in params.items()}
     for given in (params, turned):
         given = {n: np.ascontiguousarray(a) for n, a in given.items()}

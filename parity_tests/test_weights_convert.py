@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import SMALL, SUFFIX, random_arrays
+from safetensors.numpy import load_file
 
 import torch_vit
 from shared_vit import model_config, weights
@@ -22,8 +23,13 @@ from shared_vit.run import checkpoint
 from shared_vit.run.state import first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.settings import setting
+from shared_vit.weights import formats
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import FOREIGN
+from shared_vit.weights.formats.base import torch_table
+from shared_vit.weights.formats.holds import check_held
+from shared_vit.weights.formats.timm import Timm
 from shared_vit.weights.lazy import LazyArray
 from shared_vit.weights.locate import checksum
 from shared_vit.weights.table import to_file
@@ -115,28 +121,23 @@ def test_fold_of_the_class_tokens_position_keeps_the_function(tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
+TIMM_ALONE = "torch, jax, timm can"
+BY_TOKEN = "torch, jax, torchvision, google, big_vision can; --num_classes"
 REFUSED = {
-    "torchvision, mean": (
-        "torchvision",
-        dict(pool="mean"),
-        "torchvision's ViT pools by the class token.*timm can hold it",
-    ),
-    "huggingface, mean": (
-        "huggingface",
-        dict(pool="mean"),
-        "pools by the class token.*timm can hold it",
-    ),
-    "huggingface, pre-logits": (
-        "huggingface",
-        dict(pre_logits=8),
-        "no pre-logits layer.*--num_classes",
-    ),
-    "timm, pre-logits": ("timm", dict(pre_logits=8), "no pre-logits layer.*--num_classes"),
-    "google, mean": ("google", dict(pool="mean"), "this model has a class token: timm can hold it"),
+    "torchvision, mean": ("torchvision", dict(pool="mean"), f"pool='mean': {TIMM_ALONE}$"),
+    "huggingface, mean": ("huggingface", dict(pool="mean"), f"pool='mean': {TIMM_ALONE}$"),
+    "huggingface, pre-logits": ("huggingface", dict(pre_logits=8), f"pre_logits=8: {BY_TOKEN}"),
+    "timm, pre-logits": ("timm", dict(pre_logits=8), f"pre_logits=8: {BY_TOKEN}"),
+    "google, mean": ("google", dict(pool="mean"), f"with pool='mean': {TIMM_ALONE}$"),
     "big_vision, fc_norm": (
         "big_vision",
         dict(pool="mean", class_token=False, norm_after_pool=True),
-        "before the norm",
+        f"big_vision cannot hold a model with norm_after_pool=True: {TIMM_ALONE}$",
+    ),
+    "timm, both": (
+        "timm",
+        dict(pool="mean", pool_class_token=True, pre_logits=8),
+        "pre_logits=8: torch, jax can; --num_classes",
     ),
 }
 
@@ -149,6 +150,49 @@ def test_what_a_format_cannot_hold_is_refused(case, tmp_path):
     with pytest.raises(UserError, match=match):
         convert(str(tmp_path / "a.safetensors"), str(tmp_path / f"b{SUFFIX[format]}"), format)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown(ModelConfig):
+    """With a made-up field, of which no format knows."""
+
+    made_up: int = setting(3, "Made up.", group="model", historical=0)
+
+
+def test_a_field_that_no_format_names_is_refused_by_all():
+    """But for its historical value, which every older model has."""
+    values = dataclasses.asdict(SMALL)
+    for fmt in FOREIGN.values():
+        check_held(fmt, Grown(**values, made_up=0), FOREIGN)
+        with pytest.raises(UserError, match=f"{fmt.name} .* made_up=3: torch, jax can$"):
+            check_held(fmt, Grown(**values), FOREIGN)
+
+
+class Unbiased(Timm):
+    """A format whose head and first MLP products have no biases."""
+
+    name, zero = "unbiased", ("head.bias", "blocks.*.mlp.fc1.bias")
+
+    def table(self, cfg):
+        return torch_table(cfg, str, zero=self.zero)
+
+
+def test_a_tensor_without_a_place_must_be_zero(tmp_path, monkeypatch):
+    """And is zeros when it is read."""
+    monkeypatch.setitem(FOREIGN, "unbiased", Unbiased())
+    monkeypatch.setattr(formats, "NAMES", (*formats.NAMES, "unbiased"))
+    path, arrays = tmp_path / "a.safetensors", random_arrays(SMALL)
+    arrays["head.bias"] *= 0
+    with pytest.raises(UserError, match="no place for blocks.0.mlp.fc1.bias, and it is not zero"):
+        write(path, SMALL, arrays, "unbiased")
+    for i in range(SMALL.depth):
+        arrays[f"blocks.{i}.mlp.fc1.bias"] *= 0
+    write(path, SMALL, arrays, "unbiased")
+    assert not {"head.bias", "blocks.0.mlp.fc1.bias"} & load_file(path).keys()
+    cfg, found = weights.read(path, format="unbiased")
+    assert cfg == SMALL
+    for name in arrays:
+        np.testing.assert_array_equal(found[name], arrays[name])
 
 
 TOLD = {

@@ -25,6 +25,7 @@ from shared_vit.weights.containers.npz import open_npz
 from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format, Hints, Notes, Reading, classes_said
+from shared_vit.weights.formats.holds import in_kinds
 from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
@@ -124,7 +125,7 @@ def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | No
     made = {}
     for name, shape in canonical.shapes(cfg).items():
         if name not in pieces:
-            made[name] = _made(name, shape, cfg, hints)
+            made[name] = _made(name, shape, cfg, hints, fmt)
             pieces[name] = [table.plain(name, shape)]
     labels = fmt.labels(hints.config or {})
     return Source(
@@ -156,11 +157,15 @@ def _without_ignored(fmt: Format, arrays: Arrays) -> tuple[Arrays, list[str]]:
     return arrays, left_out
 
 
-def _made(name: str, shape: tuple[int, ...], cfg: ModelConfig, hints: Hints) -> LazyArray:
-    """What a file need not hold: a head of zeros, or fixed positions."""
+def _made(
+    name: str, shape: tuple[int, ...], cfg: ModelConfig, hints: Hints, fmt: Format
+) -> LazyArray:
+    """What a file need not hold: a head of zeros, fixed positions, what its format has no place
+    for."""
     if name == "pos_embed":
         return LazyArray(shape, np.dtype(np.float32), lambda: init.sincos2d(cfg))
-    classes_said(hints)
+    if not in_kinds(name, fmt.zero):
+        classes_said(hints)
     return zeros(shape, np.dtype(np.float32))
 
 

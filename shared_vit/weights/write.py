@@ -19,6 +19,7 @@ from shared_vit.weights.containers.npz import write_npz
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format
+from shared_vit.weights.formats.holds import check_held, check_zero
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.table import to_file
@@ -44,7 +45,7 @@ def check_target(
     if path.suffix and path.is_dir():
         raise UserError(f"cannot write {path}: there is a folder of that name")
     if format not in twinvit.OWN:
-        formats.FOREIGN[format].refuse(cfg)
+        check_held(formats.FOREIGN[format], cfg, formats.FOREIGN)
 
 
 def write_weights(
@@ -71,6 +72,7 @@ def write_weights(
         return []
     canonical.check(cfg, arrays)
     fmt = formats.FOREIGN[format]
+    check_zero(fmt, arrays, str(path))
     file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
     if path.suffix == "":
         _write_folder(path, fmt, cfg, file_arrays, progress, names)

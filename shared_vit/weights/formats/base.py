@@ -10,6 +10,7 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import SIZES, ModelConfig
+from shared_vit.weights.formats.holds import Rule, in_kinds
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, plain, side_of, thirds
 
@@ -51,6 +52,11 @@ class Format:
     suffixes: tuple[str, ...]  # of the files it is written to; "" is a folder
     ignored: Mapping[str, str] = {}  # start of an array's name: why it is left out
     foreign: Mapping[str, str] = {}  # part of an array's name: what our models do not have
+    # What its code can compute: of a field that is not named, the historical value alone.
+    holds: Mapping[str, Rule] = {}
+    # Canonical names, `*` for the number of a block, of tensors that it has no place for: they are
+    # zeros when read, and must be zeros to be written.
+    zero: tuple[str, ...] = ()
 
     def found(self, names: Arrays) -> bool:
         """Whether a file with these names is likely of this format."""
@@ -71,9 +77,6 @@ class Format:
     def prepare(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
         """Canonical arrays as the format can hold them, for the same function."""
         return arrays
-
-    def refuse(self, cfg: ModelConfig) -> None:
-        """Raise UserError for a model that the target's own code cannot compute."""
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         """What has to be set in the target's code for the same function.
@@ -247,15 +250,19 @@ def strip_prefixes(arrays: Arrays, prefixes: tuple[str, ...]) -> Arrays:
 
 
 def torch_table(
-    cfg: ModelConfig, name_of: Callable[[str], str | list[str]], head: bool = True
+    cfg: ModelConfig,
+    name_of: Callable[[str], str | list[str]],
+    head: bool = True,
+    zero: tuple[str, ...] = (),
 ) -> Table:
     """The table of a format in torch's layouts.
 
-    `name_of` gives one name, or three where q, k and v are apart.
+    `name_of` gives one name, or three where q, k and v are apart. Tensors of `Format.zero` are not
+    in it.
     """
     table: Table = {}
     for name, shape in canonical.shapes(cfg).items():
-        if name.startswith("head.") and not head:
+        if (name.startswith("head.") and not head) or in_kinds(name, zero):
             continue
         target = name_of(name)
         if isinstance(target, str):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats.base import (
@@ -23,6 +22,7 @@ from shared_vit.weights.formats.base import (
     sizes,
     split_name,
 )
+from shared_vit.weights.formats.holds import ANY, BOTH
 from shared_vit.weights.formats.json_fields import HALF
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.table import (
@@ -69,6 +69,11 @@ class GoogleLayout(Format):
     position: str  # name of the position embedding
     block: dict[str, str]  # names of a block's parts, as written
     eval_resize: float  # of the code's own evaluation
+    holds = {
+        "class_token": BOTH,
+        "pool": lambda cfg: cfg.pool == "token" or not cfg.class_token,  # tok or gap
+        "pre_logits": ANY,
+    }
     foreign = {
         "MAPHead_0": "an attention-pooling (MAP) head",
         "conv_root": "a convolutional stem",
@@ -129,14 +134,6 @@ class GoogleLayout(Format):
 
     def table(self, cfg: ModelConfig) -> Table:
         return _table(cfg, _namer(_BLOCK, self.block), self.position_piece(cfg), stacked=False)
-
-    def refuse(self, cfg: ModelConfig) -> None:
-        if cfg.pool == "mean" and (cfg.class_token or cfg.norm_after_pool):
-            has = "has a class token" if cfg.class_token else "takes it before the norm"
-            raise UserError(
-                f"{self.name}'s ViT takes the mean without a class token and after the last norm "
-                f"(gap); this model {has}: timm can hold it"
-            )
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = []

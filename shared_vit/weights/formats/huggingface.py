@@ -161,19 +161,6 @@ class HuggingFace(Format):
     def table(self, cfg: ModelConfig) -> Table:
         return torch_table(cfg, _namer(4))
 
-    def refuse(self, cfg: ModelConfig) -> None:
-        if cfg.pool != "token":
-            raise UserError(
-                "Hugging Face's ViTForImageClassification pools by the class token only; this "
-                "model takes a mean: timm can hold it"
-            )
-        if cfg.pre_logits:
-            raise UserError(
-                "Hugging Face's ViTForImageClassification has no pre-logits layer: --num_classes=N "
-                "leaves out this layer and the head, and makes a head of zeros; torchvision, "
-                "google and big_vision keep both"
-            )
-
     def extras(
         self, cfg: ModelConfig, dtype: np.dtype, class_names: tuple[str, ...] | None = None
     ) -> dict[str, object]:

@@ -26,6 +26,7 @@ from shared_vit.weights.formats.base import (
     strip_prefixes,
     torch_table,
 )
+from shared_vit.weights.formats.holds import BOTH
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, count_layers, side_of, without_prefix_rows
@@ -53,6 +54,12 @@ class Timm(Format):
     name = "timm"
     about = "a ViT of timm"
     suffixes = (".safetensors", ".pth", "")
+    holds = {
+        "class_token": BOTH,
+        "pool": ("token", "mean"),
+        "pool_class_token": BOTH,
+        "norm_after_pool": BOTH,
+    }
     foreign = {
         "reg_token": "register tokens",
         "register_tokens": "register tokens",
@@ -127,13 +134,6 @@ class Timm(Format):
 
     def table(self, cfg: ModelConfig) -> Table:
         return torch_table(cfg, str)
-
-    def refuse(self, cfg: ModelConfig) -> None:
-        if cfg.pre_logits:
-            raise UserError(
-                "timm's ViT has no pre-logits layer: --num_classes=N leaves out this layer and the "
-                "head, and makes a head of zeros; torchvision, google and big_vision keep both"
-            )
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         extra = {key: value for key, value in model_args(cfg).items() if key in _FUNCTION}

@@ -2,7 +2,6 @@
 
 import re
 
-from shared_vit.errors import UserError
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from shared_vit.weights.formats.base import (
     Format,
@@ -19,6 +18,7 @@ from shared_vit.weights.formats.base import (
     strip_prefixes,
     torch_table,
 )
+from shared_vit.weights.formats.holds import ANY
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, count_layers
 
@@ -50,6 +50,7 @@ class Torchvision(Format):
     name = "torchvision"
     about = "a ViT of torchvision"
     suffixes = (".pth", ".safetensors")
+    holds = {"pre_logits": ANY}
     foreign = {"conv_proj.conv_bn_relu": "a convolutional stem"}
 
     def found(self, names: Arrays) -> bool:
@@ -86,13 +87,6 @@ class Torchvision(Format):
 
     def table(self, cfg: ModelConfig) -> Table:
         return torch_table(cfg, _name)
-
-    def refuse(self, cfg: ModelConfig) -> None:
-        if cfg.pool != "token":
-            raise UserError(
-                "torchvision's ViT pools by the class token only; this model takes a mean: timm "
-                "can hold it"
-            )
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         out = []

@@ -1,0 +1,90 @@
+"""What a format can hold of a model: fields of its function, and tensors.
+
+Each format declares it (`Format.holds`, `Format.zero`); the refusals follow from the declarations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shared_vit.errors import UserError
+from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.lazy import Arrays
+
+if TYPE_CHECKING:
+    from shared_vit.weights.formats.base import Format
+
+# Which values of a field a format can hold, or in which models it can hold the field's value.
+Rule = Collection[Any] | Callable[[ModelConfig], bool]
+
+BOTH = (False, True)
+ANY: Rule = lambda cfg: True  # noqa: E731
+
+# Sizes, and what the code of every format can be told (`Format.notes`) or does not have to know.
+FREE = frozenset(
+    (
+        "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim", "num_classes",
+        "pos_embed", "gelu", "norm_eps", "dropout", "drop_path",
+        "mean", "std", "eval_resize", "interpolation", "exif",
+    )
+)  # fmt: skip
+
+# What a user can do about a value that a format does not hold.
+MENDS = {
+    "pre_logits": "--num_classes=N leaves out the pre-logits layer and the head, and makes a head "
+    "of zeros",
+}
+
+
+def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
+    """The fields whose values in `cfg` a format does not hold.
+
+    Of a field that is neither among `FREE` nor in `holds` it holds the historical value alone, or
+    the default of one without a history.
+    """
+    return [
+        f.name
+        for f in dataclasses.fields(cfg)
+        if f.name not in FREE and not _held(cfg, f, holds.get(f.name))
+    ]
+
+
+def _held(cfg: ModelConfig, f: dataclasses.Field, rule: Rule | None) -> bool:
+    value = getattr(cfg, f.name)
+    if rule is None:
+        usual = f.metadata["setting"].historical if "setting" in f.metadata else f.default
+        return bool(value == usual)
+    return rule(cfg) if callable(rule) else value in rule
+
+
+def check_held(fmt: Format, cfg: ModelConfig, formats: Mapping[str, Format]) -> None:
+    """Raise UserError, naming those of `formats` that can, unless `fmt` can hold the model."""
+    fields = not_held(cfg, fmt.holds)
+    if not fields:
+        return
+    shown = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in fields)
+    others = [name for name, other in formats.items() if not not_held(cfg, other.holds)]
+    mends = "".join(f"; {MENDS[name]}" for name in fields if name in MENDS)
+    raise UserError(
+        f"{fmt.name} cannot hold a model with {shown}: {', '.join(['torch', 'jax', *others])} can"
+        f"{mends}"
+    )
+
+
+def check_zero(fmt: Format, arrays: Arrays, where: str) -> None:
+    """Raise UserError unless the tensors that `fmt` has no place for are all zero."""
+    for name in arrays:
+        if in_kinds(name, fmt.zero) and np.asarray(arrays[name]).any():
+            raise UserError(
+                f"cannot write {where}: {fmt.name} has no place for {name}, and it is not zero"
+            )
+
+
+def in_kinds(name: str, kinds: Collection[str]) -> bool:
+    """Whether a canonical name is among those of `kinds`, in which `*` is the number of a block."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.*.", name) in kinds

@@ -106,6 +106,8 @@ class Block(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Normalised images, floats [B, H, W, 3] -> logits [B, classes] in the parameters' dtype.
 
+    With `cfg.num_classes` 0 there is no head, and the output is the pooled features [B, width].
+
     The constructor leaves the weights unset: zero, and one for LayerNorm's scales.
     `jax_vit.create` draws them, `jax_vit.from_arrays` and `jax_vit.load` take them over.
 
@@ -137,7 +139,8 @@ class VisionTransformer(nnx.Module):
         self.norm = None if cfg.norm_after_pool else norm
         self.fc_norm = norm if cfg.norm_after_pool else None
         self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
-        self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
+        features = cfg.pre_logits or cfg.width
+        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else None
         self.deterministic = True
 
     def __call__(self, images: Array, dropout: Dropout = None, every_token: bool = False) -> Array:
@@ -160,7 +163,7 @@ class VisionTransformer(nnx.Module):
             x = self.fc_norm(x)
         if self.pre_logits is not None:
             x = jnp.tanh(self.pre_logits(x))
-        return self.head(x)
+        return x if self.head is None else self.head(x)
 
     def pool(self, x: Array) -> Array:
         """[B, N, width] -> [B, width]: the class token, or the mean of the patches.

@@ -10,6 +10,7 @@ from helpers import SMALL, VARIANTS, random_arrays, random_images, to_torch, tra
 import jax_vit
 import torch_vit
 from shared_vit import model_config
+from shared_vit.weights.adapt import adapt
 from twinvit.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
@@ -36,6 +37,24 @@ def test_every_output(variant, precision):
     )
     expected = {f"blocks.{i}{name}" for i in range(cfg.depth) for name in in_block}
     assert set(a) - {"pre_logits"} == expected | {"patch_embed", cfg.norm_name, "head", ""}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("variant", ["token", "mean without token, fc_norm"])
+def test_a_model_without_a_head_gives_what_its_head_would_take(variant, precision):
+    cfg = VARIANTS[variant]
+    arrays = random_arrays(cfg)
+    whole, _ = traces(cfg, arrays, precision)
+    bare, body = adapt(cfg, arrays, num_classes=0)
+    assert set(arrays) - set(body) == {"head.weight", "head.bias"}
+    features, same = traces(bare, body, precision)
+    distance, _ = worst(features, same)
+    assert distance <= LIMIT[precision] and "head" not in features
+    assert features[""].shape == (3, cfg.width)
+    logits = features[""] @ arrays["head.weight"].T + arrays["head.bias"]
+    assert relative_l2(logits, whole[""]) <= LIMIT[precision]
+    again, zeros = adapt(bare, body, num_classes=cfg.num_classes)
+    assert again == cfg and not zeros["head.weight"].any()
 
 
 @pytest.mark.parametrize(

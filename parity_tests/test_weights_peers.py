@@ -20,7 +20,9 @@ from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats import base, huggingface, torchvision
 from shared_vit.weights.table import Piece
+from twinvit import predictor
 from twinvit.noise_rule import relative_l2
+from twinvit.programs.write import export
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -239,8 +241,7 @@ def test_huggingface_shards(x64, tmp_path):
 def test_huggingface_body_gets_a_head_of_zeros(tmp_path):
     body = peers.randomize(peers.transformers.ViTModel(peers.huggingface_config(SMALL)))
     body.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="has no head.*num_classes"):
-        weights.read(tmp_path)
+    assert weights.read(tmp_path)[0].num_classes == 0
     found, arrays = weights.read(tmp_path, num_classes=9)
     assert found.num_classes == 9 and found.pre_logits == 0
     assert arrays["head.weight"].shape == (9, SMALL.width) and not arrays["head.weight"].any()
@@ -297,3 +298,22 @@ def test_mutations_are_caught(peer, change, x64, tmp_path, monkeypatch):
 def _transposing_plain(name: str, shape: tuple[int, ...]) -> Piece:
     wrong = len(shape) == 2 and shape[0] == shape[1]
     return Piece(name, shape, np.transpose, np.transpose) if wrong else Piece(name, shape)
+
+
+def test_a_timm_file_without_a_head_gives_its_pooled_features(tmp_path, x64):
+    """In both directions; other formats, predictions and programs want a head, and say so."""
+    cfg = dataclasses.replace(by_default("timm", SMALL), num_classes=0)
+    model = peers.randomize(peers.BUILD["timm"](cfg))
+    save("timm", model, tmp_path / "a.safetensors")
+    found, arrays = weights.read(tmp_path / "a.safetensors", num_heads=5)
+    assert found == cfg and "head.weight" not in arrays
+    images = random_images(cfg)
+    check_equal(found, arrays, peers.logits(model, images, "fp64"), images, "fp64")
+    weights.write(tmp_path / "b.safetensors", found, arrays, format="timm")
+    load("timm", cfg, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="num_classes=0: torch, jax, timm can; --num_classes=N"):
+        weights.write(tmp_path / "c.pth", found, arrays, format="torchvision")
+    with pytest.raises(UserError, match="no head.*names no classes"):
+        predictor.load(tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="no head.*probabilities"):
+        export(tmp_path / "b.safetensors", tmp_path / "c.pt2", "torch")

@@ -107,6 +107,8 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Normalised images, floats [B, 3, H, W] -> logits [B, classes] in the parameters' dtype.
 
+    With `cfg.num_classes` 0 there is no head, and the output is the pooled features [B, width].
+
     The constructor leaves the weights unset: zero, and one for LayerNorm's scales.
     `torch_vit.create` draws them, `torch_vit.from_arrays` and `torch_vit.load` take them over.
 
@@ -139,7 +141,8 @@ class VisionTransformer(nn.Module):
         self.norm = None if cfg.norm_after_pool else norm
         self.fc_norm = norm if cfg.norm_after_pool else None
         self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
-        self.head = Linear(cfg.pre_logits or cfg.width, cfg.num_classes, full)
+        features = cfg.pre_logits or cfg.width
+        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else None
         self.eval()
 
     def forward(self, images: Tensor, dropout: Dropout = None, every_token: bool = False) -> Tensor:
@@ -162,7 +165,7 @@ class VisionTransformer(nn.Module):
             x = self.fc_norm(x)
         if self.pre_logits is not None:
             x = torch.tanh(self.pre_logits(x))
-        return self.head(x)
+        return x if self.head is None else self.head(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]: the class token, or the mean of the patches.

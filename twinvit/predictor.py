@@ -33,6 +33,8 @@ Device = Literal["auto", "cpu", "gpu"]
 # A path, a PIL image, or uint8 [H, W, 3].
 Picture: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray"
 
+TRAIN_ONE = "`twinvit train --preset=linear_probe --init_from=...` trains one"
+
 Guess = TypedDict("Guess", {"class": str, "index": int, "probability": float})
 
 
@@ -54,6 +56,8 @@ class Predictor:
         """changes: arguments of `shared_vit.weights.overrides.with_input`."""
         _check("framework", framework, ("torch", "jax"))
         _check("device", device, ("auto", "cpu", "gpu"))
+        if not source.cfg.num_classes:
+            raise UserError(f"{source.path} has no head, so that it names no classes: {TRAIN_ONE}")
         self.cfg, self.framework = with_input(source.cfg, **changes), framework
         self.class_names, more = names_of(source)
         self.notices = [*source.notices, *more]

@@ -340,6 +340,8 @@ def _check_classes(plan: Plan, asked: Asked) -> None:
     wanted = plan.mode == "train" or "num_classes" in asked.given or _same_data(plan, asked)
     if has == needs or (has > needs and wanted):
         return
+    if plan.mode == "eval" and not has:
+        raise UserError("the weights have no head to evaluate: --preset=linear_probe trains one")
     if plan.mode == "eval":
         raise UserError(
             f"the data set {plan.dataset.name} has {needs} classes, the weights have {has}: name "

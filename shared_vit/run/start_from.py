@@ -54,6 +54,8 @@ def first_name(name: str) -> str:
 def _head(old: ModelConfig, new: ModelConfig) -> str:
     if old.num_classes == new.num_classes:
         return f"kept, {new.num_classes} classes"
+    if not old.num_classes:
+        return f"new, zero, for {new.num_classes} classes; the weights have none"
     dropped = ", its pre-logits layer is dropped" if old.pre_logits else ""
     return (
         f"new, zero, for {new.num_classes} classes; that of {old.num_classes} is dropped{dropped}"

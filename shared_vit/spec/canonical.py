@@ -107,7 +107,12 @@ _KINDS: dict[str, _Kind] = {
         _LECUN,
         exists=lambda c: c.pre_logits > 0,
     ),
-    **_product("head", lambda c: (c.num_classes, c.pre_logits or c.width), _ZEROS),
+    **_product(
+        "head",
+        lambda c: (c.num_classes, c.pre_logits or c.width),
+        _ZEROS,
+        exists=lambda c: c.num_classes > 0,
+    ),
 }
 _BLOCK = "blocks.*."
 _EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")

@@ -61,7 +61,7 @@ class ModelConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    num_classes: int = 1000
+    num_classes: int = 1000  # 0: no head, the pooled features are the output
     class_token: bool = True
     pool: Literal["token", "mean"] = "token"
     pool_class_token: bool = False  # whether the mean counts the class token
@@ -93,9 +93,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+            value, least = getattr(self, name), int(name != "num_classes")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
             if value > largest:
                 raise UserError(f"{name} must be at most {largest}, not {value}")
         if self.image_size % self.patch_size:
@@ -114,6 +114,8 @@ class ModelConfig:
             raise UserError(
                 f"pre_logits must be a number of units, or 0 for none, not {self.pre_logits!r}"
             )
+        if self.pre_logits and not self.num_classes:
+            raise UserError("pre_logits belongs to a head: num_classes=0 is a model without one")
         if self.pool == "token" and not self.class_token:
             raise UserError("pool='token' needs class_token=True; without one, use pool='mean'")
         if self.pool == "token" and self.norm_after_pool:

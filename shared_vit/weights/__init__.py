@@ -25,8 +25,8 @@ def read(
 
     Dtypes are as in the file. `format` is one of `NAMES`, or found from the file; `num_heads` is
     for files that do not say (timm's, torchvision's); `num_classes` for those without a head, which
-    get one of zeros. Warns where something had to be guessed. Raises UserError. `open_weights` does
-    the same without reading the arrays into memory, and has the `class_names`.
+    get one of zeros, else none. Warns where something had to be guessed. Raises UserError.
+    `open_weights` does the same without reading the arrays into memory, and has the `class_names`.
     """
     source = open_weights(path, format, num_heads, num_classes)
     for notice in source.notices:

@@ -30,16 +30,16 @@ def adapt(
 
     Learned positions are resampled, fixed ones computed anew. Another number of classes means a new
     task: the pre-logits layer and the head are left out, and the new head is zero, as in
-    fine-tuning by Dosovitskiy et al. (2021). Lazy arrays stay lazy, arrays in memory are computed
-    at once. Raises UserError for sizes that the model cannot have, and, when an array is computed,
-    where a value does not fit in the dtype.
+    fine-tuning by Dosovitskiy et al. (2021); 0 leaves the model without one. Lazy arrays stay lazy,
+    arrays in memory are computed at once. Raises UserError for sizes that the model cannot have,
+    and, when an array is computed, where a value does not fit in the dtype.
     """
     out = dict(arrays)
     if num_classes not in (None, cfg.num_classes):
         cfg = dataclasses.replace(cfg, num_classes=num_classes, pre_logits=0)
         for name, shape in canonical.shapes(cfg).items():
             if name.startswith("head."):
-                out[name] = zeros(shape, arrays[name].dtype)
+                out[name] = zeros(shape, arrays["patch_embed.proj.weight"].dtype)
     if image_size not in (None, cfg.image_size):
         old, cfg = cfg, dataclasses.replace(cfg, image_size=image_size)
         out["pos_embed"] = _resampled(old, cfg, arrays["pos_embed"])

@@ -24,8 +24,7 @@ from shared_vit.weights.containers.archive import open_zip
 from shared_vit.weights.containers.npz import open_npz
 from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
 from shared_vit.weights.formats import twinvit
-from shared_vit.weights.formats.base import Format, Hints, Notes, Reading, classes_said
-from shared_vit.weights.formats.holds import in_kinds
+from shared_vit.weights.formats.base import Format, Hints, Notes, Reading
 from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
@@ -62,8 +61,8 @@ def open_weights(
     or one on the hub: `hf:OWNER/NAME[@REVISION][/FILE]`.
 
     `format` is one of `formats.NAMES`, or found from the file. `num_heads` is for files that do not
-    say; `num_classes` for those without a head, which get one of zeros; `image_size` (pixels) for
-    those with fixed positions only. Raises UserError.
+    say; `num_classes` for those without a head, which get one of zeros, else none; `image_size`
+    (pixels) for those with fixed positions only. Raises UserError.
     """
     formats.check_name(format, "auto")
     path = Path(path)
@@ -125,7 +124,7 @@ def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | No
     made = {}
     for name, shape in canonical.shapes(cfg).items():
         if name not in pieces:
-            made[name] = _made(name, shape, cfg, hints, fmt)
+            made[name] = _made(name, shape, cfg)
             pieces[name] = [table.plain(name, shape)]
     labels = fmt.labels(hints.config or {})
     return Source(
@@ -157,15 +156,11 @@ def _without_ignored(fmt: Format, arrays: Arrays) -> tuple[Arrays, list[str]]:
     return arrays, left_out
 
 
-def _made(
-    name: str, shape: tuple[int, ...], cfg: ModelConfig, hints: Hints, fmt: Format
-) -> LazyArray:
+def _made(name: str, shape: tuple[int, ...], cfg: ModelConfig) -> LazyArray:
     """What a file need not hold: a head of zeros, fixed positions, what its format has no place
     for."""
     if name == "pos_embed":
         return LazyArray(shape, np.dtype(np.float32), lambda: init.sincos2d(cfg))
-    if not in_kinds(name, fmt.zero):
-        classes_said(hints)
     return zeros(shape, np.dtype(np.float32))
 
 

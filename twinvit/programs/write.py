@@ -21,6 +21,7 @@ from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.read import Source, open_weights
+from twinvit.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
 from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Target, Twin, target_of
 
@@ -61,6 +62,8 @@ def export(
     _check_out(out, target, overwrite)
     target.require(target.packages + (target.to_run if verify else ()))
     source = open_weights(path, num_heads=num_heads)
+    if not source.cfg.num_classes:
+        raise UserError(f"{path} has no head, and a program gives probabilities: {TRAIN_ONE}")
     item = np.dtype(PRECISIONS[precision].param).itemsize
     weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
     target.check_size(weights)

@@ -28,7 +28,7 @@ ANY: Rule = lambda cfg: True  # noqa: E731
 # Sizes, and what the code of every format can be told (`Format.notes`) or does not have to know.
 FREE = frozenset(
     (
-        "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim", "num_classes",
+        "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",
         "pos_embed", "gelu", "norm_eps", "dropout", "drop_path",
         "mean", "std", "eval_resize", "interpolation", "exif",
     )
@@ -38,6 +38,7 @@ FREE = frozenset(
 MENDS = {
     "pre_logits": "--num_classes=N leaves out the pre-logits layer and the head, and makes a head "
     "of zeros",
+    "num_classes": "--num_classes=N makes a head of zeros",
 }
 
 
@@ -45,7 +46,7 @@ def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
     """The fields whose values in `cfg` a format does not hold.
 
     Of a field that is neither among `FREE` nor in `holds` it holds the historical value alone, or
-    the default of one without a history.
+    the default of one without a history. It holds heads of any number of classes.
     """
     return [
         f.name
@@ -56,6 +57,8 @@ def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
 
 def _held(cfg: ModelConfig, f: dataclasses.Field, rule: Rule | None) -> bool:
     value = getattr(cfg, f.name)
+    if rule is None and f.name == "num_classes":
+        return bool(value)
     if rule is None:
         usual = f.metadata["setting"].historical if "setting" in f.metadata else f.default
         return bool(value == usual)

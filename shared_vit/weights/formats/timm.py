@@ -26,7 +26,7 @@ from shared_vit.weights.formats.base import (
     strip_prefixes,
     torch_table,
 )
-from shared_vit.weights.formats.holds import BOTH
+from shared_vit.weights.formats.holds import ANY, BOTH
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, count_layers, side_of, without_prefix_rows
@@ -55,6 +55,7 @@ class Timm(Format):
     about = "a ViT of timm"
     suffixes = (".safetensors", ".pth", "")
     holds = {
+        "num_classes": ANY,
         "class_token": BOTH,
         "pool": ("token", "mean"),
         "pool_class_token": BOTH,

@@ -19,10 +19,12 @@ from jax_vit.ops import (
     attention,
     cast,
     gelu,
+    identity,
     make_norm,
     parameter,
     product,
     remat,
+    unstack,
 )
 from jax_vit.precision import policy_of
 from jax_vit.trace import trace
@@ -61,7 +63,7 @@ class Attention(nnx.Module):
         b, n, d = x.shape
         x = pad_tokens(x, self.num_heads, self.policy)
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
+        q, k, v = unstack(qkv)
         x = attention(q, k, v, self.policy, n)
         return self.proj(x.reshape(b, -1, d))[:, :n]
 
@@ -136,11 +138,11 @@ class VisionTransformer(nnx.Module):
         self.patch_embed = PatchEmbed(cfg, policy)
         self.blocks = nnx.List(Block(cfg, policy) for _ in range(cfg.depth))
         norm = make_norm(cfg, cfg.width, policy)
-        self.norm = None if cfg.norm_after_pool else norm
-        self.fc_norm = norm if cfg.norm_after_pool else None
+        self.norm = identity if cfg.norm_after_pool else norm
+        self.fc_norm = norm if cfg.norm_after_pool else identity
         self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
         features = cfg.pre_logits or cfg.width
-        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else None
+        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else identity
         self.deterministic = True
 
     def __call__(self, images: Array, dropout: Dropout = None, every_token: bool = False) -> Array:
@@ -156,14 +158,10 @@ class VisionTransformer(nnx.Module):
             x = call(x, dropout, 1 + 3 * i, *paths)
         if self.cfg.pool == "token" and not every_token:
             x = x[:, :1]
-        if self.norm is not None:
-            x = self.norm(x)
-        x = self.pool(x)
-        if self.fc_norm is not None:
-            x = self.fc_norm(x)
+        x = self.fc_norm(self.pool(self.norm(x)))
         if self.pre_logits is not None:
             x = jnp.tanh(self.pre_logits(x))
-        return x if self.head is None else self.head(x)
+        return self.head(x)
 
     def pool(self, x: Array) -> Array:
         """[B, N, width] -> [B, width]: the class token, or the mean of the patches.

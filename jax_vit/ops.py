@@ -30,6 +30,11 @@ def cast(x: Array, dtype: str) -> Array:
     return x.astype(dtype)
 
 
+def identity(x: Array) -> Array:
+    """x itself: what a model has in the place of a part that it lacks."""
+    return x
+
+
 class Linear(nnx.Module):
     """x [..., in] -> [..., out] by `product`; kernel [in, out] and bias [out], zero until set.
 
@@ -209,6 +214,12 @@ def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def unstack(qkv: Array) -> tuple[Array, ...]:
+    """q, k and v [B, N, heads, d] of qkv [B, N, 3, heads, d]."""
+    # Slices: the derivative of `jnp.unstack` costs GPUs a kernel more.
+    return tuple(qkv[:, :, i] for i in range(3))
 
 
 def attention(q: Array, k: Array, v: Array, policy: Policy, num_tokens: int | None = None) -> Array:

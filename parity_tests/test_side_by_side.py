@@ -73,6 +73,40 @@ def test_models_are_equal_line_for_line():
     assert share_of_equal_lines(a, b) >= 0.85
 
 
+def forward_passes(text: str) -> dict[str, ast.FunctionDef]:
+    """The forward pass of each class in a file."""
+    return {
+        node.name: method
+        for node in ast.parse(text).body
+        if isinstance(node, ast.ClassDef)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and method.name in ("__call__", "forward")
+    }
+
+
+def asks_of_the_model(forward: ast.FunctionDef) -> list[str]:
+    """Where a forward pass reads `cfg` or tests anything: parts are chosen by constructors."""
+    kinds = (ast.If, ast.IfExp, ast.BoolOp, ast.Compare, ast.Match)
+    return [
+        ast.unparse(node)
+        for node in ast.walk(forward)
+        if isinstance(node, kinds) or (isinstance(node, ast.Attribute) and node.attr == "cfg")
+    ]
+
+
+@pytest.mark.parametrize("name", ["PatchEmbed", "Attention", "Mlp", "Block"])
+def test_forward_passes_of_parts_ask_nothing_of_the_model(name):
+    for text in sources("model.py"):
+        assert asks_of_the_model(forward_passes(text)[name]) == []
+
+
+def test_a_question_in_a_forward_pass_is_found():
+    for text in sources("model.py"):
+        changed = text.replace("self.attn(self.norm1(x))", "self.attn(x) if self.cfg.post else x")
+        assert len(asks_of_the_model(forward_passes(changed)["Block"])) == 2
+        assert len(text.splitlines()) <= 280
+
+
 def test_lines_that_differ_are_counted():
     """The test of the test above: other names in one file cost their lines, docstrings do not."""
     a, b = map(code_lines, sources("model.py"))

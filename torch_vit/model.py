@@ -20,10 +20,12 @@ from torch_vit.ops import (
     attention,
     cast,
     gelu,
+    identity,
     make_norm,
     parameter,
     product,
     remat,
+    unstack,
 )
 from torch_vit.precision import policy_of
 from torch_vit.trace import trace
@@ -58,11 +60,11 @@ class Attention(nn.Module):
         self.proj = Linear(cfg.width, cfg.width, policy)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        q, k, v = qkv.unbind(2)
+        b, _, d = x.shape
+        qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
+        q, k, v = unstack(qkv)
         x = attention(q, k, v, self.policy)
-        return self.proj(x.reshape(b, n, d))
+        return self.proj(x.reshape(b, -1, d))
 
 
 class Mlp(nn.Module):
@@ -138,11 +140,11 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(cfg, policy)
         self.blocks = nn.ModuleList(Block(cfg, policy) for _ in range(cfg.depth))
         norm = make_norm(cfg, cfg.width, policy)
-        self.norm = None if cfg.norm_after_pool else norm
-        self.fc_norm = norm if cfg.norm_after_pool else None
+        self.norm = identity if cfg.norm_after_pool else norm
+        self.fc_norm = norm if cfg.norm_after_pool else identity
         self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
         features = cfg.pre_logits or cfg.width
-        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else None
+        self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else identity
         self.eval()
 
     def forward(self, images: Tensor, dropout: Dropout = None, every_token: bool = False) -> Tensor:
@@ -158,14 +160,10 @@ class VisionTransformer(nn.Module):
             x = call(x, dropout, 1 + 3 * i, *paths)
         if self.cfg.pool == "token" and not every_token:
             x = x[:, :1]
-        if self.norm is not None:
-            x = self.norm(x)
-        x = self.pool(x)
-        if self.fc_norm is not None:
-            x = self.fc_norm(x)
+        x = self.fc_norm(self.pool(self.norm(x)))
         if self.pre_logits is not None:
             x = torch.tanh(self.pre_logits(x))
-        return x if self.head is None else self.head(x)
+        return self.head(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]: the class token, or the mean of the patches.

@@ -29,6 +29,11 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.to(dtype_of(dtype))
 
 
+def identity(x: Tensor) -> Tensor:
+    """x itself: what a model has in the place of a part that it lacks."""
+    return x
+
+
 class Linear(nn.Linear):
     """x [..., in] -> [..., out] by `product`; weight [out, in] and bias [out], zero until set.
 
@@ -101,6 +106,11 @@ def gelu(x: Tensor, approximate: bool) -> Tensor:
     `approximate` takes the tanh form, else the erf form.
     """
     return F.gelu(x, approximate="tanh" if approximate else "none")
+
+
+def unstack(qkv: Tensor) -> tuple[Tensor, ...]:
+    """q, k and v [B, N, heads, d] of qkv [B, N, 3, heads, d]."""
+    return qkv.unbind(2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, policy: Policy) -> Tensor:

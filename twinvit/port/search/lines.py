@@ -25,7 +25,7 @@ from twinvit.port.search.trial import Accepted
 
 aten = torch.ops.aten
 _EQUAL = 1e-11
-FAR = 0.5  # the nearest of the port's arrays is another one
+FAR = 0.1  # the nearest of the arrays of its size is likely another one
 _PLACED = ("cause", "precision")  # what an edit of an operation is, and not of a parameter
 _REGION = 64  # values of the port between an operation's operands and its result, at most
 

@@ -165,3 +165,19 @@ def test_a_term_of_zeros_is_not_said_to_be_missing() -> None:
     assert report.verdict == "different"
     assert not {"residual_missing", "residual_scale"} & {f.cause for f in report.findings}
     assert report.findings[0].torch.startswith("norm: ")
+
+
+def own_form(params: dict, x: jax.Array) -> jax.Array:
+    y = x @ params["linear.weight"].T + params["linear.bias"]
+    y = y - y.mean(-1, keepdims=True)
+    y = y / jnp.sqrt((y * y).mean(-1, keepdims=True) + 1e-5)
+    y = y * params["norm.weight"] + params["norm.bias"]
+    return 0.5 * y * (1 + jnp.tanh(0.81 * y + 0.04 * y * y * y))
+
+
+def test_an_expression_of_the_port_rounds_as_an_edit_does() -> None:
+    model = Activated()
+    x = np.random.default_rng(0).standard_normal((40, 16), np.float32)
+    report = port.explain(model, port.Function(own_form, held(model)), (x,))
+    assert [f.kind for f in report.findings] == ["expression"]
+    assert report.explained, report.reasons

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,11 @@ class Noise:
 AMPLIFIED = 1024.0
 """Nudges are so many times one eps, and what they do is divided by it: there are then enough
 numbers between that two roundings do not cancel by chance."""
+
+
+NUDGE: ContextVar[Callable[..., torch.Tensor] | None] = ContextVar("NUDGE", default=None)
+"""What moves the results of operations inside an edit, for those that are no operations of
+PyTorch's."""
 
 
 class _Nudge:
@@ -204,8 +210,12 @@ def _edited(graph: Graph, node: Node, args: Any, kwargs: Any, nudge: Any) -> lis
     with _Steps() as steps:
         first_args, first_kwargs = graph.arguments(node, dict(enumerate(graph.values)))
         node.op(*first_args, **first_kwargs)
-    with _Inside(nudge, steps.kept):
-        return flat_tensors(node.op(*args, **kwargs))
+    token = NUDGE.set(nudge)
+    try:
+        with _Inside(nudge, steps.kept):
+            return flat_tensors(node.op(*args, **kwargs))
+    finally:
+        NUDGE.reset(token)
 
 
 def first_above(graph: Graph, noise: Noise, value_id: int, limit: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,11 @@ from twinvit.port.record.jax_settings import float64_on_cpu
 from twinvit.port.record.jax_tape import Step, Tape
 from twinvit.port.record.jax_types import is_narrow, wide
 from twinvit.port.record.torch_values import numbers
+from twinvit.port.search.noise import NUDGE
 from twinvit.port.search.region import Order, Region
+
+STEPS = frozenset({"ceil", "floor", "is_finite", "rem", "round", "sign"})
+"""Primitives whose results jump: rounding does not move them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,28 @@ class Piece:
         env: dict[int, Any] = dict(self.constants)
         for (slot, order), x in zip(self.inputs, arrays):
             env[slot] = order.apply(x)
-        interpreter = Interpreter()
+        nudge = NUDGE.get()
         with float64_on_cpu(), np.errstate(all="ignore"):
-            for step in self.steps:
-                results = _results(interpreter, step, [env[i] for i in step.operands])
-                env.update(zip(step.outs, results))
-        return self.order.apply(np.asarray(env[self.out]))
+            done = self._computed(env)
+            if nudge is not None:  # each result is rounded; what is no number in between stays
+                done = self._computed(env, partial(_moved, nudge), done)
+        return self.order.apply(np.asarray(done[self.out]))
+
+    def _computed(
+        self,
+        given: Mapping[int, Any],
+        moved: Callable[[Step, Any], Any] | None = None,
+        before: Mapping[int, Any] | None = None,
+    ) -> dict[int, Any]:
+        """All slots. With `moved` each result goes through it, but for those that it returns None
+        for: these are as they were `before`."""
+        env, interpreter = dict(given), Interpreter()
+        for step in self.steps:
+            results = _results(interpreter, step, [env[i] for i in step.operands])
+            for out, result in zip(step.outs, results):
+                other = result if moved is None else moved(step, result)
+                env[out] = before[out] if other is None and before is not None else other
+        return env
 
     def gradients(self, arrays: Sequence[np.ndarray], cotangent: np.ndarray) -> list[Any]:
         """The cotangents of the floating-point values; None for the others."""
@@ -86,6 +107,16 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         found = ctx.piece.gradients(ctx.arrays, numbers(grads[0]))
         return None, *(None if g is None else torch.from_numpy(g) for g in found)
+
+
+def _moved(nudge: Callable[..., torch.Tensor], step: Step, result: Any) -> Any:
+    """A result with its rounding; None for one that rounding does not move."""
+    array = np.asarray(result)
+    if array.dtype != np.float64 or step.name in STEPS:
+        return None
+    if step.layout:
+        return result
+    return nudge(torch.from_numpy(np.array(array, order="C"))).numpy()
 
 
 def _results(interpreter: Interpreter, step: Step, values: list[Any]) -> list[Any]:

@@ -171,7 +171,8 @@ class Pair:
         errors: list[str] = []
         for own in (True,) if self.own_types else (False, True):
             self.own_types = own
-            found = self._first_traced(pure, tries[self.layout or 0 :], errors, train)
+            found, refused = self._first_traced(pure, tries[self.layout or 0 :], train)
+            errors += refused
             if found is not None:
                 if own and len(errors):
                     self._note(
@@ -191,11 +192,11 @@ class Pair:
         self,
         pure: models.Pure,
         tries: Sequence[tuple[str, list[np.ndarray]]],
-        errors: list[str],
         train: bool,
-    ) -> tuple[Traced, list[np.ndarray], models.Pure] | None:
+    ) -> tuple[tuple[Traced, list[np.ndarray], models.Pure] | None, list[str]]:
         """The port's jaxpr of the first of these inputs that it takes, these inputs, and the port
-        with the call that takes them; what it says of the others is added to `errors`."""
+        with the call that takes them; and what it says of the others."""
+        errors: list[str] = []
         for note, arrays in tries:
             called = replace(pure, call=self._picking(pure))
             try:
@@ -222,8 +223,8 @@ class Pair:
                     continue
                 note = "the port was mapped over the batch"
             self._note(note)
-            return traced, arrays, called
-        return None
+            return (traced, arrays, called), errors
+        return None, errors
 
     def _note(self, text: str) -> None:
         if text and text not in self.notes:

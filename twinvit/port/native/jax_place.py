@@ -13,7 +13,7 @@ from twinvit.port.native.jax_side import Identified, named, narrow_on_cpu, numer
 from twinvit.port.pair import Pair
 from twinvit.port.record import jax_equations, jax_types
 from twinvit.port.record.jax_interpreter import Interpreter, Sink
-from twinvit.port.record.jax_outputs import flattened
+from twinvit.port.record.jax_outputs import Outputs, flattened
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 
@@ -54,11 +54,11 @@ def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> di
     own type makes it NaN or infinite. From an output the bad operands are followed to those
     operations that make bad results of good operands, and the first of them is the place.
     """
-    labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     try:
         with narrow_on_cpu():
-            closed = jax.make_jaxpr(flattened(pure.call, labels))(leaves, *inputs)
+            call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
+            closed, shapes = call(leaves, *inputs)
         finite = _finite_in_float64(closed, leaves, inputs)
         bad: list[bool] = []
         parents: list[list[int]] = []
@@ -76,7 +76,7 @@ def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> di
             _, ids = _Watch(sink, narrow=True).closed(closed, values, [-1] * len(values))
     except Exception:
         return {}
-    outputs = named(pair, pure, labels, [Identified(i) for i in ids])
+    outputs = named(pair, pure, Outputs([Identified(i) for i in ids], shapes.names))
     return {name: _origin(x.id, bad, parents, places) for name, x in outputs}
 
 

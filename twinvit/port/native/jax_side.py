@@ -16,7 +16,7 @@ from twinvit.port.native.result import Found, Named, NativeRun, first_line
 from twinvit.port.outputs import labelled, pick
 from twinvit.port.pair import Pair
 from twinvit.port.record import jax_types
-from twinvit.port.record.jax_outputs import flattened
+from twinvit.port.record.jax_outputs import Outputs, flattened
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 # What a compiler computes is the same; a small program is compiled four times as fast.
@@ -33,9 +33,8 @@ def jax_outputs(
     pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], native: NativeRun
 ) -> Named:
     """The port's compared outputs as it runs, compiled if it can be."""
-    labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    flat = flattened(pure.call, labels)
+    flat = flattened(pure.call)
     with narrow_on_cpu():
         try:
             lowered = jax.jit(flat).lower(leaves, *inputs)
@@ -51,11 +50,14 @@ def jax_outputs(
                 f"the port does not compile under jax.jit ({first_line(error)}); it was run "
                 "operation by operation"
             )
-    return named(pair, pure, labels, [np.asarray(x) if numeric(x) else x for x in outs])
+    outs.arrays = [np.asarray(x) if numeric(x) else x for x in outs.arrays]
+    return named(pair, pure, outs)
 
 
-def named(pair: Pair, pure: models.Pure, labels: list[str], outs: Sequence[Any]) -> Named:
-    return pick(labelled(labels, outs, pure.stateful), pair.output, "JAX")
+def named(pair: Pair, pure: models.Pure, outputs: Outputs) -> Named:
+    """The compared outputs by their names."""
+    leaves = labelled(outputs.names, outputs.arrays, pure.stateful)
+    return pick(leaves, pair.output, "JAX")
 
 
 def _on_device(x: Any) -> Any:
@@ -69,24 +71,23 @@ def numeric(x: Any) -> bool:
 def overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outputs: Found) -> str:
     """The first place of the port where an integer leaves its type as it runs, and none does in the
     comparison; of the outputs that are others for it. Empty if there is none."""
-    labels: list[str] = []
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    call = flattened(pure.call, labels)
+    call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
     apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
     try:
         with float64_on_cpu():
             wide = [*pair.leaves, *arrays]
             first, given = pair.typed(arrays)
-            closed = jax.make_jaxpr(call)(list(first), *given)
+            closed, _ = call(list(first), *given)
             known = frozenset(w for _, w in overflows.watched(closed, wide, len(leaves))[0].found)
         with narrow_on_cpu():
-            closed = jax.make_jaxpr(call)(leaves, *inputs)
+            closed, shapes = call(leaves, *inputs)
             watch, ids = overflows.watched(closed, [*leaves, *inputs], len(leaves))
     except Exception:
         return ""
     found = (
         watch.first(x.id, known)
-        for name, x in named(pair, pure, labels, [Identified(i) for i in ids])
+        for name, x in named(pair, pure, Outputs([Identified(i) for i in ids], shapes.names))
         if name in apart
     )
     return next((place for place in found if place is not None), "")

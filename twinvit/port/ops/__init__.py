@@ -61,6 +61,7 @@ ASKED = TABLE.of("asked")
 WEIGHT_AT = TABLE.position("weight")
 BIAS_AT = TABLE.position("bias")
 EPS_AT = TABLE.position("eps")
+AXIS_AT = TABLE.position("axis")
 LOWER_AT = TABLE.position("lower")
 UPPER_AT = TABLE.position("upper")
 """Positions of operands among an operation's arguments, by its name."""

@@ -93,6 +93,9 @@ def conversions(
 ) -> Iterator[None]:
     """Trace with another conversion between types: `instead` of JAX's own.
 
+    A number takes the type of the array that it meets while it is traced: 0.044715 is 0.0447 in
+    bfloat16. No evaluation of the jaxpr brings its digits back, so they must not be lost first.
+
     `made(operands, dtype)` is the type that `arange` and conversions are asked for in its place.
     JAX's own caches of traces are set apart by `key`, which says what is done.
     """
@@ -123,7 +126,11 @@ def _bound(bind: Callable[..., Any], name: str, made: Callable[..., Any]) -> Cal
 
 @contextlib.contextmanager
 def computed_at_once(chosen: Callable[[str, Sequence[Any], Any], bool]) -> Iterator[None]:
-    """Trace with operations computed where they stand that are `chosen(name, operands, params)`."""
+    """Trace with operations computed where they stand that are `chosen(name, operands, params)`.
+
+    JAX's public `ensure_compile_time_eval` computes every known number so, floating-point ones
+    among them, whose operations, places and rounding the comparison follows.
+    """
     tracing = _part("interpreters.partial_eval", "DynamicJaxprTrace")
     original = tracing.process_primitive
     computing = False

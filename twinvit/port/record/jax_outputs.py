@@ -24,17 +24,27 @@ def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(n.rstrip("."), x) for n, x in found]
 
 
-def flattened(fn: Callable[..., Any], labels: list[str]) -> Callable[..., list[Any]]:
-    """`fn` as a function that returns a list of arrays, and writes their names into `labels`."""
+@dataclasses.dataclass
+class Outputs:
+    """Arrays that a port returns, and their names, which a trace keeps beside the shapes."""
 
-    def flat(*args: Any) -> list[Any]:
+    arrays: list[Any]
+    names: tuple[str, ...]
+
+
+jax.tree_util.register_dataclass(Outputs, ["arrays"], ["names"])
+
+
+def flattened(fn: Callable[..., Any]) -> Callable[..., Outputs]:
+    """`fn` as a function that returns a list of arrays with their names."""
+
+    def flat(*args: Any) -> Outputs:
         found = [
             (name, x)
             for name, x in ordered_leaves(_plain(fn(*args)))
             if not isinstance(x, str | bytes) and not callable(x)
         ]
-        labels[:] = [name for name, _ in found]
-        return [x for _, x in found]
+        return Outputs([x for _, x in found], tuple(name for name, _ in found))
 
     return flat
 

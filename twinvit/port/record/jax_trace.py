@@ -17,7 +17,7 @@ import numpy as np
 from twinvit.port.record.jax_integers import known_integers
 from twinvit.port.record.jax_internals import Conversion, conversions, draws, present
 from twinvit.port.record.jax_interpreter import Interpreter
-from twinvit.port.record.jax_outputs import flattened
+from twinvit.port.record.jax_outputs import Outputs, flattened
 from twinvit.port.record.jax_place import Place, frames
 from twinvit.port.record.jax_settings import float64_on_cpu, on_cpu
 from twinvit.port.record.jax_types import extended, is_float, is_narrow, wide
@@ -59,7 +59,7 @@ class Traced:
     """A port's jaxpr with the order of its outputs; `labels` names each output leaf."""
 
     closed: Any
-    labels: list[str]
+    labels: Sequence[str]
     narrowings: dict[Place, None]
 
 
@@ -67,20 +67,23 @@ def trace_as_it_runs(
     fn: Callable[..., Any], leaves: Sequence[Any], inputs: Sequence[Any]
 ) -> Traced:
     """The jaxpr of `fn(leaves, *inputs)` without 64-bit types, as JAX runs it."""
-    labels: list[str] = []
     with on_cpu(x64=False):
-        closed = _jaxpr(flattened(fn, labels), leaves, inputs)
-    return Traced(closed, labels, {})
+        closed, outputs = _jaxpr(flattened(fn), leaves, inputs)
+    return Traced(closed, outputs.names, {})
 
 
-def _jaxpr(flat: Callable[..., list[Any]], leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
-    """The jaxpr of a call; integers that depend on no input are computed on the way if it asks for
-    their values, as `int(positions.max())` does in a port that is run without `jax.jit`."""
+def _jaxpr(
+    flat: Callable[..., Outputs], leaves: Sequence[Any], inputs: Sequence[Any]
+) -> tuple[Any, Outputs]:
+    """The jaxpr of a call, and its outputs' names; integers that depend on no input are computed
+    on the way if it asks for their values, as `int(positions.max())` does in a port that is run
+    without `jax.jit`."""
+    traced = jax.make_jaxpr(flat, return_shape=True)
     try:
-        return jax.make_jaxpr(flat)(list(leaves), *inputs)
+        return traced(list(leaves), *inputs)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         with known_integers():
-            return jax.make_jaxpr(flat)(list(leaves), *inputs)
+            return traced(list(leaves), *inputs)
 
 
 def trace(
@@ -92,18 +95,16 @@ def trace(
     """The jaxpr of `fn(leaves, *inputs)`, traced with float64 arguments and no rounding of
     constants; `round_at` is that of the interpreter that is to evaluate it."""
     narrowings: dict[Place, None] = {}
-    labels: list[str] = []
-
-    flat = flattened(fn, labels)
+    flat = flattened(fn)
     with float64_on_cpu():
         try:
             with _wide_tracing(narrowings, round_at):
-                closed = _jaxpr(flat, leaves, inputs)
+                closed, outputs = _jaxpr(flat, leaves, inputs)
         except Exception:
             # a type check in the port may insist: narrowings are then ignored while evaluating
             narrowings.clear()
-            closed = _jaxpr(flat, leaves, inputs)
-    return Traced(closed, labels, narrowings)
+            closed, outputs = _jaxpr(flat, leaves, inputs)
+    return Traced(closed, outputs.names, narrowings)
 
 
 def evaluate(

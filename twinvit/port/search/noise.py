@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from twinvit.port.index import distance
-from twinvit.port.ops import DRAWS, EXACT, STEPS, WHOLE
+from twinvit.port.ops import AXIS_AT, DRAWS, EXACT, STEPS, WHOLE
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import numbers
@@ -247,7 +247,7 @@ def _by_indices(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[An
     x = args[0]
     axis = kwargs.get("dim")
     if axis is None:
-        place = {"sort": 1, "topk": 2, "max": 1, "min": 1, "cummax": 1, "cummin": 1}[node.name]
+        place = AXIS_AT[node.name]
         axis = args[place] if place < len(args) and isinstance(args[place], int) else -1
     keeps = first[1].ndim == x.ndim
     if not x.ndim:

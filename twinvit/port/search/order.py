@@ -15,7 +15,7 @@ import torch
 
 from twinvit.port import verdict
 from twinvit.port.index import evidence, layouts
-from twinvit.port.ops import INDICES, WITH_INDICES
+from twinvit.port.ops import AXIS_AT, INDICES, WITH_INDICES
 from twinvit.port.ops.primitives import CHOOSING
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
@@ -125,7 +125,7 @@ def _layout_of(session: Session, node: Node, root: int) -> bool:
 def _axis(session: Session, node: Node) -> int | None:
     """The axis along which the operation chooses; None: among all numbers."""
     args, kwargs = session.graph.arguments(node, {})
-    place = 2 if node.name == "topk" else 1
+    place = AXIS_AT[node.name]
     given = kwargs.get("dim", args[place] if len(args) > place else None)
     if isinstance(given, int) and not isinstance(given, bool):
         return given

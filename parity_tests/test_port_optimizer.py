@@ -7,7 +7,7 @@ import torch
 
 from twinvit.port.errors import PortError
 from twinvit.port.optimizer import explain_optimizer
-from twinvit.port.optimizer_search import CAUSES
+from twinvit.port.optimizer.edits import CAUSES
 
 
 def adam(**kwargs):

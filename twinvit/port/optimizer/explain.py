@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.port import optimizer_search as search
 from twinvit.port.envelope import versions
 from twinvit.port.errors import PortError
-from twinvit.port.optimizer_judge import SCALES, Course, Ways, evidence, way, ways
-from twinvit.port.optimizer_model import Problem, Settings, simulate
-from twinvit.port.optimizer_run import Reference, by_names, run_optax, run_torch
+from twinvit.port.optimizer import search
+from twinvit.port.optimizer.judge import SCALES, Course, Ways, evidence, way, ways
+from twinvit.port.optimizer.model import Problem, Settings, simulate
+from twinvit.port.optimizer.run import Reference, by_names, run_optax, run_torch
 from twinvit.port.report import Finding, Operation, Report
 from twinvit.port.verdict import FACTOR, MOST, Evidence, decide, relative, tolerance
 

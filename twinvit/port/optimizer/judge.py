@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from twinvit.port.optimizer_model import Problem
+from twinvit.port.optimizer.model import Problem
 from twinvit.port.verdict import FACTOR, UNJUDGED, Evidence, kinds, relative, tolerance
 
 SCALES = (1e-5, 1e5)

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import torch
 
-from twinvit.port import optimizer_search as search
 from twinvit.port.errors import PortError
-from twinvit.port.optimizer_model import Problem, Settings, nudges
+from twinvit.port.optimizer import search
+from twinvit.port.optimizer.model import Problem, Settings, nudges
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 

@@ -1,0 +1,242 @@
+"""The search for the edits that turn a reference optimizer into a port.
+
+An edit changes one setting of the reference: to a known alternative, or to a number that is solved
+for (Gauss-Newton over the whole trajectory). Sets of edits are tried by size, the smaller first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from twinvit.port.optimizer.edits import Edit, Number, edits_of
+from twinvit.port.optimizer.model import Problem, Settings, simulate
+
+MOST_EDITS = 4
+BEAM = 6
+Beam = list[tuple[float, list[Edit], Settings]]
+
+
+@dataclass
+class Found:
+    edits: list[Edit]
+    distance: float
+    others: list[str]
+    settings: Settings
+
+
+def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Found | None:
+    """The smallest set of edits after which the model reproduces `port`, or None."""
+    edits = list(edits_of(s))
+    usual = [e for e in edits if not e.late]
+    start: Beam = [(np.inf, [], s)]
+    beam = start
+    for size in range(1, MOST_EDITS + 1):
+        beam = _grow(beam, usual, s, problem, port, limit)
+        tried = [beam]
+        if size == 2:  # free rates explain much: after single edits and pairs, before more
+            tried.append(_grow(start, edits, s, problem, port, limit))
+            tried.append(_grow(tried[-1], edits, s, problem, port, limit))
+        for sets in tried:
+            proven = [item for item in sets if item[0] <= limit]
+            if proven:
+                proven.sort(key=lambda item: sum(e.late + len(e.numbers) for e in item[1]))
+                return _report(s, proven, problem, port, limit)
+        beam = beam[:BEAM]
+    return None
+
+
+def _grow(
+    beam: Beam, pool: list[Edit], s: Settings, problem: Problem, port: np.ndarray, limit: float
+) -> Beam:
+    """Every set of `beam` with one more edit, the nearest to the port first."""
+    grown, seen = [], set()
+    for _, chosen, _settings in beam[:BEAM]:
+        for edit in pool:
+            if any(edit.conflicts & e.conflicts for e in chosen):
+                continue
+            together = [*chosen, edit]
+            key = frozenset(id(e) for e in together)
+            if key not in seen:
+                seen.add(key)
+                settings, distance = _solve(s, together, problem, port, limit)
+                grown.append((distance, together, settings))
+    return sorted(grown, key=lambda item: item[0])
+
+
+def _report(
+    s: Settings,
+    proven: list[tuple[float, list[Edit], Settings]],
+    problem: Problem,
+    port: np.ndarray,
+    limit: float,
+) -> Found:
+    _, chosen, settings = proven[0]
+    _round_numbers(chosen, settings, problem, port, limit)
+    distance = _distance(settings, problem, port)
+    edits = []
+    for edit in chosen:
+        rest = [e for e in chosen if e is not edit]
+        without = copy.copy(settings)
+        for name in edit.conflicts:
+            setattr(without, name, getattr(s, name))
+        done = copy.copy(edit)
+        done.before = _distance(without, problem, port) if rest else _distance(s, problem, port)
+        done.text = edit.says(s, settings)
+        if edit.mask:
+            names = list(problem.shapes)
+            done.places = [
+                n for n, a, b in zip(names, s.decayed, settings.decayed, strict=True) if a != b
+            ]
+        if edit.setting == "lr" and settings.solve:
+            small = _rate_error(s, settings)
+            if small < 1e-6:
+                done.cause = ""
+                done.text = (
+                    f"the learning rates differ by up to {small:.1e}: one side's schedule is "
+                    "computed in a narrower type"
+                )
+        edits.append(done)
+    here = {e.cause for e in chosen}
+    others = []
+    for _, other, _ in proven[1:]:
+        causes = [e.cause for e in other]
+        if len(other) == len(chosen) and set(causes) != here and not any(e.late for e in other):
+            others.append(" and ".join(causes))
+    return Found(edits, distance, sorted(set(others)), settings)
+
+
+def _distance(s: Settings, problem: Problem, port: np.ndarray) -> float:
+    run = simulate(s, problem, port if s.solve else None)
+    moved = np.linalg.norm(port - port[0], axis=1).max() or 1.0
+    d = np.linalg.norm(run - port, axis=1) / moved
+    return float(d.max()) if np.isfinite(d).all() else float("inf")
+
+
+def _residual(s: Settings, problem: Problem, port: np.ndarray) -> np.ndarray:
+    moved = np.linalg.norm(port - port[0], axis=1).max() or 1.0
+    r = ((simulate(s, problem, port if s.solve else None) - port) / moved).ravel()
+    return np.where(np.isfinite(r), r, 1e6)
+
+
+def _solve(
+    s: Settings, edits: list[Edit], problem: Problem, port: np.ndarray, limit: float
+) -> tuple[Settings, float]:
+    """The settings with these edits, numbers solved for, and their distance."""
+    settings = copy.copy(s)
+    for edit in edits:
+        edit.apply(settings)
+    numbers = [n for e in edits for n in e.numbers]
+    masked = any(e.mask for e in edits)
+
+    def settle() -> float:
+        if masked:
+            _choose_mask(settings, problem, port)
+        return _distance(settings, problem, port)
+
+    best = settle()
+    # Starting points, one number after another.
+    for _ in range(2 if len(numbers) > 1 else 1):
+        for number in numbers:
+            chosen = getattr(settings, number.name)
+            for start in number.starts:
+                setattr(settings, number.name, start)
+                distance = settle()
+                if distance < best:
+                    best, chosen = distance, start
+            setattr(settings, number.name, chosen)
+    best = settle()
+    if numbers and best > limit:
+        best = _gauss_newton(settings, numbers, problem, port, settle)
+    return settings, best
+
+
+def _gauss_newton(
+    settings: Settings,
+    numbers: list[Number],
+    problem: Problem,
+    port: np.ndarray,
+    settle: Callable[[], float],
+) -> float:
+    x = np.array([n.inside(getattr(settings, n.name)) for n in numbers])
+
+    def put(x: np.ndarray) -> None:
+        for number, value in zip(numbers, x, strict=True):
+            setattr(settings, number.name, number.outside(value))
+
+    put(x)
+    best = settle()
+    for _ in range(14):
+        r = _residual(settings, problem, port)
+        columns = []
+        for i in range(len(x)):
+            moved = x.copy()
+            moved[i] += 1e-6
+            put(moved)
+            columns.append((_residual(settings, problem, port) - r) / 1e-6)
+        step, *_ = np.linalg.lstsq(np.array(columns).T, -r, rcond=None)
+        size = np.abs(step).max()
+        if not np.isfinite(size) or size == 0:
+            put(x)
+            break
+        if size > 1:
+            step = step / size
+        for factor in (1.0, 0.3, 0.05):
+            put(x + factor * step)
+            distance = settle()
+            if distance < best:
+                improved = distance < 0.7 * best
+                best, x = distance, x + factor * step
+                break
+        else:
+            improved = False
+        if not improved or best <= 1e-15:
+            break
+    put(x)
+    return settle()
+
+
+def _choose_mask(settings: Settings, problem: Problem, port: np.ndarray) -> None:
+    """For each tensor, decayed or not, by which is nearer to the port."""
+    count = len(problem.shapes)
+    errors = []
+    for on in (False, True):
+        settings.decayed = np.full(count, on)
+        r = simulate(settings, problem, port if settings.solve else None) - port
+        squares = np.where(np.isfinite(r), r, 1e6) ** 2
+        errors.append(np.bincount(problem.owner, weights=squares.sum(axis=0), minlength=count))
+    settings.decayed = errors[1] < errors[0]
+
+
+def plain_number(value: float, good: Callable[[float], bool]) -> float:
+    """The shortest decimal that is as good as `value`."""
+    for digits in range(1, 13):
+        short = float(f"{value:.{digits}g}")
+        if good(short):
+            return short
+    return value
+
+
+def _round_numbers(
+    edits: list[Edit], settings: Settings, problem: Problem, port: np.ndarray, limit: float
+) -> None:
+    for number in (n for e in edits for n in e.numbers):
+        value = getattr(settings, number.name)
+
+        def good(short: float, name: str = number.name) -> bool:
+            setattr(settings, name, short)
+            return _distance(settings, problem, port) <= limit
+
+        setattr(settings, number.name, plain_number(value, good))
+
+
+def _rate_error(s: Settings, solved: Settings) -> float:
+    rates = s.rates.max(axis=1)[:-1]
+    known = rates > 0
+    if not known.any() or solved.scales is None:
+        return float("inf")
+    scales = solved.scales
+    return float(np.abs(scales[known] / rates[known] - 1).max())

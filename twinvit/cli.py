@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "predict": ("twinvit.predict", "predict", "class names and probabilities of pictures"),
     "presets": ("twinvit.presets", "presets", "the named settings, with published accuracies"),
+    "models": ("twinvit.models", "models", "every named model: sizes, family, paper, formats"),
     "parity": (
         "twinvit.parity",
         "parity",

@@ -11,28 +11,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from shared_vit.errors import UserError, nearest
+from shared_vit.spec.families import DEFAULT_MODEL as DEFAULT_MODEL
+from shared_vit.spec.families import MODELS as MODELS
+from shared_vit.spec.families import SIZES as SIZES
+from shared_vit.spec.rules import check_rules
 from shared_vit.spec.settings import kinds_of, restore, setting, written
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# (width, depth, heads, MLP width): Dosovitskiy et al. 2021, table 1; Ti and S from Touvron et al.
-# 2021; g from Zhai et al. 2022, table 2, as is gg (their G). `nano` and `mini` are this project's
-# own, for digits and CIFAR-10 on small machines.
-SIZES = {
-    "nano": (64, 4, 4, 256),
-    "mini": (192, 6, 3, 768),
-    "ti": (192, 12, 3, 768),
-    "s": (384, 12, 6, 1536),
-    "b": (768, 12, 12, 3072),
-    "l": (1024, 24, 16, 4096),
-    "h": (1280, 32, 16, 5120),
-    "g": (1408, 40, 16, 6144),
-    "gg": (1664, 48, 16, 8192),
-}
-MODELS = [
-    f"vit_{name}" for name in "nano2 mini4 ti4 ti16 s16 s32 b16 b32 l16 l32 h14 g14 gg14".split()
-]
-DEFAULT_MODEL = "vit_b16"
 
 # Above these no ViT exists, and a damaged file would make the program run out of memory.
 _LARGEST = {
@@ -105,8 +90,6 @@ class ModelConfig:
                 f"patches of {self.patch_size} px do not divide an image of {self.image_size} px: "
                 f"choose {' or '.join(sizes)}"
             )
-        if self.width % self.num_heads:
-            raise UserError(f"{self.num_heads} heads do not divide the width {self.width}")
         for name, choices in _choices().items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
@@ -114,19 +97,7 @@ class ModelConfig:
             raise UserError(
                 f"pre_logits must be a number of units, or 0 for none, not {self.pre_logits!r}"
             )
-        if self.pre_logits and not self.num_classes:
-            raise UserError("pre_logits belongs to a head: num_classes=0 is a model without one")
-        if self.pool == "token" and not self.class_token:
-            raise UserError("pool='token' needs class_token=True; without one, use pool='mean'")
-        if self.pool == "token" and self.norm_after_pool:
-            raise UserError(
-                "norm_after_pool belongs to pool='mean'; for pool='token' both orders are the same "
-                "function"
-            )
-        if self.pool_class_token and not (self.class_token and self.pool == "mean"):
-            raise UserError("pool_class_token needs class_token=True and pool='mean'")
-        if self.pos_embed == "sincos2d" and self.width % 4:
-            raise UserError(f"sincos2d positions need a width divisible by 4, not {self.width}")
+        check_rules(self)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
         if not 0 <= self.drop_path < 1:
@@ -222,24 +193,21 @@ def model_config(
     Raises UserError for an unknown name (with the nearest one) or an impossible combination.
     """
     full = DEFAULT_MODEL if name == "vit" else name
-    match = re.fullmatch(r"vit_([a-z]+)(\d+)", full)
-    if full not in MODELS or not match:
+    if full not in MODELS:
         known = ", ".join(MODELS)
         raise UserError(f"unknown model {name!r}{nearest(_as_ours(name), MODELS)} Models: {known}.")
-    width, depth, heads, mlp_dim = SIZES[match[1]]
-    values = dict(
-        patch_size=int(match[2]), width=width, depth=depth, num_heads=heads, mlp_dim=mlp_dim
-    )
     sizes = dict(num_classes=num_classes, image_size=image_size)
-    return ModelConfig(**(values | sizes | overrides))
+    return ModelConfig(**(MODELS[full] | sizes | overrides))
 
 
 def name_of(cfg: ModelConfig) -> str:
-    """The name of a model of these sizes, or a description of them where none has a name."""
-    sizes = (cfg.width, cfg.depth, cfg.num_heads, cfg.mlp_dim)
-    for key, known in SIZES.items():
-        if sizes == known and f"vit_{key}{cfg.patch_size}" in MODELS:
-            return f"vit_{key}{cfg.patch_size}"
+    """The name of a model of these sizes, or a description of them where none has a name.
+
+    Of several families with such a size it is that with the most fields in common.
+    """
+    names = [name for name, row in MODELS.items() if row.items() <= vars(cfg).items()]
+    if names:
+        return max(names, key=lambda name: len(MODELS[name]))
     return f"ViT of width {cfg.width}, depth {cfg.depth}, {cfg.num_heads} heads"
 
 

@@ -101,6 +101,7 @@ def run(stage: str, model: str, style: str, seed: int, names: list[str], change:
         "remaining": report.remaining,
         "findings": [
             {"kind": f.kind, "cause": f.cause, "torch": f.torch, "jax": f.jax, "text": f.text}
+            | ({"operations": f.operations} if f.operations else {})
             for f in report.findings
         ],
     }
@@ -111,12 +112,16 @@ def run(stage: str, model: str, style: str, seed: int, names: list[str], change:
 def judge(mutation: Mutation, report: Report) -> dict[str, bool]:
     """Was this mistake placed and named?"""
     allowed = mutation.cause.split("|")
-    unknown = mutation.cause == "unknown"
 
     def in_place(finding) -> bool:
         return any(re.search(mutation.torch, p) for p in [finding.torch, *finding.places])
 
-    named = [f for f in report.findings if (f.kind == "unknown" if unknown else f.cause in allowed)]
+    def is_named(finding) -> bool:
+        if not mutation.shows:
+            return finding.cause in allowed
+        return bool(re.search(mutation.shows, finding.formulas.get("jax", "")))
+
+    named = [f for f in report.findings if is_named(f)]
     return {
         "cause": bool(named),
         "place": any(in_place(f) for f in named or report.findings),
@@ -144,23 +149,23 @@ def table(rows: dict[str, dict]) -> str:
     errors = sum(r["stage"] == "exact" for r in failed)
     lines.append(f"| exact ports | {len(exact)} | same: {quiet} | | | | {errors} |")
 
-    def add(title: str, chosen: list[dict], failures: int, unknown: bool = False) -> None:
+    def add(title: str, chosen: list[dict], failures: int) -> None:
         judged = [m for r in chosen for m in r["mutations"].values()]
         said = sum(not r["same"] for r in chosen)
         cells = [f"different: {said}"]
         cells += [f"{sum(m[what] for m in judged)} of {len(judged)}" for what in ("place", "cause")]
-        cells.append("" if unknown else str(sum(r["explained"] for r in chosen)))
+        cells.append(str(sum(r["explained"] for r in chosen)))
         lines.append(f"| {title} | {len(chosen)} | {' | '.join(cells)} | {failures} |")
 
-    def is_unknown(name: str) -> bool:
+    def is_outside(name: str) -> bool:
         model, _, _, mutation = name.split("/")[:4]
-        return "+" not in mutation and port_zoo.find(model, mutation).cause == "unknown"
+        return "+" not in mutation and bool(port_zoo.find(model, mutation).shows)
 
     single = {k: r for k, r in rows.items() if r["stage"] == "single"}
-    for title, unknown in (("one mistake of the catalogue", False), ("one outside it", True)):
-        these = {k: r for k, r in single.items() if is_unknown(k) == unknown}
+    for title, outside in (("one mistake of the catalogue", False), ("one outside it", True)):
+        these = {k: r for k, r in single.items() if is_outside(k) == outside}
         good = [r for r in these.values() if "error" not in r]
-        add(title, good, len(these) - len(good), unknown)
+        add(title, good, len(these) - len(good))
     for stage, title in (("two", "two at once"), ("three", "three at once")):
         these = [r for r in rows.values() if r["stage"] == stage]
         good = [r for r in these if "error" not in r]
@@ -194,8 +199,7 @@ def misses(rows: dict[str, dict]) -> Iterator[str]:
             if not (m["cause"] and m["place"]):
                 bad = [k for k in ("cause", "place") if not m[k]]
                 wrong.append(f"{n} ({expected.cause} at {expected.torch}): wrong {', '.join(bad)}")
-        known = all(port_zoo.find(model, n).cause != "unknown" for n in row["mutations"])
-        if known and not row["explained"]:
+        if row["mutations"] and not row["explained"]:
             wrong.append(f"not explained, remaining {row['remaining']:.1e}")
         if row["same"]:
             wrong.append(f"SAID SAME at {row['distance']:.1e}")

@@ -3,8 +3,8 @@
     python examples/explain_a_port.py [--html page.html] [--catalogue_only]
 
 It prints what is wrong, where, and the proof, and takes less than half a minute on a laptop.
-The first mistake is not in the catalogue: the function `soft_cap` below adds it. With
---catalogue_only it is left out, and the report says where the difference is, but not what.
+The first mistake is not in the catalogue: the function `soft_cap` below adds it, with a name. With
+--catalogue_only it is left out, and the report tells what the port computes there as it wrote it.
 """
 
 import argparse

@@ -159,7 +159,7 @@ def find(model: str, name: str) -> Mutation:
 def draw_mutations(model: str, style: str, count: int, rng: np.random.Generator) -> list[Mutation]:
     """Catalogued mutations that can be planted together: no two change the same setting."""
     pool = [m for m in MUTATIONS if m.model == model and m.plantable(style) and m.what == "forward"]
-    pool = [m for m in pool if m.cause != "unknown" and not m.alone]
+    pool = [m for m in pool if m.cause != "expression" and not m.alone]
     while True:
         drawn = [pool[i] for i in rng.choice(len(pool), count, replace=False)]
         keys = [key for m in drawn for key in m.change]

@@ -1,7 +1,8 @@
 """The planted mistakes: what each changes in a port's config, its cause, and where it is.
 
 `torch` matches the reference's place as a finding names it (module path and operation). A cause of
-"unknown" is outside every catalogue: the right answer is the place alone.
+"expression" is outside every catalogue: the right answer is what the port computes there, which
+`shows` matches.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ class Mutation:
     reference: Mapping[str, Any] = field(default_factory=dict)  # changes of both sides
     what: str = "forward"
     alone: bool = False  # hides or distorts others: not in combinations
+    shows: str = ""  # regular expression: the port's formula, of a mistake outside the catalogue
 
     def plantable(self, style: str) -> bool:
         return style in self.styles if self.styles else style != "scan"
@@ -27,6 +29,10 @@ class Mutation:
 
 def _extra(name: str) -> dict[str, frozenset[str]]:
     return {"extra": frozenset({name})}
+
+
+def _outside(name: str, model: str, torch: str, shows: str) -> Mutation:
+    return Mutation(name, model, "expression", torch, _extra(name), shows=shows)
 
 
 ALL = ("nnx", "linen", "equinox", "scan")
@@ -72,12 +78,12 @@ VIT = [
     Mutation("swapped", "vit", "weights_swapped", r"norm", {"swapped": True}),
     Mutation("norm_missing", "vit", "norm_missing", r"norm", {"last_norm": False}, alone=True),
     Mutation("norm_ddof", "vit", "norm_ddof", r"norm", {"ddof": 1}, styles=("equinox",)),
-    Mutation("abs_values", "vit", "unknown", r"attn", _extra("abs_values")),
-    Mutation("softmax_skewed", "vit", "unknown", r"attn", _extra("softmax_skewed")),
-    Mutation("clip_activation", "vit", "unknown", r"mlp", _extra("clip_activation")),
+    _outside("abs_values", "vit", r"attn", r"^abs\("),
+    _outside("softmax_skewed", "vit", r"attn", r"softmax \* \(1 \+ .*softmax\) / sum\("),
+    _outside("clip_activation", "vit", r"mlp", r"^clip\(.*act, -0\.11, 1\.37\)$"),
     Mutation("residual_source", "vit", "residual_source", BLOCK, _extra("residual_source")),
     Mutation("branch_scale", "vit", "scale|residual_scale", BLOCK, _extra("branch_scale")),
-    Mutation("position_sine", "vit", "unknown", r"^:|add|^$", _extra("position_sine")),
+    _outside("position_sine", "vit", r"^:|add|^$", r"\+ 0\.05 \* sin\(3\.1 \* "),
     Mutation("mean_pool", "vit", "pool_kind", r"norm|head|select|^:", _extra("mean_pool")),
 ]
 
@@ -123,10 +129,10 @@ CONV = [
         "group_order", "conv", "conv_groups|channel_order", r"conv2", {"group_order": "by_channel"}
     ),
     Mutation("channels_reversed", "conv", "channel_order", r"conv1", {"bgr": True}),
-    Mutation("stem_clip", "conv", "unknown", r"maxpool|relu|bn1|layer1", _extra("stem_clip")),
-    Mutation("pool_centred", "conv", "unknown", r"avgpool|fc1|flatten", _extra("pool_centred")),
+    _outside("stem_clip", "conv", r"maxpool|relu|bn1|layer1", r"^minimum\(.*, 2\.17\)$"),
+    _outside("pool_centred", "conv", r"avgpool|fc1|flatten", r"avgpool - mean\(avgpool"),
     Mutation("branch_scale", "conv", "scale|residual_scale", r"layer1", _extra("branch_scale")),
-    Mutation("shortcut_abs", "conv", "unknown", r"layer1", _extra("shortcut_abs")),
+    _outside("shortcut_abs", "conv", r"layer1", r"^abs\("),
 ]
 
 DECODER = [
@@ -178,15 +184,15 @@ DECODER = [
         reference={"loss": "mean"},
         alone=True,
     ),
-    Mutation("unit_queries", "decoder", "unknown", r"attention", _extra("unit_queries")),
-    Mutation("clip_gate", "decoder", "unknown", r"mlp", _extra("clip_gate")),
+    _outside("unit_queries", "decoder", r"attention", r"rsqrt\(sum\(|/ sqrt\(sum\("),
+    _outside("clip_gate", "decoder", r"mlp", r"^clip\(.*, -1\.3, 0\.9\)$"),
     Mutation(
         "branch_scale", "decoder", "scale|residual_scale", r"layers\.0|mlp", _extra("branch_scale")
     ),
     Mutation(
         "residual_source", "decoder", "residual_source", r"layers\.0|mlp", _extra("residual_source")
     ),
-    Mutation("logit_cap", "decoder", "unknown", r"lm_head", _extra("logit_cap")),
+    _outside("logit_cap", "decoder", r"lm_head", r"^5 \* tanh\(.* / 5\)$"),
 ]
 
 SEQUENCE = [
@@ -207,8 +213,8 @@ SEQUENCE = [
     Mutation(
         "forget_bias", "sequence", "forget_bias", r"lstm", {"forget_bias": 1.0}, styles=("nnx",)
     ),
-    Mutation("clip_state", "sequence", "unknown", r"lstm", _extra("clip_state")),
-    Mutation("up_abs", "sequence", "unknown", r"up|bilinear|^:", _extra("up_abs")),
+    _outside("clip_state", "sequence", r"lstm", r"^clip\(.*, -0\.21, 0\.33\)$"),
+    _outside("up_abs", "sequence", r"up|bilinear|^:", r"^abs\("),
     Mutation(
         "skip_scale", "sequence", "scale|residual_scale", r"skip|add|^:", _extra("skip_scale")
     ),

@@ -137,8 +137,9 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = Taping(index)
     given = interpreter.given(ids)
-    outs, _ = jax_trace.evaluate(traced, [*pair.leaves, *arrays], given, interpreter)
+    outs, slots = jax_trace.evaluate(traced, [*pair.leaves, *arrays], given, interpreter)
     index.tape = interpreter.tape
+    index.tape.returned.update(slots)
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
     check_chosen(pair.output, mine, theirs)
     pairs, compared, port, unclear = _paired(graph, mine, theirs, pair.relaid(arrays))

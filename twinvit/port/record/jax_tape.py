@@ -6,8 +6,9 @@ port's program can be run again on other values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ class Tape:
     held: int = 0
     origin: dict[int, int] = field(default_factory=dict)
     """By entry, the slot in whose layout the index holds it."""
+    returned: set[int] = field(default_factory=set)
+    """Slots that the program or a step of a loop returns as results, read by no equation."""
 
     def add(self, slot: Slot, value: Any = None) -> int:
         """A new slot; its value is kept if the index does not hold it and it is small."""
@@ -102,6 +105,23 @@ class Tape:
             return self.index.entries[slot.entry].value
         return None
 
+    def reading(self, entry: int) -> set[int]:
+        """Steps that read an entry in any layout; -1 stands for its being returned."""
+        return self._readers.get(entry, set())
+
+    @cached_property
+    def _readers(self) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = {}
+        for k, step in enumerate(self.steps):
+            made = {self.slots[i].entry for i in step.outs}
+            for operand in step.operands:
+                entry = self.slots[operand].entry
+                if made != {entry}:  # no other layout of the same numbers
+                    found.setdefault(entry, set()).add(k)
+        for number in self.returned:
+            found.setdefault(self.slots[number].entry, set()).add(-1)
+        return found
+
     def step_of(self, number: int) -> Step | None:
         k = self.slots[number].step
         return self.steps[k] if k >= 0 else None
@@ -113,6 +133,7 @@ class _Loop:
     body: Any
     length: int
     reverse: bool
+    carried: int
     step: int = -1
 
     def next(self) -> int:
@@ -177,25 +198,31 @@ class Taping(Interpreter):
     def closed(
         self, closed: Any, args: Sequence[Any], ids: Sequence[int]
     ) -> tuple[list[Any], list[int]]:
-        if self._loops and closed is self._loops[-1].body:
-            self._loops[-1].step += 1
-        return super().closed(closed, args, ids)
+        loop = self._loops[-1] if self._loops and closed is self._loops[-1].body else None
+        if loop is not None:
+            loop.step += 1
+        outs, found = super().closed(closed, args, ids)
+        if loop is not None:
+            self.tape.returned.update(found[loop.carried :])
+        return outs, found
 
     def _scan(
         self, params: dict[str, Any], values: list[Any], ids: list[int]
     ) -> tuple[list[Any], list[int]]:
-        with self._loop(params["jaxpr"], params["length"], params["reverse"]):
+        carried = params["num_carry"]
+        with self._loop(params["jaxpr"], params["length"], params["reverse"], carried):
             return super()._scan(params, values, ids)
 
     def _while(
         self, params: dict[str, Any], values: list[Any], ids: list[int]
     ) -> tuple[list[Any], list[int]]:
-        with self._loop(params["body_jaxpr"], 0, False):
+        carried = len(values) - params["cond_nconsts"] - params["body_nconsts"]
+        with self._loop(params["body_jaxpr"], 0, False, carried):
             return super()._while(params, values, ids)
 
-    def _loop(self, body: Any, length: int, reverse: bool) -> _Within:
+    def _loop(self, body: Any, length: int, reverse: bool, carried: int) -> _Within:
         self._count += 1
-        return _Within(self._loops, _Loop(self._count, body, length, reverse))
+        return _Within(self._loops, _Loop(self._count, body, length, reverse, carried))
 
 
 class _Within:
@@ -209,16 +236,3 @@ class _Within:
 
     def __exit__(self, *_: object) -> None:
         self.loops.pop()
-
-
-def walked(tape: Tape, number: int) -> Iterator[int]:
-    """A slot and all that it is made of, nearest first; each once."""
-    seen, rest = {number}, [number]
-    while rest:
-        i = rest.pop(0)
-        yield i
-        step = tape.step_of(i)
-        for operand in step.operands if step is not None else ():
-            if operand not in seen:
-                seen.add(operand)
-                rest.append(operand)

@@ -8,6 +8,7 @@ forms that it is written in.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,6 +117,7 @@ def _product(x: Expression) -> Expression | None:
     if len(numbers) > 1:
         total = math.prod(float(f[1]) for f in numbers)
         found = [("number", total), *(f for f in found if number(f) is None)]
+    found = [f for f in found if number(f) != 1.0] or [("number", 1.0)]
     found.sort(key=lambda f: f[0] != "number")
     rest = _within(found)
     return rest[0] if len(rest) == 1 else ("product", *rest)
@@ -231,8 +233,6 @@ def _variance(x: Expression) -> Expression | None:
         inner = _square_of(x[1])
         if inner is not None and inner[0] == "sub" and inner[2] == ("mean", inner[1], x[2]):
             return ("variance", inner[1], x[2])
-    if x[0] == "where" and len(x) == 4 and x[2][0] == "variance":  # jnp.var's guard of one number
-        return x[2] if x[3][0] == "number" and x[3][1] != x[3][1] else None
     if x[0] == "maximum" and any(_near(a, 0.0) or number(a) == 0 for a in x[1:]):
         inner = next((a for a in x[1:] if a[0] == "sub"), None)
         if inner is not None and inner[1][0] == "mean":  # E[x^2] - E[x]^2
@@ -270,6 +270,8 @@ def _sigmoid(x: Expression) -> Expression | None:
 def _clip(x: Expression) -> Expression | None:
     if x[0] == "minimum":
         for a, b in (x[1:], x[:0:-1]):
+            if number(a) is not None and b[0] == "relu":
+                return ("clip", b[1], ("number", 0.0), a)
             if number(a) is not None and b[0] == "maximum":
                 for low, inner in (b[1:], b[:0:-1]):
                     if number(low) is not None:
@@ -278,6 +280,36 @@ def _clip(x: Expression) -> Expression | None:
         for a, b in (x[1:], x[:0:-1]):
             if number(a) == 0:
                 return ("relu", b)
+    return None
+
+
+def _arithmetic(x: Expression) -> Expression | None:
+    """An operation on numbers that are written."""
+    if x[0] == "where" and len(x) == 4 and number(x[1]) is not None:
+        chosen: Expression = x[2] if number(x[1]) else x[3]
+        return chosen
+    function = _WRITTEN.get(x[0])
+    if function is None or len(x) != 3:
+        return None
+    a, b = number(x[1]), number(x[2])
+    return None if a is None or b is None or (x[0] == "div" and not b) else (
+        "number", float(function(a, b))
+    )  # fmt: skip
+
+
+_WRITTEN: dict[str, Callable[[float, float], float]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "greater": operator.gt, "less": operator.lt,
+}  # fmt: skip
+
+
+def _neutral(x: Expression) -> Expression | None:
+    """What adds nothing, or is the larger one of -inf."""
+    if x[0] in ("add", "maximum") and len(x) == 3:
+        nothing = 0.0 if x[0] == "add" else -math.inf
+        for a, b in (x[1:], x[:0:-1]):
+            if number(a) == nothing:
+                return b
     return None
 
 
@@ -301,11 +333,13 @@ def _index(x: Expression) -> Expression | None:
 
 
 _RULES: tuple[Callable[[Expression], Expression | None], ...] = (
+    _arithmetic,
     _mean,
     _variance,
     _softmax,
     _sigmoid,
     _clip,
+    _neutral,
     _one_hot,
     _index,
     _product,

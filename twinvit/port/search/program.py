@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from twinvit.port.record.graph import Edit, Node, Ref, _map_refs, flat_tensors
+from twinvit.port.record.jax_equations import bind_params
 from twinvit.port.record.jax_interpreter import Interpreter
+from twinvit.port.record.jax_rules import RULES
 from twinvit.port.record.jax_settings import float64_on_cpu
 from twinvit.port.record.jax_tape import Step, Tape
-from twinvit.port.record.jax_types import is_narrow, wide
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.noise import NUDGE
 from twinvit.port.search.region import Order, Region
@@ -157,8 +158,9 @@ class _Differentiated(Interpreter):
     def _compute(
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
     ) -> Any:
-        if name == "convert_element_type" and is_narrow(params["new_dtype"]):
-            params = params | {"new_dtype": wide(params["new_dtype"])}
+        if name in RULES and any(isinstance(v, jax.core.Tracer) for v in values):
+            subfuns, given = bind_params(eqn, params)  # the rules are of NumPy
+            return eqn.primitive.bind(*subfuns, *values, **given)
         return super()._compute(eqn, name, params, values, where)
 
 

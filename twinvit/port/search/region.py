@@ -23,6 +23,7 @@ from twinvit.port.record.torch_values import numbers
 RUN = 16  # operations of the port in a transplant, at most, library functions folded
 TABLE = 40  # the same of a table that depends on no input and no parameter
 REPLACED = 6  # operations of the reference that it replaces, or a tenth of all
+SILENT = 4  # operations that change nothing here and are taken along
 STEPS = 160  # steps of the port that are walked, layouts among them
 DRAWING = ("random", "threefry", "rng_")
 
@@ -187,9 +188,16 @@ def _free(step: Step) -> bool:
     return step.layout or step.name == "slice" and step.eqn is None
 
 
-def region_behind(tape: Tape, held: Held, out: int, before: int, limit: int = STEPS) -> Region:
+def region_behind(
+    tape: Tape, held: Held, out: int, before: int, limit: int = STEPS, through: int = -1
+) -> Region:
     """The part of the port's program that computes a slot from what the reference holds before an
     operation.
+
+    Args:
+        before: the index of the reference's operation.
+        limit: steps that are walked, at most.
+        through: a slot that is part of it whatever the reference holds.
 
     Raises:
         Refused: there is none, in words.
@@ -205,7 +213,7 @@ def region_behind(tape: Tape, held: Held, out: int, before: int, limit: int = ST
             constants.append(number)
             continue
         usable = slot.first or slot.step < 0
-        if number != out and usable:
+        if number not in (out, through) and usable:
             found = held.best(number, before)
             if found is not None:
                 inputs[number] = found
@@ -227,6 +235,31 @@ def region_behind(tape: Tape, held: Held, out: int, before: int, limit: int = ST
                 rest.append(operand)
     _one_step(tape, steps)
     return Region(out, sorted(steps), inputs, constants)
+
+
+def with_silent(tape: Tape, held: Held, region: Region, before: int) -> Region:
+    """The region with the operations after it that leave its numbers as they are on these inputs: a
+    clip that nothing exceeds is part of what the port computes."""
+    for _ in range(SILENT):
+        entry = tape.slots[region.out].entry
+        key = tape.index.key(entry) if entry >= 0 else None
+        further = [
+            out
+            for k in sorted(tape.reading(entry))
+            if k >= 0
+            for out in tape.steps[k].outs
+            if tape.slots[out].first
+            and (other := tape.slots[out].entry) >= 0
+            and tape.index.entries[other].slot >= 0
+            and tape.index.key(other) == key
+        ]
+        if not further:
+            break
+        try:
+            region = region_behind(tape, held, further[-1], before, through=region.out)
+        except Refused:
+            break
+    return region
 
 
 def _leaf(tape: Tape, number: int, constants: list[int]) -> None:

@@ -40,6 +40,7 @@ from twinvit.port.search.region import (
     region_behind,
     replaced,
     small,
+    with_silent,
 )
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import NARROW, Accepted
@@ -131,7 +132,9 @@ def at_value(session: Session, front: Node, value: int, entry: int) -> Accepted 
     held = held_by(session, tape, front)
     site = Site(session.graph.nodes[producer], value, False)
     try:
-        region = region_behind(tape, held, tape.origin[entry], _before(site))
+        before = _before(site)
+        region = region_behind(tape, held, tape.origin[entry], before)
+        region = with_silent(tape, held, region, before)
         theirs = tape.value(region.out)
         if theirs is None:
             return None
@@ -170,9 +173,19 @@ def _before(site: Site) -> int:
     return site.node.index + (not site.operand)
 
 
-_Candidate = tuple[bool, int, int, Site, Region, Order]
-"""Whether it changes what other operations than the first lost one read, too; how much it regains
-(negative), how large it is, and what it is."""
+_Candidate = tuple[int, int, int, Site, Region, Order]
+"""How well its reach fits (0 best), how much it regains (negative), how large it is, and what it
+is."""
+
+
+def _reach(tape: Tape, site: Site, region: Region, front: Node) -> int:
+    """How well the reach of a change at a place fits the port: a value that several operations read
+    changes for all of them where the port reads the former one nowhere else."""
+    if site.operand or site.node.index >= front.index:
+        return 1
+    own = [slot for slot, (value, _) in region.inputs.items() if value == site.value]
+    entry = tape.slots[own[0]].entry if own else -1
+    return 0 if entry >= 0 and tape.reading(entry) <= set(region.steps) else 2
 
 
 def _regaining(session: Session, tape: Tape, held: Held, front: Node) -> Iterator[_Candidate]:
@@ -181,7 +194,7 @@ def _regaining(session: Session, tape: Tape, held: Held, front: Node) -> Iterato
     clear = False
     leading = escaping(tape, held.found)
     for site in sites_of(session, front):
-        if clear and site.node is not front:
+        if clear and site.node.index > front.index:
             return
         present = numbers(session.graph.values[site.value])
         if present.dtype != np.float64 or present.size < 2:
@@ -200,8 +213,8 @@ def _regaining(session: Session, tape: Tape, held: Held, front: Node) -> Iterato
                 if gain > 0:
                     size = len(region.operations(tape)) + (len(region.inputs) > 4)
                     clear = clear or (gain >= ENOUGH and size <= CLEAR)
-                    wide = not site.operand and site.node.index < front.index
-                    yield wide, -min(gain, ENOUGH), size, site, region, order
+                    reach = _reach(tape, site, region, front)
+                    yield reach, -min(gain, ENOUGH), size, site, region, order
                     break
 
 
@@ -229,6 +242,11 @@ def sites_of(session: Session, front: Node) -> Iterator[Site]:
     for ref in front.refs:
         if graph.values[ref].is_floating_point():
             yield Site(front, ref, True)
+    for ref in front.refs:
+        root = session.root[ref]
+        producer = graph.producer[root]
+        if producer is not None and len(graph.consumers.get(root, ())) > 1:
+            yield Site(graph.nodes[producer], root, False)
     layer = [front]
     for _ in range(6):
         following: list[Node] = []
@@ -242,11 +260,6 @@ def sites_of(session: Session, front: Node) -> Iterator[Site]:
         for node in layer:
             if node.name not in LAYOUT and node.outs and node.outs[0] is not None:
                 yield Site(node, node.outs[0], False)
-    for ref in front.refs:
-        root = session.root[ref]
-        producer = graph.producer[root]
-        if producer is not None and len(graph.consumers.get(root, ())) > 1:
-            yield Site(graph.nodes[producer], root, False)
 
 
 def _regions(
@@ -265,7 +278,7 @@ def _regions(
         if tape.step_of(slot) is None or slot not in leading or held.all_of(slot):
             continue
         try:
-            found.append(region_behind(tape, held, slot, before))
+            found.append(with_silent(tape, held, region_behind(tape, held, slot, before), before))
         except Refused:
             continue
     found.sort(key=lambda r: (len(r.operations(tape)), r.out))
@@ -476,7 +489,10 @@ def _alike_made(
 ) -> Made | None:
     """The port's program behind an entry at another place, if it is the same one."""
     try:
-        region = region_behind(tape, held, tape.origin[entry], _before(site))
+        before = _before(site)
+        region = region_behind(tape, held, tape.origin[entry], before)
+        if len(region.steps) < len(template.made.region.steps):
+            region = with_silent(tape, held, region, before)
         made = build(session, tape, site, region, template.made.order)
     except Refused:
         return None
@@ -506,10 +522,15 @@ def _silent(session: Session, tape: Tape, done: Accepted, template: Template) ->
             before = session.graph
             session.apply(edits)
             done.extend(site.node, edits, before, session.graph)
-        elif looped and tape.index.entries[entry].slot >= 0 and _same_loop(tape, slot, first):
+        elif looped and _same_loop(tape, slot, first) and _counts(tape, entry):
             return False
     done.whole = looped
     return True
+
+
+def _counts(tape: Tape, entry: int) -> bool:
+    """True for a value that is no constant and that something reads: not a last step's state."""
+    return tape.index.entries[entry].slot >= 0 and bool(tape.reading(entry))
 
 
 def _same_loop(tape: Tape, slot: int, first: Region) -> bool:
@@ -531,15 +552,14 @@ def _silent_sites(session: Session, held: Held, slot: int, template: Template) -
             yield site
 
 
-def described(session: Session, front: Node, value: int, entry: int) -> str:
-    """What computes an entry of the port, and why that is not put in place of a value; "" where
-    nothing can be said."""
+def described(session: Session, front: Node, entry: int) -> str:
+    """What computes an entry of the port, and why that is not put in place; "" where nothing can be
+    said."""
     tape = session.index.tape
     if tape is None or entry not in tape.origin:
         return ""
     held = held_by(session, tape, front)
-    producer = session.graph.producer[value]
-    before = len(session.graph.nodes) if producer is None else producer + 1
+    before = len(session.graph.nodes)
     slot = tape.origin[entry]
     try:
         region = region_behind(tape, held, slot, before, LONGEST)
@@ -553,6 +573,24 @@ def described(session: Session, front: Node, value: int, entry: int) -> str:
     operations = "1 operation" if total == 1 else f"{total} operations"
     of = f" from {_listed(names)}" if names else ""
     return f"{_spanned(lines)}, {operations}, computes this{of}"
+
+
+def first_lacking(session: Session, front: Node) -> str:
+    """What computes the port's first value that the reference lacks, in words; "" if there is
+    none."""
+    tape = session.index.tape
+    if tape is None:
+        return ""
+    held = held_by(session, tape, front)
+    leading = escaping(tape, held.found)
+    for entry in session.index.entries:
+        slot = tape.origin.get(entry.id, -1)
+        if entry.slot < 0 or slot not in leading or not entry.where:
+            continue
+        if tape.step_of(slot) is not None and not held.all_of(slot):
+            said = described(session, front, entry.id)
+            return f"the port's first value that the reference lacks: {said}" if said else ""
+    return ""
 
 
 def _listed(names: list[str], most: int = 4) -> str:

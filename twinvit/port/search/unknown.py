@@ -14,7 +14,7 @@ from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
-from twinvit.port.search.transplant import at_value, described
+from twinvit.port.search.transplant import at_value, described, first_lacking
 from twinvit.port.search.trial import NARROW, Accepted
 
 TRIES = 800  # values of the port that are put in place for one unknown
@@ -43,6 +43,8 @@ def substitute(session: Session, front: Node) -> Accepted:
             if d == float("inf")
             else ("no catalogued cause explains this operation")
         )
+        reason = first_lacking(session, front)
+        text += f"; {reason}" if reason else ""
         return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
     gain, far, entry, moved, place = best
     told = gain > 1 or (gain == 1 and place == out and not session.graph.consumers.get(place))
@@ -62,7 +64,7 @@ def substitute(session: Session, front: Node) -> Accepted:
         taken = at_value(session, front, place, entry)
         if taken is not None:
             return taken
-    reason = described(session, front, place, entry) if told else ""
+    reason = described(session, front, entry) if told else first_lacking(session, front)
     if reason:
         text += f"; {reason}"
     values: dict[int, torch.Tensor] = {}

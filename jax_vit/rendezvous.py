@@ -41,6 +41,12 @@ def find_place(asked: Asked) -> Place | None:
     """
     if asked.num_processes == 1:
         return None
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if "TORCHELASTIC_RUN_ID" in os.environ and ranks.isdecimal() and int(ranks) > 1:
+        raise UserError(
+            f"torchrun started {ranks} processes, and in JAX one process drives all devices of a "
+            f"host: start train_jax.py by itself, with --world_size={ranks}"
+        )
     given = {n: getattr(asked, n) for n in ("coordinator", "num_processes", "process_id")}
     missing = [f"--{n}" for n, value in given.items() if value is None]
     if len(missing) == 3:

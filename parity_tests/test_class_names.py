@@ -107,7 +107,8 @@ def test_another_number_of_classes_drops_them(tmp_path):
     src, dst = write(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     assert convert(str(src), str(dst), "torch", num_classes=3) == 0
     assert names_in(dst) is None
-    assert convert(str(src), str(dst), "torch", num_classes=7, image_size=16) == 0
+    again = dict(num_classes=7, image_size=16, overwrite=True)
+    assert convert(str(src), str(dst), "torch", **again) == 0
     assert names_in(dst) == NAMES
 
 

@@ -6,6 +6,7 @@ Writing goes to a temporary name in the same directory, which is fsynced and ren
 import os
 import secrets
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,13 @@ def sync(path: str | os.PathLike) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def wait_until_there(path: Path, seconds: float = 300.0) -> None:
+    """Wait for a file that another process writes, for at most so long."""
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def check_name(where: str | os.PathLike, name: object) -> None:

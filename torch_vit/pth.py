@@ -8,6 +8,7 @@ import pickletools
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -52,7 +53,9 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
     except Exception as error:  # torch.load raises nearly anything for a damaged file
         raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
     tensors = _state_dict(path, content)
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    # Tied tensors are one in the file, whatever their names.
+    parts = {(t.data_ptr(), t.shape, t.stride(), t.dtype): t for t in tensors.values()}
+    size = sum(t.numel() * t.element_size() for t in parts.values())
     if size > os.path.getsize(path):
         raise UserError(
             f"{path}: its tensors claim {size:,} bytes, more than the file has: not read"
@@ -68,10 +71,30 @@ def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None
         if progress:
             progress(state[name].nbytes)
     with whole_file(path) as file:
+        watched = _Watched(file)
         try:
-            torch.save(state, file)
+            torch.save(state, watched)
         except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise UserError(f"cannot write {path}: {reason(error)}") from error
+            why = watched.error.strerror if watched.error else reason(error)
+            raise UserError(f"cannot write {path}: {why}") from error
+
+
+class _Watched:
+    """A file for torch's zip writer, which loses the reason why a write failed."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _check_pickles(path: Path) -> bool:
@@ -117,6 +140,12 @@ def _check_pickle(path: Path, program: io.BytesIO) -> None:
 
 def _more_than_tensors(path: Path, thing: str | None) -> UserError:
     what = f" ({thing[:80]})" if thing and thing.isprintable() else ""
+    if thing and thing.startswith("torch.nn.modules."):
+        return UserError(
+            f"{path} was not read: it holds a whole model as Python objects{what}, and reading "
+            "that could run code of its author. In a program that has its classes: "
+            "torch.save(model.state_dict(), FILE)"
+        )
     return UserError(
         f"{path} was not read: it holds more than tensors{what}, and reading that could run code "
         "of its author. If you trust it, load it yourself and save only its state_dict."
@@ -133,9 +162,13 @@ def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not any(
         isinstance(v, torch.Tensor) for v in content.values()
     ):
-        raise UserError(
-            f"{path} holds no state_dict: it is a {type(content).__name__} without tensors in it"
-        )
+        kind = type(content).__name__
+        if isinstance(content, list | tuple) and any(isinstance(v, torch.Tensor) for v in content):
+            raise UserError(
+                f"{path} holds a {kind} of {len(content)} tensors without their names, as of "
+                "model.parameters(): save model.state_dict()"
+            )
+        raise UserError(f"{path} holds no state_dict: it is a {kind} without tensors in it")
     check_count(path, len(content))
     for name, value in content.items():
         check_name(path, name)

@@ -167,9 +167,15 @@ class _Ranks:
     def _report(self, rank: int) -> _Report:
         """The report of a rank that has ended.
 
-        A silent one ended before everything its end caused.
+        A silent one ended before everything its end caused. Where the fork server was killed, its
+        processes seem to have ended and have not: they are killed with the run.
         """
         self.processes[rank].join()
+        if not self.readers[rank].poll(SETTLE_SECONDS):
+            return _Report(
+                rank, 1, "was lost: the process that started it (Python's fork server) was killed",
+                silent=True,
+            )  # fmt: skip
         try:
             return self.readers[rank].recv()
         except EOFError:

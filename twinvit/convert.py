@@ -12,7 +12,7 @@ from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import suffixes_of
-from shared_vit.weights.locate import SUFFIXES
+from shared_vit.weights.locate import SUFFIXES, card_path
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
 
@@ -37,6 +37,7 @@ def convert(
     image_size: int | None = None,
     num_classes: int | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Convert weights and the function they were trained for.
 
@@ -54,6 +55,7 @@ def convert(
         image_size: New side of the input in pixels; learned positions are resampled.
         num_classes: Classes; another number than the file's makes a new head of zeros.
         dtype: Type of the numbers in DST; by default as they are.
+        overwrite: Replace DST where it exists.
     """
     source, target = Path(src), Path(dst)
     many = _many(source)
@@ -67,6 +69,7 @@ def convert(
         opened = open_weights(here, from_, num_heads, num_classes, image_size)
         cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
         check_target(there, cfg, to, new_folder=bool(many))
+        _check_free(opened, there, overwrite)
         # Another number of classes is another task.
         names = opened.class_names if cfg.num_classes == opened.cfg.num_classes else None
         jobs.append((opened, cfg, arrays, names, there))
@@ -85,6 +88,17 @@ def convert(
         changes = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
         return certify(jobs[0][0], source, target, to, num_heads, changes)
     return 0
+
+
+def _check_free(source: Source, there: Path, overwrite: bool) -> None:
+    """Raise UserError where a file would be lost: one that is read, always."""
+    for path in (there, card_path(there)):
+        if not path.is_file():
+            continue
+        if any(path.samefile(file) for file in source.files if file.exists()):
+            raise UserError(f"{path} is what is read: write to another name")
+        if not overwrite:
+            raise UserError(f"{path} exists already: choose another name, or say --overwrite")
 
 
 def _many(source: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shared_vit.cores import cores
+from shared_vit.data.dataset import Dataset, Split
 from shared_vit.data.decode import DecodeError, decode
 from shared_vit.data.sources.folder import VAL_NAMES, FolderSplit, find_splits
 from shared_vit.data.sources.left_out import describe
@@ -48,12 +49,28 @@ def check_folder(root: Path) -> int:
     return bad
 
 
-def _complaints(split: FolderSplit) -> Iterator[str]:
+def check_dataset(dataset: Dataset) -> list[str]:
+    """Path and reason of each image of a data set that cannot be decoded; a progress bar on
+    terminals. Empty for data that are not encoded images."""
+    from tqdm import tqdm
+
+    if not dataset.photographs:
+        return []
+    found = []
+    for name, split in (("train", dataset.train), ("val", dataset.val)):
+        bar = dict(desc=f"checking {name}", unit=" images", mininterval=1, disable=None)
+        found += [text for text in tqdm(_complaints(split), total=len(split), **bar) if text]
+    return found
+
+
+def _complaints(split: Split) -> Iterator[str]:
     """Where and why for each image in turn; empty for a good one."""
 
     def check(index: int) -> str:
         try:
-            decode(split.read(index)[0])
+            data = split.read(index)[0]
+            if isinstance(data, bytes):
+                decode(data)
         except DecodeError as error:
             return f"{split.where(index)}: {error}"
         except UserError as error:  # not read; it says where

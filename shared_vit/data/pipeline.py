@@ -15,7 +15,12 @@ from shared_vit.data.examples import make_loader
 from shared_vit.data.minival import with_minival
 from shared_vit.data.mixing import Mix, mix_of
 from shared_vit.data.sources import open_dataset
-from shared_vit.data.workers import plan, shared_memory_fits, start_worker
+from shared_vit.data.workers import (
+    check_processes_can_talk,
+    plan,
+    shared_memory_fits,
+    start_worker,
+)
 from shared_vit.errors import UserError
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
@@ -133,6 +138,7 @@ def _run_ahead(chunks: ChunkMapDataset, share: Share, workers: int, threads: int
     )
     if not workers:
         return dataset
+    check_processes_can_talk(workers)
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # grain reads its absl flags when it starts a process

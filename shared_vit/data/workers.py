@@ -8,6 +8,7 @@ import signal
 import threading
 
 from shared_vit.cores import cores
+from shared_vit.errors import UserError
 
 THREADS_PER_WORKER = 4  # as many as Python's lock lets decode without waiting for one another
 _MANY_CORES = 8
@@ -33,6 +34,20 @@ def shared_memory_fits(num_bytes: int) -> bool:
         return shutil.disk_usage("/dev/shm").free > num_bytes
     except OSError:
         return False
+
+
+def check_processes_can_talk(workers: int) -> None:
+    """Raise UserError where worker processes could not share a queue: its locks need /dev/shm."""
+    import multiprocessing
+
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise UserError(
+            f"--workers={workers}: processes cannot share a lock here ({error.strerror or error}; "
+            "is /dev/shm there, with room and permission to write?): use --workers=0, which "
+            "decodes in threads, or in a container --shm-size"
+        ) from error
 
 
 def start_worker(number: int, of: int) -> None:

@@ -183,6 +183,12 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
         if not named:
             raise UserError("--mode=eval needs --init_from=WEIGHTS or --run_dir=RUN")
         run = next((run for run in map(run_of, named) if run is not None), None)
+        for path in named:
+            if not path.startswith("hf:") and not Path(path.partition("#")[0]).exists():
+                raise UserError(
+                    f"{path} is not there: expected a run, a checkpoint, a weight file, a model "
+                    "folder, or hf:OWNER/NAME of the Hugging Face hub"
+                )
         if run is not None:
             return _of_run(given, run), None
         if not given.get("init_from"):

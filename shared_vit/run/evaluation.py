@@ -6,19 +6,20 @@ from collections import deque
 
 import numpy as np
 
+from shared_vit.errors import UserError
+from shared_vit.run.feed import LAG, empty_batch
 from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.plan import Plan
 from shared_vit.run.state import Lazy, Trainer
 from shared_vit.spec.input import describe_input, numbers
 
-LAG = 2  # results are read this many steps late, so that reading never makes the device wait
-
 
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
     """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if
-    asked to stop.
+    asked to stop, as all processes are where one of them cannot read an image.
 
-    A run with --ema gives those of the averaged weights too: val_loss_ema and so on.
+    A run with --ema gives those of the averaged weights too: val_loss_ema and so on. Raises
+    UserError in the process whose image it is.
     """
     result: dict[str, float] = {}
     for suffix in ("", "_ema") if plan.recipe.ema and plan.mode == "train" else ("",):
@@ -46,16 +47,25 @@ def _sums(plan: Plan, trainer: Trainer, interrupt: Interrupt, averaged: bool) ->
             sums += counts[:4]
             stopping |= counts.stop
 
+    failure: UserError | None = None
     try:
-        for batch in stream:
-            put = trainer.put(batch)
-            in_flight.append(trainer.eval_step(put, interrupt.requested, averaged))
+        for step in range(-(-len(plan.dataset.val) // plan.recipe.batch_size)):
+            try:
+                batch = empty_batch(plan, trainer.num_processes, step) if failure else next(stream)
+            except UserError as error:
+                if trainer.num_processes == 1:
+                    raise
+                failure, batch = error, empty_batch(plan, trainer.num_processes, step)
+            stop = interrupt.requested or failure is not None
+            in_flight.append(trainer.eval_step(trainer.put(batch), stop, averaged))
             read(LAG)
             if stopping:
-                return None
+                break
         read(0)
     finally:
         stream.close()
+    if failure is not None:
+        raise failure
     return None if stopping else sums
 
 

@@ -9,22 +9,25 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 from shared_vit.data import orientation
-from shared_vit.data.pipeline import Batches
 from shared_vit.errors import UserError
+from shared_vit.files import wait_until_there
 from shared_vit.run import checkpoint
 from shared_vit.run.best import Best, better, of_state, write_best
 from shared_vit.run.directory import RunDir
-from shared_vit.run.evaluation import LAG, describe_evaluated, evaluate
+from shared_vit.run.evaluation import describe_evaluated, evaluate
+from shared_vit.run.feed import LAG, Feed
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
+from shared_vit.run.room import check_room
 from shared_vit.run.start_from import describe_start
 from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
 from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
 from shared_vit.spec.recipe import pieces
+from shared_vit.weights.checkpoints import STATE
 
 
 def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer]) -> int:
@@ -47,6 +50,8 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
             if run_dir is not None:
                 print(_nothing_to_do(plan, state.step), flush=True)
             return 0
+        if run_dir is not None and (text := check_room(plan.run_dir, state, plan.machine.keep)):
+            print(f"notice: {text}", flush=True)
         trainer = make_trainer(state)
         loop = _Loop(plan, trainer, run_dir, interrupt, best)
         try:
@@ -167,60 +172,69 @@ class _Loop:
         self.in_flight: deque[tuple[int, float, Lazy]] = deque()
         self.last_good: tuple[int, StepMetrics] | None = None
         self.stopping = False
+        self.failure: UserError | None = None  # raised once what was done is saved
 
     def train(self, start: int, pending_evaluation: bool) -> int:
         """Run to the end, `stop_at` or an interruption; returns the exit status."""
-        recipe, machine, end = self.plan.recipe, self.plan.machine, self.plan.end
+        machine, end = self.plan.machine, self.plan.end
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
             self.interrupt.say = self.tracker.warn
             self.writer = checkpoint.Writer(self.run_dir, machine.keep, self.plan.class_names)
-        stream: Batches | None = None
+        feed: Feed | None = None
         step = start
         try:
             evaluated = pending_evaluation and self._evaluate(step)
             if evaluated and (start >= end or self._is_best(step)):
                 self._save(step, pending_evaluation=False)
+            ahead = None
             if start < end and not self.stopping:
-                trainer = self.trainer
-                stream = self.plan.batches("train", start, trainer.process, trainer.num_processes)
-                ahead = self.trainer.put(next(stream))
-            while step < end and not self.stopping:
+                feed = Feed(self.plan, self.trainer, start, end)
+                ahead = self._next(feed)
+            while ahead is not None and not self.stopping:
                 batch, lr = ahead, self.plan.lr(step)
                 if step == start and self.tracker is not None:
                     self.tracker.compiling()
+                failed = feed is not None and feed.failure is not None
                 result = self.trainer.train_step(
-                    batch, StepScalars(lr), stop=self.interrupt.requested
+                    batch, StepScalars(lr), stop=self.interrupt.requested or failed
                 )
                 step += 1
                 self.in_flight.append((step, lr, result))
                 if step == start + 1 and self.tracker is not None:
                     self.tracker.compiled(self.trainer.compile_seconds)
-                if step < end and stream is not None:
-                    ahead = self._next(stream)
+                ahead = self._next(feed)
                 self._read(LAG)
                 if self.writer is not None:
                     self.writer.poll()
-                # Nudged runs measure how far rounding moves the curve, not how good weights are.
-                due_evaluation = recipe.nudge is None and self._due(step, machine.eval_every)
-                due_checkpoint = self._due(step, machine.checkpoint_every) or step == end
-                if due_evaluation or due_checkpoint or self.stopping:
-                    self._read(0)
-                    evaluated = not due_evaluation or self._evaluate(step)
-                    if due_checkpoint or self.stopping or self._is_best(step):
-                        self._save(step, pending_evaluation=not evaluated)
+                self._evaluate_and_save(step)
         finally:
-            if stream is not None:
-                stream.close()
+            if feed is not None:
+                feed.close()
             if self.writer is not None:
                 self.writer.close()
+        if self.failure is None and feed is not None:
+            self.failure = feed.failure
         return self._leave(step)
+
+    def _evaluate_and_save(self, step: int) -> None:
+        """What is due after `step` updates, and where the run stops a checkpoint."""
+        machine = self.plan.machine
+        # Nudged runs measure how far rounding moves the curve, not how good weights are.
+        due_evaluation = self.plan.recipe.nudge is None and self._due(step, machine.eval_every)
+        due_checkpoint = self._due(step, machine.checkpoint_every) or step == self.plan.end
+        if due_evaluation or due_checkpoint or self.stopping:
+            self._read(0)
+            evaluated = not due_evaluation or self._evaluate(step)
+            if due_checkpoint or self.stopping or self._is_best(step):
+                self._save(step, pending_evaluation=not evaluated)
 
     def _leave(self, step: int) -> int:
         if self.tracker is not None and self.run_dir is not None:
             self.run_dir.check()
-            finished = step == self.plan.total_steps
-            done = "interrupted" if self.stopping else "done" if finished else "stopped"
+            finished = step == self.plan.total_steps and self.failure is None
+            done = "done" if finished else "stopped"
+            done = "interrupted" if self.stopping and self.failure is None else done
             goes_on = "" if done == "done" else "; --resume continues it"
             self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
             if self.best is not None:
@@ -233,17 +247,30 @@ class _Loop:
             say(whose + bad.describe())
         if self.tracker is not None:
             self.tracker.close(step)
+        if self.failure is not None:
+            self._fail(step, self.failure)
         return EXIT_INTERRUPTED if self.stopping else 0
+
+    def _fail(self, step: int, failure: UserError) -> NoReturn:
+        """Raise what stopped the run, with where it was saved."""
+        saved = self.plan.run_dir / "checkpoints" / f"step_{step}"
+        if self.trainer.num_processes > 1:  # the end of this process ends the one that writes
+            wait_until_there(saved / STATE)
+        where = (
+            f". The run is saved at step {step}: --resume continues it" if saved.exists() else ""
+        )
+        raise UserError(f"{failure}{where}") from failure
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.plan.total_steps or (every > 0 and step % every == 0)
 
-    def _next(self, stream: Batches) -> Any:
+    def _next(self, feed: Feed | None) -> Any:
+        """The next batch on its way to the device; None where there is none."""
         begin = time.perf_counter()
-        batch = next(stream)
+        batch = feed.take() if feed is not None else None
         if self.tracker is not None:
             self.tracker.waited += time.perf_counter() - begin
-        return self.trainer.put(batch)
+        return None if batch is None else self.trainer.put(batch)
 
     def _read(self, lag: int) -> None:
         """Take in the results of all but the last `lag` steps."""
@@ -283,10 +310,15 @@ class _Loop:
         )
 
     def _evaluate(self, step: int) -> bool:
-        """Evaluate and record; False if a stop was asked for, by any process, before the end."""
+        """Evaluate and record; False if a stop was asked for, or an image cannot be read, in any
+        process before the end."""
         if self.tracker is not None:
             self.tracker.flush(step)  # first: its timing is of training alone
-        result = evaluate(self.plan, self.trainer, self.interrupt)
+        result = None
+        try:
+            result = evaluate(self.plan, self.trainer, self.interrupt)
+        except UserError as error:  # the updates before it are saved first
+            self.failure = error
         if result is None:
             self.stopping = True
         elif self.tracker is not None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
+from shared_vit.data.check import check_dataset
 from shared_vit.data.content import content_of
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
@@ -188,6 +189,8 @@ def make_plan(asked: Asked, framework: str) -> Plan:
             origin=known.origin,
         )
     _check_classes(plan, asked)
+    if asked.check_images == "on" and asked.mode == "train" and _is_first(asked.process_id):
+        _check_images(plan)
     if asked.mode == "eval" and given is not None:
         _check_names(plan, given.source.class_names)
     return plan
@@ -270,12 +273,29 @@ def _newest(path: str | Path, process: int | None) -> Path:
     found = checkpoint.newest(Path(path), read_record(path))
     if found is None:
         raise UserError(f"the run in {path} has no checkpoint yet")
-    if not process and os.environ.get("RANK", "0") == "0":
+    if _is_first(process):
         notice = _best_notice(Path(path), found.step)
         lines = [f"skipped: {line}" for line in found.skipped] + ([notice] if notice else [])
         for line in lines:
             print(line, file=sys.stderr, flush=True)
     return found.path / checkpoint.MODEL
+
+
+def _is_first(process: int | None) -> bool:
+    return not process and os.environ.get("RANK", "0") == "0"
+
+
+def _check_images(plan: Plan) -> None:
+    """Decode every image. Raises UserError for bad ones; with --on_bad_image=skip names them."""
+    bad = check_dataset(plan.dataset)
+    total = len(plan.dataset.train) + len(plan.dataset.val)
+    text = f"{len(bad):,} of {total:,} images cannot be decoded: {some(bad)}"
+    if bad and plan.machine.on_bad_image == "stop":
+        raise UserError(
+            f"{text}. Mend or remove them, or --on_bad_image=skip uses their neighbours instead"
+        )
+    if bad:
+        print(f"notice: {text}", file=sys.stderr, flush=True)
 
 
 def _best_notice(run_dir: Path, newest: int) -> str | None:

@@ -35,6 +35,12 @@ class Machine:
         "it.",
         group="data",
     )
+    check_images: Literal["off", "on"] = setting(
+        "off",
+        "on: decode every image once before the first step, and name those that cannot be decoded.",
+        group="data",
+        historical="off",
+    )
     data_check: Literal["sampled", "full"] = setting(
         "sampled",
         "What the content of an image folder is known again by: a checksum of 256 of its files, or "

@@ -12,6 +12,7 @@ from shared_vit.errors import UserError
 from shared_vit.files import open_regular, read_limited
 from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints, hub
+from shared_vit.weights.not_weights import checkpoints_below
 
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
 _LONGEST_JSON = 1 << 26  # bytes; an index of shards or 20,000 labels take 2 MB
@@ -65,6 +66,12 @@ def locate(path: Path) -> Located:
         file = path / name
         if file.exists():
             return _with_json(path, _shards(file) if name.endswith(".json") else [file])
+    if below := checkpoints_below(path):
+        names = ", ".join(folder.name for folder in below[-4:])
+        raise UserError(
+            f"{path} has no weights of its own, and the checkpoints {names} in it: name one of "
+            f"them, {below[-1]}"
+        )
     raise UserError(
         f"{path} is a folder without weights: expected checkpoints/step_N, model.safetensors or "
         "pytorch_model.bin in it"

@@ -28,6 +28,7 @@ from shared_vit.weights.formats.base import Format, Hints, Notes, Reading
 from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
+from shared_vit.weights.not_weights import HEAD, what_it_is
 
 
 @dataclass
@@ -213,7 +214,7 @@ def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """By the first bytes, not by the name: safetensors, `.npz`, or PyTorch's zip or pickle."""
     try:
         with open_regular(file) as stream:
-            head = stream.read(9)
+            head = stream.read(HEAD)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     if head[8:9] == b"{":
@@ -225,7 +226,6 @@ def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
             return open_npz(file), {}
     elif head[:1] != b"\x80":
         raise UserError(
-            f"{file} is no weight file: expected safetensors, .npz or .pth, and its first bytes "
-            "are of none of them"
+            f"{file} is no weight file: expected safetensors, .npz or .pth, and {what_it_is(head)}"
         )
     return container("pth").open(file), {}

@@ -1,0 +1,67 @@
+"""The batches of a start of a run, read so far ahead that a bad image is known in time to save."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from shared_vit.data.batch import Batch
+from shared_vit.data.pipeline import Batches
+from shared_vit.errors import UserError
+from shared_vit.run.plan import Plan
+from shared_vit.run.state import Trainer
+
+LAG = 2  # results are read this many steps late, so that reading never makes the device wait
+# All processes stop at the step whose results first ask for it, which they read LAG steps later:
+# until then each needs a batch.
+_AHEAD = LAG + 1
+
+
+class Feed:
+    """The training batches of one process, from step `start` to `end`.
+
+    failure: what ended the stream, once it is read; `take` goes on with what was read before it.
+    Raises UserError for a batch among the first that cannot be read: nothing is lost then.
+    """
+
+    def __init__(self, plan: Plan, trainer: Trainer, start: int, end: int):
+        self.failure: UserError | None = None
+        self._left = end - start
+        self._read: deque[Batch] = deque()
+        self._stream: Batches = plan.batches("train", start, trainer.process, trainer.num_processes)
+        try:
+            self._fill()
+        except BaseException:
+            self._stream.close()
+            raise
+        if self.failure is not None:
+            raise self.failure
+
+    def take(self) -> Batch | None:
+        """The next batch; None after the last one before a failure."""
+        if not self._read:
+            return None
+        batch = self._read.popleft()
+        self._fill()
+        return batch
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _fill(self) -> None:
+        while self._left and len(self._read) < _AHEAD and self.failure is None:
+            try:
+                self._read.append(next(self._stream))
+                self._left -= 1
+            except UserError as error:
+                self.failure = error
+
+
+def empty_batch(plan: Plan, num_processes: int, step: int) -> Batch:
+    """A batch that counts nothing, for a process whose own cannot be read and which the others
+    wait for."""
+    rows, size = plan.recipe.batch_size // num_processes, plan.model.image_size
+    images = np.zeros((rows, size, size, 3), np.uint8)
+    labels, weight = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    return Batch(images, labels, weight, np.arange(rows), step)

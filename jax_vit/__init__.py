@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shared_vit.weights import containers
+
 if TYPE_CHECKING:  # what type checkers and the documentation read
     from jax_vit.bridge import create, from_arrays, load, save, to_arrays
     from jax_vit.model import VisionTransformer
@@ -17,3 +19,11 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"jax_vit.{_HOME[name]}"), name)
     raise AttributeError(f"module 'jax_vit' has no attribute {name!r}")
+
+
+def orbax_container() -> containers.Container:
+    """The reader of orbax's folders."""
+    return importlib.import_module("jax_vit.orbax").CONTAINER
+
+
+containers.register("orbax", orbax_container)

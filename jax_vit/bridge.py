@@ -76,14 +76,25 @@ def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarr
 
 
 def load(
-    path: str | os.PathLike, precision: str = "fp32", num_heads: int | None = None
+    path: str | os.PathLike,
+    precision: str = "fp32",
+    num_heads: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    *,
+    format: str = "auto",
+    **input: Any,
 ) -> VisionTransformer:
-    """A model in eval mode from a weight file of any known format.
+    """A model in eval mode from a weight file of any known format, `PATH#ema` and `PATH#raw` too.
 
-    `num_heads` is for files that do not say. Raises UserError for a file of no known format, and
-    for a damaged one.
+    `num_heads` is for files that do not say. Another `num_classes` than the file's makes a new head
+    of zeros, another `image_size` (pixels) resamples positions; `mean`, `std`, `interpolation`,
+    `eval_resize` and `exif` go before what the file says or leaves open. Warns where something was
+    guessed or taken for granted. Raises UserError for a file of no known format, and for a damaged
+    one.
     """
-    return from_arrays(*weights.read(path, num_heads=num_heads), precision)
+    cfg, arrays = weights.read(path, format, num_heads, num_classes, image_size, **input)
+    return from_arrays(cfg, arrays, precision)
 
 
 def save(

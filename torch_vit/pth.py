@@ -16,12 +16,10 @@ import torch
 
 from shared_vit.errors import UserError
 from shared_vit.files import check_name, open_regular, reason, whole_file
+from shared_vit.weights.choice import Said, Which, chosen
 from shared_vit.weights.containers import Container, Progress, check_count
 from shared_vit.weights.containers.archive import open_zip, read_entry
 from shared_vit.weights.lazy import Arrays, LazyArray
-
-# Where training scripts keep the weights.
-_NESTED = ("model", "state_dict", "model_state_dict", "module")
 
 # torch's own list of harmless names has some that allocate as much as a number says (bytearray,
 # torch.Tensor) or compute for long (codecs). These are what state_dicts and training scripts need.
@@ -35,9 +33,12 @@ _LONGEST_PICKLE = 1 << 23  # bytes; some 50,000 tensors
 _LEGACY_PICKLES = 5  # magic number, version, machine, contents, keys of the storages
 
 
-def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
+def open_pth(
+    path: str | os.PathLike, which: Which | None = None, said: Said | None = None
+) -> dict[str, LazyArray]:
     """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a checkpoint.
 
+    Of averaged and raw weights `which` is taken, see `choice.chosen`, which adds to `said`.
     Files in today's zip form stay on disk until an array is asked for. Raises UserError for a file
     that is damaged, needs more than tensors and plain Python to be read, or holds no state_dict.
     """
@@ -52,7 +53,7 @@ def open_pth(path: str | os.PathLike) -> dict[str, LazyArray]:
         raise _more_than_tensors(path, thing[1] if thing else None) from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
         raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
-    tensors = _state_dict(path, content)
+    tensors = _state_dict(path, content, which, said or Said())
     # Tied tensors are one in the file, whatever their names.
     parts = {(t.data_ptr(), t.shape, t.stride(), t.dtype): t for t in tensors.values()}
     size = sum(t.numel() * t.element_size() for t in parts.values())
@@ -152,13 +153,11 @@ def _more_than_tensors(path: Path, thing: str | None) -> UserError:
     )
 
 
-def _state_dict(path: Path, content: object) -> dict[str, torch.Tensor]:
-    for _ in range(3):
-        if isinstance(content, Mapping):
-            inner = next((content[k] for k in _NESTED if isinstance(content.get(k), Mapping)), None)
-            if inner is None:
-                break
-            content = inner
+def _state_dict(
+    path: Path, content: object, which: Which | None, said: Said
+) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping):
+        content = chosen(content, lambda v: isinstance(v, torch.Tensor), which, path, said)
     if not isinstance(content, Mapping) or not any(
         isinstance(v, torch.Tensor) for v in content.values()
     ):

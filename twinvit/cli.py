@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 
+import jax_vit  # noqa: F401 - registers the reader of orbax's folders; imports no framework
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.errors import UserError, nearest, run_main
 from shared_vit.version import __version__

@@ -1,18 +1,21 @@
 """`twinvit convert`: weights from any known format to any other, with their function."""
 
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.input import describe_input
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import suffixes_of
 from shared_vit.weights.locate import SUFFIXES, card_path
+from shared_vit.weights.overrides import Exif, Interpolation, with_input
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
 
@@ -24,6 +27,8 @@ _MODEL_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
+    "flax_model.msgpack",
+    "_METADATA",
 )
 
 
@@ -38,6 +43,11 @@ def convert(
     num_classes: int | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     overwrite: bool = False,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Interpolation | None = None,
+    eval_resize: float | None = None,
+    exif: Exif | None = None,
 ) -> int:
     """Convert weights and the function they were trained for.
 
@@ -56,6 +66,11 @@ def convert(
         num_classes: Classes; another number than the file's makes a new head of zeros.
         dtype: Type of the numbers in DST; by default as they are.
         overwrite: Replace DST where it exists.
+        mean: Of red, green and blue in [0, 1], R,G,B or one number, in place of what SRC says.
+        std: By which the pixels are divided, in the same way.
+        interpolation: Filter of the resize.
+        eval_resize: Shorter side over the centre crop; 0 squashes to a square.
+        exif: Ignore the orientation in EXIF, or turn photographs upright.
     """
     source, target = Path(src), Path(dst)
     many = _many(source)
@@ -63,10 +78,19 @@ def convert(
         raise UserError("--verify takes one file at a time")
     from twinvit.certificate import certificate_path, certify
 
+    changes: dict[str, Any] = dict(
+        mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
+    )
+    if verify and any(value is not None for value in changes.values()):
+        raise UserError(
+            "--verify compares with what SRC says: convert with --verify first, and set mean, std, "
+            "resize or EXIF in a second conversion"
+        )
     jobs = []
     for here, there in _pairs(many, target, to) if many else [(source, target)]:
         # Everything that can be refused is, before the first file is written.
         opened = open_weights(here, from_, num_heads, num_classes, image_size)
+        opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **changes))
         cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
         check_target(there, cfg, to, new_folder=bool(many))
         _check_free(opened, there, overwrite)
@@ -85,8 +109,8 @@ def convert(
             print(f"note: {note}", file=sys.stderr)
         print(f"wrote {there} ({to})")
     if verify:
-        changes = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
-        return certify(jobs[0][0], source, target, to, num_heads, changes)
+        adapted = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+        return certify(jobs[0][0], source, target, to, num_heads, adapted)
     return 0
 
 
@@ -135,5 +159,6 @@ def _say(source: Source, cfg: ModelConfig) -> None:
     )
     if source.assumed:
         print(f"the file does not say, taken as usual: {'; '.join(source.assumed)}")
+    print(f"input: {describe_input(cfg)}")
     for notice in source.notices:
         print(f"notice: {notice}", file=sys.stderr)

@@ -46,6 +46,7 @@ def predict(
     device: Device = "auto",
     precision: Precision = "fp32",
     num_heads: int | None = None,
+    num_classes: int | None = None,
     mean: str | None = None,
     std: str | None = None,
     interpolation: Interpolation | None = None,
@@ -68,6 +69,7 @@ def predict(
         device: auto takes a GPU where there is one.
         precision: of the computation.
         num_heads: attention heads, for files that do not say.
+        num_classes: classes, for files without a head, which get one of zeros.
         mean: of red, green and blue in [0, 1], R,G,B or one number; by default that of the weights.
         std: by which the pixels are divided, in the same way.
         interpolation: filter of the resize.
@@ -78,7 +80,7 @@ def predict(
     check_sizes(top_k, batch_size)
     _check_order(weights)
     paths = _files(images)
-    source = open_weights(weights, num_heads=num_heads)
+    source = open_weights(weights, num_heads=num_heads, num_classes=num_classes)
     if framework == "jax":
         _set_up_jax(device, precision)
     changes = dict(

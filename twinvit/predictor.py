@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 
 import numpy as np
 
+import jax_vit  # noqa: F401 - registers the reader of orbax's folders; imports no framework
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.data.decode import MOST_BYTES, DecodeError, decode, decoded
 from shared_vit.data.preprocess import evaluation_input
@@ -19,10 +20,10 @@ from shared_vit.data.sources.listing import printable
 from shared_vit.errors import UserError
 from shared_vit.files import read_limited
 from shared_vit.spec.config import ModelConfig, check_config
-from shared_vit.spec.input import describe_input
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import Source, open_weights
-from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.adapt import adapt
+from shared_vit.weights.lazy import LazyArray, in_memory
 from shared_vit.weights.overrides import Colours, Exif, Interpolation, with_input
 
 if TYPE_CHECKING:
@@ -60,16 +61,11 @@ class Predictor:
             raise UserError(f"{source.path} has no head, so that it names no classes: {TRAIN_ONE}")
         self.cfg, self.framework = with_input(source.cfg, **changes), framework
         self.class_names, more = names_of(source)
-        self.notices = [*source.notices, *more]
-        assumed = list(source.assumed)
         if source.elsewhere and changes.get("exif") is None:
             self.cfg = dataclasses.replace(self.cfg, exif="turn")
-            assumed.append("pictures are turned upright by their EXIF orientation")
-        if assumed:
-            self.notices.append(
-                f"{source.path} does not say, taken as usual: {'; '.join(assumed)} "
-                f"({describe_input(self.cfg)})"
-            )
+            upright = "pictures are turned upright by their EXIF orientation"
+            source = dataclasses.replace(source, assumed=[*source.assumed, upright])
+        self.notices = [*source.told(self.cfg), *more]
         # Imported here, so that the other framework need not even be installed.
         twin = importlib.import_module(f"{framework}_vit.classifier")
         self._logits = twin.Classifier(self.cfg, in_memory(source.arrays), precision, device)
@@ -123,7 +119,10 @@ def load(
     precision: Precision = "fp32",
     device: Device = "auto",
     num_heads: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     *,
+    format: str = "auto",
     mean: Colours | None = None,
     std: Colours | None = None,
     interpolation: Interpolation | None = None,
@@ -133,15 +132,18 @@ def load(
     """A predictor of a run (its newest intact checkpoint), a checkpoint, or weights of any format.
 
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
-    files that do not say; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
+    files that do not say; `num_classes` for those without a head, `image_size` (pixels) for another
+    size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
     squashes) and `exif` go before what the weights say or leave open. Pictures are turned upright
     by EXIF where the weights were not written by this project. Warns where something was guessed or
     taken for granted. Raises UserError.
     """
-    source = open_weights(path, num_heads=num_heads)
+    source = open_weights(path, format, num_heads, num_classes, image_size)
     changes = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
+    cfg, arrays = adapt(source.cfg, source.arrays, image_size, num_classes)
+    source = dataclasses.replace(source, cfg=cfg, arrays=cast(dict[str, LazyArray], arrays))
     predictor = Predictor(source, framework, precision, device, **changes)
     for notice in predictor.notices:
         warnings.warn(notice, stacklevel=2)

@@ -31,10 +31,11 @@ from shared_vit.weights.checkpoints import MODEL, STATE, Found
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.locate import AVERAGE
 
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
-OPTIMIZER, AVERAGE = "optimizer.safetensors", "ema.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 _FORMAT = 2  # 1 had `adam_count` and `scaler` in place of `scalars`, and Adam's slots unnamed
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
 _OWN_KEYS = (

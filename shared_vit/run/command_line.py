@@ -182,9 +182,12 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
         named = [path for path in (given.get("init_from"), given.get("run_dir")) if path]
         if not named:
             raise UserError("--mode=eval needs --init_from=WEIGHTS or --run_dir=RUN")
-        run = next((run for run in map(run_of, named) if run is not None), None)
+        from shared_vit.weights.choice import split_choice
+
+        runs = (run_of(split_choice(path)[0]) for path in named)
+        run = next((run for run in runs if run is not None), None)
         for path in named:
-            if not path.startswith("hf:") and not Path(path.partition("#")[0]).exists():
+            if not path.startswith("hf:") and not split_choice(path)[0].exists():
                 raise UserError(
                     f"{path} is not there: expected a run, a checkpoint, a weight file, a model "
                     "folder, or hf:OWNER/NAME of the Hugging Face hub"

@@ -46,7 +46,9 @@ from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.weights import hub
 from shared_vit.weights.adapt import adapt, in_memory
+from shared_vit.weights.choice import split_choice
 from shared_vit.weights.class_names import cleaned
+from shared_vit.weights.locate import AVERAGE
 
 LONGEST_WARMUP = 10_000  # updates, where nobody chose it: as in most recipes for ImageNet
 
@@ -268,17 +270,22 @@ def _newest(path: str | Path, process: int | None) -> Path:
 
     What is to be said of it the first process says.
     """
-    if not is_run(Path(path)):
-        return Path(path)
-    found = checkpoint.newest(Path(path), read_record(path))
+    given, (path, which) = path, split_choice(path)
+    if not is_run(path):
+        return Path(given)
+    found = checkpoint.newest(path, read_record(path))
     if found is None:
         raise UserError(f"the run in {path} has no checkpoint yet")
     if _is_first(process):
-        notice = _best_notice(Path(path), found.step)
+        notice = _best_notice(path, found.step)
         lines = [f"skipped: {line}" for line in found.skipped] + ([notice] if notice else [])
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-    return found.path / checkpoint.MODEL
+    if which != "ema":
+        return found.path / checkpoint.MODEL
+    if not (found.path / AVERAGE).exists():
+        raise UserError(f"{path} keeps no average of its weights (--ema): leave #ema out")
+    return found.path / AVERAGE
 
 
 def _is_first(process: int | None) -> bool:

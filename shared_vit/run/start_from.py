@@ -20,7 +20,7 @@ def describe_start(
     origin = "" if source.origin is None else f", {source.origin.describe()}"
     lines = [
         f"starts from: {source.path} (format {source.format}{step}{origin}), {name_of(source.cfg)}",
-        f"head: {_head(source.cfg, model)}",
+        f"head: {_head(source, model)}",
         f"positions: {_positions(source.cfg, model)}",
         f"input: mean {numbers(model.mean)}, std {numbers(model.std)}; LayerNorm eps "
         f"{model.norm_eps:g}, GELU {model.gelu}",
@@ -51,10 +51,11 @@ def first_name(name: str) -> str:
     return name.split(",")[0].strip().casefold()
 
 
-def _head(old: ModelConfig, new: ModelConfig) -> str:
-    if old.num_classes == new.num_classes:
+def _head(source: Source, new: ModelConfig) -> str:
+    old = source.cfg
+    if old.num_classes == new.num_classes and not source.new_head:
         return f"kept, {new.num_classes} classes"
-    if not old.num_classes:
+    if not old.num_classes or source.new_head:
         return f"new, zero, for {new.num_classes} classes; the weights have none"
     dropped = ", its pre-logits layer is dropped" if old.pre_logits else ""
     return (

@@ -3,12 +3,15 @@
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import NAMES
 from shared_vit.weights.lazy import Arrays, in_memory
+from shared_vit.weights.overrides import with_input
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import write_weights
 
@@ -20,18 +23,22 @@ def read(
     format: str = "auto",
     num_heads: int | None = None,
     num_classes: int | None = None,
+    image_size: int | None = None,
+    **input: Any,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder.
 
     Dtypes are as in the file. `format` is one of `NAMES`, or found from the file; `num_heads` is
-    for files that do not say (timm's, torchvision's); `num_classes` for those without a head, which
-    get one of zeros, else none. Warns where something had to be guessed. Raises UserError.
-    `open_weights` does the same without reading the arrays into memory, and has the `class_names`.
+    for files that do not say (timm's, torchvision's); `num_classes` for a new head of zeros where
+    the file has none or of another number; `image_size` in pixels for resampled positions; `input`
+    as for `overrides.with_input`. Warns where something had to be guessed or was taken for granted.
+    Raises UserError. `open_weights` reads none of the arrays, and has the `class_names`.
     """
-    source = open_weights(path, format, num_heads, num_classes)
-    for notice in source.notices:
-        warnings.warn(notice, stacklevel=2)
-    return source.cfg, in_memory(source.arrays)
+    source = open_weights(path, format, num_heads, num_classes, image_size)
+    for notice in source.told(with_input(source.cfg, **input)):
+        warnings.warn(notice, stacklevel=3)
+    cfg, arrays = adapt(source.cfg, source.arrays, image_size, num_classes)
+    return with_input(cfg, **input), in_memory(arrays)
 
 
 def write(

@@ -12,13 +12,25 @@ from shared_vit.errors import UserError
 from shared_vit.files import open_regular, read_limited
 from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints, hub
+from shared_vit.weights.choice import Which, split_choice
 from shared_vit.weights.not_weights import checkpoints_below
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt")
+AVERAGE = "ema.safetensors"  # the averaged weights in a run's checkpoint
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".msgpack")
 _LONGEST_JSON = 1 << 26  # bytes; an index of shards or 20,000 labels take 2 MB
 _MOST_SHARDS = 500  # each stays open
-_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_WITH_CONFIG = ("model", "pytorch_model")  # how files begin that a config.json beside them is about
+_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "flax_model.msgpack",
+)
+_OF_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+_WITH_CONFIG = (
+    "model",
+    "pytorch_model",
+    "flax_model",
+)  # how files begin that a config.json beside them is about
 
 JsonObject = Mapping[str, Any]
 
@@ -35,9 +47,31 @@ class Located:
     step: int | None = None  # of a checkpoint
     notices: list[str] = field(default_factory=list)
     origin: hub.Origin | None = None  # of files that were downloaded
+    which: Which | None = None  # of averaged and raw weights, as the path asks for
 
 
 def locate(path: Path) -> Located:
+    """What belongs to a path, which may end in `#ema` or `#raw`: see `_locate`.
+
+    The averaged weights of a run's checkpoint are a file of their own.
+    """
+    path, which = split_choice(path)
+    found = _locate(path)
+    file = found.files[0]
+    average = file.with_name(AVERAGE)
+    if file.name == checkpoints.MODEL and file.with_name(checkpoints.STATE).exists():
+        if which == "ema" and not average.exists():
+            raise UserError(f"{path} keeps no average of its weights (--ema): leave #ema out")
+        if which == "ema":
+            return dataclasses.replace(found, files=[average])
+        if average.exists() and which is None:
+            notice = f"the weights of {path} are taken; their moving average is {path}#ema"
+            found.notices.append(notice)
+        return found
+    return dataclasses.replace(found, which=which)
+
+
+def _locate(path: Path) -> Located:
     """What belongs to a weight file, a run or checkpoint directory, a model folder, or a name of
     the hub, of which it downloads what it needs.
 
@@ -66,6 +100,8 @@ def locate(path: Path) -> Located:
         file = path / name
         if file.exists():
             return _with_json(path, _shards(file) if name.endswith(".json") else [file])
+    if (tree := _orbax(path)) is not None:
+        return Located(path, [tree])
     if below := checkpoints_below(path):
         names = ", ".join(folder.name for folder in below[-4:])
         raise UserError(
@@ -73,9 +109,17 @@ def locate(path: Path) -> Located:
             f"them, {below[-1]}"
         )
     raise UserError(
-        f"{path} is a folder without weights: expected checkpoints/step_N, model.safetensors or "
-        "pytorch_model.bin in it"
+        f"{path} is a folder without weights: expected checkpoints/step_N, model.safetensors, "
+        "pytorch_model.bin, flax_model.msgpack or a checkpoint of orbax in it"
     )
+
+
+def _orbax(folder: Path) -> Path | None:
+    """The folder of orbax's arrays: this one, or the one item in it."""
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and (p / "_METADATA").exists())
+    if len(inner) == 1:
+        return inner[0]
+    return folder if any((folder / name).exists() for name in _OF_ORBAX) and not inner else None
 
 
 def card_path(file: Path) -> Path:
@@ -84,7 +128,11 @@ def card_path(file: Path) -> Path:
 
 
 def checksum(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, or of the files of a folder, in hexadecimal."""
+    if file.is_dir():
+        inner = sorted(p for p in file.rglob("*") if p.is_file())
+        lines = (f"{checksum(p)} {p.relative_to(file)}" for p in inner)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +17,26 @@ from shared_vit.errors import UserError, some
 from shared_vit.files import open_regular
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.input import describe_input
 from shared_vit.weights import class_names as naming
 from shared_vit.weights import formats, table
 from shared_vit.weights.adapt import zeros
+from shared_vit.weights.choice import Said, Which
 from shared_vit.weights.containers import check_count, container
 from shared_vit.weights.containers.archive import open_zip
+from shared_vit.weights.containers.msgpack import is_msgpack, open_msgpack
 from shared_vit.weights.containers.npz import open_npz
 from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
+from shared_vit.weights.containers.tree import torch_names
+from shared_vit.weights.families import with_family, without_decoder
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format, Hints, Notes, Reading
 from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
 from shared_vit.weights.not_weights import HEAD, what_it_is
+from shared_vit.weights.own_heads import with_own_head
+from shared_vit.weights.prefixes import say_left_out, without_prefix
 
 
 @dataclass
@@ -49,6 +57,16 @@ class Source:
     notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
     origin: Origin | None = None  # of files that were downloaded
     elsewhere: bool = False  # not written by this project, so that it cannot say all of a function
+    new_head: bool = False  # the file has none; this one is of zeros
+
+    def told(self, cfg: ModelConfig) -> list[str]:
+        """Notices, and what was taken for granted where the file does not say; `cfg` is the model
+        as it is used."""
+        if not self.assumed:
+            return list(self.notices)
+        text = "; ".join(self.assumed)
+        said = f"{self.path} does not say, taken as usual: {text} ({describe_input(cfg)})"
+        return [*self.notices, said]
 
 
 def open_weights(
@@ -68,7 +86,8 @@ def open_weights(
     formats.check_name(format, "auto")
     path = Path(path)
     found = locate(path)
-    arrays, metadata = _contents(found.files)
+    path, said = found.path, Said()
+    arrays, metadata = _contents(found.files, found.which, said)
     hints = Hints(str(path), found.config, found.processor, num_heads, num_classes, image_size)
     if metadata.get("format") == twinvit.FORMAT:
         if format not in ("auto", *twinvit.OWN):
@@ -79,9 +98,11 @@ def open_weights(
     elif format in twinvit.OWN:
         raise UserError(f"{path} is no file of this project: leave --from out, or name its format")
     else:
-        fmt = _detected(arrays, path) if format == "auto" else formats.FOREIGN[format]
+        known = None if format == "auto" else formats.FOREIGN[format]
+        mine, others = _of_the_model(arrays, known, found, said)
+        fmt = known or _detected(mine, path)
         stated, names = _stated(found.files[0], metadata, found.card)
-        source = _foreign(fmt, arrays, hints, stated)
+        source = _foreign(fmt, mine, hints, stated, others, said)
         source.class_names = source.class_names or names
         source.elsewhere = stated is None
     return _with_files(source, found)
@@ -91,9 +112,24 @@ def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
     """The arrays of a foreign file by the format's own names, without prefixes, and without what a
     training script put beside the weights. Lazy. Raises UserError."""
     formats.check_name(format)
-    fmt = formats.FOREIGN[format]
-    arrays, _ = _contents(locate(Path(path)).files)
-    return _without_ignored(fmt, fmt.strip(arrays))[0]
+    fmt, found, said = formats.FOREIGN[format], locate(Path(path)), Said()
+    arrays, others = _of_the_model(_contents(found.files, found.which, said)[0], fmt, found, said)
+    arrays, _ = with_own_head(fmt.name, fmt.strip(arrays), others, str(path), said)
+    return _without_ignored(fmt, arrays)[0]
+
+
+def _of_the_model(
+    arrays: Arrays, fmt: Format | None, found: Located, said: Said
+) -> tuple[Arrays, Arrays]:
+    """The arrays of a model of the format, or of any, and those beside it; `said` is told."""
+    known = formats.FOREIGN.values() if fmt is None else [fmt]
+
+    def is_known(names: Arrays) -> bool:
+        return any(each.found(each.strip(names)) for each in known)
+
+    return without_prefix(
+        without_decoder(arrays, said), is_known, found.which, str(found.path), said
+    )
 
 
 def _with_files(source: Source, found: Located) -> Source:
@@ -111,9 +147,18 @@ def _own(file: Path, opened: OwnFile, hints: Hints) -> Source:
     return Source(file, ", ".join(twinvit.OWN), cfg, arrays, [file], class_names=names)
 
 
-def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | None) -> Source:
+def _foreign(
+    fmt: Format,
+    arrays: Arrays,
+    hints: Hints,
+    stated: ModelConfig | None,
+    others: Arrays,
+    said: Said,
+) -> Source:
     arrays = fmt.strip(arrays)
     fmt.check_known(arrays, hints.where)
+    arrays, others = with_own_head(fmt.name, arrays, others, hints.where, said)
+    say_left_out(others, said)
     arrays, left_out = _without_ignored(fmt, arrays)
     if stated is None:
         reading = fmt.read(arrays, hints)
@@ -121,6 +166,8 @@ def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | No
         _check_heads(stated, hints, hints.where)
         reading = Reading(stated, fmt.table(stated), Notes())
     cfg, pieces = reading.cfg, reading.table
+    if stated is None and hints.config is None:
+        cfg = with_family(cfg, reading.notes, fmt.name, said.family)
     table.check(pieces, arrays, hints.where, fmt.about)
     made = {}
     for name, shape in canonical.shapes(cfg).items():
@@ -136,7 +183,8 @@ def _foreign(fmt: Format, arrays: Arrays, hints: Hints, stated: ModelConfig | No
         [],
         class_names=naming.from_foreign(labels, cfg.num_classes, reading.notes.notices),
         assumed=reading.notes.assumed + left_out,
-        notices=reading.notes.notices,
+        notices=said.notices + reading.notes.notices,
+        new_head="head.weight" in made,
     )
 
 
@@ -196,12 +244,14 @@ def _stated(
     return cfg, naming.from_metadata(beside, said, cfg.num_classes)
 
 
-def _contents(files: list[Path]) -> tuple[dict[str, LazyArray], dict[str, str]]:
+def _contents(
+    files: list[Path], which: Which | None, said: Said
+) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """`(arrays, metadata)` of one file, or of several shards."""
     arrays: dict[str, LazyArray] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        more, metadata = _container(file)
+        more, metadata = _container(file, which, said)
         twice = next((name for name in more if name in arrays), None)
         if twice is not None:
             raise UserError(f"{file}: the tensor {twice} is in another shard, too")
@@ -210,8 +260,20 @@ def _contents(files: list[Path]) -> tuple[dict[str, LazyArray], dict[str, str]]:
     return arrays, metadata
 
 
-def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
-    """By the first bytes, not by the name: safetensors, `.npz`, or PyTorch's zip or pickle."""
+def _tree(arrays: Arrays) -> dict[str, Any]:
+    """Arrays of a tree of Flax's modules, under torch's names unless Google's formats know them."""
+    if any(formats.FOREIGN[name].found(arrays) for name in ("google", "big_vision")):
+        return dict(arrays)
+    return dict(torch_names(arrays))
+
+
+def _container(
+    file: Path, which: Which | None, said: Said
+) -> tuple[dict[str, LazyArray], dict[str, str]]:
+    """By the first bytes, not by the name: safetensors, `.npz`, PyTorch's zip or pickle, or Flax's
+    msgpack; a folder is of orbax."""
+    if file.is_dir():
+        return _tree(container("orbax").open(file, which, said)), {}
     try:
         with open_regular(file) as stream:
             head = stream.read(HEAD)
@@ -224,8 +286,10 @@ def _container(file: Path) -> tuple[dict[str, LazyArray], dict[str, str]]:
             names = archive.namelist()
         if not any(name.endswith("data.pkl") for name in names):
             return open_npz(file), {}
+    elif is_msgpack(head):
+        return _tree(open_msgpack(file, which, said)), {}
     elif head[:1] != b"\x80":
         raise UserError(
             f"{file} is no weight file: expected safetensors, .npz or .pth, and {what_it_is(head)}"
         )
-    return container("pth").open(file), {}
+    return container("pth").open(file, which, said), {}

@@ -99,7 +99,9 @@ def _write_file(
     if path.suffix == ".npz":
         write_npz(path, arrays, progress)
     elif path.suffix == ".pth":
-        container("pth").write(path, arrays, progress)
+        write = container("pth").write
+        assert write is not None
+        write(path, arrays, progress)
     else:
         metadata = {"format": "pt"}  # what transformers wants to see
         if fmt.name != "huggingface":  # its config.json holds the function

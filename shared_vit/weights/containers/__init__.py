@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared_vit.errors import UserError
+from shared_vit.weights.choice import Said, Which
 from shared_vit.weights.lazy import Arrays, LazyArray
 
 # A checkpoint's optimizer file of the deepest model has 36,000. A file of a million tiny arrays
@@ -18,10 +19,13 @@ Progress = Callable[[int], object]  # called with the bytes of each array that w
 
 
 class Container(NamedTuple):
-    """A kind of file: how its arrays are read (when asked for) and written."""
+    """A kind of file: how its arrays are read (when asked for) and written.
 
-    open: Callable[[Path], dict[str, LazyArray]]
-    write: Callable[[Path, Arrays, Progress | None], None]
+    `open` takes which of averaged and raw weights are wanted, and tells `Said` which were taken.
+    """
+
+    open: Callable[[Path, Which | None, Said], dict[str, LazyArray]]
+    write: Callable[[Path, Arrays, Progress | None], None] | None
 
 
 _loaders: dict[str, Callable[[], Container]] = {}
@@ -38,7 +42,8 @@ def container(name: str) -> Container:
         for entry in entry_points(group="twinvit.containers", name=name):
             register(name, entry.load())
     if name not in _loaders:
-        raise UserError(f".{name} files are read by PyTorch: `import torch_vit` first")
+        by = "PyTorch: `import torch_vit`" if name == "pth" else "JAX: `import jax_vit`"
+        raise UserError(f"{name} files are read by {by} first")
     return _loaders[name]()
 
 

@@ -44,7 +44,14 @@ def resolve(asked: Asked) -> Asked:
     processes = place.num_processes if place else 1
     check_divides(asked, asked.world_size or 1, processes)
     if jax.config.jax_num_cpu_devices != (asked.world_size or 1):
-        jax.config.update("jax_num_cpu_devices", asked.world_size or 1)
+        try:
+            jax.config.update("jax_num_cpu_devices", asked.world_size or 1)
+        except RuntimeError as error:  # in a program that has used JAX already
+            if (asked.world_size or 1) > 1:
+                raise UserError(
+                    f"--world_size={asked.world_size}: JAX runs already in this process, and how "
+                    "many devices it has is settled: start the training before JAX is used"
+                ) from error
     jax.config.update("jax_enable_x64", asked.precision == "fp64")
     if asked.device == "cpu":
         jax.config.update("jax_platforms", "cpu")

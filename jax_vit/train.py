@@ -1,12 +1,16 @@
 """A training or evaluation run in JAX. Twin of `torch_vit/train.py`."""
 
+import functools
+
 import jax
+from jax.sharding import Mesh
 
 from jax_vit import devices
 from jax_vit.trainer import Trainer
 from shared_vit.run import loop
 from shared_vit.run.asked import Asked
-from shared_vit.run.plan import make_plan
+from shared_vit.run.plan import Plan, make_plan, start_state
+from shared_vit.run.state import TrainState
 
 
 def train(asked: Asked) -> int:
@@ -14,9 +18,16 @@ def train(asked: Asked) -> int:
     with devices.together():
         plan = make_plan(devices.resolve(asked), "jax")
         mesh = devices.start(plan.machine)
-        memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
-        return loop.run(
-            plan,
-            jax.process_index(),
-            lambda state: Trainer(state, plan.recipe, mesh, **memory),
-        )
+        return loop.run(plan, jax.process_index(), functools.partial(_trainer, plan, mesh))
+
+
+def make(asked: Asked) -> tuple[Plan, Trainer, int]:
+    """The plan, a trainer of its first state or newest checkpoint, and the updates done so far."""
+    plan = make_plan(devices.resolve(asked), "jax")
+    state = start_state(plan)
+    return plan, _trainer(plan, devices.start(plan.machine), state), state.step
+
+
+def _trainer(plan: Plan, mesh: Mesh, state: TrainState) -> Trainer:
+    memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
+    return Trainer(state, plan.recipe, mesh, **memory)

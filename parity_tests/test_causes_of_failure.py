@@ -25,7 +25,7 @@ from shared_vit.weights import open_weights
 from torch_vit.pth import open_pth
 from twinvit import peers
 from twinvit.convert import convert
-from twinvit.train import evaluate
+from twinvit.start import evaluate
 
 CFG = model_config("vit_nano2", num_classes=5, image_size=8, depth=1)
 TINY = ("--preset=digits", "--steps=2", "--batch_size=32", "--warmup_steps=1")

@@ -23,11 +23,10 @@ from shared_vit.weights import open_weights
 from twinvit import peers
 from twinvit.convert import convert
 from twinvit.predict import predict
-from twinvit.train import evaluate
+from twinvit.start import evaluate
 
 CFG = model_config("vit_nano2", num_classes=5, image_size=8)
 LOADS = {"torch": torch_vit.load, "jax": jax_vit.load, "twinvit": twinvit.load}
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not say")
 
 
 @pytest.fixture(scope="module")

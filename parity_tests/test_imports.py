@@ -113,7 +113,7 @@ def test_benchmarks_import_no_tests():
             "torch_vit.model, torch_vit.trainer",
             "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets",
         ),
-        ("twinvit.train, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb tyro"),
+        ("twinvit.start, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb tyro"),
         ("twinvit", "torch jax flax grain sklearn matplotlib wandb tyro"),
         ("shared_vit.run.command_line", "numpy shared_vit.data shared_vit.weights"),
         ("shared_vit.weights", "torch jax grain tyro wandb"),

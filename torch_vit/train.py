@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from shared_vit.run import loop
 from shared_vit.run.asked import Asked
-from shared_vit.run.plan import Plan, make_plan
+from shared_vit.run.plan import Plan, make_plan, start_state
+from shared_vit.run.state import TrainState
 from torch_vit import devices, ranks
 from torch_vit.trainer import Trainer
 
@@ -23,11 +24,18 @@ def train(asked: Asked) -> int:
 
 def worker(plan: Plan, device: torch.device) -> int:
     """The share of one process in a run."""
-    compiles = plan.machine.compile == "on"
     process = dist.get_rank() if dist.is_initialized() else 0
+    return loop.run(plan, process, functools.partial(_trainer, plan, device))
+
+
+def make(asked: Asked) -> tuple[Plan, Trainer, int]:
+    """The plan, a trainer of its first state or newest checkpoint, and the updates done so far."""
+    plan = make_plan(devices.resolve(asked), "torch")
+    state = start_state(plan)
+    return plan, _trainer(plan, devices.device_of(plan.machine, 0), state), state.step
+
+
+def _trainer(plan: Plan, device: torch.device, state: TrainState) -> Trainer:
+    compiles = plan.machine.compile == "on"
     memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
-    return loop.run(
-        plan,
-        process,
-        lambda state: Trainer(state, plan.recipe, device, compile=compiles, **memory),
-    )
+    return Trainer(state, plan.recipe, device, compile=compiles, **memory)

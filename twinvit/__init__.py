@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and the documentation read
     from shared_vit.data import normalize
     from shared_vit.version import __version__
+    from twinvit.embed import Embedder, embedder
     from twinvit.predictor import Predictor, load, preprocess
     from twinvit.programs.read import load_program
     from twinvit.programs.write import export
+    from twinvit.training import Run, Stepper, train, trainer
 
 __all__ = [
+    "train",
+    "trainer",
+    "Run",
+    "Stepper",
+    "embedder",
+    "Embedder",
     "load",
     "Predictor",
     "preprocess",
@@ -23,7 +31,13 @@ __all__ = [
 
 _HOME = {
     "__version__": "shared_vit.version",
+    "Embedder": "twinvit.embed",
     "Predictor": "twinvit.predictor",
+    "Run": "twinvit.training",
+    "Stepper": "twinvit.training",
+    "embedder": "twinvit.embed",
+    "train": "twinvit.training",
+    "trainer": "twinvit.training",
     "export": "twinvit.programs.write",
     "load": "twinvit.predictor",
     "load_program": "twinvit.programs.read",

@@ -15,16 +15,21 @@ from shared_vit.version import __version__
 # name: (module, function, what it does); a module is imported only when its command runs.
 COMMANDS = {
     "train": (
-        "twinvit.train",
+        "twinvit.start",
         "train",
         "train or evaluate one twin (train_jax.py and train_torch.py)",
     ),
     "evaluate": (
-        "twinvit.train",
+        "twinvit.start",
         "evaluate",
         "a run's newest checkpoint, or any weights, on the validation split",
     ),
     "predict": ("twinvit.predict", "predict", "class names and probabilities of pictures"),
+    "embed": (
+        "twinvit.embed",
+        "embed",
+        "features of pictures, what a model's head is given, to an .npz",
+    ),
     "presets": ("twinvit.presets", "presets", "the named settings, with published accuracies"),
     "models": ("twinvit.models", "models", "every named model: sizes, family, paper, formats"),
     "parity": (

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from shared_vit.cores import cores
-from shared_vit.data.sources.left_out import describe
 from shared_vit.data.sources.listing import (
-    ENDINGS,
-    KNOWN,
     as_text,
-    images_below,
     printable,
 )
 from shared_vit.errors import UserError
-from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import open_weights
-from shared_vit.weights.locate import SUFFIXES
 from shared_vit.weights.overrides import Exif, Interpolation
-from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes, preprocess
-
-_OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+from twinvit.picture_files import batches_of, check_order, files_of, set_up_jax
+from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes
 
 
 def predict(
@@ -78,11 +66,11 @@ def predict(
             were trained, and turned for weights that this project did not write.
     """
     check_sizes(top_k, batch_size)
-    _check_order(weights)
-    paths = _files(images)
+    check_order(weights)
+    paths = files_of(images)
     source = open_weights(weights, num_heads=num_heads, num_classes=num_classes)
     if framework == "jax":
-        _set_up_jax(device, precision)
+        set_up_jax(device, precision)
     changes = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
@@ -92,7 +80,7 @@ def predict(
     show = _as_json if json else _as_text
     failed = 0
     with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
-        for names, inputs in _batches(paths, predictor.cfg, batch_size):
+        for names, inputs in batches_of(paths, predictor.cfg, batch_size):
             good = [name for name, row in zip(names, inputs) if not isinstance(row, UserError)]
             rows = [row for row in inputs if not isinstance(row, UserError)]
             found = dict(zip(good, predictor.top(np.stack(rows), top_k))) if rows else {}
@@ -107,68 +95,6 @@ def predict(
     return 1 if failed else 0
 
 
-def _check_order(weights: str) -> None:
-    """Raise UserError for pictures in the place of the weights."""
-    if _is_pictures(weights):
-        kind = "a folder of pictures" if os.path.isdir(weights) else "a picture"
-        raise UserError(
-            f"{printable(weights)} is {kind}; the weights come first: "
-            "twinvit predict RUN_OR_WEIGHTS IMAGE_OR_FOLDER..."
-        )
-
-
-def _is_pictures(path: str) -> bool:
-    """Whether a path is an image by its name, or a folder with images and without weights."""
-    if not os.path.isdir(path):
-        return os.fsencode(path).lower().endswith(ENDINGS) and os.path.isfile(path)
-    names = [os.fsencode(name).lower() for name in os.listdir(path)]
-    weights = any(name.endswith(_OF_WEIGHTS) or name == b"checkpoints" for name in names)
-    return not weights and any(name.endswith(ENDINGS) for name in names)
-
-
-def _files(images: tuple[str, ...]) -> list[str]:
-    """The image files of the arguments, in their order. Raises UserError before any work."""
-    if not images:
-        raise UserError("twinvit predict needs pictures: twinvit predict RUN_OR_WEIGHTS IMAGE...")
-    files = []
-    for path in images:
-        if not os.path.exists(path):
-            raise UserError(f"{printable(path)} is not there: expected an image file or a folder")
-        left: Counter[str] = Counter()
-        below = images_below(path, left) if os.path.isdir(path) else [path]
-        text = describe(printable(path), {"all": left})
-        if not below:
-            more = f"; {text}" if text else ""
-            raise UserError(f"{printable(path)} is a folder without images {KNOWN}{more}")
-        if text:
-            print(f"notice: {text}", file=sys.stderr)
-        files += below
-    return files
-
-
-def _batches(
-    paths: list[str], cfg: ModelConfig, size: int
-) -> Iterator[tuple[list[str], list[np.ndarray | UserError]]]:
-    """`(paths, inputs)`, `size` at a time; an input is uint8 [S, S, 3], or why there is none.
-
-    Threads prepare the next ones meanwhile: the decoders release Python's lock.
-    """
-
-    def prepare(path: str) -> np.ndarray | UserError:
-        try:
-            return preprocess(path, cfg)[0]
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(cores()) as pool:
-        parts = [paths[i : i + size] for i in range(0, len(paths), size)]
-        ahead: list[Future[np.ndarray | UserError]] = []
-        for part, after in zip(parts, [*parts[1:], []]):
-            now = ahead or [pool.submit(prepare, path) for path in part]
-            ahead = [pool.submit(prepare, path) for path in after]
-            yield part, [future.result() for future in now]
-
-
 def _as_json(path: str, guesses: list[Guess]) -> str:
     return json.dumps({"image": as_text(path), "top": guesses})
 
@@ -176,13 +102,3 @@ def _as_json(path: str, guesses: list[Guess]) -> str:
 def _as_text(path: str, guesses: list[Guess]) -> str:
     lines = (f"  {100 * g['probability']:6.2f} %  {g['class']} ({g['index']})" for g in guesses)
     return "\n".join([printable(path), *lines])
-
-
-def _set_up_jax(device: Device, precision: Precision) -> None:
-    """What JAX has to be told before it makes its first array."""
-    import jax
-
-    if device == "cpu":
-        jax.config.update("jax_platforms", "cpu")
-    if precision == "fp64":
-        jax.config.update("jax_enable_x64", True)

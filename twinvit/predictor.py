@@ -94,13 +94,18 @@ class Predictor:
         ]
         return found[0] if one else found
 
-    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
-        """Softmax over the classes, float64 [B, classes], of preprocessed images, uint8
-        [B, S, S, 3]. Raises UserError where the precision overflows."""
+    def logits(self, inputs: np.ndarray) -> np.ndarray:
+        """What the head gives, float64 [B, classes], of preprocessed images, uint8 [B, S, S, 3].
+        Raises UserError where the precision overflows."""
         logits = self._logits(inputs)
         if not np.isfinite(logits).all():
             raise UserError(f"{self._where}: the logits are not finite; use fp32")
-        return softmax(logits)
+        return logits
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Softmax over the classes, float64 [B, classes], of preprocessed images, uint8
+        [B, S, S, 3]. Raises UserError where the precision overflows."""
+        return softmax(self.logits(inputs))
 
     def top(self, inputs: np.ndarray, top_k: int = 5) -> list[list[Guess]]:
         """`predict` of preprocessed images, uint8 [B, S, S, 3]; equal ones go by their number."""

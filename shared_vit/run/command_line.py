@@ -64,7 +64,15 @@ def parse(argv: list[str], prog: str) -> Asked:
     Raises UserError for impossible values; exits with status 2, naming near flags, for unknown
     ones.
     """
-    given = vars(_parser(prog).parse_args([_underscored(arg) for arg in argv]))
+    return _settled(vars(_parser(prog).parse_args([_underscored(arg) for arg in argv])))
+
+
+def ask(argv: list[str], prog: str) -> Asked:
+    """`parse` of flags from a program: what is wrong with them raises UserError."""
+    return _settled(vars(_parser(prog, raises=True).parse_args(argv)))
+
+
+def _settled(given: dict[str, Any]) -> Asked:
     if given.get("config"):
         of_file = _of_file(given.pop("config"))
         if "epochs" in given:

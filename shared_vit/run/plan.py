@@ -164,7 +164,7 @@ class Plan:
 def make_plan(asked: Asked, framework: str) -> Plan:
     """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes
     nothing."""
-    run_dir = Path(asked.run_dir) if asked.run_dir else _free_run_dir(asked.preset, framework)
+    run_dir = Path(asked.run_dir) if asked.run_dir else free_run_dir(asked.preset, framework)
     if asked.device == "cpu":
         check_processes(asked.world_size)
     if asked.tensorboard == "on" and asked.mode == "train":
@@ -176,6 +176,7 @@ def make_plan(asked: Asked, framework: str) -> Plan:
     model = _model(asked, given.source.cfg if given else None, dataset)
     recipe = settle_recipe(asked, model, len(dataset.train))
     machine = _machine(asked, run_dir, recipe, len(dataset.train))
+    _say_of_length(asked, recipe, dataset)
     if asked.mode == "train":
         check_metric(machine.keep_best, recipe)
     plan = Plan(
@@ -211,9 +212,18 @@ def _dataset(asked: Asked, given: GivenWeights | None) -> Dataset:
     return open_whole(asked.data_dir, given.source.class_names if given else None)
 
 
+FEW_STEPS, ENOUGH_STEPS = 100, 200  # of fine-tuning
+
+
 def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
-    """The recipe of flags, a model and `num_train` training examples. Raises UserError."""
+    """The recipe of flags, a model and `num_train` training examples. Raises UserError.
+
+    Fine-tuning of which nobody chose the length takes at least `ENOUGH_STEPS`, however few the
+    images are.
+    """
     steps = asked.steps or max(1, round(asked.epochs * num_train / asked.batch_size))
+    if _length_is_open(asked):
+        steps = max(steps, ENOUGH_STEPS)
     check_range("steps", steps, settings_of(Recipe)["steps"], "the length in --{}")
     values = asked.values_of(Recipe) | {"model": model, "steps": steps}
     if asked.warmup_steps is None:
@@ -222,6 +232,37 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
     if not trained_names(recipe):
         raise UserError(f"--freeze={recipe.freeze} leaves nothing to train")
     return recipe
+
+
+def _length_is_open(asked: Asked) -> bool:
+    """Whether a run fine-tunes by what --data=folder means, and nobody chose a preset or length."""
+    chosen = {"preset", "epochs", "steps"} & set(asked.given)
+    return asked.record is None and asked.preset == "finetune" and not chosen
+
+
+def _is_lengthened(asked: Asked, recipe: Recipe, num_train: int) -> bool:
+    few = asked.epochs * num_train / recipe.batch_size < ENOUGH_STEPS - 1
+    return _length_is_open(asked) and few and recipe.steps == ENOUGH_STEPS
+
+
+def _say_of_length(asked: Asked, recipe: Recipe, dataset: Dataset) -> None:
+    """Add to the data's notices where fine-tuning has few steps, or more than its epochs."""
+    if not asked.init_from or asked.mode != "train" or asked.record is not None:
+        return
+    few = f"{len(dataset.train):,} images in batches of {recipe.batch_size}"
+    if (
+        _length_is_open(asked)
+        and recipe.steps > asked.epochs * len(dataset.train) / recipe.batch_size
+    ):
+        dataset.notices.append(
+            f"{asked.epochs:g} epochs of {few} would be few steps, so this run takes "
+            f"{recipe.steps}: --steps or --epochs set another length"
+        )
+    elif recipe.steps < FEW_STEPS:
+        dataset.notices.append(
+            f"{recipe.steps} steps are few for fine-tuning ({few}): more --epochs or --steps, or a "
+            "smaller --batch_size, if the result is poor"
+        )
 
 
 def first_or_given_state(plan: Plan) -> TrainState:
@@ -240,6 +281,12 @@ def first_or_given_state(plan: Plan) -> TrainState:
     else:
         arrays = init.draw(recipe.model, recipe.seed)
     return first_state(recipe.model, arrays, recipe.precision, recipe)
+
+
+def start_state(plan: Plan) -> TrainState:
+    """The state that a start of the run begins from: of a resumed one its newest checkpoint."""
+    found = checkpoint.newest(plan.run_dir, plan.record(content=False)) if plan.resume else None
+    return first_or_given_state(plan) if found is None else checkpoint.load(found)[0]
 
 
 def state_to_evaluate(plan: Plan) -> TrainState:
@@ -356,6 +403,8 @@ def _machine(asked: Asked, run_dir: Path, recipe: Recipe, num_train: int) -> Mac
     values: dict[str, Any] = asked.values_of(Machine) | {"run_dir": str(run_dir)}
     if asked.eval_every is None:
         values["eval_every"] = max(1, round(num_train / recipe.batch_size))
+        if _is_lengthened(asked, recipe, num_train):  # each epoch would be each step
+            values["eval_every"] = max(values["eval_every"], recipe.steps // 10)
     if asked.checkpoint_every is None:
         values["checkpoint_every"] = values["eval_every"]
     return Machine(**values)
@@ -441,7 +490,7 @@ def _check_model(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> Non
         )
 
 
-def _free_run_dir(preset: str | None, framework: str) -> Path:
+def free_run_dir(preset: str | None, framework: str) -> Path:
     """runs/<preset>-<framework>, numbered where that is taken."""
     base = Path("runs") / f"{preset or 'run'}-{framework}"
     numbered = (base.with_name(f"{base.name}-{i}") for i in itertools.count(2))

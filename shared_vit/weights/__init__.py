@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.adapt import adapt
+from shared_vit.weights.adapt import adapt as adapted
 from shared_vit.weights.formats import NAMES
 from shared_vit.weights.lazy import Arrays, in_memory
 from shared_vit.weights.overrides import with_input
@@ -37,7 +37,7 @@ def read(
     source = open_weights(path, format, num_heads, num_classes, image_size)
     for notice in source.told(with_input(source.cfg, **input)):
         warnings.warn(notice, stacklevel=3)
-    cfg, arrays = adapt(source.cfg, source.arrays, image_size, num_classes)
+    cfg, arrays = adapted(source.cfg, source.arrays, image_size, num_classes)
     return with_input(cfg, **input), in_memory(arrays)
 
 

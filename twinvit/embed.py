@@ -1,0 +1,178 @@
+"""`twinvit embed` and `twinvit.embedder`: features of pictures, what a model's head is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from shared_vit.data.sources.listing import as_text
+from shared_vit.errors import UserError
+from shared_vit.files import whole_file
+from shared_vit.spec import canonical
+from shared_vit.spec.precision import Precision
+from shared_vit.weights.lazy import LazyArray
+from shared_vit.weights.overrides import Exif, Interpolation
+from shared_vit.weights.read import Source, open_weights
+from twinvit.picture_files import batches_of, check_order, files_of, set_up_jax
+from twinvit.predictor import Device, Framework, Picture, Predictor, check_sizes, preprocess
+
+
+class Embedder:
+    """A model whose output is its features: the pooled tokens after the last norm.
+
+    A head, and a pre-logits layer before it, are left out; weights without a head are as good. cfg:
+    how pictures are prepared; width: numbers of a picture; notices: what was guessed or taken for
+    granted about the weights.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        framework: Framework = "torch",
+        precision: Precision = "fp32",
+        device: Device = "auto",
+        **changes: Any,
+    ):
+        """changes: arguments of `shared_vit.weights.overrides.with_input`."""
+        self._model = Predictor(_without_head(source), framework, precision, device, **changes)
+        self.cfg, self.width = self._model.cfg, self._model.cfg.width
+        self.notices = list(source.told(self.cfg))
+
+    def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
+        """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
+        picture without a list, [width]. Raises UserError for what cannot be decoded."""
+        check_sizes(1, batch_size)
+        one = isinstance(images, str | os.PathLike | np.ndarray) or hasattr(images, "mode")
+        pictures: list[Any] = [images] if one else list(images)  # type: ignore[arg-type]
+        parts = [
+            self.features(preprocess(pictures[i : i + batch_size], self.cfg))
+            for i in range(0, len(pictures), batch_size)
+        ]
+        found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+        return found[0] if one else found
+
+    def features(self, inputs: np.ndarray) -> np.ndarray:
+        """Features, float32 [B, width], of preprocessed images, uint8 [B, S, S, 3]."""
+        return self._model.logits(inputs).astype(np.float32)
+
+
+def embedder(
+    path: str | os.PathLike,
+    framework: Framework = "torch",
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    num_heads: int | None = None,
+    **changes: Any,
+) -> Embedder:
+    """An `Embedder` of a run, a checkpoint, or weights of any format, with a head or without.
+
+    `num_heads` is for files that do not say; `mean`, `std`, `interpolation`, `eval_resize` and
+    `exif` go before what the weights say or leave open. Raises UserError.
+    """
+    source = open_weights(path, num_heads=num_heads)
+    return Embedder(source, framework, precision, device, **changes)
+
+
+def embed(
+    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
+    images: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER ...")
+    ],
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])],
+    overwrite: bool = False,
+    framework: Framework = "torch",
+    batch_size: int = 32,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    num_heads: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Interpolation | None = None,
+    eval_resize: float | None = None,
+    exif: Exif | None = None,
+) -> int:
+    """Write the features of pictures, what the model's head is given, to an .npz file.
+
+    It holds `images`, their paths, and `features`, float32 [images, width], in the same order. The
+    exit status is 1 where a picture could not be decoded, which is left out.
+
+    Args:
+        weights: a run (its newest checkpoint), a checkpoint, or weights of any known format.
+        images: image files, and folders whose images are taken in sorted order.
+        out: file to write.
+        overwrite: replace the file where it exists.
+        framework: the twin that computes them.
+        batch_size: pictures computed at once.
+        device: auto takes a GPU where there is one.
+        precision: of the computation.
+        num_heads: attention heads, for files that do not say.
+        mean: of red, green and blue in [0, 1], R,G,B or one number; by default that of the weights.
+        std: by which the pixels are divided, in the same way.
+        interpolation: filter of the resize.
+        eval_resize: shorter side over the centre crop; 0 squashes to a square.
+        exif: ignore the orientation in EXIF, or turn pictures upright.
+    """
+    check_sizes(1, batch_size)
+    check_order(weights, "embed")
+    target = _free(Path(out), overwrite)
+    paths = files_of(images, "embed")
+    if framework == "jax":
+        set_up_jax(device, precision)
+    changes = dict(
+        mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
+    )
+    model = embedder(weights, framework, precision, device, num_heads, **changes)
+    for notice in model.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    names, rows = _rows(model, paths, batch_size)
+    with whole_file(target) as file:
+        np.savez(file, images=np.array(names, dtype=np.str_), features=rows)
+    print(f"wrote {target}: {len(names):,} images, {model.width} features each")
+    return 1 if len(names) < len(paths) else 0
+
+
+def _rows(model: Embedder, paths: list[str], size: int) -> tuple[list[str], np.ndarray]:
+    """The images that could be decoded, and their features; the others are named on stderr."""
+    names: list[str] = []
+    rows = [np.zeros((0, model.width), np.float32)]
+    with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
+        for part, inputs in batches_of(paths, model.cfg, size):
+            good = [row for row in inputs if not isinstance(row, UserError)]
+            names += [as_text(p) for p, row in zip(part, inputs) if not isinstance(row, UserError)]
+            for row in inputs:
+                if isinstance(row, UserError):
+                    tqdm.write(f"error: {row}", file=sys.stderr)
+            if good:
+                rows.append(model.features(np.stack(good)))
+            bar.update(len(part))
+    return names, np.concatenate(rows)
+
+
+def _free(out: Path, overwrite: bool) -> Path:
+    if out.suffix != ".npz":
+        raise UserError(f"features are written to *.npz, not to {out.name}")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already: choose another name, or say --overwrite")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    return out
+
+
+def _without_head(source: Source) -> Source:
+    """The model with a head that gives back what it is given."""
+    width = source.cfg.width
+    cfg = dataclasses.replace(source.cfg, num_classes=width, pre_logits=0)
+    dtype = source.arrays["patch_embed.proj.weight"].dtype
+    head = {"head.weight": np.eye(width, dtype=dtype), "head.bias": np.zeros(width, dtype)}
+    arrays: dict[str, Any] = {**source.arrays, **head}
+    kept: dict[str, LazyArray] = {name: arrays[name] for name in canonical.shapes(cfg)}
+    names = tuple(map(str, range(width)))
+    return dataclasses.replace(source, cfg=cfg, arrays=kept, class_names=names)

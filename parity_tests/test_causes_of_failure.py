@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from data_helpers import image_folder
 from helpers import random_arrays
 from whole_runs import environment, train_here
 
@@ -234,3 +235,19 @@ def test_jax_under_torchrun_says_one_process(monkeypatch):
         find_place(Asked())
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert find_place(parse(["--preset=digits"], "train")) is None
+
+
+def test_changed_data_at_resume_names_the_files(tmp_path):
+    photos = image_folder(tmp_path / "photos")
+    flags = ("--data=folder", f"--data_dir={photos}", "--model=vit_nano2", "--image_size=8")
+    length = ("--batch_size=8", "--steps=4", "--stop_at=2", "--workers=0", "--warmup_steps=1")
+    assert train_here("torch", tmp_path / "run", *flags, *length) == 0
+    (photos / "train/n01/n01_3.JPEG").unlink()
+    (photos / "val/n02/new.jpg").write_bytes((photos / "val/n02/n02_0.JPEG").read_bytes())
+    with open(photos / "train/n03/n03_1.JPEG", "ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError) as caught:
+        train_here("torch", tmp_path / "run", "--resume", "--stop_at=4")
+    said = str(caught.value)
+    assert "train/n01/n01_3.JPEG is gone; val/n02/new.jpg is new; " in said
+    assert "train/n03/n03_1.JPEG has another size or class" in said

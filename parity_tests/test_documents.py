@@ -96,7 +96,7 @@ def world(tmp_path_factory):
             train_here("torch", Path(name), *RUN, "--steps=2")
         for seed in (1, 2, 3):
             train_here("torch", Path(f"NOISE_{seed}"), *RUN, "--steps=2", f"--nudge={seed}")
-        for name in ("runs/imagenet-jax", "runs/folder-torch"):
+        for name in ("runs/imagenet-jax", "runs/folder-torch", "runs/finetune-jax"):
             train_here("torch", Path(name), *PHOTOS, "--steps=2")
         # What `twinvit report RUN` finds there.
         subprocess.run([sys.executable, "-m", "twinvit", "audit", "RUN"], env=environment())

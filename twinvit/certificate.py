@@ -132,6 +132,7 @@ def _all_runs(tasks: list[Task]) -> tuple[dict[str, Outputs], list[str]]:
     refused = []
     with tempfile.TemporaryDirectory() as folder:
         for i, task in enumerate(tasks):
+            print(f"verify {i + 1} of {len(tasks)}: {_shown(task)}", file=sys.stderr, flush=True)
             try:
                 runs |= _run(task | {"out": str(Path(folder) / f"{i}.npz")})
             except UserError as error:
@@ -140,6 +141,12 @@ def _all_runs(tasks: list[Task]) -> tuple[dict[str, Outputs], list[str]]:
                 last = str(error).strip().splitlines()[-1]
                 refused.append(f"{task['run']}, {', '.join(task['files'])}: {last}")
     return runs, refused
+
+
+def _shown(task: Task) -> str:
+    """Who runs which files, in words."""
+    who = task["run"] if task["run"] not in ("torch", "jax") else f"the {task['run']} twin"
+    return f"{who} on {' and '.join(task['files'])}, {' and '.join(task['precisions'])}"
 
 
 def _weights_row(

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -93,9 +93,11 @@ class RunDir:
         self.record = record
         self.write_record()
 
-    def open_resume(self, record: Record) -> list[str]:
+    def open_resume(
+        self, record: Record, changes: Callable[[Path], str] = lambda folder: ""
+    ) -> list[str]:
         """Continue the run in this folder; returns notices about its length. `write_record` then
-        records what differs.
+        records what differs. `changes` says of the run's folder which files of the data differ.
 
         Raises UserError for the settings of another run.
         """
@@ -110,6 +112,9 @@ class RunDir:
             raise UserError(f"another run was put into {self.path} just now: start again")
         changed = differences(known, record)
         if changed:
+            if any(text.startswith("the data's") for text in changed):
+                files = changes(self.folder)
+                changed += [f"its files: {files}"] if files else []
             raise UserError(
                 f"cannot resume {self.path} with other settings than it has ({some(changed)}): "
                 "only its length and what cannot change the curve may differ"

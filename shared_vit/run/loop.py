@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from shared_vit.data import orientation
 from shared_vit.errors import UserError
 from shared_vit.files import wait_until_there
-from shared_vit.run import checkpoint
+from shared_vit.run import checkpoint, data_files
 from shared_vit.run.best import Best, better, of_state, write_best
 from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import describe_evaluated, evaluate
@@ -69,6 +69,8 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
         state = first_or_given_state(plan)
         if run_dir is not None:
             run_dir.open_new(plan.record())
+            with run_dir.errors():
+                data_files.write_files(run_dir.folder, plan.dataset)
         _announce(plan, speak)
         if run_dir is not None:
             _say_of_data(plan, speak)
@@ -76,7 +78,10 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
             lines = describe_start(plan.weights.source, plan.model, plan.class_names)
             speak("\n".join(lines), flush=True)
         return state, False, None
-    notices = run_dir.open_resume(plan.record()) if run_dir is not None else []
+    notices = []
+    if run_dir is not None:
+        changes = functools.partial(data_files.changes, dataset=plan.dataset)
+        notices = run_dir.open_resume(plan.record(), changes)
     found = checkpoint.newest(plan.run_dir, plan.record(content=False))
     if found is not None and found.step > plan.total_steps:
         raise UserError(

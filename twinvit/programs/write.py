@@ -23,6 +23,7 @@ from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.read import Source, open_weights
 from twinvit.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
+from twinvit.programs.preparation import code_of
 from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Target, Twin, target_of
 
 FORMAT, VERSION = "twinvit_program", 1
@@ -138,6 +139,7 @@ def _card(
                 "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
                 "interpolation": f"{cfg.interpolation}, with antialias",
                 "centre_crop": cfg.image_size,
+                "code": code_of(cfg, target.name),
             },
             "in_the_program": {"mean": cfg.mean, "std": cfg.std, "of": "RGB in [0, 1]"},
         },

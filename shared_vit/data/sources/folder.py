@@ -4,7 +4,7 @@ with one of the two, or as `<class>/**/<image>`: then a part is held out to vali
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared_vit.data.dataset import Dataset, fingerprint
@@ -25,6 +25,12 @@ class FolderSplit:
 
     def __init__(self, root: Path, listing: Listing):
         self._root, self._files, self._labels = os.fsencode(root), listing.files, listing.labels
+        self._sizes = listing.sizes
+
+    def files(self) -> Iterator[tuple[str, int, int]]:
+        """Path below the root as printable text, class, and size in bytes, of each file."""
+        for index, (label, size) in enumerate(zip(self._labels.tolist(), self._sizes.tolist())):
+            yield printable(os.fsdecode(self._files[index])), label, size
 
     def __len__(self) -> int:
         return len(self._labels)

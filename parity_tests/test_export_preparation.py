@@ -67,3 +67,18 @@ def test_a_program_takes_what_its_card_s_code_makes(tmp_path, target, suffix):
     predictor = twinvit.load(tmp_path / "w.safetensors", target)
     expected = predictor.probabilities(twinvit.preprocess(str(tmp_path / "a.jpg"), predictor.cfg))
     assert np.allclose(found, expected, atol=1e-5) and np.ptp(expected) > 0.01
+
+
+def test_what_the_weights_leave_open_can_be_set_and_is_said(tmp_path, capsys):
+    import safetensors.numpy
+
+    weights.write_weights(tmp_path / "w.safetensors", CFG, random_arrays(CFG), format="timm")
+    arrays = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    safetensors.numpy.save_file(arrays, tmp_path / "bare.safetensors")
+    flags = dict(num_heads=4, verify=False, mean="0.1,0.2,0.3", eval_resize=0)
+    card = twinvit.export(tmp_path / "bare.safetensors", tmp_path / "a.pt2", to="torch", **flags)
+    said = capsys.readouterr().err
+    assert "does not say, taken as usual" in said and "mean 0.1 0.2 0.3" in said
+    assert card["model_config"]["mean"] == [0.1, 0.2, 0.3]
+    assert card["preprocessing"]["before_the_program"]["shorter_side"] is None
+    assert "exif_transpose" in card["preprocessing"]["before_the_program"]["code"][1]

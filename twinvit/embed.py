@@ -44,7 +44,7 @@ class Embedder:
         """changes: arguments of `shared_vit.weights.overrides.with_input`."""
         self._model = Predictor(_without_head(source), framework, precision, device, **changes)
         self.cfg, self.width = self._model.cfg, self._model.cfg.width
-        self.notices = list(source.told(self.cfg))
+        self.notices = self._model.notices
 
     def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
         """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one

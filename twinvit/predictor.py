@@ -24,7 +24,7 @@ from shared_vit.spec.precision import Precision
 from shared_vit.weights import Source, open_weights
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.lazy import LazyArray, in_memory
-from shared_vit.weights.overrides import Colours, Exif, Interpolation, with_input
+from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_pictures
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,13 +59,10 @@ class Predictor:
         _check("device", device, ("auto", "cpu", "gpu"))
         if not source.cfg.num_classes:
             raise UserError(f"{source.path} has no head, so that it names no classes: {TRAIN_ONE}")
-        self.cfg, self.framework = with_input(source.cfg, **changes), framework
+        source, told = for_pictures(source, **changes)
+        self.cfg, self.framework = source.cfg, framework
         self.class_names, more = names_of(source)
-        if source.elsewhere and changes.get("exif") is None:
-            self.cfg = dataclasses.replace(self.cfg, exif="turn")
-            upright = "pictures are turned upright by their EXIF orientation"
-            source = dataclasses.replace(source, assumed=[*source.assumed, upright])
-        self.notices = [*source.told(self.cfg), *more]
+        self.notices = [*told, *more]
         # Imported here, so that the other framework need not even be installed.
         twin = importlib.import_module(f"{framework}_vit.classifier")
         self._logits = twin.Classifier(self.cfg, in_memory(source.arrays), precision, device)

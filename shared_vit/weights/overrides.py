@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.input import colours
+from shared_vit.weights.read import Source
 
 Interpolation = Literal["bilinear", "bicubic"]
 Exif = Literal["ignore", "turn"]
@@ -36,3 +37,17 @@ def with_input(
 
 def _numbers(value: Colours | None) -> tuple[float, ...] | None:
     return colours(value) if isinstance(value, str) else None if value is None else tuple(value)
+
+
+def for_pictures(source: Source, **changes: Any) -> tuple[Source, list[str]]:
+    """Weights with the input of `with_input`, to be shown pictures, and what is to be said.
+
+    Files of other programs do not say what becomes of EXIF orientation: pictures are turned upright
+    for them, unless `exif` says otherwise.
+    """
+    cfg, assumed = with_input(source.cfg, **changes), list(source.assumed)
+    if source.elsewhere and changes.get("exif") is None:
+        cfg = dataclasses.replace(cfg, exif="turn")
+        assumed.append("pictures are turned upright by their EXIF orientation")
+    source = dataclasses.replace(source, cfg=cfg, assumed=assumed)
+    return source, source.told(cfg)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shared_vit.weights.overrides import Exif, Interpolation
 from twinvit.programs.check import NotKept
 from twinvit.programs.target import BATCH, Platform, Precision, To
 from twinvit.programs.write import export as write
@@ -23,6 +24,11 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     num_heads: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    interpolation: Interpolation | None = None,
+    eval_resize: float | None = None,
+    exif: Exif | None = None,
 ) -> int:
     """Write uint8 images [B, S, S, 3] -> probabilities [B, classes] as one file.
 
@@ -39,6 +45,11 @@ def export(
         overwrite: Replace OUT where it exists.
         verify: Load the program and compare it with the twin before it is kept.
         num_heads: Attention heads, for weight files that do not say.
+        mean: Of red, green and blue in [0, 1], R,G,B or one number, in place of what weights say.
+        std: By which the pixels are divided, in the same way.
+        interpolation: Filter of the resize, in the card.
+        eval_resize: Shorter side over the centre crop, in the card; 0 squashes to a square.
+        exif: Ignore the orientation in EXIF, or turn pictures upright, in the card.
     """
     try:
         card = write(
@@ -51,6 +62,11 @@ def export(
             overwrite=overwrite,
             verify=verify,
             num_heads=num_heads,
+            mean=mean,
+            std=std,
+            interpolation=interpolation,
+            eval_resize=eval_resize,
+            exif=exif,
         )
     except NotKept as error:
         print(f"{error.verdict}: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
+from shared_vit.weights.overrides import for_pictures
 from shared_vit.weights.read import Source, open_weights
 from twinvit.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
@@ -40,6 +41,7 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     num_heads: int | None = None,
+    **input: Any,
 ) -> dict[str, Any]:
     """Write a program of the weights at `path` to `out`; the content of its card, `<out>.json`.
 
@@ -47,6 +49,8 @@ def export(
     them of any image, and gives probabilities float32 [B, classes]. `to` is torch (`.pt2`), jax
     (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free, or
     `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
+    `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
+    open.
 
     Raises UserError for what cannot be exported, a missing package, an `out` that exists without
     `overwrite`; check.NotKept, a UserError with a `verdict`, for a program whose numbers are not
@@ -68,7 +72,8 @@ def export(
     item = np.dtype(PRECISIONS[precision].param).itemsize
     weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
     target.check_size(weights)
-    for notice in source.notices:
+    source, told = for_pictures(source, **input)
+    for notice in told:
         print(f"notice: {notice}", file=sys.stderr)
     code = target.code()
     twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)

@@ -70,7 +70,65 @@ def without_first_correction(lr):
     return optax.GradientTransformation(init, update)
 
 
+def rmsprop(**settings):
+    return lambda params: torch.optim.RMSprop(params, **{"lr": 1e-2, "eps": 1e-2} | settings)
+
+
+def adagrad(**settings):
+    return lambda params: torch.optim.Adagrad(params, **{"lr": 1e-2, "eps": 1e-6} | settings)
+
+
+class Lion(torch.optim.Optimizer):
+    """As Chen et al. 2023, algorithm 2, have it."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            (b1, b2), lr = group["betas"], group["lr"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.mul_(1 - lr * group["weight_decay"])
+                p.sub_(lr * torch.sign(b1 * m + (1 - b1) * p.grad))
+                m.mul_(b2).add_((1 - b2) * p.grad)
+
+
+class Accumulated(torch.optim.SGD):
+    """A step for every four gradients, which are added up over `divisor`."""
+
+    def __init__(self, params, divisor=4.0):
+        super().__init__(params, lr=0.1, momentum=0.9)
+        self.divisor, self.count, self.sums = divisor, 0, {}
+
+    def step(self, closure=None):
+        self.count += 1
+        every = [p for group in self.param_groups for p in group["params"]]
+        for p in every:
+            self.sums[p] = self.sums.get(p, 0) + p.grad / self.divisor
+        if self.count % 4 == 0:
+            for p in every:
+                p.grad = self.sums.pop(p)
+            super().step()
+
+
+def multi_steps(k=4):
+    return optax.MultiSteps(optax.sgd(0.1, momentum=0.9), k)
+
+
+def late_warmup(params):
+    optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.1)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1, (t + 1) / 8))
+
+
 SAME = {
+    "rmsprop": (rmsprop(), optax.rmsprop(1e-2, decay=0.99, eps=1e-2, eps_in_sqrt=False)),
+    "rmsprop, centered, momentum": (
+        rmsprop(centered=True, momentum=0.9),
+        optax.rmsprop(1e-2, decay=0.99, eps=1e-2, eps_in_sqrt=False, centered=True, momentum=0.9),
+    ),
+    "lion": (Lion, optax.lion(1e-3, weight_decay=0.1)),
     "adam": (adam(), optax.adam(1e-3)),
     "adamw": (adamw(), optax.adamw(1e-3, weight_decay=0.1)),
     "adamw, masked": (adamw_no_bias_decay, optax.adamw(1e-3, weight_decay=0.1, mask=matrices)),
@@ -94,6 +152,38 @@ def test_equal_optimizers_are_the_same(name):
 
 
 DIFFERENT = {
+    "rmsprop's eps": ("eps_place", rmsprop(), optax.rmsprop(1e-2, decay=0.99, eps=1e-2)),
+    "rmsprop's decay": (
+        "betas",
+        rmsprop(),
+        optax.rmsprop(1e-2, decay=0.9, eps=1e-2, eps_in_sqrt=False),
+    ),
+    "rmsprop's first squares": (
+        "initial_accumulator",
+        rmsprop(),
+        optax.rmsprop(1e-2, decay=0.99, eps=1e-2, eps_in_sqrt=False, initial_scale=1.0),
+    ),
+    "rmsprop's center": (
+        "centered",
+        rmsprop(centered=True),
+        optax.rmsprop(1e-2, decay=0.99, eps=1e-2, eps_in_sqrt=False),
+    ),
+    "adagrad's first squares": (
+        "initial_accumulator",
+        lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=0.0, initial_accumulator_value=0.5),
+        optax.adagrad(1e-2, initial_accumulator_value=0.1, eps=0.0),
+    ),
+    "lion's betas": ("betas", Lion, optax.lion(1e-3, b2=0.999, weight_decay=0.1)),
+    "lion's decay": ("decay_value", Lion, optax.lion(1e-3, weight_decay=0.01)),
+    "sum for mean": ("accumulation", lambda p: Accumulated(p, 1.0), multi_steps()),
+    "no accumulation": ("accumulation", Accumulated, optax.sgd(0.1, momentum=0.9)),
+    "other accumulation": ("accumulation", Accumulated, multi_steps(2)),
+    "accumulation in the port": ("accumulation", sgd(), multi_steps()),
+    "warm-up in float32, one behind": (
+        "schedule_offset",
+        late_warmup,
+        optax.adamw(optax.linear_schedule(0.0, 1e-3, 8), weight_decay=0.1),
+    ),
     "eps in the root": ("eps_place", adam(), optax.adam(1e-3, eps=0.0, eps_root=1e-8)),
     "eps_root": ("eps_place", adam(), optax.adam(1e-3, eps_root=1e-10)),
     "eps": ("eps_value", adam(), optax.adam(1e-3, eps=1e-6)),
@@ -235,6 +325,18 @@ def test_a_schedule_in_float32_is_a_matter_of_precision():
 
     report = explain_optimizer(factory, optax.adamw(rate, weight_decay=0.1))
     assert [f.kind for f in report.findings] == ["precision"], report
+    assert report.same and "narrower type" in report.reasons[0]
+
+
+def test_gradients_held_in_float32_are_a_matter_of_precision():
+    report = explain_optimizer(Accumulated, multi_steps())
+    assert [f.kind for f in report.findings] == ["precision"], report
+    assert report.same and 0 < report.distance < 1e-6
+
+
+def test_a_rate_further_off_than_float32_is_different():
+    report = explain_optimizer(sgd(), optax.sgd(0.1 * (1 + 3e-6), momentum=0.9))
+    assert report.verdict == "different" and [f.cause for f in report.findings] == ["learning_rate"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ CAUSES = {
     "clip_kind": "clip by element, or by each tensor's RMS",
     "schedule_offset": "the schedule is a step ahead or behind",
     "learning_rate": "another learning rate, or another sequence of them",
+    "centered": "RMSprop is centered on one side only",
+    "initial_accumulator": "the mean or sum of squares begins at another number",
+    "accumulation": "the sum for the mean of several steps' gradients, or of other steps",
 }
 
 
@@ -38,7 +41,9 @@ class Number:
     kind: str = "log"  # "log": positive; "logit": between 0 and 1
 
     def inside(self, value: float) -> float:
-        return float(np.log(value) if self.kind == "log" else np.log(value / (1 - value)))
+        if self.kind == "log":
+            return float(np.log(max(value, 1e-30)))  # a setting may be zero
+        return float(np.log(value / (1 - value)))
 
     def outside(self, x: float) -> float:
         if self.kind == "log":
@@ -86,14 +91,143 @@ def _edit(
     return Edit(cause, setting, text, _set(**values), numbers, touched, late, mask)
 
 
-def edits_of(s: Settings) -> Iterator[Edit]:
-    if s.kind == "adam":
-        yield from _adam_edits(s)
-    else:
-        yield from _sgd_edits(s)
+def edits_of(s: Settings, every: int = 1) -> Iterator[Edit]:
+    """What may differ from a reference. every: of how many steps the port moves at one."""
+    yield from _KINDS[s.kind](s)
     yield from _decay_edits(s)
     yield from _clip_edits(s)
     yield from _rate_edits(s)
+    yield from _gather_edits(s, every)
+
+
+def _eps_edits(s: Settings, starts: tuple[float, ...]) -> Iterator[Edit]:
+    """Epsilon of what divides by the root of a mean or sum of squares."""
+    yield _edit(
+        "eps_place",
+        "eps",
+        f"the port adds eps {s.eps:g} inside the square root, the reference outside",
+        eps=0.0,
+        eps_root=s.eps,
+    )
+    yield _edit(
+        "eps_place",
+        "eps",
+        lambda a, b: (
+            f"the port adds eps {b.eps_root:g} inside the square root, the reference "
+            f"{a.eps:g} outside"
+        ),
+        numbers=(Number("eps_root", starts),),
+        eps=0.0,
+        eps_root=s.eps,
+    )
+    yield _edit(
+        "eps_value",
+        "eps",
+        lambda a, b: f"the port's eps is {b.eps:g}, the reference's {a.eps:g}",
+        numbers=(Number("eps", starts),),
+    )
+
+
+_EPS = (1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2)
+
+
+def _rmsprop_edits(s: Settings) -> Iterator[Edit]:
+    yield from _eps_edits(s, _EPS)
+    yield _edit(
+        "betas",
+        "alpha",
+        lambda a, b: f"the port's decay of squares is {b.b2:g}, the reference's alpha {a.b2:g}",
+        numbers=(Number("b2", (0.9, 0.95, 0.98, 0.99, 0.999), "logit"),),
+    )
+    on = "the reference" if s.centered else "the port"
+    yield _edit("centered", "centered", f"only {on} is centered", centered=not s.centered)
+    yield _edit(
+        "bias_correction", "bias correction", "the port corrects the bias of the squares' mean",
+        correct_second=True,
+    )  # fmt: skip
+    yield from _initial_edits(s)
+    momentum = Number("momentum", (0.5, 0.9, 0.95, 0.99), "logit")
+    yield _edit(
+        "momentum",
+        "momentum",
+        lambda a, b: f"the port's momentum is {b.momentum:g}, the reference's {a.momentum:g}",
+        numbers=(momentum,),
+        momentum=s.momentum or 0.9,
+    )
+    if s.momentum:
+        yield _edit(
+            "momentum",
+            "momentum",
+            f"the port has no momentum, the reference {s.momentum:g}",
+            momentum=0.0,
+        )
+        yield _edit("nesterov", "nesterov", "only the port uses Nesterov's momentum", nesterov=True)
+
+
+def _initial_edits(s: Settings) -> Iterator[Edit]:
+    yield _edit(
+        "initial_accumulator",
+        "initial_accumulator_value",
+        lambda a, b: f"the port's squares begin at {b.initial:g}, the reference's at {a.initial:g}",
+        numbers=(Number("initial", (1e-3, 0.01, 0.1, 1.0, 10.0)),),
+        initial=s.initial or 0.1,
+    )
+    if s.initial:
+        yield _edit(
+            "initial_accumulator",
+            "initial_accumulator_value",
+            f"the port's squares begin at 0, the reference's at {s.initial:g}",
+            initial=0.0,
+        )
+
+
+def _adagrad_edits(s: Settings) -> Iterator[Edit]:
+    yield from _eps_edits(s, _EPS)
+    yield from _initial_edits(s)
+    if s.rate_decay:
+        yield _edit(
+            "learning_rate", "lr_decay", "the port does not decay the learning rate", rate_decay=0.0
+        )
+
+
+def _lion_edits(s: Settings) -> Iterator[Edit]:
+    for setting, name in (("b1", "beta1"), ("b2", "beta2")):
+        yield _edit(
+            "betas",
+            name,
+            lambda a, b, x=setting, n=name: (  # type: ignore[misc]
+                f"the port's {n} is {getattr(b, x):g}, the reference's {getattr(a, x):g}"
+            ),
+            numbers=(Number(setting, (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999), "logit"),),
+        )
+
+
+def _gather_edits(s: Settings, every: int) -> Iterator[Edit]:
+    """Gradients of several steps that make one update."""
+    ways = {
+        "mean": f"takes the mean of every {every} gradients",
+        "sum": f"takes the sum of every {every} gradients",
+        "mean32": f"takes the mean of every {every} gradients, which it holds in float32",
+    }
+    if s.every == 1:
+        mine = "the reference updates at every step"
+    else:
+        mine = f"the reference takes the {s.gather.removesuffix('32')} of every {s.every}"
+    if every == 1 and s.every > 1:
+        yield _edit("accumulation", "steps", f"the port updates at every step; {mine}", every=1)
+    for gather, does in ways.items():
+        if every == 1 or (every, gather) == (s.every, s.gather):
+            continue
+        held = every == s.every and {gather, s.gather} == {"mean", "mean32"}
+        yield _edit(
+            "" if held else "accumulation",
+            "steps",
+            "one side holds the sum of gradients in float32"
+            if held
+            else f"the port {does}; {mine}",
+            every=every,
+            gather=gather,
+        )
 
 
 def _adam_edits(s: Settings) -> Iterator[Edit]:
@@ -321,26 +455,22 @@ def _clip_edits(s: Settings) -> Iterator[Edit]:
     )
 
 
+def shifted(rates: np.ndarray) -> dict[str, np.ndarray]:
+    """Schedules that are a step off, in words: (steps + 1, tensors) rates."""
+    behind = "the port's schedule is one step behind: its first step has "
+    return {
+        "the port's schedule is one step ahead of the reference's": np.concatenate(
+            [rates[1:], rates[-1:]]
+        ),
+        f"{behind}the reference's first rate": np.concatenate([rates[:1], rates[:-1]]),
+        f"{behind}a rate of 0": np.concatenate([0 * rates[:1], rates[:-1]]),
+    }
+
+
 def _rate_edits(s: Settings) -> Iterator[Edit]:
     if np.ptp(s.rates, axis=0).any():
-        yield _edit(
-            "schedule_offset",
-            "lr",
-            "the port's schedule is one step ahead of the reference's",
-            rates=np.concatenate([s.rates[1:], s.rates[-1:]]),
-        )
-        yield _edit(
-            "schedule_offset",
-            "lr",
-            "the port's schedule is one step behind: its first step has the reference's first rate",
-            rates=np.concatenate([s.rates[:1], s.rates[:-1]]),
-        )
-        yield _edit(
-            "schedule_offset",
-            "lr",
-            "the port's schedule is one step behind: its first step has a rate of 0",
-            rates=np.concatenate([0 * s.rates[:1], s.rates[:-1]]),
-        )
+        for text, rates in shifted(s.rates).items():
+            yield _edit("schedule_offset", "lr", text, rates=rates)
     yield _edit(
         "learning_rate",
         "lr",
@@ -359,3 +489,9 @@ def _rates_text(a: Settings, b: Settings) -> str:
     shown = ", ".join(f"{x:.4g}" for x in theirs[:8])
     usual = ", ".join(f"{x:.4g}" for x in mine[:8])
     return f"the port's learning rates are {shown}, ...; the reference's {usual}, ..."
+
+
+_KINDS: dict[str, Callable[[Settings], Iterator[Edit]]] = {
+    "adam": _adam_edits, "sgd": _sgd_edits, "rmsprop": _rmsprop_edits, "adagrad": _adagrad_edits,
+    "lion": _lion_edits,
+}  # fmt: skip

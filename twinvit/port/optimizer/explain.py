@@ -45,6 +45,7 @@ JAX_NAMES = {
     "head.weight": "head/kernel",
 }
 NUDGED_RUNS = 3
+NARROW = search.NARROW
 
 
 def explain_optimizer(
@@ -74,8 +75,9 @@ def explain_optimizer(
     Returns:
         A report with what="optimizer"; its operations are the steps. It is "same" where every
         tensor's way is the same to rounding and something moved, also with gradients of other
-        sizes; "undecided" where rounding decides, nothing moved, a number is not finite, the
-        reference's clip acted always or never, or names that were not given decide.
+        sizes, or differs by no more than a schedule or an accumulator in float32 does;
+        "undecided" where rounding decides, nothing moved, a number is not finite, the reference's
+        clip acted always or never, or names that were not given decide.
 
     Raises:
         PortError: a side could not be run.
@@ -194,6 +196,16 @@ def _explained(
         if i != at and references[i].settings is not None:
             findings += _left_at(references[i], courses[i], found, scale)
     explained = all(f.kind != "unknown" for f in findings)
+    if all(f.kind == "precision" for f in findings) and report.distance <= NARROW:
+        return replace(
+            report,
+            verdict="same",
+            explained=True,
+            remaining=found.distance,
+            findings=findings,
+            notes=notes,
+            reasons=["the same formulas: what differs is computed in a narrower type on one side"],
+        )
     return replace(
         report,
         explained=explained,

@@ -1,14 +1,17 @@
-"""Adam, AdamW and SGD as PyTorch computes them, in NumPy, with every setting free.
+"""Optimizers as PyTorch computes them, in NumPy, with every setting free.
 
-Kingma and Ba 2015 (Adam), Loshchilov and Hutter 2019 (AdamW), Sutskever et al. 2013 (momentum); the
-formulas follow `torch.optim` and, where a setting says so, Optax.
+The formulas of one update are in `rules`; weight decay is Loshchilov and Hutter's, 2019, or
+added to the gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
+from twinvit.port.optimizer.rules import DIRECTIONS, State, clipped
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def nudges(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 class Settings:
     """Everything an update depends on but parameters and gradients."""
 
-    kind: str  # "adam", "sgd"
+    kind: str  # of rules.DIRECTIONS
     rates: np.ndarray  # (steps + 1, tensors) learning rates
     decay: float = 0.0
     decayed: np.ndarray = field(default_factory=lambda: np.ones(1, bool))  # (tensors,)
@@ -61,6 +64,9 @@ class Settings:
     correct_first: bool = True
     correct_second: bool = True
     amsgrad: bool = False
+    initial: float = 0.0  # of the squares' sum or mean
+    centered: bool = False  # RMSprop divides by the deviation
+    rate_decay: float = 0.0  # Adagrad's
     momentum: float = 0.0
     dampening: float = 0.0
     dampen_first: bool = False  # PyTorch does not dampen the first gradient
@@ -69,6 +75,8 @@ class Settings:
     clip_eps: float = 1e-6
     clip_kind: str = "norm"  # "value": each element; "rms": each tensor's RMS
     decay_first: bool = False  # coupled decay is added before the clip
+    every: int = 1  # gradients of so many steps make one update
+    gather: str = "mean"  # or "sum"; "mean32": a running mean that is held in float32
     solve: str = ""  # "rates": a scale for each step's rates, from the port's trajectory
     rate_scale: float = 1.0
     scales: np.ndarray | None = None  # what `solve` found, (steps,)
@@ -81,7 +89,7 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
     each step starts from `port`'s parameters; the solved scales are left in `s.scales`.
     """
     p = problem.start.copy()
-    m, v, top = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    state: State = {name: np.zeros_like(p) for name in ("m", "v", "top")}
     owner = problem.owner
     decay = np.where(s.decayed, s.decay, 0.0)[owner]
     trajectory = [p]
@@ -90,22 +98,20 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
     base = s.rates[np.argmax(s.rates.max(axis=1))]
     base = base / (base.max() or 1.0)
     with np.errstate(all="ignore"):
-        for t, gradient in enumerate(problem.gradients, 1):
+        for t, g in enumerate(_gathered(s, problem.gradients), 1):
             if s.solve and port is not None:
                 p = port[t - 1]
-            g = gradient
+            if g is None:  # nothing is updated yet
+                trajectory.append(p)
+                scales.append(np.nan)
+                continue
             if s.coupling == "coupled" and s.decay_first:
-                g = _clip(s, g + decay * p, owner)
+                g = clipped(s, g + decay * p, owner)
             else:
-                g = _clip(s, g, owner)
+                g = clipped(s, g, owner)
                 if s.coupling == "coupled":
                     g = g + decay * p
-            if s.kind == "sgd":
-                u, m = _momentum(s, g, m, t)
-            else:
-                m = s.b1 * m + (1 - s.b1) * g
-                v = s.b2 * v + (1 - s.b2) * g * g
-                u, top = _adam(s, g, m, v, top, t)
+            u = DIRECTIONS[s.kind](s, g, state, t // s.every)
             if s.coupling == "decoupled":
                 u = u + decay * p
             constant = decay * p if s.coupling == "constant" else 0.0
@@ -122,38 +128,29 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
     return np.array(trajectory)
 
 
-def _clip(s: Settings, g: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    if s.clip is None:
-        return g
-    if s.clip_kind == "value":
-        return np.clip(g, -s.clip, s.clip)
-    if s.clip_kind == "rms":
-        count = np.maximum(1, np.bincount(owner))  # a tensor may be empty
-        rms = np.sqrt(np.bincount(owner, weights=g * g) / count)[owner]
-        return g / np.maximum(1.0, rms / s.clip)
-    return g * min(1.0, s.clip / (np.linalg.norm(g) + s.clip_eps))
+def _gathered(s: Settings, gradients: np.ndarray) -> Iterator[np.ndarray | None]:
+    """Of each step the gradient of its update; None where it is only added to the others."""
+    if s.every == 1:
+        yield from gradients
+        return
+    total = np.zeros_like(gradients[0])
+    for t, g in enumerate(gradients):
+        k = t % s.every
+        total = np.zeros_like(g) if k == 0 else total
+        total = total + ((g - total) / (k + 1) if s.gather == "mean32" else g)
+        if k + 1 == s.every:
+            yield total / s.every if s.gather == "mean" else total
+        else:
+            if s.gather == "mean32":
+                total = total.astype(np.float32).astype(np.float64)
+            yield None
 
 
-def _momentum(s: Settings, g: np.ndarray, m: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
-    if not s.momentum:
-        return g, m
-    first = t == 1 and not s.dampen_first
-    m = g if first else s.momentum * m + (1 - s.dampening) * g
-    return (g + s.momentum * m if s.nesterov else m), m
-
-
-def _adam(
-    s: Settings, g: np.ndarray, m: np.ndarray, v: np.ndarray, top: np.ndarray, t: int
-) -> tuple[np.ndarray, np.ndarray]:
-    first = 1 - s.b1**t if s.correct_first else 1.0
-    second = 1 - s.b2**t if s.correct_second else 1.0
-    if s.nesterov:  # Dozat 2016 as Optax has it
-        following = 1 - s.b1 ** (t + 1) if s.correct_first else 1.0
-        numerator = s.b1 * m / following + (1 - s.b1) * g / first
-    else:
-        numerator = m / first
-    if s.amsgrad:
-        v = top = np.maximum(top, v)
-    if s.eps_hat:
-        return numerator * np.sqrt(second) / (np.sqrt(v + s.eps_root) + s.eps), top
-    return numerator / (np.sqrt(v / second + s.eps_root) + s.eps), top
+def period(trajectory: np.ndarray) -> int:
+    """Of how many steps one moves anything, the last of them; 1 where that is no rule."""
+    moved = np.flatnonzero((np.diff(trajectory, axis=0) != 0).any(axis=1))
+    if not moved.size:
+        return 1
+    every = int(moved[0]) + 1
+    wanted = np.arange(every - 1, len(trajectory) - 1, every)
+    return every if np.array_equal(moved, wanted) else 1

@@ -15,8 +15,8 @@ import optax
 import torch
 
 from twinvit.port.errors import PortError
-from twinvit.port.optimizer import search
 from twinvit.port.optimizer.model import Problem, Settings, nudges
+from twinvit.port.optimizer.settings import NotModelledError, settings_of
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 
@@ -131,71 +131,13 @@ def run_torch(
     result = Reference(np.array(trajectory), None, name)
     if clip is not None:
         result.acted = (np.array(clipped) != problem.gradients).any(axis=1)
-    if name not in ("Adam", "AdamW", "SGD"):
-        result.note = f"{name} is not modelled (Adam, AdamW and SGD are)"
-        return result
     try:
-        result.settings = _settings(name, first, np.array(rates), problem, np.array(clipped))
-    except _NotModelledError as error:
+        result.settings = settings_of(
+            optimizer, first, np.array(rates), problem, np.array(clipped), result.trajectory
+        )
+    except NotModelledError as error:
         result.note = str(error)
     return result
-
-
-class _NotModelledError(Exception):
-    pass
-
-
-def _settings(
-    name: str, groups: dict[str, dict], rates: np.ndarray, problem: Problem, clipped: np.ndarray
-) -> Settings:
-    """The reference's settings as its parameter groups hold them; its clip from what it did."""
-    all_groups = list(groups.values())
-
-    def one(key: str) -> Any:
-        values = {repr(g.get(key)): g.get(key) for g in all_groups}
-        if len(values) > 1:
-            raise _NotModelledError(f"{name}: {key} differs between parameter groups")
-        return next(iter(values.values()))
-
-    if one("maximize"):
-        raise _NotModelledError(f"{name}: maximize is not modelled")
-    decay = np.array([float(g["weight_decay"]) for g in all_groups])
-    settings = Settings(
-        kind="sgd" if name == "SGD" else "adam",
-        rates=rates,
-        decay=float(decay.max()),
-        decayed=decay == decay.max() if decay.max() else np.ones(len(decay), bool),
-        clip=_clip_of(problem.gradients, clipped),
-    )
-    if decay.max() and len(set(decay[decay > 0])) > 1:
-        raise _NotModelledError(f"{name}: parameter groups with several weight decays")
-    if name == "SGD":
-        settings.momentum = float(one("momentum"))
-        settings.dampening = float(one("dampening"))
-        settings.nesterov = bool(one("nesterov"))
-        settings.coupling = "coupled"
-    else:
-        b1, b2 = one("betas")
-        settings.b1, settings.b2 = float(b1), float(b2)
-        settings.eps = float(one("eps"))
-        settings.amsgrad = bool(one("amsgrad"))
-        decoupled = one("decoupled_weight_decay") if name == "Adam" else True
-        settings.coupling = "decoupled" if decoupled else "coupled"
-    return settings
-
-
-def _clip_of(before: np.ndarray, after: np.ndarray) -> float | None:
-    """`max_norm` of a `clip_grad_norm_` that turned `before` into `after`; None without a clip."""
-    norms = np.linalg.norm(before, axis=1)
-    factors = np.linalg.norm(after, axis=1) / norms
-    acted = np.abs(factors - 1) > 1e-12
-    if not acted.any():
-        return None
-    values = factors[acted] * (norms[acted] + 1e-6)
-    value = float(np.median(values))
-    if np.abs(values / value - 1).max() > 1e-12:
-        raise _NotModelledError("the clip is not clip_grad_norm_'s")
-    return search.plain_number(value, lambda x: abs(x / value - 1) < 1e-13)
 
 
 @_running("the Optax transformation")

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinvit.port.optimizer.edits import Edit, Number, edits_of
-from twinvit.port.optimizer.model import Problem, Settings, simulate
+from twinvit.port.optimizer.edits import Edit, Number, edits_of, shifted
+from twinvit.port.optimizer.model import Problem, Settings, period, simulate
 
 MOST_EDITS = 4
 BEAM = 6
+NARROW = 1e-6  # rates that a schedule in float32 is off by, at most
 Beam = list[tuple[float, list[Edit], Settings]]
 
 
@@ -30,7 +31,7 @@ class Found:
 
 def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Found | None:
     """The smallest set of edits after which the model reproduces `port`, or None."""
-    edits = list(edits_of(s))
+    edits = list(edits_of(s, period(port)))
     usual = [e for e in edits if not e.late]
     start: Beam = [(np.inf, [], s)]
     beam = start
@@ -92,13 +93,7 @@ def _report(
                 n for n, a, b in zip(names, s.decayed, settings.decayed, strict=True) if a != b
             ]
         if edit.setting == "lr" and settings.solve:
-            small = _rate_error(s, settings)
-            if small < 1e-6:
-                done.cause = ""
-                done.text = (
-                    f"the learning rates differ by up to {small:.1e}: one side's schedule is "
-                    "computed in a narrower type"
-                )
+            _name_rates(done, s, settings)
         edits.append(done)
     here = {e.cause for e in chosen}
     others = []
@@ -233,10 +228,30 @@ def _round_numbers(
         setattr(settings, number.name, plain_number(value, good))
 
 
-def _rate_error(s: Settings, solved: Settings) -> float:
-    rates = s.rates.max(axis=1)[:-1]
-    known = rates > 0
-    if not known.any() or solved.scales is None:
+def _name_rates(edit: Edit, s: Settings, solved: Settings) -> None:
+    """Word rates that were solved for: the reference's, rounded, or those of other steps."""
+    small = _rate_error(s.rates, solved)
+    if small < NARROW:
+        edit.cause = ""
+        edit.text = (
+            f"the learning rates differ by up to {small:.1e}: one side's schedule is computed in a "
+            "narrower type"
+        )
+        return
+    for text, rates in shifted(s.rates).items():
+        small = _rate_error(rates, solved)
+        if small < NARROW:
+            edit.cause = "schedule_offset"
+            edit.text = f"{text} (its rates are {small:.1e} from them, by a narrower type)"
+            return
+
+
+def _rate_error(rates: np.ndarray, solved: Settings) -> float:
+    """The largest relative distance of the rates that were solved for from these."""
+    wanted = rates.max(axis=1)[:-1]
+    if solved.scales is None:
         return float("inf")
-    scales = solved.scales
-    return float(np.abs(scales[known] / rates[known] - 1).max())
+    known = np.isfinite(solved.scales)  # a step without an update shows none
+    with np.errstate(all="ignore"):
+        far = np.abs(solved.scales - wanted) / np.where(wanted > 0, wanted, wanted.max() or 1.0)
+    return float(far[known].max()) if known.any() and wanted.any() else float("inf")

@@ -233,6 +233,8 @@ FOLDED = {
     "norm(input, eps=1e-06)": manual_norm,
     "rms_norm(input, eps=1e-05)": lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5),
     "sigmoid(input)": sigmoid_by_hand,
+    "logsumexp(input, -1)": lambda x: jax.nn.logsumexp(x, -1),
+    "log_softmax(input, -1)": lambda x: jax.nn.log_softmax(x, -1),
     "relu(input)": lambda x: jnp.maximum(x, 0),
 }
 

@@ -60,7 +60,7 @@ def dropout_on(call: Call) -> Iterator[Variant]:
             ratio = (moved / x)[kept]
             if (
                 float((ratio - ratio[0]).abs().max()) <= 1e-9 * abs(float(ratio[0]))
-                and float(ratio[0]) >= 1
+                and float(ratio[0]) > 1 + 1e-6  # what is not scaled is a mask, and no dropout
             ):
                 mask = torch.where(moved != 0, ratio[0], 0.0)
                 rate = 1 - 1 / float(ratio[0])

@@ -253,9 +253,30 @@ def _softmax(x: Expression) -> Expression | None:
     return ("softmax", inner, x[2][2])
 
 
+def _logsumexp(x: Expression) -> Expression | None:
+    """log(sum(exp(x - m))) + m with m the maximum, and x minus that."""
+    if x[0] == "add" and len(x) == 3:
+        for a, m in (x[1:], x[:0:-1]):
+            if a[0] != "log":
+                continue
+            total = a[1][1] if a[1][0] == "abs" else a[1]
+            if total[0] == "sum" and total[1][0] == "exp" and total[1][1][0] == "sub":
+                inner = total[1][1]
+                if inner[2] == m and _is_max(m, inner[1]):
+                    return ("logsumexp", inner[1], total[2])
+    if x[0] == "sub" and x[2][0] == "logsumexp" and x[2][1] == x[1]:
+        return ("log_softmax", x[1], x[2][2])
+    if x[0] == "sub" and x[1][0] == "sub" and x[2][0] == "log":  # (x - m) - log(sum(exp(x - m)))
+        if x[2][1][0] == "sum" and x[2][1][1] == ("exp", x[1]) and _is_max(x[1][2], x[1][1]):
+            return ("log_softmax", x[1][1], x[2][1][2])
+    return None
+
+
 def _is_max(x: Expression, of: Expression) -> bool:
     if x[0] == "maximum":
         return any(_is_max(a, of) for a in x[1:] if not is_leaf(a))
+    if x[0] == "where" and len(x) == 4 and x[1] == ("is_finite", x[2]):  # an infinite one is none
+        return _is_max(x[2], of)
     return x[0] == "max" and x[1] == of
 
 
@@ -337,6 +358,7 @@ _RULES: tuple[Callable[[Expression], Expression | None], ...] = (
     _mean,
     _variance,
     _softmax,
+    _logsumexp,
     _sigmoid,
     _clip,
     _neutral,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Graph, Node, Ref
@@ -43,6 +45,7 @@ def port_formula(tape: Tape, region: Region, graph: Graph) -> Expression:
         made[slot] = ("value", value_name(graph, value))
     for slot in region.constants:
         made[slot] = _constant(tape, slot)
+    moved = any(_mixes(tape.steps[k]) for k in region.steps)
     for k in region.steps:
         step = tape.steps[k]
         taken = [made[i] for i in step.operands]
@@ -50,10 +53,24 @@ def port_formula(tape: Tape, region: Region, graph: Graph) -> Expression:
         if total > WRITTEN:
             raise Refused("it is too long to be written down")
         size.update(dict.fromkeys(step.outs, total))
-        results = _expression(step, taken, tape)
+        results = taken if step.layout and not moved else _expression(step, taken, tape)
         for out, x in zip(step.outs, results):
             made[out] = x
     return fold(made[region.out])
+
+
+def _mixes(step: Step) -> bool:
+    """True for a step by which it matters where its operands' numbers stand."""
+    if step.eqn is None:
+        return True
+    shapes = {
+        tuple(v.aval.shape)
+        for v in (*step.eqn.invars, *step.eqn.outvars)
+        if np.prod(v.aval.shape) > 1
+    }
+    if step.layout and step.name != "broadcast_in_dim":
+        return False
+    return len(shapes) > 1
 
 
 def _constant(tape: Tape, slot: int) -> Expression:
@@ -172,6 +189,8 @@ def _node(node: Node, out: int, made: Any) -> Expression:
     name = {"mm": "matmul", "bmm": "matmul", "max_pool2d_with_indices": "max_pool2d"}.get(
         node.name, node.name.removeprefix("native_")
     )
+    if _is_edited(node):
+        return (f"edited {name}", *(made(r) for r in node.refs))
     if node.name in ("addmm", "baddbmm"):
         bias, a, b = (made(r.id) if isinstance(r, Ref) else ("number", 0.0) for r in node.args[:3])
         return ("add", ("matmul", a, b), bias)
@@ -181,6 +200,12 @@ def _node(node: Node, out: int, made: Any) -> Expression:
     if len([o for o in node.outs if o is not None]) > 1 and out != node.outs[0]:
         return (name, *taken, str(node.outs.index(out)))
     return (name, *taken)
+
+
+def _is_edited(node: Node) -> bool:
+    """True for an operation that an edit gave other arguments."""
+    own = isinstance(node.op, torch._ops.OpOverload | functools.partial)
+    return not own and not node.kwargs and all(isinstance(a, Ref) for a in node.args)
 
 
 def _argument(a: Any, made: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from twinvit.port.record.graph import Node
 from twinvit.port.report import Finding
@@ -16,7 +17,7 @@ from twinvit.port.search.lines import lines_of
 from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
-from twinvit.port.search.transplant import transplant
+from twinvit.port.search.transplant import safely, transplant
 from twinvit.port.search.trial import Accepted
 from twinvit.port.search.unknown import substitute, without_unknown
 
@@ -116,7 +117,8 @@ class _Walk:
     def _step(self, front: Node) -> None:
         session = self.session
         self.say(f"the two part at {front.place} ({front.where})")
-        if any(a.again is not None and a.again(front) for a in session.accepted):
+        again = [partial(a.again, front) for a in session.accepted if a.again is not None]
+        if any(safely(session, front, attempt) for attempt in again):
             self._settle()
             return
         both = rounded_positions(session, front)
@@ -156,7 +158,7 @@ class _Walk:
         value of all steps of a loop is lost where one step is."""
         others = [f for f in self.session.frontier(self.skip) if f is not front]
         for place in [front, *others[:OTHERS]]:
-            done = transplant(self.session, place)
+            done = safely(self.session, place, partial(transplant, self.session, place))
             if done is not None:
                 return done
         return None

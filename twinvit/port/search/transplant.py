@@ -7,9 +7,10 @@ holds. Which belongs where is found with the port's numbers; what is made and pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +54,9 @@ CLEAR = 4  # operations of one that needs no other place than the first
 BACK = 6  # operations before a place whose operands the port may use in its stead
 WINDOW = 24  # operations around a place whose operands are meant, of equal ones
 LONGEST = 2000  # steps of the port that are walked to describe a part that is too large
+
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,19 @@ def transplant(session: Session, front: Node) -> Accepted | None:
         if done is not None:
             return done
     return None
+
+
+def safely(session: Session, front: Node, attempt: Callable[[], _Result]) -> _Result | None:
+    """What an attempt returns; None if it raises: no part of a port's program may end the search.
+    The session is as it was then."""
+    start = session.snapshot()
+    try:
+        return attempt()
+    except Exception as error:
+        session.undo(start)
+        text = f"a part of the port's program at {front.place}"
+        session.errors[f"{text}: {type(error).__name__}: {error}"] = None
+        return None
 
 
 def at_value(session: Session, front: Node, value: int, entry: int) -> Accepted | None:
@@ -305,7 +322,8 @@ def _left_out(session: Session, tape: Tape, held: Held, site: Site) -> list[Regi
             if graph.values[i].numel() == size and entry is not None and entry in tape.origin:
                 slot = tape.origin[entry]
                 order = dict(held.all_of(slot)).get(i)
-                if order is not None:
+                step = tape.step_of(slot)  # of a loop's steps the first may lack what is zero there
+                if order is not None and not (step is not None and step.frame):
                     regions.append(Region(slot, [], {slot: (i, order)}, []))
     return regions
 

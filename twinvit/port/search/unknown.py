@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
-from twinvit.port.search.transplant import at_value, described, first_lacking
+from twinvit.port.search.transplant import at_value, described, first_lacking, safely
 from twinvit.port.search.trial import NARROW, Accepted
 
 TRIES = 800  # values of the port that are put in place for one unknown
@@ -43,7 +44,7 @@ def substitute(session: Session, front: Node) -> Accepted:
             if d == float("inf")
             else ("no catalogued cause explains this operation")
         )
-        reason = first_lacking(session, front)
+        reason = safely(session, front, partial(first_lacking, session, front))
         text += f"; {reason}" if reason else ""
         return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
     gain, far, entry, moved, place = best
@@ -61,10 +62,12 @@ def substitute(session: Session, front: Node) -> Accepted:
             text += f"; seen at {session.graph.nodes[session.graph.producer[place] or 0].place}"
         text += f"; the port's value minus the reference's {shape}"
     if told:
-        taken = at_value(session, front, place, entry)
+        taken = safely(session, front, partial(at_value, session, front, place, entry))
         if taken is not None:
             return taken
-    reason = described(session, front, entry) if told else first_lacking(session, front)
+        reason = safely(session, front, partial(described, session, front, entry))
+    else:
+        reason = safely(session, front, partial(first_lacking, session, front))
     if reason:
         text += f"; {reason}"
     values: dict[int, torch.Tensor] = {}

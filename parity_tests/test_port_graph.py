@@ -1,6 +1,8 @@
 """A recorded graph stays as it was recorded: an edit returns another one."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from torch import nn
 
 from twinvit import port
 from twinvit.port import comparison
+from twinvit.port.call import Call
 from twinvit.port.record.graph import Edit, Graph, Ref
 from twinvit.port.record.torch_program import record
 
@@ -151,6 +154,22 @@ def test_what_depends_on_an_input_is_that_of_the_recorded_program(graph):
     pinned = graph.pinned({tanh.outs[0]: torch.zeros(4, 8, dtype=torch.float64)})
     assert pinned.input_dependent() == graph.input_dependent() >= set(tanh.outs)
     assert pinned.trained() == graph.trained()
+
+
+def test_what_a_cause_returns_keeps_no_graph_alive():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    graph = record(Model().eval(), (x,), lambda out: [out])
+    call = Call(graph, graph.nodes[index_of(graph, "tanh")])
+    variant = call.with_args(a0=lambda x: 2 * x)
+    assert call.graph is graph
+    alive = weakref.ref(graph)
+    expected = torch.tanh(2 * call.args[0])
+    del graph
+    gc.collect()
+    assert alive() is None
+    assert torch.equal(variant(*call.args), expected)
+    with pytest.raises(ReferenceError, match="is gone"):
+        assert call.graph
 
 
 def test_a_report_is_of_a_graph_that_nobody_changed(monkeypatch):

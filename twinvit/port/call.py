@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class Call:
     def __init__(
         self, graph: Graph, node: Node, index: Index | None = None, claimed: Iterable[int] = ()
     ) -> None:
-        self.graph = graph
+        self._graph = weakref.ref(graph)
         self.node = node
         self.index = index
         self.claimed = claimed
@@ -41,6 +42,19 @@ class Call:
         self.args, self.kwargs = graph.arguments(node)
         self.outs = [None if i is None else graph.values[i] for i in node.outs]
         self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))
+
+    @property
+    def graph(self) -> Graph:
+        """The reference as it is while causes are asked. A variant's function, which is kept with
+        the finding, does not keep it: each edited graph has values of its own.
+
+        Raises:
+            ReferenceError: it is gone; a variant's function is to use what it read before.
+        """
+        graph = self._graph()
+        if graph is None:
+            raise ReferenceError("the graph that the cause was asked about is gone")
+        return graph
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The operation itself on other arguments."""

@@ -367,12 +367,24 @@ def test_in_a_loop_a_transplant_is_made_in_every_step():
     assert max(report.verify((OTHER,)).values()) < 1e-11
 
 
+def test_a_clip_that_some_steps_of_a_loop_do_not_show_is_in_all():
+    model = drawn(Cell())
+    wrong = port.Function(
+        lambda p, x: cell(p, x, lambda h: jnp.clip(h, -0.94, 0.94)), weights(model)
+    )
+    report = port.explain(model, wrong, (X,))
+    assert report.explained and len(report.findings) == 1, report
+    assert max(report.verify((3 * OTHER,)).values()) < 1e-11
+
+
 def test_a_clip_that_these_inputs_show_in_one_block_is_in_all():
+    """Drawn weights show the others: the finding tells of them."""
     model = drawn(Blocks(3))
 
     def clipped(p: dict[str, Any], x: Any) -> Any:
-        return blocks(p, x, lambda y: jnp.minimum(gelu(y), 3.1))
+        return blocks(p, x, lambda y: jnp.minimum(gelu(y), 3.45))
 
     report = port.explain(model, port.Function(clipped, weights(model)), (X * 1.6,))
     assert report.verdict == "different" and report.explained, report
-    assert len(report.findings) == 1
+    assert len(report.findings) == 1 and len(report.findings[0].places) == 3
+    assert "where these inputs do not show it" in report.findings[0].text

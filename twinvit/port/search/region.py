@@ -105,6 +105,24 @@ class Held:
             self._known[slot] = list(self._look(slot))
         return self._known[slot]
 
+    def further(self, slot: int) -> bool:
+        """True for one more value of these numbers than the reference has: an operation of the
+        port's that changes nothing here (a clip that nothing exceeds) and that it lacks."""
+        key, depth = self._key(slot), 0
+        step = self.tape.step_of(slot)
+        while key is not None and step is not None:
+            same = next((o for o in step.operands if self._key(o) == key), None)
+            if same is None:
+                break
+            depth += not step.layout
+            step = self.tape.step_of(same)
+        return depth > 0 and depth >= len(self.found.get(key, ()))
+
+    def _key(self, slot: int) -> object:
+        entry = self.tape.slots[slot].entry
+        held = entry >= 0 and self.tape.index.entries[entry].slot >= 0
+        return self.tape.index.key(entry) if held else None
+
     def best(self, slot: int, before: int) -> tuple[int, Order] | None:
         """The one of them that is meant, of those that are computed before an operation."""
         usable = [(i, o) for i, o in self.all_of(slot) if _computed(self.graph, i) < before]
@@ -191,6 +209,23 @@ def _free(step: Step) -> bool:
 def region_behind(
     tape: Tape, held: Held, out: int, before: int, limit: int = STEPS, through: int = -1
 ) -> Region:
+    """`_region`, with what changes nothing on the way to a value that the reference holds, where
+    that can be."""
+    try:
+        return _region(tape, held, out, before, limit, through, held.further)
+    except Refused:
+        return _region(tape, held, out, before, limit, through, lambda slot: False)
+
+
+def _region(
+    tape: Tape,
+    held: Held,
+    out: int,
+    before: int,
+    limit: int,
+    through: int,
+    inside: Callable[[int], bool],
+) -> Region:
     """The part of the port's program that computes a slot from what the reference holds before an
     operation.
 
@@ -198,6 +233,7 @@ def region_behind(
         before: the index of the reference's operation.
         limit: steps that are walked, at most.
         through: a slot that is part of it whatever the reference holds.
+        inside: says so of further slots.
 
     Raises:
         Refused: there is none, in words.
@@ -213,7 +249,7 @@ def region_behind(
             constants.append(number)
             continue
         usable = slot.first or slot.step < 0
-        if number not in (out, through) and usable:
+        if number not in (out, through) and usable and not inside(number):
             found = held.best(number, before)
             if found is not None:
                 inputs[number] = found

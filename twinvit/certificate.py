@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from shared_vit.data.preprocess import evaluation_input, normalize, resize_shorter
+from shared_vit.data.preprocess import evaluation_input, normalize, resize_to_cover
 from shared_vit.errors import UserError, some
 from shared_vit.files import whole_file
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.settings import written
+from shared_vit.spec.sides import shown
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.class_names import Names
 from shared_vit.weights.formats.twinvit import OWN
@@ -96,7 +97,8 @@ def certify(
         "reasons": found.wrong or found.open,
         "limits": {name: LIMITS[name] for name in PRECISIONS},
         "measure": f"relative L2 against: {_REFERENCE}; each number within its measured rounding",
-        "inputs": f"{_BATCH} images of normal noise, {cfg.image_size} px, default_rng({_SEED})",
+        "inputs": f"{_BATCH} images of normal noise, {shown(cfg.image_shape)}, "
+        f"default_rng({_SEED})",
         "source": {
             "name": source.origin.name if source.origin else src.name,
             "revision": source.origin.commit if source.origin else None,
@@ -286,7 +288,7 @@ def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outp
     """What is made of images, and their logits: by a library, or by this project in PyTorch."""
     if run == "jax":
         return {}
-    images = pictures(cfg.image_size)
+    images = pictures(cfg.image_shape)
     if run == "torch":
         preprocess: Callable[[np.ndarray], np.ndarray] = functools.partial(_preprocess, cfg)
         pixels = np.stack([preprocess(image) for image in images])
@@ -297,7 +299,7 @@ def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outp
         preprocess = peers.preprocess(run, Path(file["path"]), cfg)
         pixels = np.stack([preprocess(image) for image in images])
         logits = _traced_by_peer(run, file, cfg, pixels, "fp32")[""]
-    plain = np.stack([preprocess(image) for image in plain_pictures(cfg.image_size)])
+    plain = np.stack([preprocess(image) for image in plain_pictures(cfg.image_shape)])
     return {_PIXELS: pixels, _ON_PICTURES: logits, _PLAIN: plain}
 
 
@@ -330,7 +332,7 @@ def _rows(runs: dict[str, Outputs], rounding: dict[str, Outputs]) -> list[dict[s
 
 def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict[str, Any]]:
     """A row for each preprocessing that was run, against this project's on the source."""
-    reference, images = seen[f"{_REFERENCE}, pictures"], pictures(cfg.image_size)
+    reference, images = seen[f"{_REFERENCE}, pictures"], pictures(cfg.image_shape)
     rows = []
     for name, outputs in seen.items():
         if name.startswith(_REFERENCE):
@@ -379,7 +381,7 @@ def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray)
 
 def _wrong_colours(theirs: np.ndarray, cfg: ModelConfig) -> str:
     """The same of pictures of one colour each, which every resize leaves as they are."""
-    ours = np.stack([evaluation_input(image, cfg) for image in plain_pictures(cfg.image_size)])
+    ours = np.stack([evaluation_input(image, cfg) for image in plain_pictures(cfg.image_shape)])
     apart = float(np.abs(theirs - ours).max())
     return (
         f"one colour becomes another by {apart:.2g} levels: mean or std" if apart > _WHOLE else ""
@@ -396,13 +398,13 @@ def _shift(
     plain = float(np.abs(evaluation_input(image, cfg) - theirs).max())
     if plain <= LEVELS or cfg.eval_resize == 0:
         return (0, 0), plain
-    size = cfg.image_size
-    resized = resize_shorter(image, cfg.short_side, cfg.interpolation)
-    top, left = (round((side - size) / 2) for side in resized.shape[:2])
+    size = cfg.image_shape
+    resized = resize_to_cover(image, cfg.resized_shape, cfg.interpolation)
+    top, left = (round((side - inner) / 2) for side, inner in zip(resized.shape, size))
     best = (0, 0), plain
     for offset in [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]:
         y, x = top + offset[0], left + offset[1]
-        crop = resized[max(y, 0) : y + size, max(x, 0) : x + size]
+        crop = resized[max(y, 0) : y + size[0], max(x, 0) : x + size[1]]
         if crop.shape == theirs.shape:
             gap = float(np.abs(crop - theirs).max())
             best = (offset, gap) if gap < best[1] else best

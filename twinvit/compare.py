@@ -14,6 +14,7 @@ from shared_vit.run.record import read_record
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.sides import shown
 from shared_vit.weights import open_weights
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.read import Source
@@ -73,16 +74,15 @@ def compare(
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UserError(f"--html={html}: name a file in a folder that exists")
     sides = [_opened(path, twin, num_heads) for path, twin in ((a, twin_a), (b, twin_b))]
-    size, other = (side.cfg.image_size for side in sides)
+    size, other = (shown(side.cfg.image_shape) for side in sides)
     if size != other:
         raise UserError(
-            f"{a} takes images of {size} px and {b} of {other} px: convert one with --image_size "
-            "first"
+            f"{a} takes images of {size} and {b} of {other}: convert one with --image_size first"
         )
     functions = [f"the functions differ: {line}" for line in differences(*(s.cfg for s in sides))]
     if functions:
         print(*functions, sep="\n")
-    images = np.random.default_rng(seed).standard_normal((batch_size, size, size, 3))
+    images = np.random.default_rng(seed).standard_normal((batch_size, *sides[0].cfg.image_shape, 3))
     images = images.astype(np.float32)
     found = decided(sides[0], sides[1], images, precision)
     status = report(found)

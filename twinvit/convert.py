@@ -12,6 +12,7 @@ from tqdm import tqdm
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.input import describe_input
+from shared_vit.spec.sides import shown
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import suffixes_of
 from shared_vit.weights.locate import SUFFIXES, card_path
@@ -39,7 +40,7 @@ def convert(
     from_: Annotated[From, tyro.conf.arg(name="from")] = "auto",
     verify: bool = False,
     num_heads: int | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     num_classes: int | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     overwrite: bool = False,
@@ -62,7 +63,8 @@ def convert(
         verify: Run both twins and the formats' own libraries on both files, on images too, and
             write a certificate.
         num_heads: Attention heads, for files that do not say.
-        image_size: New side of the input in pixels; learned positions are resampled.
+        image_size: New side of the input in pixels, or height and width as in 32,96; learned
+            positions are resampled.
         num_classes: Classes; another number than the file's makes a new head of zeros.
         dtype: Type of the numbers in DST; by default as they are.
         overwrite: Replace DST where it exists.
@@ -154,7 +156,7 @@ def _say(source: Source, cfg: ModelConfig) -> None:
     print(
         f"found {source.format} in {source.path}{step}{origin}: width {cfg.width}, "
         f"depth {cfg.depth}, {cfg.num_heads} heads, patch {cfg.patch_size}, "
-        f"image {cfg.image_size} px, {cfg.num_classes} classes, {cfg.gelu} GELU, "
+        f"image {shown(cfg.image_shape)}, {cfg.num_classes} classes, {cfg.gelu} GELU, "
         f"eps {cfg.norm_eps:g}, pooling by {cfg.pool}"
     )
     if source.assumed:

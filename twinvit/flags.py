@@ -20,7 +20,7 @@ class Flags(TypedDict, total=False):
     resume: bool
     epochs: float
     model: str
-    image_size: int
+    image_size: int | tuple[int, int]
     num_classes: int
     pool: Literal["token", "mean"]
     pos_embed: Literal["learned", "sincos2d"]

@@ -2,18 +2,21 @@
 
 import numpy as np
 
+from shared_vit.spec.sides import Sides, sides
 
-def pictures(size: int, seed: int = 0) -> list[np.ndarray]:
-    """Four images, uint8 RGB [H, W, 3], for a model of `size` pixels.
+
+def pictures(size: Sides, seed: int = 0) -> list[np.ndarray]:
+    """Four images, uint8 RGB [H, W, 3], for a model of `size` pixels, or of height and width.
 
     Wide, tall, smaller than the model's input, and nearly square.
     """
     shapes = [(1.5, 2.3), (2.1, 1.4), (0.7, 1.1), (2.0, 2.05)]
     rng = np.random.default_rng(seed)
-    return [_picture(max(2, round(size * h)), max(2, round(size * w)), rng) for h, w in shapes]
+    height, width = sides(size)
+    return [_picture(max(2, round(height * h)), max(2, round(width * w)), rng) for h, w in shapes]
 
 
-def plain_pictures(size: int) -> list[np.ndarray]:
+def plain_pictures(size: Sides) -> list[np.ndarray]:
     """Images of one colour each, uint8 RGB, of the shapes of `pictures`: every resize and crop
     leaves their colour as it is."""
     colours = [(0, 128, 255), (255, 0, 128), (37, 255, 0), (90, 201, 64)]

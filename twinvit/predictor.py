@@ -21,6 +21,7 @@ from shared_vit.errors import UserError
 from shared_vit.files import read_limited
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Precision
+from shared_vit.spec.sides import Sides
 from shared_vit.weights import Source, open_weights
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.lazy import LazyArray, in_memory
@@ -122,7 +123,7 @@ def load(
     device: Device = "auto",
     num_heads: int | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Sides | str | None = None,
     *,
     format: str = "auto",
     mean: Colours | None = None,
@@ -134,8 +135,8 @@ def load(
     """A predictor of a run (its newest intact checkpoint), a checkpoint, or weights of any format.
 
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
-    files that do not say; `num_classes` for those without a head, `image_size` (pixels) for another
-    size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
+    files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height and
+    width) for another size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
     squashes) and `exif` go before what the weights say or leave open. Pictures are turned upright
     by EXIF where the weights were not written by this project. Warns where something was guessed or
     taken for granted. Raises UserError.
@@ -153,16 +154,15 @@ def load(
 
 
 def preprocess(images: Picture | Sequence[Picture], cfg: ModelConfig) -> np.ndarray:
-    """What a model is shown of pictures in evaluation, uint8 [B, S, S, 3], S `cfg.image_size`.
+    """What a model is shown of pictures in evaluation, uint8 [B, *cfg.image_shape, 3].
 
     `twinvit.normalize(batch, cfg)` makes the floats that the models take of it: (x / 255 - mean) /
-    std, as [B, S, S, 3] for JAX; PyTorch's layout is `.transpose(0, 3, 1, 2)` of it. Raises
+    std, as [B, H, W, 3] for JAX; PyTorch's layout is `.transpose(0, 3, 1, 2)` of it. Raises
     UserError for what is no picture or cannot be decoded.
     """
     check_config(cfg)
     pictures, _ = _listed(images)
-    size = cfg.image_size
-    out = np.empty((len(pictures), size, size, 3), np.uint8)
+    out = np.empty((len(pictures), *cfg.image_shape, 3), np.uint8)
     for row, picture in zip(out, pictures):
         row[:] = _prepared(picture, cfg)
     return out

@@ -127,8 +127,8 @@ def settings_apart(a: ModelConfig, b: ModelConfig) -> Iterator[tuple[str, str, b
         matters = f.name not in TRAINING_ONLY
         if f.name in ("mean", "std"):
             matters = bool(np.abs(np.subtract(x, y)).max() > _SAME_COLOUR)
-        elif f.name == "eval_resize" and a.image_size == b.image_size:
-            matters = a.short_side != b.short_side or (x == 0) != (y == 0)
+        elif f.name == "eval_resize" and a.image_shape == b.image_shape:
+            matters = a.resized_shape != b.resized_shape or (x == 0) != (y == 0)
         yield f.name, f"{x}, {y}", matters
 
 

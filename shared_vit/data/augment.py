@@ -8,8 +8,9 @@ from types import ModuleType
 
 import numpy as np
 
-from shared_vit.data.preprocess import resize_shorter
+from shared_vit.data.preprocess import resize_to_cover
 from shared_vit.spec.recipe import MIN_AREA
+from shared_vit.spec.sides import Sides, sides
 
 TRIES = 10
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
@@ -51,9 +52,9 @@ def crop_box(
 
 
 def random_crop_flip(
-    image: np.ndarray, size: int, uniforms: np.ndarray, min_area: float = MIN_AREA
+    image: np.ndarray, size: Sides, uniforms: np.ndarray, min_area: float = MIN_AREA
 ) -> np.ndarray:
-    """A random-resized crop to uint8 [size, size, 3], mirrored half of the time.
+    """A random-resized crop to uint8 [*size, 3], mirrored half of the time.
 
     Bilinear without antialias (as big_vision trains), by OpenCV's bit-exact variant: integer
     arithmetic, equal on every processor. image: uint8 [H, W, 3]; uniforms, min_area: those of
@@ -62,29 +63,31 @@ def random_crop_flip(
     cv2 = opencv()
     height, width = image.shape[:2]
     top, left, h, w = crop_box(uniforms, height, width, min_area)
+    rows, columns = sides(size)
     crop = cv2.resize(
-        image[top : top + h, left : left + w], (size, size), interpolation=cv2.INTER_LINEAR_EXACT
+        image[top : top + h, left : left + w], (columns, rows), interpolation=cv2.INTER_LINEAR_EXACT
     )
     return _flip(crop, uniforms)
 
 
 def padded_crop_flip(
-    image: np.ndarray, size: int, pad: int, interpolation: str, uniforms: np.ndarray
+    image: np.ndarray, size: Sides, pad: int, interpolation: str, uniforms: np.ndarray
 ) -> np.ndarray:
     """A random crop of the image with `pad` black pixels on each side, mirrored half of the time.
 
     The crop of the CIFAR recipes (He et al. 2016, section 4.2). An image of another size is first
-    resized to a shorter side of `size`, as in evaluation. image: uint8 [H, W, 3] -> uint8
-    [size, size, 3]; interpolation: bilinear or bicubic; uniforms: those of `crop_box`, from which
-    top, left and flip are taken.
+    resized until it covers `size`, as in evaluation. image: uint8 [H, W, 3] -> uint8 [*size, 3];
+    interpolation: bilinear or bicubic; uniforms: those of `crop_box`, from which top, left and flip
+    are taken.
     """
-    image = resize_shorter(image, size, interpolation)
+    image = resize_to_cover(image, size, interpolation)
+    rows, columns = sides(size)
     height, width = image.shape[:2]
     padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.uint8)
     padded[pad : pad + height, pad : pad + width] = image
-    top = _offset(uniforms[-3], height + 2 * pad - size)
-    left = _offset(uniforms[-2], width + 2 * pad - size)
-    return _flip(padded[top : top + size, left : left + size], uniforms)
+    top = _offset(uniforms[-3], height + 2 * pad - rows)
+    left = _offset(uniforms[-2], width + 2 * pad - columns)
+    return _flip(padded[top : top + rows, left : left + columns], uniforms)
 
 
 def random_affine(image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:

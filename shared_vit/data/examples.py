@@ -20,6 +20,7 @@ from shared_vit.data.preprocess import evaluation_input
 from shared_vit.data.randaugment import RandAugment
 from shared_vit.errors import UserError
 from shared_vit.spec.recipe import MIN_AREA, Recipe, parse_randaug
+from shared_vit.spec.sides import Sides, sides
 
 MOST_NEIGHBOURS = 100
 NO_RANDAUG = RandAugment(layers=0, magnitude=0)
@@ -47,19 +48,21 @@ def make_loader(
             value = getattr(recipe, name)
             if value != off:
                 raise UserError(f"--{name}={value}: the images of {dataset.name} are not cropped")
-        return ArrayLoader(examples, cfg.image_size, random, last)
+        return ArrayLoader(examples, cfg.image_shape, random, last)
     prepare: Callable[..., np.ndarray]
     if not random:
         prepare = functools.partial(evaluation_input, cfg=cfg)
     elif recipe.pad_crop:
         prepare = functools.partial(
             padded_crop_flip,
-            size=cfg.image_size,
+            size=cfg.image_shape,
             pad=recipe.pad_crop,
             interpolation=cfg.interpolation,
         )
     else:
-        prepare = functools.partial(random_crop_flip, size=cfg.image_size, min_area=recipe.min_area)
+        prepare = functools.partial(
+            random_crop_flip, size=cfg.image_shape, min_area=recipe.min_area
+        )
     return PhotoLoader(examples, prepare, random, skip_bad, last, cfg.exif == "turn")
 
 
@@ -122,8 +125,8 @@ class ArrayLoader:
     Where `random`, they are first turned, scaled and shifted a little, and `last` comes last.
     """
 
-    def __init__(self, split: Split, size: int, random: bool, last: RandAugment = NO_RANDAUG):
-        self.split, self.size, self.random, self.last = split, size, random, last
+    def __init__(self, split: Split, size: Sides, random: bool, last: RandAugment = NO_RANDAUG):
+        self.split, self.size, self.random, self.last = split, sides(size), random, last
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> Example:
         image, label = self.split.read(index)
@@ -131,9 +134,9 @@ class ArrayLoader:
         if self.random and rng is not None:
             image = random_affine(image, rng.random(NUM_UNIFORMS))
         height, width = image.shape[:2]
-        if (height, width) != (self.size, self.size):
-            rows = np.arange(self.size) * height // self.size
-            columns = np.arange(self.size) * width // self.size
+        if (height, width) != self.size:
+            rows = np.arange(self.size[0]) * height // self.size[0]
+            columns = np.arange(self.size[1]) * width // self.size[1]
             image = image[rows[:, None], columns]
         if self.random and rng is not None:
             image = self.last(image, rng.random(self.last.num_uniforms))

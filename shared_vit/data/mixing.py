@@ -15,6 +15,7 @@ import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.sides import Sides, sides
 
 _GRID = 1 << 20
 
@@ -39,13 +40,13 @@ def mix_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(3)[2])
 
 
-def draw_mix(seed: int, step: int, size: int, mixup: float, cutmix: float) -> Mix:
+def draw_mix(seed: int, step: int, size: Sides, mixup: float, cutmix: float) -> Mix:
     """The Mix of batch `step`, a pure function of its arguments.
 
-    seed: `mix_seed`. size: side of the images in pixels. mixup, cutmix: the parameter alpha of
-    Beta(alpha, alpha), 0 for off; where both are on each batch takes one of them, as often as the
-    other. The numbers come from raw Philox words, which numpy promises not to change, and are
-    multiples of 2^-20, so that the last bit of a logarithm cannot matter.
+    seed: `mix_seed`. size: side of the images in pixels, or height and width. mixup, cutmix: the
+    parameter alpha of Beta(alpha, alpha), 0 for off; where both are on each batch takes one of
+    them, as often as the other. The numbers come from raw Philox words, which numpy promises not to
+    change, and are multiples of 2^-20, so that the last bit of a logarithm cannot matter.
     """
     if not mixup and not cutmix:
         return Mix()
@@ -54,12 +55,13 @@ def draw_mix(seed: int, step: int, size: int, mixup: float, cutmix: float) -> Mi
     if mixup and (not cutmix or kind < 0.5):
         lam = symmetric_beta(mixup, uniform) / _GRID
         return Mix("mixup", lam, pixels=lam)
-    # Half sides int(size sqrt(1 - lam) / 2), in whole numbers.
-    half = math.isqrt(size * size * (_GRID - symmetric_beta(cutmix, uniform)) // (4 * _GRID))
-    centre = (int(row * size), int(column * size))
-    top, left = (max(0, c - half) for c in centre)
-    bottom, right = (min(size, c + half) for c in centre)
-    share = (bottom - top) * (right - left) / (size * size)
+    # Half sides int(side sqrt(1 - lam) / 2), in whole numbers.
+    rest, shape = _GRID - symmetric_beta(cutmix, uniform), sides(size)
+    half = [math.isqrt(side * side * rest // (4 * _GRID)) for side in shape]
+    centre = (int(row * shape[0]), int(column * shape[1]))
+    top, left = (max(0, c - h) for c, h in zip(centre, half))
+    bottom, right = (min(side, c + h) for side, c, h in zip(shape, centre, half))
+    share = (bottom - top) * (right - left) / (shape[0] * shape[1])
     return Mix("cutmix", 1 - share, box=(top, left, bottom, right))
 
 
@@ -81,7 +83,7 @@ def mix_of(recipe: Recipe, step: int) -> Mix | None:
     """The Mix of batch `step` of a run; None where the recipe mixes nothing."""
     if not recipe.mixup and not recipe.cutmix:
         return None
-    size = recipe.model.image_size
+    size = recipe.model.image_shape
     return draw_mix(mix_seed(recipe.seed), step, size, recipe.mixup, recipe.cutmix)
 
 

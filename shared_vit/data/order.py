@@ -6,6 +6,7 @@ stream is example `shuffle(p)`, augmented by the randomness of (seed, p), whoeve
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import grain
 import numpy as np
 
 from shared_vit.data.examples import Example
+from shared_vit.spec.sides import Sides, sides
 
 CHUNK_ROWS = 32  # the unit that a thread makes and a worker process sends
 
@@ -116,15 +118,15 @@ class ChunkMapDataset(grain.MapDataset):
     padding), and replaced, a list of (path, reason).
     """
 
-    def __init__(self, parent: grain.MapDataset, share: Share, num_batches: int, size: int):
+    def __init__(self, parent: grain.MapDataset, share: Share, num_batches: int, size: Sides):
         super().__init__(parent)
-        self._share, self._size = share, size
+        self._share, self._size = share, sides(size)
         self._length = max(0, num_batches - share.start) * share.chunks
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk's images."""
-        return -(-self._share.rows // self._share.chunks) * self._size * self._size * 3
+        return -(-self._share.rows // self._share.chunks) * math.prod(self._size) * 3
 
     def __len__(self) -> int:
         return self._length
@@ -133,7 +135,7 @@ class ChunkMapDataset(grain.MapDataset):
         if isinstance(number, slice):
             return self.slice(number)
         batch, rows = self._share.chunk(number)
-        images = np.zeros((len(rows), self._size, self._size, 3), np.uint8)
+        images = np.zeros((len(rows), *self._size, 3), np.uint8)
         labels = np.zeros(len(rows), np.int32)
         weight = np.zeros(len(rows), np.float32)
         replaced: list[tuple[str, str]] = []
@@ -150,7 +152,7 @@ Loader = Callable[[int, np.random.Generator], Example]
 
 
 def train_chunks(
-    load: Loader, num_examples: int, seed: int, share: Share, size: int, repeat: int = 1
+    load: Loader, num_examples: int, seed: int, share: Share, size: Sides, repeat: int = 1
 ) -> grain.MapDataset:
     """The endless training stream: every example once an epoch, in a new order each epoch.
 
@@ -165,7 +167,7 @@ def train_chunks(
 
 
 def val_chunks(
-    load: Callable[[int], Example], num_examples: int, share: Share, size: int
+    load: Callable[[int], Example], num_examples: int, share: Share, size: Sides
 ) -> grain.MapDataset:
     """Every example once, in order, the last batch padded."""
     stream = grain.MapDataset.range(num_examples).map(load)

@@ -64,7 +64,7 @@ def batches(
     dataset = dataset or open_dataset(recipe.data, machine.data_dir, recipe.class_order)
     if recipe.minival == "on":
         dataset = with_minival(dataset)
-    size = recipe.model.image_size
+    size = recipe.model.image_shape
     rows = recipe.batch_size // num_processes
     share = order.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
     num_examples = len(getattr(dataset, split))

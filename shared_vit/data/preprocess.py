@@ -8,13 +8,15 @@ from shared_vit.data.decode import check_pixels
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.pixels import normalization
+from shared_vit.spec.sides import Sides, sides
 
 
 def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
-    """What a model is shown of an image in evaluation: uint8 RGB [H, W, 3] -> uint8 [S, S, 3].
+    """What a model is shown of an image in evaluation: uint8 RGB [H, W, 3] -> uint8 [S, T, 3].
 
-    S is `cfg.image_size`. The shorter side is resized to `cfg.eval_resize` S, then the centre is
-    cropped; with `eval_resize` 0 the whole image is resized to S x S. Pillow's filter of
+    S and T are `cfg.image_shape`. The picture is resized until it covers `cfg.eval_resize` times
+    S x T, in a square by its shorter side, then the centre is cropped; with `eval_resize` 0 the
+    whole image is resized to S x T. Pillow's filter of
     `cfg.interpolation`, with antialias; sizes and offsets are rounded as torchvision's `Resize` and
     `CenterCrop` round them. Raises UserError for another shape or type, and for an image so long
     that the resized one would have more than `decode.MOST_PIXELS`.
@@ -29,12 +31,12 @@ def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
         raise UserError(
             f"an RGB image is expected, uint8 [H, W, 3], not {image.dtype} {list(image.shape)}"
         )
-    size = cfg.image_size
+    size = cfg.image_shape
     if cfg.eval_resize == 0:
-        return resize(image, size, size, cfg.interpolation)
-    image = resize_shorter(image, cfg.short_side, cfg.interpolation)
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
+        return resize(image, *size, cfg.interpolation)
+    image = resize_to_cover(image, cfg.resized_shape, cfg.interpolation)
+    top, left = (round((side - inner) / 2) for side, inner in zip(image.shape, size))
+    return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
 
 
 def normalize(
@@ -46,12 +48,17 @@ def normalize(
     return images.astype(dtype) * scale + shift
 
 
-def resize_shorter(image: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """The image with a shorter side of `size` pixels and nearly the same ratio of sides."""
+def resize_to_cover(image: np.ndarray, size: Sides, interpolation: str) -> np.ndarray:
+    """The smallest image of nearly the same ratio of sides that covers `size`: its height or width
+    is that of `size`, of a square its shorter side."""
     height, width = image.shape[:2]
-    if width <= height:
-        return resize(image, int(size * height / width), size, interpolation)
-    return resize(image, size, int(size * width / height), interpolation)
+    rows, columns = sides(size)
+    if rows != columns:  # timm's rounding of the other side, of squares torchvision's
+        ratio = min(height / rows, width / columns)
+        return resize(image, round(height / ratio), round(width / ratio), interpolation)
+    if width * rows <= height * columns:
+        return resize(image, int(columns * height / width), columns, interpolation)
+    return resize(image, rows, int(rows * width / height), interpolation)
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:

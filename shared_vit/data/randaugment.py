@@ -2,8 +2,9 @@
 
 The 16 operations, their list and their strengths are those of big_vision's `randaug(N, M)`, drawn
 uniformly, always applied; with two differences: contrast turns about the mean grey level (there: a
-count of pixels, by mistake), and lengths in pixels are those of 224 px and scale with the side. For
-an image of side S and strength M, all divisions rounded down (the one rounding there is):
+count of pixels, by mistake), and lengths in pixels are those of 224 px and scale with the side:
+along an axis with its own, of the cutout with the shorter one. For an image of side S and strength
+M, all divisions rounded down (the one rounding there is):
 
     autocontrast    of each channel: 255 (x - lowest) / (highest - lowest)
     equalize        of each channel: (pixels darker than x + step / 2) / step, with
@@ -55,14 +56,14 @@ class RandAugment:
         return self.layers * UNIFORMS_PER_LAYER
 
     def __call__(self, image: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        """uint8 [S, S, 3] -> the same type and shape; uniforms: [num_uniforms], in [0, 1)."""
+        """uint8 [H, W, 3] -> the same type and shape; uniforms: [num_uniforms], in [0, 1)."""
         return rand_augment(image, self.magnitude, uniforms.reshape(-1, UNIFORMS_PER_LAYER))
 
 
 def rand_augment(image: np.ndarray, magnitude: int, uniforms: np.ndarray) -> np.ndarray:
     """One random operation after another, a layer for each row of `uniforms`.
 
-    image: uint8 [S, S, 3] -> a new one, or itself where N is 0; magnitude: 1 to 15; uniforms:
+    image: uint8 [H, W, 3] -> a new one, or itself where N is 0; magnitude: 1 to 15; uniforms:
     [N, 4] in [0, 1).
     """
     for operation, direction, row, column in uniforms.tolist():
@@ -78,7 +79,7 @@ def apply(
 ) -> np.ndarray:
     """One of `OPERATIONS`. sign: -1 or 1, for those that go either way; centre: of the cutout."""
     if name in _PLACES:
-        places = gather_places(name, len(image), magnitude, sign)
+        places = gather_places(name, image.shape[:2], magnitude, sign)
         # Between whole coordinates there is nothing to interpolate: this is a gather.
         cv2 = opencv()
         return cv2.remap(
@@ -95,51 +96,54 @@ def apply(
 
 
 @functools.lru_cache(64)  # more than the 10 of one size and strength
-def gather_places(name: str, size: int, magnitude: int, sign: int) -> np.ndarray:
-    """Where each output pixel of a geometric operation comes from: int16 [S, S, 2], (x, y).
+def gather_places(name: str, shape: _Shape, magnitude: int, sign: int) -> np.ndarray:
+    """Where each output pixel of a geometric operation comes from: int16 [*shape, 2], (x, y).
 
     Both are -1 where that is outside.
     """
-    y, x = np.indices((size, size), np.int64)
-    x, y = _PLACES[name](x, y, size, magnitude, sign)
-    inside = (0 <= x) & (x < size) & (0 <= y) & (y < size)
+    y, x = np.indices(shape, np.int64)
+    x, y = _PLACES[name](x, y, shape, magnitude, sign)
+    inside = (0 <= x) & (x < shape[1]) & (0 <= y) & (y < shape[0])
     places = np.where(inside[..., None], np.stack([x, y], -1), -1).astype(np.int16)
     places.flags.writeable = False
     return places
 
 
 _Grid = tuple[np.ndarray, np.ndarray]
+_Shape = tuple[int, int]
 
 
-def _rotate(x: np.ndarray, y: np.ndarray, size: int, magnitude: int, sign: int) -> _Grid:
+def _rotate(x: np.ndarray, y: np.ndarray, shape: _Shape, magnitude: int, sign: int) -> _Grid:
     angle = math.radians(3 * magnitude) * sign
     cos, sin = (round(f(angle) * 2**_FRACTION) for f in (math.cos, math.sin))
-    dx, dy = 2 * x - (size - 1), 2 * y - (size - 1)  # from the centre, in half pixels
-    middle = size << _FRACTION  # the centre and half a pixel, for rounding
+    height, width = shape
+    dx, dy = 2 * x - (width - 1), 2 * y - (height - 1)  # from the centre, in half pixels
+    # The centre and half a pixel, for rounding.
+    middle_x, middle_y = width << _FRACTION, height << _FRACTION
     return (
-        (cos * dx - sin * dy + middle) >> (_FRACTION + 1),
-        (sin * dx + cos * dy + middle) >> (_FRACTION + 1),
+        (cos * dx - sin * dy + middle_x) >> (_FRACTION + 1),
+        (sin * dx + cos * dy + middle_y) >> (_FRACTION + 1),
     )
 
 
-def _shear_x(x: np.ndarray, y: np.ndarray, size: int, magnitude: int, sign: int) -> _Grid:
+def _shear_x(x: np.ndarray, y: np.ndarray, shape: _Shape, magnitude: int, sign: int) -> _Grid:
     return x + (2 * sign * 3 * magnitude * y + 100) // 200, y
 
 
-def _shear_y(x: np.ndarray, y: np.ndarray, size: int, magnitude: int, sign: int) -> _Grid:
+def _shear_y(x: np.ndarray, y: np.ndarray, shape: _Shape, magnitude: int, sign: int) -> _Grid:
     return x, y + (2 * sign * 3 * magnitude * x + 100) // 200
 
 
-def _translate_x(x: np.ndarray, y: np.ndarray, size: int, magnitude: int, sign: int) -> _Grid:
-    return x + sign * (10 * magnitude * size // 224), y
+def _translate_x(x: np.ndarray, y: np.ndarray, shape: _Shape, magnitude: int, sign: int) -> _Grid:
+    return x + sign * (10 * magnitude * shape[1] // 224), y
 
 
-def _translate_y(x: np.ndarray, y: np.ndarray, size: int, magnitude: int, sign: int) -> _Grid:
-    return x, y + sign * (10 * magnitude * size // 224)
+def _translate_y(x: np.ndarray, y: np.ndarray, shape: _Shape, magnitude: int, sign: int) -> _Grid:
+    return x, y + sign * (10 * magnitude * shape[0] // 224)
 
 
 def _cutout(image: np.ndarray, magnitude: int, centre: tuple[int, int]) -> np.ndarray:
-    half = 4 * magnitude * len(image) // 224
+    half = 4 * magnitude * min(image.shape[:2]) // 224
     row, column = centre
     image = image.copy()
     image[max(0, row - half) : row + half, max(0, column - half) : column + half] = FILL

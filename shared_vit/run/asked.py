@@ -17,6 +17,7 @@ from shared_vit.spec.input import colours
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
+from shared_vit.spec.sides import Sides, parse_sides
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,14 @@ class Start:
         group="model",
         open="that of the preset or of the weights, else vit_b16",
     )
-    image_size: int = setting(
+    image_size: Sides = setting(
         224,
-        "Side of the square input in pixels; the patch must divide it.",
+        "Side of the square input in pixels, or height and width as in 32,96; the patch must "
+        "divide them.",
         group="model",
         least=1,
+        parse=parse_sides,
+        metavar="N",
         open="that of the preset or of the weights, else 224",
     )
     num_classes: int = setting(

@@ -22,6 +22,7 @@ from shared_vit.spec.config import DEFAULT_MODEL, ModelConfig, model_config
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import Kind, Setting, check_range, settings_of
+from shared_vit.spec.sides import image_fields, plain
 
 GROUPS = {
     "run": "the run",
@@ -148,7 +149,8 @@ def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
     """
     named = SIZE_FLAGS if "model" in asked.given else ()
     names = [n for n in sorted(MODEL_FLAGS) if n in asked.given or not (only_given or n in named)]
-    return {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
+    found = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
+    return found | (image_fields(found["image_size"]) if "image_size" in found else {})
 
 
 def named_model(asked: Asked, num_classes: int) -> ModelConfig:
@@ -259,6 +261,7 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
     own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.machine)
     base = {n: own[n] for table in (Recipe, Machine) for n in settings_of(table)}
     base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
+    base["image_size"] = plain(record.recipe.model.image_shape)
     base |= dict.fromkeys((*OF_A_START, *record.left_open))
     base |= {"preset": record.preset, "run_dir": given.get("run_dir")}
     if given.get("mode") == "eval":  # of the run's newest checkpoint, on whatever devices are here

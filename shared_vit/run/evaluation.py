@@ -12,6 +12,7 @@ from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.plan import Plan
 from shared_vit.run.state import Lazy, Trainer
 from shared_vit.spec.input import describe_input, numbers
+from shared_vit.spec.sides import shown
 
 
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
@@ -98,4 +99,4 @@ def describe_preprocessing(plan: Plan) -> str:
     if plan.dataset.photographs:
         return describe_input(model)
     colour = f"mean {numbers(model.mean)}, std {numbers(model.std)}"
-    return f"{model.image_size} px by the nearest pixel, {colour}"
+    return f"{shown(model.image_shape)} by the nearest pixel, {colour}"

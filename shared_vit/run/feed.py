@@ -61,7 +61,7 @@ class Feed:
 def empty_batch(plan: Plan, num_processes: int, step: int) -> Batch:
     """A batch that counts nothing, for a process whose own cannot be read and which the others
     wait for."""
-    rows, size = plan.recipe.batch_size // num_processes, plan.model.image_size
-    images = np.zeros((rows, size, size, 3), np.uint8)
+    rows = plan.recipe.batch_size // num_processes
+    images = np.zeros((rows, *plan.model.image_shape, 3), np.uint8)
     labels, weight = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
     return Batch(images, labels, weight, np.arange(rows), step)

@@ -27,6 +27,7 @@ from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainS
 from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
 from shared_vit.spec.recipe import pieces
+from shared_vit.spec.sides import shown
 from shared_vit.weights.checkpoints import STATE
 
 
@@ -133,7 +134,7 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
     recipe, machine, model = plan.recipe, plan.machine, plan.model
     speak(
         f"run directory: {plan.run_dir}\n"
-        f"model: {name_of(model)}, {model.image_size} px, patch {model.patch_size}, "
+        f"model: {name_of(model)}, {shown(model.image_shape)}, patch {model.patch_size}, "
         f"{model.num_classes} classes\n"
         f"data: {plan.dataset.name}, {len(plan.dataset.train)} training and "
         f"{len(plan.dataset.val)} validation examples\n"

@@ -44,12 +44,14 @@ from shared_vit.spec.machine import Machine
 from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
+from shared_vit.spec.sides import image_fields
 from shared_vit.weights import hub
 from shared_vit.weights.adapt import adapt, in_memory
 from shared_vit.weights.choice import split_choice
 from shared_vit.weights.class_names import cleaned
 from shared_vit.weights.locate import AVERAGE
 
+IMAGE_FIELDS = ("image_size", "image_width")
 LONGEST_WARMUP = 10_000  # updates, where nobody chose it: as in most recipes for ImageNet
 
 
@@ -276,7 +278,7 @@ def first_or_given_state(plan: Plan) -> TrainState:
             path = _newest(recipe.init_from, plan.machine.process_id)
             given = GivenWeights(path, commit, **hints)
         source = given.source
-        _, adapted = adapt(source.cfg, source.arrays, cfg.image_size, cfg.num_classes)
+        _, adapted = adapt(source.cfg, source.arrays, cfg.image_shape, cfg.num_classes)
         arrays = in_memory(adapted)
     else:
         arrays = init.draw(recipe.model, recipe.seed)
@@ -293,7 +295,7 @@ def state_to_evaluate(plan: Plan) -> TrainState:
     """The weights to evaluate, with moments of zero."""
     assert plan.weights is not None
     source, cfg = plan.weights.source, plan.recipe.model
-    _, arrays = adapt(source.cfg, source.arrays, cfg.image_size)
+    _, arrays = adapt(source.cfg, source.arrays, cfg.image_shape)
     return first_state(cfg, in_memory(arrays), plan.recipe.precision, plan.recipe)
 
 
@@ -383,7 +385,7 @@ def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
     """The function of the weights; the size and the preparation of images may differ, nothing
     else."""
     given = model_changes(asked, only_given=True)
-    free = {n: given.pop(n) for n in ("image_size", *INPUT_FLAGS) if n in given}
+    free = {n: given.pop(n) for n in (*IMAGE_FIELDS, *INPUT_FLAGS) if n in given}
     wrong = [f"--{n}={v}, and they have {getattr(of_file, n)}" for n, v in given.items()
              if n not in ("dropout", "drop_path") and getattr(of_file, n) != v]  # fmt: skip
     if wrong:
@@ -469,9 +471,11 @@ def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfi
             )
     changes: dict[str, Any] = {n: getattr(asked, n) for n in ("dropout", "drop_path")}
     changes["num_classes"] = num_classes
-    for name in ("image_size", *INPUT_FLAGS):
+    for name in INPUT_FLAGS:
         if getattr(asked, name) is not None:
             changes[name] = getattr(asked, name)
+    if asked.image_size is not None:
+        changes |= image_fields(asked.image_size)
     if of_file.num_classes != num_classes:
         changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
     return dataclasses.replace(of_file, **changes)

@@ -21,6 +21,7 @@ from shared_vit.spec.distributions import (
     SinCos2d,
     XavierUniform,
 )
+from shared_vit.spec.sides import shown
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,6 @@ def check(cfg: ModelConfig, arrays: Mapping[str, Shaped], where: str = "these we
     if faults:
         raise UserError(
             f"{where} do not fit the model (width {cfg.width}, depth {cfg.depth}, patch "
-            f"{cfg.patch_size}, image {cfg.image_size} px, {cfg.num_classes} classes): "
+            f"{cfg.patch_size}, image {shown(cfg.image_shape)}, {cfg.num_classes} classes): "
             f"{'; '.join(faults)}"
         )

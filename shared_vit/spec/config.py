@@ -16,12 +16,14 @@ from shared_vit.spec.families import MODELS as MODELS
 from shared_vit.spec.families import SIZES as SIZES
 from shared_vit.spec.rules import check_rules
 from shared_vit.spec.settings import kinds_of, restore, setting, written
+from shared_vit.spec.sides import Sides, image_fields, shown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Above these no ViT exists, and a damaged file would make the program run out of memory.
 _LARGEST = {
     "image_size": 1 << 14,
+    "image_width": 1 << 14,
     "patch_size": 1 << 12,
     "width": 1 << 16,
     "depth": 1000,
@@ -40,7 +42,7 @@ class ModelConfig:
     in force before them, so that every older file keeps its function.
     """
 
-    image_size: int = 224
+    image_size: int = 224  # height; of a square image its width too
     patch_size: int = 16
     width: int = 768
     depth: int = 12
@@ -70,6 +72,9 @@ class ModelConfig:
     exif: Literal["ignore", "turn"] = setting(
         "ignore", "what becomes of the orientation in EXIF", group="model", historical="ignore"
     )
+    image_width: int = setting(
+        0, "width of images that are not square; 0: square", group="model", historical=0
+    )
     drop_path: float = setting(  # used in training only, as dropout is
         0.0, "stochastic depth: rate of the last block's branches", group="model", historical=0.0
     )
@@ -78,11 +83,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            value, least = getattr(self, name), int(name != "num_classes")
+            value, least = getattr(self, name), int(name not in ("num_classes", "image_width"))
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
             if value > largest:
                 raise UserError(f"{name} must be at most {largest}, not {value}")
+        if self.image_width == self.image_size:
+            object.__setattr__(self, "image_width", 0)
+        if self.image_width and any(side % self.patch_size for side in self.image_shape):
+            raise UserError(
+                f"patches of {self.patch_size} px do not divide an image of "
+                f"{shown(self.image_shape)}: both sides must be multiples"
+            )
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             sizes = (f"--image_size={s}" for s in (below, below + self.patch_size) if s)
@@ -117,7 +129,7 @@ class ModelConfig:
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        return self.image_size, self.image_size
+        return self.image_size, self.image_width or self.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -139,10 +151,21 @@ class ModelConfig:
         return self.num_prefix + self.num_patches
 
     @property
+    def resized_shape(self) -> tuple[int, int]:
+        """Evaluation: the height and width in pixels that the resized picture covers, one of them
+        exactly, before the centre is cropped; with `eval_resize` 0, the image's."""
+        scale = self.eval_resize or 1
+        # Of a square rounded to the nearest, as torchvision's recipes are. One number scales both
+        # sides of another shape, and timm, which has such, rounds them down.
+        whole = int if self.image_width else round
+        height, width = (whole(side * scale) for side in self.image_shape)
+        return height, width
+
+    @property
     def short_side(self) -> int:
-        """Evaluation: the shorter side in pixels after the resize and before the crop; of a square,
-        the image's."""
-        return round(self.image_size * self.eval_resize) if self.eval_resize else self.image_size
+        """Evaluation: the shorter side in pixels after the resize and before the crop, where the
+        image is square."""
+        return self.resized_shape[0]
 
     @property
     def draws_masks(self) -> bool:
@@ -186,9 +209,11 @@ def check_config(cfg: object) -> None:
 
 
 def model_config(
-    name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any
+    name: str, num_classes: int = 1000, image_size: Sides = 224, **overrides: Any
 ) -> ModelConfig:
     """The ModelConfig of a named model (`vit_b16`, ...; `vit` is `vit_b16`), any field overridden.
+
+    `image_size` in pixels is one number for a square, else (height, width).
 
     Raises UserError for an unknown name (with the nearest one) or an impossible combination.
     """
@@ -196,7 +221,7 @@ def model_config(
     if full not in MODELS:
         known = ", ".join(MODELS)
         raise UserError(f"unknown model {name!r}{nearest(_as_ours(name), MODELS)} Models: {known}.")
-    sizes = dict(num_classes=num_classes, image_size=image_size)
+    sizes = dict(num_classes=num_classes, **image_fields(image_size))
     return ModelConfig(**(MODELS[full] | sizes | overrides))
 
 

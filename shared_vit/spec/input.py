@@ -2,6 +2,7 @@
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.sides import shown
 
 
 def colours(text: str) -> tuple[float, float, float]:
@@ -22,12 +23,13 @@ def colours(text: str) -> tuple[float, float, float]:
 
 def describe_input(cfg: ModelConfig) -> str:
     """What turns a picture into the model's input, in words."""
-    size = cfg.image_size
+    size, whole = shown(cfg.image_shape), shown(cfg.resized_shape)
+    how = "to cover" if cfg.image_width else "shorter side to"
     colour = f"mean {numbers(cfg.mean)}, std {numbers(cfg.std)}"
     if cfg.eval_resize == 0:
-        shape = f"squashed to {size} px ({cfg.interpolation})"
+        shape = f"squashed to {size} ({cfg.interpolation})"
     else:
-        shape = f"shorter side to {cfg.short_side} px ({cfg.interpolation}), centre {size} px"
+        shape = f"{how} {whole} ({cfg.interpolation}), centre {size}"
     upright = ", turned upright by EXIF" if cfg.exif == "turn" else ""
     return f"{shape}, {colour}{upright}"
 

@@ -9,6 +9,7 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.sides import Sides, image_fields, sides
 from shared_vit.weights.lazy import Arrays, LazyArray, in_memory
 
 DTYPES = {
@@ -22,11 +23,12 @@ DTYPES = {
 def adapt(
     cfg: ModelConfig,
     arrays: Arrays,
-    image_size: int | None = None,
+    image_size: Sides | str | None = None,
     num_classes: int | None = None,
     dtype: str | None = None,
 ) -> tuple[ModelConfig, dict[str, LazyArray | np.ndarray]]:
-    """`(cfg, arrays)` for another image size (pixels), number of classes or dtype; None: unchanged.
+    """`(cfg, arrays)` for another image size (pixels, or height and width), number of classes or
+    dtype; None: unchanged.
 
     Learned positions are resampled, fixed ones computed anew. Another number of classes means a new
     task: the pre-logits layer and the head are left out, and the new head is zero, as in
@@ -40,8 +42,8 @@ def adapt(
         for name, shape in canonical.shapes(cfg).items():
             if name.startswith("head."):
                 out[name] = zeros(shape, arrays["patch_embed.proj.weight"].dtype)
-    if image_size not in (None, cfg.image_size):
-        old, cfg = cfg, dataclasses.replace(cfg, image_size=image_size)
+    if image_size is not None and sides(image_size) != cfg.image_shape:
+        old, cfg = cfg, dataclasses.replace(cfg, **image_fields(image_size))
         out["pos_embed"] = _resampled(old, cfg, arrays["pos_embed"])
     if dtype is not None:
         if dtype not in DTYPES:

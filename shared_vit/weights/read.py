@@ -18,6 +18,7 @@ from shared_vit.files import open_regular
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.input import describe_input
+from shared_vit.spec.sides import Sides, sides
 from shared_vit.weights import class_names as naming
 from shared_vit.weights import formats, table
 from shared_vit.weights.adapt import zeros
@@ -74,7 +75,7 @@ def open_weights(
     format: str = "auto",
     num_heads: int | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Sides | str | None = None,
 ) -> Source:
     """Open a weight file, a run or checkpoint directory, or a folder of Hugging Face's or timm's,
     or one on the hub: `hf:OWNER/NAME[@REVISION][/FILE]`.
@@ -88,7 +89,8 @@ def open_weights(
     found = locate(path)
     path, said = found.path, Said()
     arrays, metadata = _contents(found.files, found.which, said)
-    hints = Hints(str(path), found.config, found.processor, num_heads, num_classes, image_size)
+    side = None if image_size is None else sides(image_size)[0]
+    hints = Hints(str(path), found.config, found.processor, num_heads, num_classes, side)
     if metadata.get("format") == twinvit.FORMAT:
         if format not in ("auto", *twinvit.OWN):
             raise UserError(f"{path} is a file of this project (torch, jax), not of {format}")

@@ -12,6 +12,7 @@ from shared_vit.errors import UserError
 from shared_vit.files import beside, whole_file
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, check_config
+from shared_vit.spec.sides import plain
 from shared_vit.weights import class_names as naming
 from shared_vit.weights import formats
 from shared_vit.weights.containers import Progress, container
@@ -140,9 +141,10 @@ def _card(path: Path, fmt: Format, cfg: ModelConfig, names: naming.Names) -> dic
         "load": fmt.how_to_load(cfg),
         "set_there": fmt.notes(cfg),
         "preprocessing": {
-            "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
+            # None: squashed; two numbers: height and width, which it covers.
+            "shorter_side": plain(cfg.resized_shape) if cfg.eval_resize else None,
             "interpolation": cfg.interpolation,
-            "image_size": cfg.image_size,
+            "image_size": plain(cfg.image_shape),
             "mean": cfg.mean,
             "std": cfg.std,
             "of": "RGB in [0, 1]",

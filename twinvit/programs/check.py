@@ -60,7 +60,7 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
 
     Raises NotKept where they differ, and where nothing could be shown.
     """
-    images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_size)])
+    images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_shape)])
     number = len(images)
     size = options.batch_size or number
     images = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))

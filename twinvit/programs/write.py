@@ -16,6 +16,7 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.sides import plain
 from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
@@ -141,9 +142,10 @@ def _card(
         **({} if source.class_names is None else {naming.KEY: source.class_names}),
         "preprocessing": {
             "before_the_program": {
-                "shorter_side": cfg.short_side if cfg.eval_resize else None,  # None: squashed
+                # None: squashed; two numbers: height and width, which it covers.
+                "shorter_side": plain(cfg.resized_shape) if cfg.eval_resize else None,
                 "interpolation": f"{cfg.interpolation}, with antialias",
-                "centre_crop": cfg.image_size,
+                "centre_crop": plain(cfg.image_shape),
                 "code": code_of(cfg, target.name),
             },
             "in_the_program": {"mean": cfg.mean, "std": cfg.std, "of": "RGB in [0, 1]"},

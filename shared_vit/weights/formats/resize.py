@@ -29,21 +29,23 @@ def crop_pct(cfg: ModelConfig) -> float:
     """timm's `crop_pct`: its shorter side is floor(image_size / crop_pct)."""
     if cfg.eval_resize == 0:
         return 1.0
-    short, size = cfg.short_side, cfg.image_size
-    plain = [float(f"{1 / cfg.eval_resize:.4g}"), 1 / cfg.eval_resize, size / short]
-    exact = math.nextafter(size / short, 0)
-    return next((p for p in plain if math.floor(size / p) == short), exact)
+    pairs = list(zip(cfg.resized_shape, cfg.image_shape))
+    most = min(side / to for to, side in pairs)
+    plain = [float(f"{1 / cfg.eval_resize:.4g}"), 1 / cfg.eval_resize, most]
+    exact = math.nextafter(most, 0)
+    fits = (p for p in plain if all(math.floor(side / p) == to for to, side in pairs))
+    return next(fits, exact)
 
 
 def from_timm(
-    cfg: Mapping[str, Any], size: int, usual: float, hints: Hints, notes: Notes
+    cfg: Mapping[str, Any], size: int, usual: float, square: bool, hints: Hints, notes: Notes
 ) -> tuple[float, str]:
     """`(eval_resize, interpolation)` of a `pretrained_cfg`; `usual` is its absent crop_pct."""
     part = number(cfg, "crop_pct", float, usual, hints.where)
     if not 0.1 <= part <= 1:
         notes.notices.append(f"timm's crop_pct is {part:g}: taken as 1")
         part = 1.0
-    resize = ratio(math.floor(size / part), size)
+    resize = ratio(math.floor(size / part), size) if square else 1 / part
     mode = cfg.get("crop_mode") or "center"
     if mode == "squash":
         if part != 1:

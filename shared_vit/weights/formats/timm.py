@@ -11,6 +11,7 @@ import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import SIZES, ModelConfig
+from shared_vit.spec.sides import plain
 from shared_vit.weights.formats import resize
 from shared_vit.weights.formats.base import (
     Format,
@@ -60,6 +61,7 @@ class Timm(Format):
         "pool": ("token", "mean"),
         "pool_class_token": BOTH,
         "norm_after_pool": BOTH,
+        "image_width": ANY,
     }
     foreign = {
         "reg_token": "register tokens",
@@ -99,19 +101,27 @@ class Timm(Format):
         pool = "mean" if after or not class_token or args.get("global_pool") == "avg" else "token"
         rows = position_rows(arrays, "pos_embed", self, hints)
         # `no_embed_class`: the class token has no position. Ours has one, of zeros.
-        bare = class_token and side_of(rows - 1) is None
-        patches = rows - (class_token and not bare)
-        size = image_size(patches, values["patch_size"], "pos_embed", hints)
+        wide = _oblong(args, pretrained, values["patch_size"], rows, class_token)
+        if wide is not None:
+            (size, width), patches = wide
+            bare = class_token and patches == rows
+        else:
+            bare = class_token and side_of(rows - 1) is None
+            patches = rows - (class_token and not bare)
+            size, width = image_size(patches, values["patch_size"], "pos_embed", hints), 0
         said = number(args, "num_heads", int, None, hints.where)
         gelu = _gelu(args, config, hints, notes)
         mean, std = colours(pretrained, "mean", "std", HALF, hints.where)
         usual = _CROP_DEFAULT if pretrained else _CROP_VIT
-        eval_resize, interpolation = resize.from_timm(pretrained, size, usual, hints, notes)
+        eval_resize, interpolation = resize.from_timm(
+            pretrained, size, usual, not width, hints, notes
+        )
         cfg = model(
             hints,
             **values,
             num_heads=heads(values, said, hints, notes),
             image_size=size,
+            image_width=width,
             class_token=class_token,
             pool=pool,
             pool_class_token=pool == "mean"
@@ -200,6 +210,21 @@ class Timm(Format):
         return f"timm.data.create_transform({args})"
 
 
+def _oblong(
+    args: Mapping[str, Any], pretrained: Mapping[str, Any], patch: int, rows: int, class_token: bool
+) -> tuple[tuple[int, int], int] | None:
+    """`((height, width), patches)` of an image that is not square, as JSON says; None for squares
+    and for what does not fit the rows of the positions."""
+    for said in (args.get("img_size"), pretrained.get("input_size")):
+        pair = said[-2:] if isinstance(said, list) else []
+        if len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
+            height, width = pair
+            patches = (height // patch) * (width // patch)
+            if height != width and patches in (rows, rows - class_token):
+                return (height, width), patches
+    return None
+
+
 def _canonical(name: str) -> str:
     """The canonical spelling of a name, before a format is found by it."""
     for pattern, ours in _SPELLINGS.items():
@@ -210,7 +235,7 @@ def _canonical(name: str) -> str:
 def data_config(cfg: ModelConfig) -> dict[str, Any]:
     """Evaluation's preprocessing, as in a `pretrained_cfg` and for `timm.data.create_transform`."""
     return {
-        "input_size": [3, cfg.image_size, cfg.image_size],
+        "input_size": [3, *cfg.image_shape],
         "interpolation": cfg.interpolation,
         "crop_pct": resize.crop_pct(cfg),
         "crop_mode": "center" if cfg.eval_resize else "squash",
@@ -229,8 +254,8 @@ def model_args(cfg: ModelConfig) -> dict[str, Any]:
     """Arguments of `create_model` that make `architecture_of(cfg)` this model, but for the eps."""
     patch, (width, depth, num_heads, _) = _STOCK[architecture_of(cfg)]
     args: dict[str, Any] = {}
-    if cfg.image_size != 224:
-        args["img_size"] = cfg.image_size
+    if cfg.image_shape != (224, 224):
+        args["img_size"] = plain(cfg.image_shape)
     for key, value, usual in (
         ("patch_size", cfg.patch_size, patch),
         ("embed_dim", cfg.width, width),

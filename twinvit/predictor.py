@@ -135,9 +135,10 @@ def load(
     """A predictor of a run (its newest intact checkpoint), a checkpoint, or weights of any format.
 
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
-    files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height and
-    width) for another size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter side over crop; 0
-    squashes) and `exif` go before what the weights say or leave open. Pictures are turned upright
+    files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height
+    and width) for another size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter
+    side over crop; 0 squashes) and `exif` go before what the weights say or leave open. Pictures
+    are turned upright
     by EXIF where the weights were not written by this project. Warns where something was guessed or
     taken for granted. Raises UserError.
     """

@@ -151,7 +151,8 @@ def test_prepare_splits_class_folders_by_links_or_copies(tmp_path, monkeypatch, 
     assert prepare(str(root), val=0.5, seed=1, by="copy", out=tmp_path / "half") == 0
     assert not any(p.is_symlink() for p in (tmp_path / "half").glob("*/*/*"))
     assert len(opened(tmp_path / "half").val) == 15 and len(opened(root).train) == 24
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(flat(tmp_path / "here"))
+    assert prepare(".", val=0.2) == 0 and len(opened(tmp_path / "here-split").val) == 6
     for flags, told in (
         (dict(val=0.2), "exists already"),
         (dict(val=1.0, out=tmp_path / "x"), "between 0 and 1"),

@@ -65,9 +65,9 @@ def prepare(
                 f"`twinvit prepare {what} --val=0.2`, or `twinvit prepare imagenet --train_tar ...`"
             )
         folder = Path(what)
-        split_folder(
-            folder, out or folder.with_name(f"{folder.name}-split"), val, seed, by == "copy"
-        )
+        named = folder if folder.name not in ("", "..") else folder.resolve()
+        beside = named.with_name(f"{named.name}-split")
+        split_folder(folder, out or beside, val, seed, by == "copy")
         return 0
     if val is not None:
         raise UserError("--val splits a folder: ImageNet has a validation split of its own")

@@ -190,6 +190,13 @@ def test_a_head_of_several_layers_is_refused_by_name(tmp_path, states):
         opened(path)
 
 
+def test_a_head_of_another_width_is_refused(tmp_path, states):
+    head = {"head.1.weight": torch.ones(5, 32), "head.1.bias": torch.ones(5)}
+    path = saved(tmp_path / "a.pth", headless(states["timm"], "head.") | head)
+    with pytest.raises(UserError, match=r"no single linear layer from 64 .*\[5, 32\]"):
+        opened(path)
+
+
 def test_dino_s_teacher_is_taken_without_its_projection(tmp_path, states):
     def model(state):
         backbone = prefixed(headless(state, "head."), "module.backbone.")

@@ -30,6 +30,7 @@ from torch_vit.devices import device_of, one_voice, under_torchrun
 
 Worker = Callable[[torch.device], int | None]
 GRACE_SECONDS = 5  # between asking ranks to end and killing them
+_LOST = 255  # the exit code that multiprocessing gives where its fork server is gone
 SETTLE_SECONDS = 0.5  # in which the peers of a failing rank report too; the first cause is printed
 
 
@@ -168,10 +169,13 @@ class _Ranks:
         """The report of a rank that has ended.
 
         A silent one ended before everything its end caused. Where the fork server was killed, its
-        processes seem to have ended and have not: they are killed with the run.
+        processes seem to have ended and have not: asked to stop, they still report; else they are
+        killed with the run.
         """
         self.processes[rank].join()
-        if not self.readers[rank].poll(SETTLE_SECONDS):
+        while not self.readers[rank].poll(SETTLE_SECONDS):
+            if self.signals:  # which ends a fork server, too, where it goes to the whole group
+                continue
             return _Report(
                 rank, 1, "was lost: the process that started it (Python's fork server) was killed",
                 silent=True,
@@ -210,7 +214,7 @@ class _Ranks:
 
     def _signal(self, number: int) -> None:
         for process in self.processes:
-            if process.exitcode is None:
+            if process.exitcode in (None, _LOST):
                 _quietly(os.kill, process.pid, number)
 
     def _kill(self) -> None:

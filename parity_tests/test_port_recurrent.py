@@ -34,7 +34,8 @@ def test_a_mistake_in_every_step_is_one_finding(style, name, cause, layer):
 
 
 @pytest.mark.slow
-def test_behind_an_unknown_in_a_cell_nothing_is_named_wrongly():
+def test_a_mistake_outside_the_catalogue_in_a_cell_is_one_expression():
     report = explained("linen", "clip_state")
-    assert {f.kind for f in report.findings} == {"unknown"}, report
-    assert "lstm" in report.findings[0].torch and not report.explained
+    assert [f.kind for f in report.findings] == ["expression"] and report.explained, report
+    assert "lstm" in report.findings[0].torch
+    assert report.findings[0].formulas["jax"] == "clip(lstm.add, -0.21, 0.33)"

@@ -87,9 +87,9 @@ def test_a_ribbon_is_replaced_or_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize("size", [(40_000, 1), (1, 40_000), (40_000, 40)])
 def test_a_ribbon_can_be_trained_on(tmp_path, size):
-    for split in ("train", "val"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        (tmp_path / split / "a/1.png").write_bytes(ribbon(*size))
+    for place in ("train/a", "train/b", "val/a"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(ribbon(*size))
     assert not take(folder_run(tmp_path, batch_size=1), 1)[0].images.any()
 
 
@@ -98,7 +98,7 @@ def test_a_shortage_of_memory_stops_the_run_and_replaces_nothing(tmp_path, monke
     """It says nothing of the image; another start would not replace it and draw another curve."""
     from shared_vit.data import examples
 
-    def decode(data):
+    def decode(data, turn):
         raise MemoryError
 
     image_folder(tmp_path)

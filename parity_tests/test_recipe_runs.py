@@ -70,6 +70,7 @@ def test_a_run_is_resumed_by_itself_and_by_the_other_twin(part, tmp_path, x64):
             assert a[name] == pytest.approx(b[name], rel=1e-9), (a, name)
 
 
+@pytest.mark.filterwarnings("ignore:the weights of .* are taken")
 def test_averaged_weights_are_evaluated_and_kept(tmp_path):
     assert train_here("torch", tmp_path / "run", *FLAGS) == 0
     line = next(m for m in metrics(tmp_path / "run") if "val_top1" in m)

@@ -196,7 +196,7 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
 
         runs = (run_of(split_choice(path)[0]) for path in named)
         run = next((run for run in runs if run is not None), None)
-        for path in named:
+        for path in named[:1]:  # beside weights the folder of a run need not be there
             if not path.startswith("hf:") and not split_choice(path)[0].exists():
                 raise UserError(
                     f"{path} is not there: expected a run, a checkpoint, a weight file, a model "

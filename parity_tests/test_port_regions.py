@@ -186,6 +186,7 @@ def test_operations_that_nothing_needs_any_more_are_counted():
     assert "view" not in {names[i] for i in dead}
     assert small(16, 6, 30, False) and not small(17, 0, 30, False) and small(40, 0, 30, True)
     assert not small(1, 7, 60, False) and small(1, 7, 70, False)
+    assert small(1, 16, 900, False) and not small(1, 17, 900, False)
 
 
 def test_a_piece_is_run_and_derived_as_jax_does():

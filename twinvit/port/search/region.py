@@ -22,7 +22,7 @@ from twinvit.port.record.torch_values import numbers
 
 RUN = 16  # operations of the port in a transplant, at most, library functions folded
 TABLE = 40  # the same of a table that depends on no input and no parameter
-REPLACED = 6  # operations of the reference that it replaces, or a tenth of all
+REPLACED = 6  # operations of the reference that it replaces, or a tenth of all, at most RUN
 SILENT = 4  # operations that change nothing here and are taken along
 STEPS = 160  # steps of the port that are walked, layouts among them
 DRAWING = ("random", "threefry", "rng_")
@@ -386,4 +386,4 @@ def replaced(
 
 def small(run: int, dead: int, live: int, table: bool) -> bool:
     """True if a transplant of so many operations, in place of so many, is one."""
-    return run <= (TABLE if table else RUN) and dead <= max(REPLACED, live // 10)
+    return run <= (TABLE if table else RUN) and dead <= min(RUN, max(REPLACED, live // 10))

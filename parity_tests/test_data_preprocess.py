@@ -95,6 +95,8 @@ def test_a_run_evaluates_by_its_model(tmp_path, resize):
         for i in range(3):
             data = encoded(photo(30 + i, 32, 40 - 4 * i), "PNG")
             (tmp_path / split / "a" / f"{i}.png").write_bytes(data)
+        (tmp_path / split / "b").mkdir()  # training wants another class; it comes after these
+        (tmp_path / split / "b/3.png").write_bytes(data)
     run = folder_run(tmp_path, image_size=32, patch_size=32, eval_resize=resize, batch_size=3)
     cfg = model(32, eval_resize=resize)
     found = take(run.but(interpolation="bicubic"), 1, split="val")[0].images

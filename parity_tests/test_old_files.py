@@ -344,8 +344,9 @@ def test_runs_are_evaluated(run, twin, trained):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_runs_and_checkpoints_are_weights(run, old, tmp_path, x64):
-    newest, target = old / run / f"checkpoints/step_{STOPPED_AT}", tmp_path / "a.safetensors"
-    for source in (old / run, newest, newest / "model.safetensors"):
+    newest = old / run / f"checkpoints/step_{STOPPED_AT}"
+    for i, source in enumerate((old / run, newest, newest / "model.safetensors")):
+        target = tmp_path / f"{i}.safetensors"
         status, said = twinvit("convert", source, target, "--to", "torch")
         assert status == 0, said
         status, said = twinvit("compare", source, target, "--precision=fp64")

@@ -84,7 +84,7 @@ def test_crop_pct_means_the_same_pixels_at_every_size(size, eval_resize):
     short, part = round(size * eval_resize), resize.crop_pct(cfg)
     assert math.floor(size / part) == short
     if part >= 0.1:
-        back, _ = resize.from_timm({"crop_pct": part}, size, 0.9, Hints("x"), Notes())
+        back, _ = resize.from_timm({"crop_pct": part}, size, 0.9, True, Hints("x"), Notes())
         assert round(size * back) == short
 
 
@@ -143,7 +143,7 @@ def test_files_of_others(case):
     format, fields, expected, notice = THEIRS[case]
     notes, hints = Notes(), Hints("x")
     if format == "timm":
-        found = resize.from_timm(fields, 24, 0.875, hints, notes)
+        found = resize.from_timm(fields, 24, 0.875, True, hints, notes)
     else:
         found = resize.from_transformers(fields, 24, hints, notes)
     assert found == pytest.approx(expected)

@@ -191,7 +191,10 @@ def main() -> int:
     if args.json:
         about = origin(("torch", "jax"))
         commits = {"jaxbench": commit(args.jaxbench), "kernelbench": commit(args.kernelbench)}
-        args.json.write_text(json.dumps(about | commits | {"rows": rows}, indent=1) + "\n")
+        text = json.dumps(about | commits | {"rows": rows}, indent=1) + "\n"
+        for folder, name in ((args.jaxbench, "JAXBENCH"), (args.kernelbench, "KERNELBENCH")):
+            text = text.replace(str(folder), name)  # without this machine's folders
+        args.json.write_text(text.replace(str(args.json), f"benchmarks/results/{args.json.name}"))
     return 1 if failed else 0
 
 

@@ -216,10 +216,29 @@ def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def unstack(qkv: Array) -> tuple[Array, ...]:
+def unstack(qkv: Array, policy: Policy) -> tuple[Array, Array, Array]:
     """q, k and v [B, N, heads, d] of qkv [B, N, 3, heads, d]."""
-    # Slices: the derivative of `jnp.unstack` costs GPUs a kernel more.
-    return tuple(qkv[:, :, i] for i in range(3))
+    b, n, _, heads, d = qkv.shape
+    if fused.applies((b, n, heads, d), policy):  # there a stack is a kernel more a block
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    return _unstack(qkv)
+
+
+@jax.custom_vjp
+def _unstack(qkv: Array) -> tuple[Array, Array, Array]:
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+def _unstack_forward(qkv: Array) -> tuple[tuple[Array, Array, Array], None]:
+    return _unstack(qkv), None
+
+
+def _unstack_backward(_: None, g: tuple[Array, Array, Array]) -> tuple[Array]:
+    # Each padded and added, as JAX's own derivative has it, XLA on CPUs rounds otherwise in bf16.
+    return (jnp.stack(g, axis=2),)
+
+
+_unstack.defvjp(_unstack_forward, _unstack_backward)
 
 
 def attention(q: Array, k: Array, v: Array, policy: Policy, num_tokens: int | None = None) -> Array:

@@ -25,19 +25,24 @@ def pad_tokens(x: Array, num_heads: int, policy: Policy) -> Array:
 
 
 def applies(shape: tuple[int, int, int, int], policy: Policy) -> bool:
-    """Whether q, k and v of `shape` [B, N, heads, d] go to fused attention on this device.
+    """Whether q, k and v of `shape` [B, N, heads, d] go to fused attention on this device."""
+    return takes(shape, policy.compute)
+
+
+def takes(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether fused attention takes q, k and v of `shape` [B, N, heads, d] on this device.
 
     It takes bf16, from compute capability 8.0, even numbers of tokens, and head widths that are
     multiples of 8 up to 128 (256 from 9.0). A shape that JAX refuses all the same is named in one
     notice.
     """
     gpu = nvidia_gpu()
-    if gpu is None or policy.compute != "bfloat16":
+    if gpu is None or dtype != "bfloat16":
         return False
     capability, n, d = float(gpu.compute_capability), shape[1], shape[3]
     if capability < 8 or n % 2 or d % 8 or d > (256 if capability >= 9 else 128):
         return False
-    return _taken(shape[1:], capability)
+    return _taken((n, shape[2], d), capability)
 
 
 @cache

@@ -63,7 +63,7 @@ class Attention(nnx.Module):
         b, n, d = x.shape
         x = pad_tokens(x, self.num_heads, self.policy)
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
-        q, k, v = unstack(qkv, self.policy)
+        q, k, v = unstack(qkv)
         x = attention(q, k, v, self.policy, n)
         return self.proj(x.reshape(b, -1, d))[:, :n]
 

@@ -216,10 +216,10 @@ def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def unstack(qkv: Array, policy: Policy) -> tuple[Array, Array, Array]:
+def unstack(qkv: Array) -> tuple[Array, Array, Array]:
     """q, k and v [B, N, heads, d] of qkv [B, N, 3, heads, d]."""
     b, n, _, heads, d = qkv.shape
-    if fused.applies((b, n, heads, d), policy):  # there a stack is a kernel more a block
+    if fused.takes((b, n, heads, d), str(qkv.dtype)):  # there a stack is a kernel more a block
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     return _unstack(qkv)
 

@@ -275,5 +275,5 @@ def test_a_replaced_file_has_no_old_certificate(tmp_path):
     assert convert(str(source), str(target), "timm", verify=True) == 0
     assert certificate.certificate_path(target).exists()
     weights.write_weights(source, CFG, random_arrays(CFG, 1))
-    assert convert(str(source), str(target), "timm") == 0
+    assert convert(str(source), str(target), "timm", overwrite=True) == 0
     assert not certificate.certificate_path(target).exists()

@@ -182,3 +182,27 @@ def test_an_expression_of_the_port_rounds_as_an_edit_does() -> None:
     report = port.explain(model, port.Function(own_form, held(model)), (x,))
     assert [f.kind for f in report.findings] == ["expression"]
     assert report.explained, report.reasons
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 24)
+        with torch.no_grad():
+            self.first.bias.zero_()  # as Flax draws it
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(x + self.first(x))
+
+
+def without_residual(params: dict, x: jax.Array) -> jax.Array:
+    y = x @ params["first.weight"].T + params["first.bias"]
+    return y @ params["second.weight"].T + params["second.bias"]
+
+
+def test_a_missing_residual_is_told_beside_a_bias_of_zeros() -> None:
+    model = Residual()
+    x = np.random.default_rng(3).standard_normal((11, 24), np.float32)
+    report = port.explain(model, port.Function(without_residual, held(model)), (x,))
+    assert [f.cause for f in report.findings] == ["residual_missing"] and report.explained, report

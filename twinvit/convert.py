@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,7 +79,7 @@ def convert(
     many = _many(source)
     if many and verify:
         raise UserError("--verify takes one file at a time")
-    from twinvit.certificate import certificate_path, certify
+    from twinvit.certificate import certify
 
     changes: dict[str, Any] = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
@@ -96,24 +97,41 @@ def convert(
         cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
         check_target(there, cfg, to, new_folder=bool(many))
         _check_free(opened, there, overwrite)
-        # Another number of classes is another task.
-        names = opened.class_names if cfg.num_classes == opened.cfg.num_classes else None
-        jobs.append((opened, cfg, arrays, names, there))
+        jobs.append(_Job(opened, cfg, arrays, there))
     if many:
         target.mkdir(exist_ok=True)
-    for opened, cfg, arrays, names, there in jobs:
-        _say(opened, cfg)
-        size = sum(array.nbytes for array in arrays.values())
-        certificate_path(there).unlink(missing_ok=True)  # of the file that this one replaces
-        with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-            notes = write_weights(there, cfg, arrays, to, bar.update, names)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        print(f"wrote {there} ({to})")
+    for job in jobs:
+        job.write(to)
     if verify:
         adapted = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
-        return certify(jobs[0][0], source, target, to, num_heads, adapted)
+        return certify(jobs[0].source, source, target, to, num_heads, adapted)
     return 0
+
+
+@dataclasses.dataclass
+class _Job:
+    """One file to write: its model and arrays, of a source that was read."""
+
+    source: Source
+    cfg: ModelConfig
+    arrays: Mapping[str, Any]
+    there: Path
+
+    def write(self, to: To) -> None:
+        """Write it with a bar of its progress; a certificate of the file that it replaces goes."""
+        from twinvit.certificate import certificate_path
+
+        _say(self.source, self.cfg)
+        # Another number of classes is another task.
+        same = self.cfg.num_classes == self.source.cfg.num_classes
+        names = self.source.class_names if same else None
+        size = sum(array.nbytes for array in self.arrays.values())
+        certificate_path(self.there).unlink(missing_ok=True)
+        with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+            notes = write_weights(self.there, self.cfg, self.arrays, to, bar.update, names)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"wrote {self.there} ({to})")
 
 
 def _check_free(source: Source, there: Path, overwrite: bool) -> None:

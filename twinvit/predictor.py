@@ -138,9 +138,8 @@ def load(
     files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height
     and width) for another size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter
     side over crop; 0 squashes) and `exif` go before what the weights say or leave open. Pictures
-    are turned upright
-    by EXIF where the weights were not written by this project. Warns where something was guessed or
-    taken for granted. Raises UserError.
+    are turned upright by EXIF where the weights were not written by this project. Warns where
+    something was guessed or taken for granted. Raises UserError.
     """
     source = open_weights(path, format, num_heads, num_classes, image_size)
     changes = dict(

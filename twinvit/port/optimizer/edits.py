@@ -146,21 +146,8 @@ def _rmsprop_edits(s: Settings) -> Iterator[Edit]:
         correct_second=True,
     )  # fmt: skip
     yield from _initial_edits(s)
-    momentum = Number("momentum", (0.5, 0.9, 0.95, 0.99), "logit")
-    yield _edit(
-        "momentum",
-        "momentum",
-        lambda a, b: f"the port's momentum is {b.momentum:g}, the reference's {a.momentum:g}",
-        numbers=(momentum,),
-        momentum=s.momentum or 0.9,
-    )
+    yield from _momentum_edits(s)
     if s.momentum:
-        yield _edit(
-            "momentum",
-            "momentum",
-            f"the port has no momentum, the reference {s.momentum:g}",
-            momentum=0.0,
-        )
         yield _edit("nesterov", "nesterov", "only the port uses Nesterov's momentum", nesterov=True)
 
 
@@ -287,23 +274,27 @@ def _adam_edits(s: Settings) -> Iterator[Edit]:
     yield _edit("amsgrad", "amsgrad", f"only {on} uses AMSGrad", amsgrad=not s.amsgrad)
 
 
-def _sgd_edits(s: Settings) -> Iterator[Edit]:
-    momentum = Number("momentum", (0.5, 0.9, 0.95, 0.99), "logit")
+def _momentum_edits(s: Settings) -> Iterator[Edit]:
     yield _edit(
         "momentum",
         "momentum",
         lambda a, b: f"the port's momentum is {b.momentum:g}, the reference's {a.momentum:g}",
-        numbers=(momentum,),
+        numbers=(Number("momentum", (0.5, 0.9, 0.95, 0.99), "logit"),),
         momentum=s.momentum or 0.9,
     )
+    if s.momentum:
+        yield _edit(
+            "momentum",
+            "momentum",
+            f"the port has no momentum, the reference {s.momentum:g}",
+            momentum=0.0,
+        )
+
+
+def _sgd_edits(s: Settings) -> Iterator[Edit]:
+    yield from _momentum_edits(s)
     if not s.momentum:
         return
-    yield _edit(
-        "momentum",
-        "momentum",
-        f"the port has no momentum, the reference {s.momentum:g}",
-        momentum=0.0,
-    )
     on = "the reference" if s.nesterov else "the port"
     yield _edit(
         "nesterov", "nesterov", f"only {on} uses Nesterov's momentum", nesterov=not s.nesterov

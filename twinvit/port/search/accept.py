@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from twinvit.port.call import Call
-from twinvit.port.index import align_distance, distance
+from twinvit.port.index import Entry, align_distance, distance
 from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Edit, Node, Ref
 from twinvit.port.record.torch_values import numbers
@@ -168,8 +168,22 @@ def _adds_zeros(session: Session, trial: Trial, nodes: Sequence[Node]) -> bool:
     held = {session.match.get(session.root[r]) for r in kept} - {None}
     entries = session.index.entries
     for sum_ in (e for e in entries if e.name in ("add", "add_any", "sub")):
-        if held.intersection(sum_.parents) and any(entries[p].zero for p in sum_.parents if p >= 0):
+        zeros = [p for p in sum_.parents if p >= 0 and entries[p].zero]
+        if held.intersection(sum_.parents) and any(_of_inputs(entries, p) for p in zeros):
             return True
+    return False
+
+
+def _of_inputs(entries: Sequence[Entry], entry: int) -> bool:
+    """True if a value of the port is computed from an input: a bias of zeros is not."""
+    seen, rest = {entry}, [entry]
+    while rest:
+        found = entries[rest.pop()]
+        if found.name == "input":
+            return True
+        more = {p for p in found.parents if p >= 0} - seen
+        seen |= more
+        rest += more
     return False
 
 

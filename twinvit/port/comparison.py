@@ -13,6 +13,7 @@ from twinvit.port.costs import port_costs, reference_costs
 from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, other_weights
 from twinvit.port.index import Index
+from twinvit.port.narrowings import as_run, tell_alone
 from twinvit.port.native.run import NativeRun, run_native
 from twinvit.port.outputs import (
     Leaves,
@@ -39,6 +40,7 @@ from twinvit.port.search.session import Session
 from twinvit.port.search.steps import other_sides, step_operands
 from twinvit.port.verify import Program
 
+HEADS = ("head", "classifier", "logit")  # in names of modules that make logits
 FOLDED = 1e-3  # relative L2: outputs that are nearer come of the same weights
 
 
@@ -262,9 +264,34 @@ def _narrowings(
     places = dict.fromkeys([*recorded.traced.narrowings, *recorded.interpreter.narrowings])
     for w, d in pair.own_narrowings(places):
         found.append(Narrowing("jax", w, d))
-    reference_costs(session, found)
+    own = recorded.interpreter.types if recorded.traced.marks is not None else None
     if named is not None:
-        port_costs(pair, recorded.pure, recorded.arrays, named, found)
+        for side, types in (("torch", recorded.graph.types), ("jax", own)):
+            if types is not None:
+                as_run(found, side, types)
+        tell_alone(found, session, own)
+    logits = _logits(recorded)
+    reference_costs(session, found, logits)
+    if named is not None:
+        traced, arrays = recorded.traced, recorded.arrays
+        port_costs(pair, recorded.pure, traced, arrays, own, named, found, logits)
+    return found
+
+
+def _logits(recorded: Recorded) -> list[bool]:
+    """Which of the compared outputs are logits: by their names, or those of the modules that make
+    them."""
+    graph = recorded.graph
+    found = []
+    for pair, out in zip(recorded.compared, graph.outputs):
+        producer = graph.producer[out]
+        scope = "" if producer is None else graph.nodes[producer].scope.rpartition(".")[2]
+        named = "logit" in f"{pair.name} {pair.theirs}".lower()
+        found.append(
+            graph.values[out].ndim > 1
+            and graph.values[out].shape[-1] > 1
+            and (named or any(part in scope.lower() for part in HEADS))
+        )
     return found
 
 

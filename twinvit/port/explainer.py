@@ -105,13 +105,29 @@ def explain(
         torch.set_num_threads(threads)
 
 
-def assert_same(torch_model: Any, jax_model: Any, inputs: Any, **arguments: Any) -> Report:
-    """Fail with the report as the message unless the port is the reference; for pytest. Arguments
-    as of `explain`."""
+def assert_same(
+    torch_model: Any,
+    jax_model: Any,
+    inputs: Any,
+    *,
+    narrowings: float | None = None,
+    **arguments: Any,
+) -> Report:
+    """Fail with the report as the message unless the port is the reference; for pytest.
+
+    Args:
+        narrowings: how far (relative L2) the port's outputs may be moved by a computation in a
+            narrower type than the reference has there; None: by any amount.
+        arguments: as of `explain`.
+    """
     __tracebackhide__ = True
     report = explain(torch_model, jax_model, inputs, **arguments)
     if not report.same:
         raise AssertionError(f"{_FAILED[report.verdict]}\n{report}")
+    if narrowings is not None and report.rounded_alone(narrowings):
+        raise AssertionError(
+            f"the port rounds where its reference does not, by more than {narrowings:g}\n{report}"
+        )
     return report
 
 

@@ -15,6 +15,7 @@ from twinvit.port.report_text import (
     lines_of,
     native_text,
     place_to_change,
+    rounding,
     roundings,
 )
 from twinvit.port.sides import NAMES, turned
@@ -44,7 +45,13 @@ def page(report: Report) -> str:
     body += _proofs(report)
     if report.narrowings:
         rows = [
-            (n.side, n.where, n.dtype, "not measured" if n.cost is None else number(n.cost))
+            (
+                n.side,
+                n.where,
+                n.dtype,
+                "not measured" if n.cost is None else number(n.cost),
+                {True: "none", False: "as well", None: "not known"}[n.alone],
+            )
             for n in report.narrowings
         ]
         body.append(
@@ -53,7 +60,7 @@ def page(report: Report) -> str:
                 "<p class='lead'>Computed in a narrower type than their inputs; ignored above, "
                 "where both sides ran in float64. The cost is what each alone does to the "
                 "outputs.</p>",
-                html.table(("side", "where", "to", "cost"), rows, numbers=(3,)),
+                html.table(("side", "where", "to", "cost", "other side"), rows, numbers=(3,)),
             )
         )
     if report.unseen:
@@ -121,7 +128,9 @@ def _lead(report: Report) -> list[str]:
     further = [reason for reason in report.reasons[1:]]
     if report.reasons and report.findings:
         further.append(_sentence(report))
-    return [first, *further, *differing_layouts(report)]
+    alone = rounding(report)
+    said = [f"{_capital(alone)}."] if alone else []
+    return [*said, first, *further, *differing_layouts(report)]
 
 
 def _texts(title: str, texts: list[str], report: Report) -> str:

@@ -256,13 +256,13 @@ class Pair:
                 "the port's program depends on the types that it is given "
                 f"({found.apart}); it was recorded in its own and computed in float64"
             )
-            return Traced(closed, own.labels, {})
+            return Traced(closed, own.labels, {}, found.marks, closed)
         for place in found.constants:
             self._note(
                 f"a number of the port depends on the type of what it is computed with ({place}); "
                 "it was taken as the port runs"
             )
-        return replace(traced, closed=closed)
+        return replace(traced, closed=closed, marks=found.marks, own=own.closed)
 
     def own_narrowings(self, places: Iterable[Place]) -> list[Place]:
         """Of a recording's narrowings those that the port makes: not the types that it was given,

@@ -71,16 +71,29 @@ class Narrowing:
 
     Attributes:
         side: "torch" or "jax".
-        where: file and line.
+        where: file and line; it may be within a library.
         dtype: the type that was asked for there.
         cost: the relative L2 distance of the outputs that this narrowing alone makes; None if not
             measured.
+        alone: True if the other side holds the same value in wider types alone as it runs, False if
+            it rounds it as well (or this one does not as it runs), None if that cannot be told.
+        lines: the user's lines that lead there, each once.
+        largest: the largest absolute difference of a number of the outputs that it makes; None if
+            not measured, as the next two.
+        divergence: of logits, the mean Kullback-Leibler divergence of the softmax over the last
+            axis with it from that without it, in nats; None where no output is logits.
+        agreement: of logits, the share of positions whose largest logit is the same one.
     """
 
     side: str
     where: str
     dtype: str
     cost: float | None = None
+    alone: bool | None = None
+    lines: list[str] = field(default_factory=list)
+    largest: float | None = None
+    divergence: float | None = None
+    agreement: float | None = None
 
 
 @dataclass
@@ -278,6 +291,18 @@ class Report:
     def exit_status(self) -> int:
         """0 same, 1 different, 2 undecided."""
         return VERDICTS.index(self.verdict)
+
+    def rounded_alone(self, least: float = 0.0) -> list[Narrowing]:
+        """Narrowings of the side that is to be changed which the other side has not, and that move
+        its outputs by more than `least` (relative L2) or by an unknown amount; the costliest
+        first."""
+        side = "jax" if self.reference == "torch" else "torch"
+        found = [
+            n
+            for n in self.narrowings
+            if n.side == side and n.alone and (n.cost is None or not n.cost <= least)
+        ]
+        return sorted(found, key=lambda n: float("inf") if n.cost is None else -n.cost)
 
     def check(self) -> None:
         """Raise ValueError if the report contradicts itself."""

@@ -88,7 +88,7 @@ def _report(data: dict[str, Any]) -> Report:
             "distance": float(data["distance"]),
             "remaining": float(data["remaining"]),
             "findings": [_finding(f) for f in data["findings"]],
-            "narrowings": [Narrowing(**_numbers(n, "cost")) for n in data["narrowings"]],
+            "narrowings": [_narrowing(n) for n in data["narrowings"]],
             "operations": [
                 Operation(i, s, n, float(d), float(e), st)
                 for i, s, n, d, e, st in data["operations"]
@@ -106,6 +106,11 @@ def _finding(data: dict[str, Any]) -> Finding:
     if data.get("operations") is not None:
         data["operations"] = tuple(data["operations"])
     return Finding(**data)
+
+
+def _narrowing(data: dict[str, Any]) -> Narrowing:
+    measured = [n for n in ("cost", "largest", "divergence", "agreement") if n in data]
+    return Narrowing(**_numbers(data, *measured))
 
 
 def _output(data: dict[str, Any]) -> Output:

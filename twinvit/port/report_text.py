@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from twinvit.port.report import SHOWN, Finding, Output, Report
+from twinvit.port.report import SHOWN, Finding, Narrowing, Output, Report
 from twinvit.port.sides import NAMES
 
 LINES = 6  # of a finding that are printed; all are in the JSON report
@@ -31,8 +31,7 @@ def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
         yield ""
         yield "Narrowings (ignored above: both sides ran in float64):"
         for narrow in report.narrowings[:SHOWN]:
-            cost = "" if narrow.cost is None else f", costs {distance(narrow.cost)}"
-            yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{cost}"
+            yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{costs(narrow)}"
         if len(report.narrowings) > SHOWN:
             yield f"   and {len(report.narrowings) - SHOWN} more"
     for title, texts in (
@@ -53,8 +52,11 @@ def head(report: Report, c: dict[str, str]) -> Iterator[str]:
         yield f"   {reason}"
     if report.reasons and report.verdict == "different" and report.findings:
         yield f"   {_explained(report)}"
-    if report.reasons and report.same:
+    rounded = rounding(report)
+    if report.same and (report.reasons or rounded):
         yield f"   {_same(report)}"
+    if rounded and not report.same:
+        yield f"   {rounded}"
 
 
 def verdict_line(report: Report, c: dict[str, str] | None = None) -> str:
@@ -67,8 +69,42 @@ def verdict_line(report: Report, c: dict[str, str] | None = None) -> str:
     if report.reasons:
         return f"{word}  {_first(report)}{layout}"
     if report.same:
-        return f"{word}  {_same(report)}{layout}"
+        rounded = rounding(report)
+        said = f" in float64; {rounded}" if rounded else f"  {_same(report)}"
+        return f"{word}{said}{layout}"
     return f"{word}, {_explained(report)}{layout}"
+
+
+def rounding(report: Report) -> str:
+    """What the side that is to be changed rounds alone, in words; "" if it does not."""
+    found = report.rounded_alone()
+    if not found:
+        return ""
+    first, rest = found[0], len(found) - 1
+    sides = ("the port", "the reference")
+    if report.reference == "jax":
+        sides = (NAMES["torch"], NAMES["jax"])
+    place = first.lines[0] if first.lines else first.where
+    far = "by an unknown amount" if first.cost is None else f"by {distance(first.cost)}"
+    more = f" (and {rest} more, listed below)" if rest else ""
+    return (
+        f"{sides[0]}'s {first.dtype} at {place} moves the outputs {far}, and {sides[1]} has none "
+        f"there{more}"
+    )
+
+
+def costs(narrow: Narrowing) -> str:
+    """What a narrowing costs, to be put behind its place."""
+    if narrow.cost is None:
+        return ""
+    text = f", costs {distance(narrow.cost)}"
+    if narrow.agreement is not None and narrow.divergence is not None:
+        text += (
+            f" (logits: {distance(narrow.largest or 0.0)} at most, divergence "
+            f"{distance(narrow.divergence)}, the same largest one in "
+            f"{100 * narrow.agreement:.4g} % of positions)"
+        )
+    return text + (", the other side has none there" if narrow.alone else "")
 
 
 def differing_layouts(report: Report) -> list[str]:

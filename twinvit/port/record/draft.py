@@ -25,6 +25,7 @@ class Draft:
     buffers: frozenset[str] = frozenset()
     reads: list[tuple[int, str]] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
+    heard_at: list[int] = field(default_factory=list)  # how many nodes there were before each
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
         """Add a value; returns its id."""
@@ -46,5 +47,6 @@ class Draft:
             buffers=self.buffers,
             reads=tuple(self.reads),
             heard=tuple(self.heard),
+            heard_at=tuple(self.heard_at),
             numbers=self.numbers,
         )

@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from twinvit.port.ops import SHAPE_ONLY
+from twinvit.port.record.own_types import OwnTypes
 from twinvit.port.record.torch_types import Heard
 
 
@@ -95,6 +96,8 @@ class Graph:
         modules: classes of modules by name.
         reads: values that the model's Python code read as numbers (`if`, `.item()`), and where.
         heard: each operation as the model called it.
+        heard_at: the number of recorded operations before each of them.
+        types: the types that values have as the program runs; None where that is not known.
         numbers: operations, by their place in `heard`, that took the numbers of the program that
             runs.
         own: the types that the program was recorded in, by parameter and input ("input:0"), where
@@ -112,6 +115,8 @@ class Graph:
     buffers: frozenset[str] = frozenset()
     reads: tuple[tuple[int, str], ...] = ()
     heard: tuple[Heard, ...] = ()
+    heard_at: tuple[int, ...] = ()
+    types: OwnTypes | None = None
     numbers: Mapping[int, Heard] = field(default_factory=dict)
     own: Mapping[str, torch.dtype] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

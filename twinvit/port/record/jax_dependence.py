@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from jax.extend import core as jex_core
 
-from twinvit.port.ops.primitives import CONVERSIONS
 from twinvit.port.record.closed_forms import unrounded
+from twinvit.port.record.jax_own_types import Marks, converts, sources
 from twinvit.port.record.jax_pool import unrounded_by
-from twinvit.port.record.jax_types import kind, rounds_to
+from twinvit.port.record.jax_types import rounds_to
 
 _UNSAID = frozenset(
     "name debug_info jaxpr_debug_info sharding out_sharding weak_type "
@@ -29,11 +29,17 @@ _UNSAID = frozenset(
 
 @dataclass
 class Dependence:
-    """Places of constants that depend on the types, and why the two programs could not be laid
-    side by side ("" where they could)."""
+    """What depends on the types.
+
+    Attributes:
+        constants: places of constants that do.
+        apart: why the two programs could not be laid side by side; "" where they could.
+        marks: the types that the returned jaxpr's variables have as the program runs.
+    """
 
     constants: dict[str, None] = field(default_factory=dict)
     apart: str = ""
+    marks: Marks = field(default_factory=Marks)
 
 
 class _Apart(Exception):
@@ -59,6 +65,7 @@ def as_it_runs(wide: Any, own: Any, place: Callable[[Any], str]) -> tuple[Any, D
     except _Apart as reason:
         found.apart = str(reason)
         found.constants.clear()
+        found.marks = Marks.of(own)
     return unrounded_by(wide, own), found
 
 
@@ -99,7 +106,7 @@ class _Walk:
         if len(wide.invars) != len(own.invars):
             raise _Apart("a function of other arguments")
         same: dict[Any, Any] = dict(zip(wide.invars, own.invars))
-        first, second = _sources(wide), _sources(own)
+        first, second = sources(wide), sources(own)
         mine, theirs = _compared(wide.eqns), _compared(own.eqns)
         eqns = {id(e): e for e in wide.eqns}  # the same variables in each, so none is compared
         for a, b in zip(mine, theirs):
@@ -122,6 +129,7 @@ class _Walk:
         for u, v in zip(wide.outvars, own.outvars):
             new = self.operand(first(u), second(v), same, None)
             outvars.append(u if new is None else new)
+        self.found.marks.add(wide, own, same)
         new = [eqns[id(e)] for e in wide.eqns]
         if _same_objects(new, wide.eqns) and _same_objects(outvars, wide.outvars):
             return wide
@@ -181,27 +189,7 @@ def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def _compared(eqns: Sequence[Any]) -> list[Any]:
-    return [e for e in eqns if not _converts(e)]
-
-
-def _converts(eqn: Any) -> bool:
-    """True for an equation that only changes the width of a type."""
-    if eqn.primitive.name not in CONVERSIONS:
-        return False
-    kinds = [kind(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)]
-    return kinds[0] == kinds[-1]
-
-
-def _sources(jaxpr: Any) -> Callable[[Any], Any]:
-    """Of a variable the one that it is a conversion of."""
-    origin = {e.outvars[0]: e.invars[0] for e in jaxpr.eqns if _converts(e)}
-
-    def source(v: Any) -> Any:
-        while not isinstance(v, jex_core.Literal) and v in origin:
-            v = origin[v]
-        return v
-
-    return source
+    return [e for e in eqns if not converts(e)]
 
 
 def _unsaid(key: str) -> bool:

@@ -18,9 +18,11 @@ from twinvit.port.ops.primitives import CALLS, COLLECTIVES, COMPARISONS, LAYOUT
 from twinvit.port.record.jax_collectives import alone
 from twinvit.port.record.jax_equations import SCATTERS, bind_params, scattered
 from twinvit.port.record.jax_internals import traced_within_jax
+from twinvit.port.record.jax_own_types import Marks
 from twinvit.port.record.jax_place import Place, frames
 from twinvit.port.record.jax_rules import RULES
 from twinvit.port.record.jax_types import is_float, is_narrow, literal, wide, widen
+from twinvit.port.record.own_types import OwnTypes, Rounding
 
 Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
@@ -29,13 +31,16 @@ Sink = Callable[[Any, str, str, list[int]], int]
 class Interpreter:
     """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value.
 
-    Narrowings are ignored but for `round_at`, one of a trace's (place, type) pairs.
+    Narrowings are ignored but for `round_at`, one of a trace's (place, type) pairs. With `marks`,
+    `types` says in which types values are held as the program runs.
     """
 
     def __init__(self, sink: Sink | None = None, round_at: Place | None = None) -> None:
         self.sink = sink
         self.round_at = round_at
         self.narrowings: dict[Place, None] = {}
+        self.marks: Marks | None = None
+        self.types = OwnTypes()
         self.branches: dict[str, None] = {}
         self.sides: dict[tuple[str, str], set[bool]] = {}
         self._where: dict[int, tuple[str, str]] = {}
@@ -87,6 +92,7 @@ class Interpreter:
             [*jaxpr.constvars, *jaxpr.invars], [*consts, *args], [*const_ids, *ids]
         ):
             env[var] = (value, i)
+            self.mark(var, i)
         last: dict[Any, int] = {}
         for n, eqn in enumerate(jaxpr.eqns):
             for v in eqn.invars:
@@ -102,6 +108,7 @@ class Interpreter:
             outs, out_ids = self.equation(eqn, [p[0] for p in pairs], [p[1] for p in pairs])
             for v, value, i in zip(eqn.outvars, outs, out_ids):
                 env[v] = (value, i)
+                self.mark(v, i)
             for v in eqn.invars:
                 if not isinstance(v, jex_core.Literal) and last[v] == n and v not in kept:
                     env.pop(v, None)
@@ -161,6 +168,17 @@ class Interpreter:
         parents = [i for i in ids if i >= 0]
         return outs, [self.tell(o, name, where, parents) for o in outs]
 
+    def mark(self, var: Any, value: int) -> None:
+        """Write down in which types a variable's value is held as the program runs."""
+        if self.marks is None or value < 0:
+            return
+        held = self.marks.held.get(var)
+        if held:
+            self.types.add(value, held)
+        for eqn, dtype in self.marks.rounded.get(var, ()):
+            where, inner = self._outer if self._outer is not None else self.where(eqn)
+            self.types.roundings.append(Rounding(value, dtype, inner, where))
+
     def _evaluate(
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str
     ) -> Any:
@@ -182,10 +200,11 @@ class Interpreter:
         out = self._compute(eqn, name, params, values, where)
         if rounded is None:
             return out
-        return jax.tree.map(
-            lambda x: np.asarray(x).astype(rounded).astype(wide(rounded)) if is_float(x) else x,
-            out,
-        )
+        with np.errstate(over="ignore"):  # what is beyond the type is infinite in it
+            return jax.tree.map(
+                lambda x: np.asarray(x).astype(rounded).astype(wide(rounded)) if is_float(x) else x,
+                out,
+            )
 
     def _compute(
         self, eqn: Any, name: str, params: dict[str, Any], values: list[Any], where: str

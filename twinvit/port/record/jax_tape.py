@@ -187,6 +187,9 @@ class Taping(Interpreter):
         self._write(Step(self._eqn, name, where, tuple(ids), tuple(numbers), self._frame()))
         return outs, numbers
 
+    def mark(self, var: Any, value: int) -> None:
+        super().mark(var, self.tape.slots[value].entry if value >= 0 else value)
+
     def _write(self, step: Step) -> None:
         for number in step.outs:
             self.tape.slots[number].step = len(self.tape.steps)

@@ -18,6 +18,7 @@ from twinvit.port.record.jax_integers import known_integers
 from twinvit.port.record.jax_internals import Conversion, conversions, draws, present
 from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_outputs import Outputs, flattened
+from twinvit.port.record.jax_own_types import Marks
 from twinvit.port.record.jax_place import Place, frames
 from twinvit.port.record.jax_settings import float64_on_cpu, on_cpu
 from twinvit.port.record.jax_types import extended, is_float, is_narrow, wide
@@ -56,11 +57,20 @@ def _widened(operands: Sequence[Any], dtype: Any) -> Any:
 
 @dataclass
 class Traced:
-    """A port's jaxpr with the order of its outputs; `labels` names each output leaf."""
+    """A port's jaxpr with the order of its outputs.
+
+    Attributes:
+        labels: names of each output leaf.
+        narrowings: places that ask for a narrow type.
+        marks: the types of its variables as the port runs; None where they are not known.
+        own: the jaxpr of the port as it runs; None where it was not traced.
+    """
 
     closed: Any
     labels: Sequence[str]
     narrowings: dict[Place, None]
+    marks: Marks | None = None
+    own: Any = None
 
 
 def trace_as_it_runs(
@@ -112,6 +122,7 @@ def evaluate(
 ) -> tuple[list[Any], list[int]]:
     """Evaluate a traced port on float64 arguments; integers are of the types of the trace."""
     given = [_as_traced(x, var) for x, var in zip(args, traced.closed.jaxpr.invars)]
+    interpreter.marks = traced.marks
     with float64_on_cpu():
         return interpreter.closed(traced.closed, given, list(ids))
 

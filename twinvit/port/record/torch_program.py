@@ -14,6 +14,7 @@ from twinvit.port.errors import PortError
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.torch_attention import Attention, attention
+from twinvit.port.record.torch_own_types import as_recorded, own_types
 from twinvit.port.record.torch_place import where_in_user_code
 from twinvit.port.record.torch_recorder import Recorder
 from twinvit.port.record.torch_types import Apart, Heard, Listener, differing
@@ -86,33 +87,38 @@ def record(
     if own is None:
         return graph
     try:
-        others = differing(graph.heard, own)
+        others = differing(graph.heard, own.operations)
     except Apart as reason:
         return graph if train else _recorded_as_it_runs(model, inputs, pick, str(reason)) or graph
     if not others:
-        return graph
+        return replace(graph, types=own_types(graph, own))
     graph = _recorded(model, inputs, pick, train, others)
     notes = [
         f"a number of the reference depends on the type of what it is computed with ({where}); "
         "it was taken as the reference runs"
         for where in dict.fromkeys(operation.where for operation in others.values())
     ]
-    return replace(graph, notes=(*graph.notes, *notes))
+    return replace(graph, notes=(*graph.notes, *notes), types=own_types(graph, own))
 
 
 def _listened(
     model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, train: bool
-) -> list[Heard] | None:
-    """The model's operations in its own types; None if it does not run in them."""
+) -> Listener | None:
+    """What was heard of the model in its own types; None if it does not run in them."""
     copy, names, tries = as_given(model, inputs, train)
     for tensors in tries:
         listener = Listener(where_in_user_code)
+        if isinstance(copy, torch.nn.Module):
+            for name, tensor in _named_tensors(copy):
+                listener.give(f"param:{name}", tensor)
+        for k, tensor in enumerate(tensors):
+            listener.give(f"input:{k}", tensor)
         try:
             with _quiet_torch(None), torch.no_grad(), Attention(), listener:
                 pick(call(copy, names, tensors))
         except Exception:
             continue
-        return listener.operations
+        return listener
     return None
 
 
@@ -155,7 +161,7 @@ def _recorded_in(
         for name, tensor in _named_tensors(own):
             tensor.data = tensor.data.to(types[name])
     graph = _recorded(own, dict(zip(names, tensors)) if names else tensors, pick, False, own=True)
-    return replace(_computed_wide(graph, wide), own=types)
+    return replace(_computed_wide(graph, wide), own=types, types=as_recorded(graph))
 
 
 def _named_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

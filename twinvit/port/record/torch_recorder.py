@@ -69,6 +69,7 @@ class Recorder(TorchDispatchMode):
         if operation is not None:
             other = self.numbers.get(len(self.graph.heard))
             self.graph.heard.append(operation)
+            self.graph.heard_at.append(len(self.graph.nodes))
             if other is not None and other.name == operation.name:
                 args, kwargs = with_numbers(args, kwargs, other)
         narrowed = self._widen_dtypes(args, kwargs, where)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
 
 from twinvit.port.ops import UNCOUNTED
 from twinvit.port.record.torch_calls import aten_name
 
 aten = torch.ops.aten
+_Made = tuple[int | str, int]
 _NUMBERS = (float, int, complex)  # and no types, devices or generators
 _READ = 0.02  # bfloat16 rounds by 0.004; what depends on the type is seldom as near
 _CONSTANT = 4096  # tensors of so many numbers are compared number by number
@@ -112,19 +114,88 @@ def with_numbers(args: Any, kwargs: dict[str, Any], own: Heard) -> tuple[Any, di
     return args, kwargs | dtype
 
 
+@dataclass
+class Conversion:
+    """A value that a model converts to another floating-point type.
+
+    Attributes:
+        made: where the value comes from, as in `Listener.held`.
+        before, dtype: the two types, "bfloat16".
+        where: the line.
+        users: places in `Listener.operations` of those that take the result.
+    """
+
+    made: _Made
+    before: str
+    dtype: str
+    where: str
+    users: list[int] = field(default_factory=list)
+
+
 class Listener(TorchDispatchMode):
-    """Writes down what a model's operations are called with."""
+    """Writes down what a model's operations are called with, and the types of what they make.
+
+    Attributes:
+        operations: what was called, in order.
+        conversions: from one floating-point type to another, in order.
+        held: the types that a value is held in, by the place of its operation in `operations` and
+            its own among the results, or by its name ("param:NAME", "input:K").
+    """
 
     def __init__(self, where: Callable[[], str]) -> None:
         super().__init__()
         self.where = where
         self.operations: list[Heard] = []
+        self.conversions: list[Conversion] = []
+        self.held: dict[_Made, set[str]] = {}
+        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._converted: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def give(self, name: str, tensor: torch.Tensor) -> None:
+        """A tensor that the model has or is called with."""
+        self._made[tensor] = (name, 0)
+        self._hold((name, 0), tensor)
+
+    def _hold(self, made: _Made, tensor: torch.Tensor) -> None:
+        if tensor.is_floating_point() or tensor.is_complex():
+            self.held.setdefault(made, set()).add(_named(tensor.dtype))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation = heard(func, args, kwargs or {}, self.where())
+        where = self.where()
+        operation = heard(func, args, kwargs or {}, where)
         if operation is not None:
             self.operations.append(operation)
-        return func(*args, **(kwargs or {}))
+            for x in filter(_tensor, tree_flatten((args, kwargs))[0]):
+                if x in self._converted:
+                    self._converted[x].users.append(len(self.operations) - 1)
+        out = func(*args, **(kwargs or {}))
+        if operation is None:
+            self._same(func, args, out, where)
+            return out
+        for k, tensor in enumerate(tree_flatten(out)[0]):
+            if _tensor(tensor):
+                self._made[tensor] = (len(self.operations) - 1, k)
+                self._hold(self._made[tensor], tensor)
+                self._converted.pop(tensor, None)
+        return out
+
+    def _same(self, func: Any, args: Any, out: Any, where: str) -> None:
+        """Follow a value through an operation that is none: a conversion, a detached tensor."""
+        if not (args and _tensor(args[0]) and _tensor(out)) or args[0] not in self._made:
+            return
+        before, made = args[0], self._made[args[0]]
+        self._made[out] = made
+        self._hold(made, out)
+        if before in self._converted:
+            self._converted[out] = self._converted[before]
+        if _converts(func, args, {"dtype": out.dtype}) and out.dtype != before.dtype:
+            conversion = Conversion(made, _named(before.dtype), _named(out.dtype), where)
+            self.conversions.append(conversion)
+            self._converted[out] = conversion
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _tensor(x: Any) -> bool:

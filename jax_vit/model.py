@@ -3,22 +3,27 @@
 Read it beside `torch_vit/model.py`, line for line.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jax_vit.dropout import Dropout, drop, drop_path
+from jax_vit.features import Features
 from jax_vit.fused import pad_tokens
 from jax_vit.inputs import check_inputs
+from jax_vit.mlp import Mlp
 from jax_vit.ops import (
     Conv,
+    LayerScale,
     Linear,
+    QkvWithoutKeyBias,
     add_positions,
     attention,
     cast,
-    gelu,
     identity,
     make_norm,
     parameter,
@@ -26,11 +31,16 @@ from jax_vit.ops import (
     remat,
     unstack,
 )
+from jax_vit.pooling import AttentionPool
 from jax_vit.precision import policy_of
+from jax_vit.relative import RelativeIndex, relative_bias
+from jax_vit.rope import Places, Rope, rotation_of
 from jax_vit.trace import trace
 from shared_vit.spec.config import ModelConfig, check_config
+from shared_vit.spec.layers import block_numbers
 from shared_vit.spec.mask_keys import path_site
 from shared_vit.spec.precision import Policy
+from shared_vit.spec.relative import table_rows
 
 
 class PatchEmbed(nnx.Module):
@@ -41,45 +51,62 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
         self.patch_size, self.policy = cfg.patch_size, policy
-        self.proj = Conv(3, cfg.width, cfg.patch_size, policy)
+        self.proj = Conv(3, cfg.width, cfg.patch_size, policy, "patch" not in cfg.no_bias)
+        has_norm = cfg.embed_norm == "patches"
+        self.norm = make_norm(cfg, cfg.width, policy) if has_norm else identity
 
     def __call__(self, images: Array) -> Array:
         b, h, w, c = images.shape
         p = self.patch_size
         x = images.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         kernel = self.proj.kernel.reshape(p * p * c, -1)
-        return product(x.reshape(b, -1, p * p * c), kernel, self.proj.bias, self.policy)
+        x = product(x.reshape(b, -1, p * p * c), kernel, self.proj.bias, self.policy)
+        return self.norm(x)
 
 
 class Attention(nnx.Module):
-    """Self-attention [B, N, width] -> the same; softmax(q k^T / sqrt(head width)) v."""
+    """Self-attention [B, N, width] -> the same: softmax(q k^T / sqrt(head width) + bias) v.
+
+    `places` is what the model knows of positions inside attention, for this block: nothing, tables
+    of rotary positions, or the index of relative ones.
+    """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
         self.num_heads, self.policy = cfg.num_heads, policy
-        self.qkv = Linear(cfg.width, 3 * cfg.width, policy)
-        self.proj = Linear(cfg.width, cfg.width, policy)
+        if "k" in cfg.no_bias:
+            self.qkv = QkvWithoutKeyBias(cfg.width, policy)
+        else:
+            self.qkv = Linear(cfg.width, 3 * cfg.width, policy, "qkv" not in cfg.no_bias)
+        self.q_norm, self.k_norm = (
+            make_norm(cfg, cfg.head_width, policy) if cfg.qk_norm else identity for _ in "qk"
+        )
+        self.rotate = rotation_of(cfg)
+        table = table_rows(cfg.grid), cfg.num_heads
+        self.relative_position_bias_table = parameter(table, policy) if cfg.relative_bias else None
+        has_norm = cfg.inner_norm == "both"
+        self.norm = make_norm(cfg, cfg.width, policy) if has_norm else identity
+        self.proj = Linear(cfg.width, cfg.width, policy, "proj" not in cfg.no_bias)
+        # Fused attention takes no bias.
+        pads = not cfg.relative_bias
+        self.pad = partial(pad_tokens, num_heads=cfg.num_heads, policy=policy) if pads else identity
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, places: Places) -> Array:
         b, n, d = x.shape
-        x = pad_tokens(x, self.num_heads, self.policy)
+        x = self.pad(x)
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
         q, k, v = unstack(qkv)
-        x = attention(q, k, v, self.policy, n)
-        return self.proj(x.reshape(b, -1, d))[:, :n]
+        q, k = (
+            cast(self.rotate(y, places), self.policy.compute)
+            for y in (self.q_norm(q), self.k_norm(k))
+        )
+        x = attention(q, k, v, self.policy, n, self.bias(places))
+        return self.proj(self.norm(x.reshape(b, -1, d)))[:, :n]
 
-
-class Mlp(nnx.Module):
-    """[B, N, width] -> the same, through GELU; its dropout sites are `site` and `site + 1`."""
-
-    def __init__(self, cfg: ModelConfig, policy: Policy):
-        self.rate, self.approximate = cfg.dropout, cfg.gelu == "tanh"
-        self.fc1 = Linear(cfg.width, cfg.mlp_dim, policy)
-        self.fc2 = Linear(cfg.mlp_dim, cfg.width, policy)
-
-    def __call__(self, x: Array, dropout: Dropout, site: int) -> Array:
-        x = gelu(self.fc1(x), self.approximate)
-        x = self.fc2(drop(x, dropout, site, self.rate))
-        return drop(x, dropout, site + 1, self.rate)
+    def bias(self, places: Places) -> Array | None:
+        """What is added to scores, [1, heads, N, N]; None where positions are not relative."""
+        if self.relative_position_bias_table is None:
+            return None
+        return relative_bias(self.relative_position_bias_table, places)
 
 
 class Block(nnx.Module):
@@ -93,16 +120,43 @@ class Block(nnx.Module):
         self.rate, self.policy = cfg.dropout, policy
         self.norm1 = make_norm(cfg, cfg.width, policy)
         self.attn = Attention(cfg, policy)
+        self.ls1 = identity if cfg.layer_scale == "none" else LayerScale(cfg.width, policy)
         self.norm2 = make_norm(cfg, cfg.width, policy)
         self.mlp = Mlp(cfg, policy)
+        self.ls2 = LayerScale(cfg.width, policy) if cfg.layer_scale == "both" else identity
 
     def __call__(
-        self, x: Array, dropout: Dropout, site: int, path_site: int, path_rate: float
+        self,
+        x: Array,
+        dropout: Dropout,
+        places: Places,
+        site: int,
+        path_site: int,
+        path_rate: float,
     ) -> Array:
-        y = drop(self.attn(self.norm1(x)), dropout, site, self.rate)
-        x = x + drop_path(cast(y, self.policy.param), dropout, path_site, path_rate)
-        y = self.mlp(self.norm2(x), dropout, site + 1)
-        return x + drop_path(cast(y, self.policy.param), dropout, path_site + 1, path_rate)
+        y = drop(self.attn(self.norm1(x), places), dropout, site, self.rate)
+        y = cast(self.ls1(y), self.policy.param)
+        x = x + drop_path(y, dropout, path_site, path_rate)
+        y = cast(self.ls2(self.mlp(self.norm2(x), dropout, site + 1)), self.policy.param)
+        return x + drop_path(y, dropout, path_site + 1, path_rate)
+
+
+class PostNormBlock(Block):
+    """`Block` whose norms are those of the branches' outputs."""
+
+    def __call__(
+        self,
+        x: Array,
+        dropout: Dropout,
+        places: Places,
+        site: int,
+        path_site: int,
+        path_rate: float,
+    ) -> Array:
+        y = self.norm1(drop(self.attn(x, places), dropout, site, self.rate))
+        x = x + drop_path(y, dropout, path_site, path_rate)
+        y = self.norm2(self.mlp(x, dropout, site + 1))
+        return x + drop_path(y, dropout, path_site + 1, path_rate)
 
 
 class VisionTransformer(nnx.Module):
@@ -132,47 +186,119 @@ class VisionTransformer(nnx.Module):
         full = replace(policy, compute=policy.param)
         self.cfg, self.precision, self.policy = cfg, precision, policy
         self.remat = False
-        learned = cfg.pos_embed == "learned"
-        self.cls_token = parameter((1, 1, cfg.width), policy) if cfg.class_token else None
-        self.pos_embed = parameter((1, cfg.num_tokens, cfg.width), policy, trained=learned)
-        self.patch_embed = PatchEmbed(cfg, policy)
-        self.blocks = nnx.List(Block(cfg, policy) for _ in range(cfg.depth))
-        norm = make_norm(cfg, cfg.width, policy)
+        self._embeddings(cfg, policy)
+        block = PostNormBlock if cfg.post_norm else Block
+        self.blocks = nnx.List(block(cfg, policy) for _ in range(cfg.depth))
+        norm = make_norm(cfg, cfg.width, policy) if cfg.final_norm else identity
         self.norm = identity if cfg.norm_after_pool else norm
+        self.attn_pool = AttentionPool(cfg, policy) if cfg.pool == "map" else None
         self.fc_norm = norm if cfg.norm_after_pool else identity
-        self.pre_logits = Linear(cfg.width, cfg.pre_logits, full) if cfg.pre_logits else None
-        features = cfg.pre_logits or cfg.width
+        self.pre_logits = Linear(cfg.pooled_width, cfg.pre_logits, full) if cfg.pre_logits else None
+        features = cfg.pre_logits or cfg.pooled_width
         self.head = Linear(features, cfg.num_classes, full) if cfg.num_classes else identity
+        if cfg.distilled:
+            self.head_dist = (
+                Linear(features, cfg.num_classes, full) if cfg.num_classes else identity
+            )
         self.deterministic = True
 
+    def _embeddings(self, cfg: ModelConfig, policy: Policy) -> None:
+        width = cfg.width
+        self.cls_token = parameter((1, 1, width), policy) if cfg.class_token else None
+        self.dist_token = parameter((1, 1, width), policy) if cfg.distilled else None
+        self.reg_token = parameter((1, cfg.registers, width), policy) if cfg.registers else None
+        rows, learned = cfg.position_rows, cfg.pos_embed == "learned"
+        self.pos_embed = parameter((1, rows, width), policy, trained=learned) if rows else None
+        self.patch_embed = PatchEmbed(cfg, policy)
+        self.norm_pre = make_norm(cfg, width, policy) if cfg.embed_norm == "tokens" else identity
+        # Its name is timm's for what belongs to rotary positions.
+        self.rope = Rope(cfg, policy) if cfg.rope != "none" else None
+        self.relative = RelativeIndex(cfg) if cfg.relative_bias else None
+
     def __call__(self, images: Array, dropout: Dropout = None, every_token: bool = False) -> Array:
-        check_inputs(self, images, dropout)
-        x = cast(self.patch_embed(images), self.policy.param)
-        if self.cls_token is not None:
-            cls_token = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.cfg.width))
-            x = jnp.concatenate([cls_token, x], axis=1)
-        x = drop(add_positions(x, self.pos_embed), dropout, 0, self.cfg.dropout)
-        for i, block in enumerate(self.blocks):
-            call = remat(block) if self.remat else block
-            paths = path_site(self.cfg.depth, i), self.cfg.path_rate(i)
-            x = call(x, dropout, 1 + 3 * i, *paths)
+        x, _ = self.encode(images, dropout)
         if self.cfg.pool == "token" and not every_token:
-            x = x[:, :1]
+            x = x[:, : 1 + self.cfg.distilled]
         x = self.fc_norm(self.pool(self.norm(x)))
         if self.pre_logits is not None:
             x = jnp.tanh(self.pre_logits(x))
+        if self.cfg.distilled:
+            return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
         return self.head(x)
 
-    def pool(self, x: Array) -> Array:
-        """[B, N, width] -> [B, width]: the class token, or the mean of the patches.
+    def encode(
+        self, images: Array, dropout: Dropout = None, kept: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        """The tokens after the last block, before the last norm, [B, N, width], and those after
+        each of the blocks `kept`."""
+        check_inputs(self, images, dropout)
+        x = drop(self.embed(images), dropout, 0, self.cfg.dropout)
+        x, outputs = self.norm_pre(x), []
+        for i, (block, places) in enumerate(zip(self.blocks, self.places())):
+            call = remat(block) if self.remat else block
+            paths = path_site(self.cfg.depth, i), self.cfg.path_rate(i)
+            x = call(x, dropout, places, 1 + 3 * i, *paths)
+            if i in kept:
+                outputs.append(x)
+        return x, outputs
 
-        `cfg.pool_class_token` says whether the mean counts the class token.
+    def embed(self, images: Array) -> Array:
+        """The tokens before the first block, [B, N, width]: class, distillation, registers,
+        patches row by row; with their positions."""
+        x = cast(self.patch_embed(images), self.policy.param)
+        before = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
+        has_rows, every = self.pos_embed is not None, self.cfg.prefix_positions
+        if has_rows and not every:
+            x = add_positions(x, self.pos_embed)
+        if before:
+            before = [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in before]
+            x = jnp.concatenate([*before, x], axis=1)
+        return add_positions(x, self.pos_embed) if has_rows and every else x
+
+    def places(self) -> list[Places]:
+        """For each block, what its attention is told of positions."""
+        if self.rope is not None:
+            return self.rope.places()
+        return [()] * self.cfg.depth if self.relative is None else self.relative.places()
+
+    def pool(self, x: Array) -> Array:
+        """[B, N, width] -> [B, width], as `cfg.pool` says: the class token, the mean of the
+        patches, or attention pooling.
+
+        `cfg.pool_class_token` says whether the latter two take the tokens before the patches'.
+        A distilled model's class and distillation tokens come apart, [B, 2, width].
         """
+        if self.cfg.distilled:
+            return x[:, :2]
         if self.cfg.pool == "token":
             return x[:, 0]
-        if not self.cfg.pool_class_token:
-            x = x[:, self.cfg.num_prefix :]
-        return x.mean(axis=1)
+        patches = x if self.cfg.pool_class_token else x[:, self.cfg.num_prefix :]
+        if self.attn_pool is not None:
+            return self.attn_pool(patches)
+        mean = patches.mean(axis=1)
+        return mean if self.cfg.pool == "mean" else jnp.concatenate([x[:, 0], mean], axis=-1)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches': class, distillation, registers."""
+        return self.cfg.num_prefix
+
+    def features(
+        self, images: Array, layers: int | Sequence[int] | None = None, norm: bool = True
+    ) -> Features:
+        """Tokens and pooled features of normalised images, and the tokens after blocks `layers`:
+        their numbers from 0, negative ones from the end, or how many of the last.
+
+        `norm` applies the last norm to these too, where it is one of tokens. It can be jitted or
+        compiled, and has gradients. Raises UserError for a block that the model does not have.
+        """
+        kept = block_numbers(self.cfg, layers)
+        x, outputs = self.encode(images, None, kept)
+        tokens = self.norm(x)
+        pooled = self.fc_norm(self.pool(tokens))
+        pooled = pooled.mean(axis=1) if self.cfg.distilled else pooled
+        chosen = tuple(self.norm(y) if norm else y for y in outputs)
+        return Features(tokens, pooled, chosen, self.cfg.grid, self.cfg.num_prefix)
 
     def trace(self, images: Array) -> dict[str, Array]:
         """`{canonical module name: its output}` of one forward pass, in order of completion.

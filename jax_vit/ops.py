@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 
@@ -50,6 +51,19 @@ class Linear(nnx.Module):
         return product(x, self.kernel, self.bias, self.policy)
 
 
+class QkvWithoutKeyBias(Linear):
+    """`Linear` to queries, keys and values whose keys have no bias: that third of `bias` does not
+    count, and its gradient is exactly zero."""
+
+    def __init__(self, width: int, policy: Policy):
+        super().__init__(width, 3 * width, policy)
+        self.width = width
+
+    def __call__(self, x: Array) -> Array:
+        kept = np.repeat([True, False, True], self.width)
+        return product(x, self.kernel, jnp.where(kept, self.bias, 0), self.policy)
+
+
 class Conv(nnx.Conv):
     """The weights of a convolution of stride `size`: kernel [size, size, in, out] and bias [out],
     zero until set. Without `bias` there is none."""
@@ -74,9 +88,9 @@ def add_positions(x: Array, pos_embed: Array) -> Array:
     return row_major(x + pos_embed)
 
 
-def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm:
+def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm | RMSNorm:
     """The model's kind of norm, over the last axis, of `width` units."""
-    return LayerNorm(width, cfg.norm_eps, policy)
+    return (RMSNorm if cfg.norm == "rms" else LayerNorm)(width, cfg.norm_eps, policy)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -87,7 +101,29 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(width, epsilon=eps, param_dtype=dtype, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Array) -> Array:
+        x = x.astype(self.scale.dtype)
         return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019) in the parameters' dtype; scale one until set."""
+
+    def __init__(self, width: int, eps: float, policy: Policy):
+        dtype = jnp.dtype(policy.param)
+        super().__init__(width, epsilon=eps, param_dtype=dtype, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Array) -> Array:
+        return _rms_norm(x.astype(self.scale.dtype), self.scale[...], self.epsilon)
+
+
+class LayerScale(nnx.Module):
+    """x [..., width] times a learned scale [width] in the parameters' dtype, zero until set."""
+
+    def __init__(self, width: int, policy: Policy):
+        self.gamma = parameter((width,), policy)
+
+    def __call__(self, x: Array) -> Array:
+        return x.astype(self.gamma.dtype) * self.gamma
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -117,11 +153,33 @@ def _layer_norm_backward(eps: float, residuals: tuple, g: Array) -> tuple[Array,
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    return _rms_norm_forward(x, scale, eps)[0]
+
+
+def _rms_norm_forward(x: Array, scale: Array, eps: float) -> tuple[Array, tuple]:
+    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    return x * inverse * scale, (x, inverse, scale)
+
+
+def _rms_norm_backward(eps: float, residuals: tuple, g: Array) -> tuple[Array, Array]:
+    x, inverse, scale = residuals
+    normal = x * inverse
+    scaled = g * scale
+    dx = inverse * (scaled - normal * (scaled * normal).mean(-1, keepdims=True))
+    return dx, (g * normal).sum(tuple(range(x.ndim - 1)))
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
 def remat(block: nnx.Module) -> Callable[..., Array]:
     """`block`, of whose call only the input is kept: the backward pass computes it again."""
 
-    def call(x: Array, dropout: Dropout, *where: int | float) -> Array:
-        return nnx.remat(lambda block, x, dropout: block(x, dropout, *where))(block, x, dropout)
+    def call(x: Array, dropout: Dropout, places: tuple[Array, ...], *where: int | float) -> Array:
+        again = nnx.remat(lambda block, x, *given: block(x, *given, *where))
+        return again(block, x, dropout, places)
 
     return call
 
@@ -189,31 +247,60 @@ def _sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gelu(x: Array, approximate: bool) -> Array:
-    """GELU (Hendrycks and Gimpel 2016) in the dtype of x, computed in float32 or more.
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "erf": partial(jax.nn.gelu, approximate=False),
+    "tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
 
-    `approximate` takes the tanh form, else the erf form.
+
+def activation_of(cfg: ModelConfig) -> Callable[[Array], Array]:
+    """The MLPs' activation: GELU in two forms (Hendrycks and Gimpel 2016), their quick
+    approximation, or SiLU; gated (Shazeer 2020) where the model has it.
+
+    The result has the dtype of x; the activation is computed in float32 or more. A gated one takes
+    [..., 2 h] and gives [..., h]: the activation of the first half, rounded, times the second.
     """
-    return jax.nn.gelu(x.astype(_sum_dtype(x.dtype)), approximate=approximate).astype(x.dtype)
+    name = cfg.gelu if cfg.activation == "gelu" else cfg.activation
+    return partial(activate, name=name, gated=cfg.gated)
 
 
-def _gelu_forward(x: Array, approximate: bool) -> tuple[Array, Array]:
-    return gelu(x, approximate), x
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def activate(x: Array, name: str, gated: bool) -> Array:
+    """x through one of `_ACTIVATIONS`, in the dtype of x."""
+    if gated:
+        gate, value = jnp.split(x, 2, axis=-1)
+        return activate(gate, name, False) * value
+    return _ACTIVATIONS[name](x.astype(_sum_dtype(x.dtype))).astype(x.dtype)
 
 
-def _gelu_backward(approximate: bool, x: Array, g: Array) -> tuple[Array]:
+def _activate_forward(x: Array, name: str, gated: bool) -> tuple[Array, Array]:
+    return activate(x, name, gated), x
+
+
+def _activate_backward(name: str, gated: bool, x: Array, g: Array) -> tuple[Array]:
     # Written out so that x alone is kept, in its own dtype: JAX would keep float32 intermediates,
     # four times the memory. Without the barrier XLA would find them in the forward pass and keep
     # them all the same.
     x, g = lax.optimization_barrier((x, g))
+    if not gated:
+        return (_pulled(name, x, g),)
+    gate, value = jnp.split(x, 2, axis=-1)
     wide = _sum_dtype(x.dtype)
-    _, pull_back = jax.vjp(partial(jax.nn.gelu, approximate=approximate), x.astype(wide))
+    opened = _ACTIVATIONS[name](gate.astype(wide)).astype(x.dtype)
+    return (jnp.concatenate([_pulled(name, gate, g * value), g * opened], axis=-1),)
+
+
+def _pulled(name: str, x: Array, g: Array) -> Array:
+    """The cotangent of x where `g` is that of its activation."""
+    wide = _sum_dtype(x.dtype)
+    _, pull_back = jax.vjp(_ACTIVATIONS[name], x.astype(wide))
     (dx,) = pull_back(g.astype(wide))
-    return (dx.astype(x.dtype),)
+    return dx.astype(x.dtype)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+activate.defvjp(_activate_forward, _activate_backward)
 
 
 def unstack(qkv: Array) -> tuple[Array, Array, Array]:
@@ -241,46 +328,63 @@ def _unstack_backward(_: None, g: tuple[Array, Array, Array]) -> tuple[Array]:
 _unstack.defvjp(_unstack_forward, _unstack_backward)
 
 
-def attention(q: Array, k: Array, v: Array, policy: Policy, num_tokens: int | None = None) -> Array:
-    """softmax(q k^T / sqrt(d)) v [B, M, heads, d] of q [B, M, heads, d] and k and v [B, N, heads,
-    d], in their dtype.
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    policy: Policy,
+    num_tokens: int | None = None,
+    bias: Array | None = None,
+) -> Array:
+    """softmax(q k^T / sqrt(d) + bias) v [B, M, heads, d] of q [B, M, heads, d] and k and v
+    [B, N, heads, d], in their dtype; `bias` is [1, heads, M, N], none by default.
 
     Scores are scaled before the softmax, which is float32 or more. `num_tokens` is the number of
-    tokens without the padding of `jax_vit.fused`, N by default.
+    tokens without the padding of `jax_vit.fused`, N by default. Fused attention takes no bias.
     """
-    if q.shape == k.shape and fused.applies(q.shape, policy):
+    if bias is None and q.shape == k.shape and fused.applies(q.shape, policy):
         return fused.fused_attention(q, k, v, num_tokens or k.shape[1])
-    return _attention(q, k, v, policy.tf32)
+    bias = None if bias is None else bias.astype(q.dtype)
+    return _attention(q, k, v, bias, policy.tf32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attention(q: Array, k: Array, v: Array, tf32: bool) -> Array:
-    return _attention_forward(q, k, v, tf32)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q: Array, k: Array, v: Array, bias: Array | None, tf32: bool) -> Array:
+    return _attention_forward(q, k, v, bias, tf32)[0]
 
 
-def _attention_forward(q: Array, k: Array, v: Array, tf32: bool) -> tuple[Array, tuple]:
+def _attention_forward(
+    q: Array, k: Array, v: Array, bias: Array | None, tf32: bool
+) -> tuple[Array, tuple]:
     # XLA on CPUs lacks bf16 products of some other orders.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = _heads("bhqd,bhkd->bhqk", q, k, tf32) * (q.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = scores + bias
     weights = jax.nn.softmax(scores, axis=-1)
     out = _heads("bhqk,bhkd->bhqd", weights.astype(q.dtype), v, tf32).astype(q.dtype)
-    return out.swapaxes(1, 2), (q, k, v, weights, out)
+    return out.swapaxes(1, 2), (q, k, v, bias, weights, out)
 
 
-def _attention_backward(tf32: bool, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+def _attention_backward(
+    tf32: bool, residuals: tuple, g: Array
+) -> tuple[Array, Array, Array, Array | None]:
     # Written out as fused attention has it (Dao et al. 2022, appendix B): cotangents of products
     # are rounded, and the softmax's sum is taken over d instead of over N.
-    q, k, v, weights, out = residuals
+    q, k, v, bias, weights, out = residuals
     g = g.swapaxes(1, 2)
     dv = _heads("bhqk,bhqd->bhkd", weights.astype(g.dtype), g, tf32)
     dweights = _heads("bhqd,bhkd->bhqk", g, v, tf32)
     wide = dweights.dtype
     total = (g.astype(wide) * out.astype(wide)).sum(-1, keepdims=True)
+    dbias = None
+    if bias is not None:
+        dbias = (weights * (dweights - total)).sum(0, keepdims=True).astype(bias.dtype)
     dscores = (weights * (dweights - total) * (q.shape[-1] ** -0.5)).astype(q.dtype)
     dq = _heads("bhqk,bhkd->bhqd", dscores, k, tf32)
     dk = _heads("bhqk,bhqd->bhkd", dscores, q, tf32)
     dq, dk, dv = (x.astype(q.dtype).swapaxes(1, 2) for x in (dq, dk, dv))
-    return dq, dk, dv
+    return dq, dk, dv, dbias
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,6 +52,19 @@ class Linear(nn.Linear):
         return product(x, self.weight, self.bias, self.policy)
 
 
+class QkvWithoutKeyBias(Linear):
+    """`Linear` to queries, keys and values whose keys have no bias: that third of `bias` does not
+    count, and its gradient is exactly zero."""
+
+    def __init__(self, width: int, policy: Policy):
+        super().__init__(width, 3 * width, policy)
+        kept = torch.from_numpy(np.repeat([True, False, True], width))
+        self.register_buffer("kept", kept, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight, torch.where(self.kept, self.bias, 0), self.policy)
+
+
 class Conv(nn.Conv2d):
     """The weights of a convolution of stride `size`: weight [out, in, size, size] and bias [out],
     zero until set. Without `bias` there is none."""
@@ -70,9 +84,9 @@ def add_positions(x: Tensor, pos_embed: Tensor) -> Tensor:
     return x + pos_embed
 
 
-def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm:
+def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm | RMSNorm:
     """The model's kind of norm, over the last axis, of `width` units."""
-    return LayerNorm(width, cfg.norm_eps, policy)
+    return (RMSNorm if cfg.norm == "rms" else LayerNorm)(width, cfg.norm_eps, policy)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -80,6 +94,30 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, eps: float, policy: Policy):
         super().__init__(width, eps, dtype=dtype_of(policy.param))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019) in the parameters' dtype; scale one until set."""
+
+    def __init__(self, width: int, eps: float, policy: Policy):
+        super().__init__(width, eps, dtype=dtype_of(policy.param))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class LayerScale(nn.Module):
+    """x [..., width] times a learned scale [width] in the parameters' dtype, zero until set."""
+
+    def __init__(self, width: int, policy: Policy):
+        super().__init__()
+        self.gamma = parameter((width,), policy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.gamma.dtype) * self.gamma
 
 
 def remat(block: nn.Module) -> Callable[..., Tensor]:
@@ -100,12 +138,33 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy) -> T
     return F.linear(cast(x, policy.compute), cast(weight, policy.compute), bias)
 
 
-def gelu(x: Tensor, approximate: bool) -> Tensor:
-    """GELU (Hendrycks and Gimpel 2016) in the dtype of x, computed in float32 or more.
+def _quick_gelu(x: Tensor) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
 
-    `approximate` takes the tanh form, else the erf form.
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "erf": F.gelu,
+    "tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+}
+
+
+def activation_of(cfg: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """The MLPs' activation: GELU in two forms (Hendrycks and Gimpel 2016), their quick
+    approximation, or SiLU; gated (Shazeer 2020) where the model has it.
+
+    The result has the dtype of x. A gated one takes [..., 2 h] and gives [..., h]: the activation
+    of the first half, rounded, times the second.
     """
-    return F.gelu(x, approximate="tanh" if approximate else "none")
+    act = _ACTIVATIONS[cfg.gelu if cfg.activation == "gelu" else cfg.activation]
+    return partial(_gate, act) if cfg.gated else act
+
+
+def _gate(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return act(gate) * value
 
 
 def unstack(qkv: Tensor) -> tuple[Tensor, ...]:
@@ -113,14 +172,17 @@ def unstack(qkv: Tensor) -> tuple[Tensor, ...]:
     return qkv.unbind(2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, policy: Policy) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v [B, M, heads, d] of q [B, M, heads, d] and k and v [B, N, heads,
-    d], in their dtype.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, policy: Policy, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v [B, M, heads, d] of q [B, M, heads, d] and k and v
+    [B, N, heads, d], in their dtype; `bias` is [1, heads, M, N], none by default.
 
     Scores are scaled before the softmax, which is float32 or more.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    bias = None if bias is None else bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2)
 
 
 def dtype_of(name: str) -> torch.dtype:

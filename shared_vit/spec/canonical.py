@@ -18,9 +18,11 @@ from shared_vit.spec.distributions import (
     Distribution,
     LecunNormal,
     Normal,
+    RotaryDirections,
     SinCos2d,
     XavierUniform,
 )
+from shared_vit.spec.relative import table_rows
 from shared_vit.spec.sides import shown
 
 
@@ -66,57 +68,164 @@ def _fixed(cfg: ModelConfig) -> bool:
     return cfg.pos_embed == "sincos2d"
 
 
-def _norm(name: str, exists: _Condition = _always) -> dict[str, _Kind]:
+def _has_bias(kind: str) -> _Condition:
+    return lambda c: kind not in c.no_bias
+
+
+def _both(a: _Condition, b: _Condition) -> _Condition:
+    return lambda c: a(c) and b(c)
+
+
+def _norm(
+    name: str,
+    exists: _Condition = _always,
+    width: Callable[[ModelConfig], int] = lambda c: c.width,
+) -> dict[str, _Kind]:
+    has_bias = _both(exists, lambda c: c.norm == "layer")
     return {
-        f"{name}.weight": _Kind(lambda c: (c.width,), _ONES, exists=exists),
-        f"{name}.bias": _Kind(lambda c: (c.width,), _ZEROS, exists=exists),
+        f"{name}.weight": _Kind(lambda c: (width(c),), _ONES, exists=exists),
+        f"{name}.bias": _Kind(lambda c: (width(c),), _ZEROS, exists=has_bias),
     }
 
 
 def _product(
     name: str,
     shape: _Shape,
-    weight: Distribution,
+    weight: Distribution | Callable[[ModelConfig], Distribution],
     bias: Distribution = _ZEROS,
     exists: _Condition = _always,
+    has_bias: _Condition = _always,
 ) -> dict[str, _Kind]:
     return {
         f"{name}.weight": _Kind(shape, weight, decay=True, exists=exists),
-        f"{name}.bias": _Kind(lambda c: shape(c)[:1], bias, exists=exists),
+        f"{name}.bias": _Kind(lambda c: shape(c)[:1], bias, exists=_both(exists, has_bias)),
     }
 
 
+def _scale(name: str, exists: _Condition) -> dict[str, _Kind]:
+    first = lambda c: Constant(c.layer_scale_init)  # noqa: E731
+    return {f"{name}.gamma": _Kind(lambda c: (c.width,), first, exists=exists)}
+
+
+_pooling: _Condition = lambda c: c.pool == "map"  # noqa: E731
+_MLP_BIAS = _has_bias("mlp")
+
 # In the order of the forward pass. The distributions are those of Google's ViT (Dosovitskiy et al.
-# 2021); decay is on the weights of products, not on biases, norms, `cls_token` and `pos_embed`.
+# 2021), of what it has not those of timm; decay is on the weights of products, not on biases,
+# norms, tokens, positions and scales, as in timm.
 _KINDS: dict[str, _Kind] = {
     "cls_token": _Kind(lambda c: (1, 1, c.width), _ZEROS, exists=lambda c: c.class_token),
-    "pos_embed": _Kind(
-        lambda c: (1, c.num_tokens, c.width), _positions, trained=lambda c: not _fixed(c)
+    "dist_token": _Kind(lambda c: (1, 1, c.width), Normal(0.02), exists=lambda c: c.distilled),
+    "reg_token": _Kind(
+        lambda c: (1, c.registers, c.width), Normal(1e-6), exists=lambda c: c.registers > 0
     ),
-    **_product("patch_embed.proj", lambda c: (c.width, 3, c.patch_size, c.patch_size), _LECUN),
+    "pos_embed": _Kind(
+        lambda c: (1, c.position_rows, c.width),
+        _positions,
+        trained=lambda c: not _fixed(c),
+        exists=lambda c: c.pos_embed != "none",
+    ),
+    **_product(
+        "patch_embed.proj",
+        lambda c: (c.width, 3, c.patch_size, c.patch_size),
+        _LECUN,
+        has_bias=_has_bias("patch"),
+    ),
+    **_norm("patch_embed.norm", exists=lambda c: c.embed_norm == "patches"),
+    **_norm("norm_pre", exists=lambda c: c.embed_norm == "tokens"),
+    "rope.freqs": _Kind(
+        lambda c: (2, c.depth, c.num_heads, c.head_width // 2),
+        lambda c: RotaryDirections(c.rope_base),
+        exists=lambda c: c.rope == "mixed",
+    ),
     **_norm("blocks.*.norm1"),
-    **_product("blocks.*.attn.qkv", lambda c: (3 * c.width, c.width), XavierUniform(matrices=3)),
-    **_product("blocks.*.attn.proj", lambda c: (c.width, c.width), _XAVIER),
+    **_product(
+        "blocks.*.attn.qkv",
+        lambda c: (3 * c.width, c.width),
+        XavierUniform(matrices=3),
+        has_bias=_has_bias("qkv"),
+    ),
+    **_norm("blocks.*.attn.q_norm", lambda c: c.qk_norm, lambda c: c.head_width),
+    **_norm("blocks.*.attn.k_norm", lambda c: c.qk_norm, lambda c: c.head_width),
+    "blocks.*.attn.relative_position_bias_table": _Kind(
+        lambda c: (table_rows(c.grid), c.num_heads),
+        _ZEROS,
+        exists=lambda c: c.relative_bias,
+    ),
+    **_norm("blocks.*.attn.norm", lambda c: c.inner_norm == "both"),
+    **_product(
+        "blocks.*.attn.proj",
+        lambda c: (c.width, c.width),
+        _XAVIER,
+        has_bias=_has_bias("proj"),
+    ),
+    **_scale("blocks.*.ls1", lambda c: c.layer_scale != "none"),
     **_norm("blocks.*.norm2"),
-    **_product("blocks.*.mlp.fc1", lambda c: (c.mlp_dim, c.width), _XAVIER, Normal(1e-6)),
-    **_product("blocks.*.mlp.fc2", lambda c: (c.width, c.mlp_dim), _XAVIER, Normal(1e-6)),
-    **_norm("norm", exists=lambda c: not c.norm_after_pool),
+    **_product(
+        "blocks.*.mlp.fc1",
+        lambda c: (c.mlp_dim * (2 if c.gated else 1), c.width),
+        lambda c: XavierUniform(2) if c.gated else _XAVIER,
+        Normal(1e-6),
+        has_bias=_MLP_BIAS,
+    ),
+    **_norm("blocks.*.mlp.norm", lambda c: c.inner_norm != "none", lambda c: c.mlp_dim),
+    **_product(
+        "blocks.*.mlp.fc2",
+        lambda c: (c.width, c.mlp_dim),
+        _XAVIER,
+        Normal(1e-6),
+        has_bias=_MLP_BIAS,
+    ),
+    **_scale("blocks.*.ls2", lambda c: c.layer_scale == "both"),
+    **_norm("norm", exists=lambda c: c.final_norm and not c.norm_after_pool),
+    "attn_pool.latent": _Kind(
+        lambda c: (1, 1, c.width),
+        lambda c: Normal(c.width**-0.5),
+        decay=True,
+        exists=_pooling,
+    ),
+    **_product("attn_pool.q", lambda c: (c.width, c.width), _XAVIER, exists=_pooling),
+    **_product("attn_pool.kv", lambda c: (2 * c.width, c.width), XavierUniform(2), exists=_pooling),
+    **_product("attn_pool.proj", lambda c: (c.width, c.width), _XAVIER, exists=_pooling),
+    **_norm("attn_pool.norm", exists=_pooling),
+    **_product(
+        "attn_pool.mlp.fc1",
+        lambda c: (c.pooling_mlp, c.width),
+        _XAVIER,
+        Normal(1e-6),
+        exists=_pooling,
+    ),
+    **_product(
+        "attn_pool.mlp.fc2",
+        lambda c: (c.width, c.pooling_mlp),
+        _XAVIER,
+        Normal(1e-6),
+        exists=_pooling,
+    ),
     **_norm("fc_norm", exists=lambda c: c.norm_after_pool),
     **_product(
         "pre_logits",
-        lambda c: (c.pre_logits, c.width),
+        lambda c: (c.pre_logits, c.pooled_width),
         _LECUN,
         exists=lambda c: c.pre_logits > 0,
     ),
     **_product(
         "head",
-        lambda c: (c.num_classes, c.pre_logits or c.width),
+        lambda c: (c.num_classes, c.pre_logits or c.pooled_width),
         _ZEROS,
         exists=lambda c: c.num_classes > 0,
     ),
+    **_product(
+        "head_dist",
+        lambda c: (c.num_classes, c.width),
+        _ZEROS,
+        exists=lambda c: c.num_classes > 0 and c.distilled,
+    ),
 }
 _BLOCK = "blocks.*."
-_EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
+_EMBEDDINGS = (
+    "cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.", "norm_pre.", "rope.",
+)  # fmt: skip
 
 
 def arrays(cfg: ModelConfig) -> dict[str, Array]:

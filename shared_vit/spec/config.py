@@ -30,7 +30,20 @@ _LARGEST = {
     "num_heads": 1 << 12,
     "mlp_dim": 1 << 18,
     "num_classes": 1 << 24,
+    "registers": 1 << 12,
+    "rope_grid": 1 << 12,
+    "map_heads": 1 << 12,
+    "map_mlp": 1 << 18,
 }
+_MAY_BE_ZERO = ("num_classes", "image_width", "registers", "rope_grid", "map_heads", "map_mlp")
+# The biases that a model may lack: of the patches, of keys alone, of queries, keys and values, of
+# attention's output, of the MLPs.
+BIASES = ("patch", "k", "qkv", "proj", "mlp")
+
+
+def _later(default: Any, help: str) -> Any:
+    """A field that older versions do not know, and that is written where it is not the default."""
+    return setting(default, help, group="model", historical=default)
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,11 @@ class ModelConfig:
     mlp_dim: int = 3072
     num_classes: int = 1000  # 0: no head, the pooled features are the output
     class_token: bool = True
-    pool: Literal["token", "mean"] = "token"
-    pool_class_token: bool = False  # whether the mean counts the class token
+    # map: attention pooling by a learned query; token+mean: the class token and the mean, joined
+    pool: Literal["token", "mean", "map", "token+mean"] = "token"
+    pool_class_token: bool = False  # whether the mean or `map` takes the tokens before the patches'
     norm_after_pool: bool = False  # False: `norm` over all tokens, then pool; True: pool, `fc_norm`
-    pos_embed: Literal["learned", "sincos2d"] = "learned"
+    pos_embed: Literal["learned", "sincos2d", "none"] = "learned"
     gelu: Literal["erf", "tanh"] = "erf"
     norm_eps: float = 1e-6
     pre_logits: int = 0  # units of the tanh layer before the head; 0: none
@@ -78,12 +92,50 @@ class ModelConfig:
     drop_path: float = setting(  # used in training only, as dropout is
         0.0, "stochastic depth: rate of the last block's branches", group="model", historical=0.0
     )
+    # What the families after the ViT of 2020 have.
+    registers: int = _later(0, "tokens after the class token, which nothing reads (Darcet 2024)")
+    distilled: bool = _later(
+        False, "a second class token with a head of its own, whose logits are averaged (DeiT)"
+    )
+    prefix_positions: bool = _later(
+        True, "whether the tokens before the patches' have rows in pos_embed"
+    )
+    embed_norm: Literal["none", "patches", "tokens"] = _later(
+        "none", "a norm of the patches before their positions (AIMv2), or of all tokens (CLIP)"
+    )
+    rope: Literal["none", "axial", "axial_xy", "centred", "mixed"] = _later(
+        "none", "rotary positions: shared_vit.spec.rope has the formulas"
+    )
+    rope_base: float = _later(0.0, "the longest wavelength of rotary positions over 2 pi")
+    rope_offset: float = _later(0.0, "added to the row and the column in axial rotary positions")
+    rope_grid: int = _later(
+        0, "side of the grid that axial rotary positions are scaled to; 0: none"
+    )
+    relative_bias: bool = _later(False, "a table of biases by relative position in each block")
+    norm: Literal["layer", "rms"] = _later("layer", "LayerNorm, or RMSNorm (Zhang et al. 2019)")
+    qk_norm: bool = _later(False, "a norm of each head's queries and keys")
+    inner_norm: Literal["none", "mlp", "both"] = _later(
+        "none", "a norm before the last product of the MLP, or of attention and MLP"
+    )
+    post_norm: bool = _later(False, "whether norms come after attention and MLP, not before")
+    final_norm: bool = _later(True, "whether there is a norm after the blocks")
+    layer_scale: Literal["none", "attention", "both"] = _later(
+        "none", "which branches are multiplied by a learned scale (Touvron et al. 2021, CaiT)"
+    )
+    layer_scale_init: float = _later(1e-5, "first value of the learned scale")
+    activation: Literal["gelu", "quick_gelu", "silu"] = _later(
+        "gelu", "of the MLPs; the form of gelu is that of the field `gelu`"
+    )
+    gated: bool = _later(False, "whether the MLPs multiply two halves (Shazeer 2020)")
+    no_bias: tuple[str, ...] = _later((), f"biases that do not exist, of {', '.join(BIASES)}")
+    map_heads: int = _later(0, "heads of attention pooling; 0: num_heads")
+    map_mlp: int = _later(0, "width of attention pooling's MLP; 0: mlp_dim")
 
     WRITTEN_ALWAYS: ClassVar = frozenset(("drop_path", "eval_resize", "interpolation"))
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            value, least = getattr(self, name), int(name not in ("num_classes", "image_width"))
+            value, least = getattr(self, name), int(name not in _MAY_BE_ZERO)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
             if value > largest:
@@ -109,6 +161,7 @@ class ModelConfig:
             raise UserError(
                 f"pre_logits must be a number of units, or 0 for none, not {self.pre_logits!r}"
             )
+        self._settle_biases()
         check_rules(self)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be in [0, 1), not {self.dropout}")
@@ -125,6 +178,13 @@ class ModelConfig:
             if name == "std" and min(values) <= 0:
                 raise UserError(f"std must be above 0, not {values}")
             object.__setattr__(self, name, values)
+
+    def _settle_biases(self) -> None:
+        """`no_bias` in one order, so that equal models are equal. Raises UserError for others."""
+        unknown = [name for name in self.no_bias if name not in BIASES]
+        if unknown or isinstance(self.no_bias, str):
+            raise UserError(f"no_bias must be a tuple of {BIASES}, not {self.no_bias!r}")
+        object.__setattr__(self, "no_bias", tuple(b for b in BIASES if b in self.no_bias))
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -143,12 +203,39 @@ class ModelConfig:
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before those of the patches."""
-        return int(self.class_token)
+        """Tokens before those of the patches: class, distillation, registers, in this order."""
+        return self.class_token + self.distilled + self.registers
 
     @property
     def num_tokens(self) -> int:
         return self.num_prefix + self.num_patches
+
+    @property
+    def position_rows(self) -> int:
+        """Rows of `pos_embed`; 0 where there is none."""
+        if self.pos_embed == "none":
+            return 0
+        return self.num_tokens if self.prefix_positions else self.num_patches
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head of attention."""
+        return self.width // self.num_heads
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled features."""
+        return self.width * (2 if self.pool == "token+mean" else 1)
+
+    @property
+    def pooling_heads(self) -> int:
+        """Heads of attention pooling."""
+        return self.map_heads or self.num_heads
+
+    @property
+    def pooling_mlp(self) -> int:
+        """Width of attention pooling's MLP."""
+        return self.map_mlp or self.mlp_dim
 
     @property
     def resized_shape(self) -> tuple[int, int]:
@@ -179,7 +266,7 @@ class ModelConfig:
 
     @property
     def norm_name(self) -> str:
-        """Canonical name of the last LayerNorm."""
+        """Canonical name of the last norm, where there is one."""
         return "fc_norm" if self.norm_after_pool else "norm"
 
     def to_json(self) -> str:

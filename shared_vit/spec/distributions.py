@@ -80,3 +80,22 @@ class SinCos2d:
         table = np.concatenate([np.sin(xs), np.cos(xs), np.sin(ys), np.cos(ys)], axis=1)
         table = np.concatenate([np.zeros((tokens - len(table), width)), table])
         return table[None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class RotaryDirections:
+    """Frequencies of mixed rotary positions (Heo et al. 2024, RoPE-ViT) [2, depth, heads, d / 2].
+
+    Magnitudes base^(-4 k / d), twice, the second time a quarter turn further, in a random direction
+    of each head: along the columns, then along the rows.
+    """
+
+    base: float
+
+    def draw(self, rng: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
+        _, depth, heads, half = shape
+        size = self.base ** (-4.0 * np.arange(half // 2) / (2 * half))
+        turn = rng.uniform(0, 2 * math.pi, (depth, heads, 1))
+        x = np.concatenate([size * np.cos(turn), size * np.cos(math.pi / 2 + turn)], -1)
+        y = np.concatenate([size * np.sin(turn), size * np.sin(math.pi / 2 + turn)], -1)
+        return np.stack([x, y]).astype(np.float32)

@@ -19,8 +19,9 @@ def draw(cfg: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def sincos2d(cfg: ModelConfig) -> np.ndarray:
-    """Fixed positions of the model's size: float32 [1, tokens, width], the class token's zero."""
-    shape = (1, cfg.num_tokens, cfg.width)
+    """Fixed positions of the model's size: float32 [1, rows, width], zero for the tokens before the
+    patches'."""
+    shape = (1, cfg.position_rows, cfg.width)
     return SinCos2d(cfg.grid).draw(None, shape)
 
 

@@ -56,14 +56,13 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 
 class Kind(typing.NamedTuple):
-    """A field's type: a plain one, the values of a Literal, and whether None is legal."""
+    """A field's type: a plain one, the values of a Literal, whether None is legal, and of a tuple
+    the type of what is in it."""
 
     type: type
     choices: tuple[str, ...]
     optional: bool
-
-
-_NUMBER = Kind(float, (), False)  # all tuples among the settings are of numbers
+    items: Kind | None = None
 
 
 def kinds_of(cls: type) -> dict[str, Kind]:
@@ -77,6 +76,8 @@ def _kind(hint: Any) -> Kind:
         return Kind(inner[0].type, inner[0].choices, len(inner) < len(typing.get_args(hint)))
     if typing.get_origin(hint) is Literal:
         return Kind(str, typing.get_args(hint), False)
+    if typing.get_origin(hint) is tuple:
+        return Kind(tuple, (), False, _kind(typing.get_args(hint)[0]))
     return Kind(typing.get_origin(hint) or hint, (), False)
 
 
@@ -141,8 +142,8 @@ def _checked(label: str, value: Any, kind: Kind) -> Any:
         return None
     if kind.type is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    if kind.type is tuple and isinstance(value, list | tuple):
-        value = tuple(_checked(f"{label}[{i}]", v, _NUMBER) for i, v in enumerate(value))
+    if kind.items is not None and isinstance(value, list | tuple):
+        value = tuple(_checked(f"{label}[{i}]", v, kind.items) for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind.type) and isinstance(value, Mapping):
         return restore(kind.type, value, label)
     if not isinstance(value, kind.type) or (isinstance(value, bool) and kind.type is not bool):

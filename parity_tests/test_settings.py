@@ -22,7 +22,7 @@ pytestmark = pytest.mark.quick
 
 @dataclass(frozen=True)
 class NewModel(ModelConfig):
-    layer_scale: float = setting(1e-5, "First value of LayerScale.", group="model", historical=0.0)
+    token_scale: float = setting(1e-5, "Scale of tokens.", group="model", historical=0.0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NewMachine(Machine):
     pin_memory: bool = setting(True, "Pin the memory.", group="machine", historical=False)
 
 
-GROWN = {NewModel: "layer_scale", NewRecipe: "token_mixing", NewMachine: "pin_memory"}
+GROWN = {NewModel: "token_scale", NewRecipe: "token_mixing", NewMachine: "pin_memory"}
 
 
 @pytest.mark.parametrize("new", GROWN)
@@ -62,8 +62,8 @@ B16 = (
 
 def test_a_new_field_changes_no_file_that_does_not_use_it(tmp_path):
     """Weight files and records, byte for byte; what does use it is written."""
-    assert ModelConfig().to_json() == NewModel(layer_scale=0.0).to_json() == B16
-    assert json.loads(NewModel().to_json())["layer_scale"] == 1e-5
+    assert ModelConfig().to_json() == NewModel(token_scale=0.0).to_json() == B16
+    assert json.loads(NewModel().to_json())["token_scale"] == 1e-5
     for new, name in GROWN.items():
         old = written(new.__base__())
         grown = restore(new, old, "x")

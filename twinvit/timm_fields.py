@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,8 @@ from shared_vit.spec.config import ModelConfig
 
 _CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit", "NaFlexVit")
 _BLOCKS = ("Block", "EvaBlock", "ResPostBlock", "EvaBlockPostNorm")
+_ATTENTIONS = ("Attention", "EvaAttention", "AttentionRope")
+_MLPS = ("Mlp", "GluMlp", "SwiGLU")
 _ACTIVATIONS = {"QuickGELU": "quick_gelu", "SiLU": "silu", "GELU": "gelu", "GELUTanh": "gelu"}
 _POOLS = {"avg": "mean", "token": "token", "map": "map"}
 _ROPES = {
@@ -28,8 +30,13 @@ def fields_of(model: Any) -> dict[str, Any]:
     cannot compute.
     """
     kind, block = type(model).__name__, type(model.blocks[0]).__name__
-    if kind not in _CLASSES or block not in _BLOCKS:
-        raise UserError(f"{kind} of {block}: the twins have no such model")
+    parts = [(kind, _CLASSES), (block, _BLOCKS)]
+    if block in _BLOCKS:
+        first = model.blocks[0]
+        parts += [(type(first.attn).__name__, _ATTENTIONS), (type(first.mlp).__name__, _MLPS)]
+    for part, known in parts:
+        if part not in known:
+            raise UserError(f"it has a {part}, and the twins have none")
     names = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     attn = model.blocks[0].attn
     found = _sizes(model, names) | _tokens(model, names) | _mlp(model, names)
@@ -71,6 +78,8 @@ def _naflex_size(model: Any, patch: tuple[int, int]) -> tuple[int, int]:
     if model.embeds.pos_embed_type not in ("learned", "none"):
         raise UserError(f"its positions are {model.embeds.pos_embed_type}")
     grid = model.embeds.pos_embed_grid_size or (16, 16)
+    if max(grid) > 100:
+        raise UserError("its positions are cut from a larger table by a rule of its own (RADIO)")
     return grid[0] * patch[0], grid[1] * patch[1]
 
 
@@ -187,3 +196,16 @@ def _missing_biases(names: Mapping[str, object]) -> tuple[str, ...]:
     found += [] if b + "attn.proj.bias" in names else ["proj"]
     found += [] if first else ["mlp"]
     return tuple(found)
+
+
+def spelling_of(names: Iterable[str]) -> list[str]:
+    """How tensors' names differ from the canonical ones, as `shared_vit.weights.formats.timm_names`
+    knows it."""
+    found = {
+        "naflex": "embeds.proj.weight",
+        "split_qkv": "blocks.0.attn.q_proj.weight",
+        "qv_bias": "blocks.0.attn.q_bias",
+        "split_fc1": "blocks.0.mlp.fc1_g.weight",
+        "gamma": "blocks.0.gamma_1",
+    }
+    return [spelling for spelling, name in found.items() if name in names]

@@ -8,14 +8,13 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import certificates
 import numpy as np
-import peers  # noqa: F401 - makes torchvision importable
 import pytest
 import torch
 from helpers import random_arrays
 
 from shared_vit import weights
-from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import open_weights
 from shared_vit.weights.formats import huggingface, timm
@@ -40,27 +39,7 @@ NOTHING = dict(image_size=None, num_classes=None, dtype=None)
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch, tmp_path):
     """The PyTorch twin and the libraries."""
-    tasks = certificate._tasks
-
-    def run(task):
-        path = tmp_path / "outputs.npz"
-        try:
-            certificate._worker(task | {"out": str(path)})
-        except Exception as error:  # as of a process that failed
-            raise UserError(f"{type(error).__name__}: {error}") from error
-        found = {}
-        with np.load(path) as arrays:
-            for key in arrays:
-                name, module = key.split("|")
-                found.setdefault(name, {})[module] = arrays[key]
-        return found
-
-    def wanted(files):
-        made, not_run = tasks(files)
-        return [t for t in made if t["run"] != "jax"], not_run
-
-    monkeypatch.setattr(certificate, "_run", run)
-    monkeypatch.setattr(certificate, "_tasks", wanted)
+    certificates.in_this_process(monkeypatch, tmp_path, twins=["torch"])
 
 
 @pytest.fixture

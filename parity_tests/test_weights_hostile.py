@@ -11,7 +11,10 @@ import pickle
 import random
 import re
 import struct
+import sys
+import types
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -201,6 +204,37 @@ def test_no_code_is_run(how, tmp_path):
     pickle.loads(pickle.dumps(bomb))  # the bomb is a live one
     assert marker.exists()
     marker.unlink()
+
+
+def mark(path) -> str:
+    """A function of a module that no list of dangerous ones names."""
+    Path(path).touch()
+    return "ran"
+
+
+class RunsItsOwn:
+    def __reduce__(self):
+        return (mark, (str(self.marker),))
+
+
+def test_functions_of_other_programs_are_not_called(tmp_path):
+    """Objects beside the weights are made of nothing, and the weights are read."""
+    mark.__module__, marker, own = "theirs.train", tmp_path / "was-run", RunsItsOwn()
+    own.marker = marker
+    state = {name: torch.from_numpy(array) for name, array in foreign().items()}
+    theirs, module = types.ModuleType("theirs"), types.ModuleType("theirs.train")
+    module.mark = mark
+    with pytest.MonkeyPatch.context() as patch:
+        for each in (theirs, module):
+            patch.setitem(sys.modules, each.__name__, each)
+        torch.save({"model": state, "args": own}, tmp_path / "x.pth")
+        torch.save({"model": {**state, "cls_token": own}}, tmp_path / "y.pth")
+        with pytest.warns(UserWarning, match=r"no tensors \(theirs.train.mark\)"):
+            weights.read(tmp_path / "x.pth", num_heads=5)
+        assert not marker.exists()
+        torch.load(tmp_path / "x.pth", weights_only=False)  # the file is a live one
+        assert marker.exists()
+    refusal(tmp_path / "y.pth", "cls_token of its state_dict is a mark, not a tensor")
 
 
 def npy_header(shape, descr="<f4") -> bytes:

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.files import check_name, open_regular, reason, whole_file
 from shared_vit.weights.choice import Said, Which, chosen
 from shared_vit.weights.containers import Container, Progress, check_count
@@ -29,6 +29,19 @@ _HARMLESS = re.compile(
     r"|torch\.nn\.parameter\.Parameter|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
+# Of what no training script leaves in a file, and of torch's own makers of tensors: no file with
+# such names is read. (They would be made inert as all others are; this says it.)
+_REFUSED = re.compile(
+    r"(builtins|__builtin__)\.(?!(list|dict|int|float|str|bool|tuple|frozenset|slice|object)$).*"
+    r"|(os|posix|nt|sys|subprocess|shutil|importlib|runpy|pty|socket|ctypes|code|codecs|_codecs"
+    r"|pickle|_pickle|marshal|types|operator|webbrowser)\..*"
+    r"|torch\.(\w+|(_\w+|storage|serialization|sparse|cuda|nested|distributed)\..*)"
+)
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_<]\w*>?)+", re.ASCII)
+_OF_PYTHON = ("builtins.", "__builtin__.", "collections.")
+_OF_PYTHON_2 = re.compile(r"^__builtin__\.")  # as pickles of torch's protocol write it
+_ENCODE = "_codecs.encode"  # by which bytes are written, in a code that is not slow
+_SLOW = re.compile("punycode|idna")
 _LONGEST_PICKLE = 1 << 23  # bytes; some 50,000 tensors
 _LEGACY_PICKLES = 5  # magic number, version, machine, contents, keys of the storages
 
@@ -43,17 +56,22 @@ def open_pth(
     that is damaged, needs more than tensors and plain Python to be read, or holds no state_dict.
     """
     path = Path(path)
-    zipped = _check_pickles(path)
+    said = said or Said()
+    zipped, others = _check_pickles(path)
+    inert = [(_inert(name), _OF_PYTHON_2.sub("builtins.", name)) for name in sorted(others)]
     try:
         # The Namespace holds the flags that many training scripts keep.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *inert]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         thing = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.[\w.]+)", str(error))
         raise _more_than_tensors(path, thing[1] if thing else None) from error
     except Exception as error:  # torch.load raises nearly anything for a damaged file
         raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
-    tensors = _state_dict(path, content, which, said or Said())
+    if foreign := sorted(n for n in others if not n.startswith(_OF_PYTHON)):
+        names = some(foreign, 3, ", ")
+        said.notices.append(f"left out: objects that are no tensors ({names})")
+    tensors = _state_dict(path, content, which, said)
     # Tied tensors are one in the file, whatever their names.
     parts = {(t.data_ptr(), t.shape, t.stride(), t.dtype): t for t in tensors.values()}
     size = sum(t.numel() * t.element_size() for t in parts.values())
@@ -98,11 +116,39 @@ class _Watched:
         self._file.flush()
 
 
-def _check_pickles(path: Path) -> bool:
-    """Whether the file is of the zip form; every name that its pickles ask for is harmless.
+class _Inert:
+    """Stands in a file's contents for an object of any class: made of nothing, it does nothing."""
 
-    A pickle is a program: a few bytes may ask for gigabytes. Raises UserError for other names.
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        return object.__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object): ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class _InertDict(_Inert):
+    """The same for dictionaries of another class, whose items are kept."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        return {}
+
+
+def _inert(name: str) -> type:
+    """A class that stands for the one of this name in a file."""
+    module, _, last = name.rpartition(".")
+    kind = _InertDict if last.lower().endswith("dict") else _Inert
+    return type(last, (kind,), {"__module__": module})
+
+
+def _check_pickles(path: Path) -> tuple[bool, set[str]]:
+    """Whether the file is of the zip form, and the names of other programs that its pickles ask
+    for, in whose place something inert is put.
+
+    A pickle is a program: a few bytes may ask for gigabytes. Raises UserError for names that could
+    run something, and for whole models.
     """
+    others: set[str] = set()
     with open_regular(path) as file:
         zipped = file.read(4) == b"PK\x03\x04"  # as torch.load decides
         file.seek(0)
@@ -110,8 +156,8 @@ def _check_pickles(path: Path) -> bool:
     if not zipped:
         programs = io.BytesIO(start)
         for _ in range(_LEGACY_PICKLES):
-            _check_pickle(path, programs)
-        return False
+            others |= _check_pickle(path, programs)
+        return False, others
     with open_zip(path) as archive:
         entries = archive.infolist()
         unpacked = sum(entry.file_size for entry in entries)
@@ -123,20 +169,32 @@ def _check_pickles(path: Path) -> bool:
         for entry in entries:
             if entry.filename.endswith("data.pkl"):
                 program = read_entry(path, archive, entry, _LONGEST_PICKLE)
-                _check_pickle(path, io.BytesIO(program))
-    return True
+                others |= _check_pickle(path, io.BytesIO(program))
+    return True, others
 
 
-def _check_pickle(path: Path, program: io.BytesIO) -> None:
-    """Check the names in one pickle and leave `program` behind its end. Raises UserError."""
+def _check_pickle(path: Path, program: io.BytesIO) -> set[str]:
+    """Check the names in one pickle and leave `program` behind its end; those that are not
+    harmless. Raises UserError."""
+    names, slow = set(), False
     try:
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name in ("GLOBAL", "INST"):
-                name = str(argument).replace(" ", ".")
-                if not _HARMLESS.fullmatch(name):
-                    raise _more_than_tensors(path, name)
+                names.add(str(argument).replace(" ", "."))
+            elif isinstance(argument, str) and len(argument) < 40:
+                slow |= bool(_SLOW.fullmatch(re.sub("[^a-z]", "", argument.lower())))
     except (ValueError, KeyError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is not an intact PyTorch file: {reason(error)}") from error
+    others = {name for name in names if not _HARMLESS.fullmatch(name)}
+    if not slow:
+        others.discard(_ENCODE)
+    of_model = next((name for name in others if name.startswith("torch.nn.modules.")), None)
+    refused = next(
+        (n for n in sorted(others) if _REFUSED.fullmatch(n) or not _NAME.fullmatch(n)), None
+    )
+    if of_model or refused:
+        raise _more_than_tensors(path, of_model or refused)
+    return others
 
 
 def _more_than_tensors(path: Path, thing: str | None) -> UserError:

@@ -27,6 +27,8 @@ _BLOCKS = {
 _NORMS = {"torchvision": "encoder.ln", "huggingface": "vit.layernorm"}  # timm's names are ours
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
 
+_FLAX = "flax_model.msgpack"
+
 Preprocess = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> float32 [S, S, 3]
 
 
@@ -106,7 +108,7 @@ def preprocess(format: str, path: Path, cfg: ModelConfig) -> Preprocess:
 def _processor(path: Path, cfg: ModelConfig) -> Callable:
     import transformers
 
-    if path.is_dir():
+    if (path / "preprocessor_config.json").is_file():
         return transformers.AutoImageProcessor.from_pretrained(path)
     args = processor_args(cfg)
     return getattr(transformers, args.pop("image_processor_type"))(**args)
@@ -116,7 +118,7 @@ def _timm_transform(path: Path, cfg: ModelConfig) -> Callable:
     import timm.data
 
     known = timm_format.data_config(cfg)
-    if path.is_dir():
+    if (path / "config.json").is_file():
         known = json.loads((path / "config.json").read_text()).get("pretrained_cfg", {})
     return timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=known))
 
@@ -173,17 +175,24 @@ def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
     import transformers
 
     kind = transformers.ViTForImageClassification
-    if path.is_dir():
+    config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
+    if (path / "config.json").is_file():
+        config = transformers.ViTConfig.from_pretrained(path)
+    if path.is_dir() and not (path / _FLAX).is_file():
         model, report = kind.from_pretrained(path, output_loading_info=True)
-    else:
-        config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
+    else:  # version 5 reads no files of Flax
         model, report = kind.from_pretrained(
             None,
             config=config,
             state_dict=_state_dict("huggingface", path),
             output_loading_info=True,
         )
-    faults = {key: value for key, value in report.items() if value}
+    kinds = {key: set(names) for key, names in report.items()}
+    if not cfg.num_classes:  # a ViTModel: its pooler is not used, and a new head is taken off again
+        kinds["missing_keys"] -= {"classifier.weight", "classifier.bias"}
+        kinds["unexpected_keys"] -= {"pooler.dense.weight", "pooler.dense.bias"}
+        model.classifier = nn.Identity()
+    faults = {key: names for key, names in kinds.items() if names}
     if faults:
         raise RuntimeError(f"transformers did not load all of {path}: {faults}")
     return model

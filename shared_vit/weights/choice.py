@@ -24,7 +24,11 @@ EMA = (
     "state_dict_ema", "model_ema", "teacher", "ema_state_dict", "model_state_dict_ema",
     "model_ema_state_dict", "ema_model", "params_ema", "ema_params", "ema",
 )  # fmt: skip
-_BY_ITSELF = ("state_dict_ema", "teacher")  # what timm's and DINO's own loaders take
+# Keys that mean another thing beside each other: (averaged, raw) of Lightning's WeightAveraging,
+# and of I-JEPA.
+_PAIRS = (("state_dict", "current_model_state"), ("target_encoder", "encoder"))
+# What the loaders of timm, DINO, Lightning and I-JEPA take, where it is an average.
+_BY_ITSELF = ("state_dict_ema", "teacher", "state_dict", "target_encoder")
 _NO_WEIGHTS = ("opt", "optimizer", "scaler", "scheduler", "loss", "args")
 # The keys of checkpoints of DeiT's and MAE's programs.
 _FACEBOOK = {"model", "optimizer", "epoch", "args", "scaler", "lr_scheduler", "model_ema"}
@@ -36,7 +40,7 @@ class Said:
     """What the way into a file has to tell: notices, and the family that its keys tell."""
 
     notices: list[str] = field(default_factory=list)
-    family: str | None = None  # dino, mae, deit
+    family: str | None = None  # of families.NAMES
     taken: Which | None = None  # the set that was asked for, once it is found
 
 
@@ -66,8 +70,7 @@ def chosen(
     taken: Which | None = None
     for _ in range(_DEEPEST):
         holders = {str(k): v for k, v in content.items() if _holds(v, is_array)}
-        ema = [k for k in EMA if k in holders]
-        raw = [k for k in RAW if k in holders]
+        ema, raw = _sets(holders)
         direct = any(is_array(v) for v in content.values())
         if direct and not (raw or ema):
             break
@@ -85,6 +88,14 @@ def chosen(
         content = holders[key]
     said.taken = which if taken == which else None
     return content
+
+
+def _sets(holders: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The keys of averaged and of raw weights."""
+    for ema, raw in _PAIRS:
+        if ema in holders and raw in holders:
+            return [ema], [raw]
+    return [k for k in EMA if k in holders], [k for k in RAW if k in holders]
 
 
 def _key(
@@ -124,5 +135,7 @@ def _holds(value: Any, is_array: Callable[[Any], bool], depth: int = 3) -> bool:
 def _family(content: Mapping[Any, Any], holders: Mapping[str, Any]) -> str | None:
     if {"student", "teacher"} <= set(holders):
         return "dino"
+    if {"encoder", "target_encoder"} <= set(holders):
+        return "ijepa"
     keys = {str(key) for key in content}
     return "deit" if "model" in keys and keys <= _FACEBOOK else None

@@ -13,7 +13,7 @@ from shared_vit.files import open_regular, read_limited
 from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints, hub
 from shared_vit.weights.choice import Which, split_choice
-from shared_vit.weights.not_weights import checkpoints_below
+from shared_vit.weights.not_weights import checkpoints_below, folder_of_another_kind
 
 AVERAGE = "ema.safetensors"  # the averaged weights in a run's checkpoint
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".msgpack")
@@ -102,12 +102,16 @@ def _locate(path: Path) -> Located:
             return _with_json(path, _shards(file) if name.endswith(".json") else [file])
     if (tree := _orbax(path)) is not None:
         return Located(path, [tree])
+    if (newest := _newest_step(path)) is not None:
+        return Located(path, [newest], notices=[f"of the checkpoints in {path} {newest} is read"])
     if below := checkpoints_below(path):
         names = ", ".join(folder.name for folder in below[-4:])
         raise UserError(
             f"{path} has no weights of its own, and the checkpoints {names} in it: name one of "
             f"them, {below[-1]}"
         )
+    if (kind := folder_of_another_kind(path)) is not None:
+        raise UserError(f"{path} is {kind}")
     raise UserError(
         f"{path} is a folder without weights: expected checkpoints/step_N, model.safetensors, "
         "pytorch_model.bin, flax_model.msgpack or a checkpoint of orbax in it"
@@ -120,6 +124,21 @@ def _orbax(folder: Path) -> Path | None:
     if len(inner) == 1:
         return inner[0]
     return folder if any((folder / name).exists() for name in _OF_ORBAX) and not inner else None
+
+
+def _newest_step(folder: Path) -> Path | None:
+    """The newest of Flax's files `checkpoint_N`, or the arrays in the newest of the folders that
+    orbax's manager makes of steps, as their own programs restore it."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.iterdir():
+        step = re.fullmatch(r"(?:\w+_)?(\d{1,15})", path.name)
+        if step is None:
+            continue
+        if path.is_file() and path.name.startswith("checkpoint_"):
+            found.append((int(step[1]), path))
+        elif path.is_dir() and (tree := _orbax(path)) is not None:
+            found.append((int(step[1]), tree))
+    return max(found)[1] if found else None
 
 
 def card_path(file: Path) -> Path:

@@ -13,7 +13,7 @@ from shared_vit.weights.lazy import Arrays
 _HEADS = {"timm": "head", "torchvision": "heads.head", "huggingface": "classifier"}
 _LIKELY = re.compile(
     r"(?:.*\.)?(?:heads?|classifier|classification_head|cls_head|fc|linear|output|out)"
-    r"(?:\.[\w-]+)*\.(?:weight|bias)"
+    r"(?:\.[\w-]+)*\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 _POSITIONS = re.compile(r"(?:.*\.)?(?:pos_embed|pos_embedding|position_embeddings)")
 _PRE_LOGITS = re.compile(r"(?:.*\.)?pre_logits\.")
@@ -37,6 +37,10 @@ def with_own_head(
         if not group:
             continue
         layer = _linear(group, width)
+        if layer is None and inside and said.family == "mocov3":
+            first = min(group)
+            said.notices.append(f"left out: its projection, {len(group)} arrays ({first}, ...)")
+            return {n: a for n, a in arrays.items() if n not in group}, others
         if layer is None and inside:
             raise UserError(
                 f"{where}: its head is no single linear layer from {width} numbers, which the "

@@ -12,7 +12,10 @@ from shared_vit.weights.lazy import Arrays
 _DEEPEST = 6  # parts of a prefix
 _FEWEST = 8  # arrays below one: a ViT of one block has more
 _MOST_TRIED = 200
-_AVERAGED = ("ema", "model_ema", "ema_model", "teacher", "averaged_model")
+_AVERAGED = (
+    "ema", "model_ema", "ema_model", "teacher", "averaged_model", "momentum_encoder",
+    "momentum_backbone",
+)  # fmt: skip
 _BY_ITSELF = "teacher"
 
 

@@ -29,13 +29,19 @@ from shared_vit.weights.containers.msgpack import is_msgpack, open_msgpack
 from shared_vit.weights.containers.npz import open_npz
 from shared_vit.weights.containers.safetensors import OwnFile, open_safetensors
 from shared_vit.weights.containers.tree import torch_names
-from shared_vit.weights.families import with_family, without_decoder
+from shared_vit.weights.families import (
+    tell_family,
+    with_family,
+    without_chunks,
+    without_counters,
+    without_pretraining,
+)
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format, Hints, Notes, Reading
 from shared_vit.weights.hub import Origin
 from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.locate import JsonObject, Located, card_path, checksum, locate
-from shared_vit.weights.not_weights import HEAD, what_it_is
+from shared_vit.weights.not_weights import HDF5, HEAD, archive_of_another_kind, what_it_is
 from shared_vit.weights.own_heads import with_own_head
 from shared_vit.weights.prefixes import say_left_out, without_prefix
 
@@ -125,13 +131,15 @@ def _of_the_model(
 ) -> tuple[Arrays, Arrays]:
     """The arrays of a model of the format, or of any, and those beside it; `said` is told."""
     known = formats.FOREIGN.values() if fmt is None else [fmt]
+    arrays = without_chunks(arrays)
 
     def is_known(names: Arrays) -> bool:
         return any(each.found(each.strip(names)) for each in known)
 
-    return without_prefix(
-        without_decoder(arrays, said), is_known, found.which, str(found.path), said
-    )
+    mine, others = without_prefix(arrays, is_known, found.which, str(found.path), said)
+    tell_family(others, said)
+    mine, counters = without_counters(without_pretraining(mine, said))
+    return mine, {**others, **counters}
 
 
 def _with_files(source: Source, found: Located) -> Source:
@@ -286,9 +294,11 @@ def _container(
     if head[:2] == b"PK":
         with open_zip(file) as archive:
             names = archive.namelist()
+        if (kind := archive_of_another_kind(names)) is not None:
+            raise UserError(f"{file} is {kind}")
         if not any(name.endswith("data.pkl") for name in names):
             return open_npz(file), {}
-    elif is_msgpack(head):
+    elif is_msgpack(head) and not head.startswith(HDF5):
         return _tree(open_msgpack(file, which, said)), {}
     elif head[:1] != b"\x80":
         raise UserError(

@@ -18,6 +18,8 @@ from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.spec.sides import Sides
+from shared_vit.weights.positions import Positions
 
 Path = tuple[str | int, ...]
 
@@ -80,20 +82,21 @@ def load(
     precision: str = "fp32",
     num_heads: int | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Sides | str | None = None,
     *,
     format: str = "auto",
+    positions: Positions = "bicubic",
     **input: Any,
 ) -> VisionTransformer:
     """A model in eval mode from a weight file of any known format, `PATH#ema` and `PATH#raw` too.
 
     `num_heads` is for files that do not say. Another `num_classes` than the file's makes a new head
-    of zeros, another `image_size` (pixels) resamples positions; `mean`, `std`, `interpolation`,
-    `eval_resize` and `exif` go before what the file says or leaves open. Warns where something was
-    guessed or taken for granted. Raises UserError for a file of no known format, and for a damaged
-    one.
+    of zeros, another `image_size` (pixels, or height and width) resamples learned positions by the
+    rule `positions` (`shared_vit.weights.positions`); `mean`, `std`, `interpolation`, `eval_resize`
+    and `exif` go before what the file says or leaves open. Warns where something was guessed or
+    taken for granted. Raises UserError for a file of no known format, and for a damaged one.
     """
-    cfg, arrays = weights.read(path, format, num_heads, num_classes, image_size, **input)
+    cfg, arrays = weights.read(path, format, num_heads, num_classes, image_size, positions, **input)
     return from_arrays(cfg, arrays, precision)
 
 

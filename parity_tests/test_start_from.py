@@ -57,7 +57,7 @@ def test_four_lines(write):
     assert describe_start(plan.weights.source, plan.model) == [
         f"starts from: {path} (format torch, jax), ViT of width 24, depth 2, 3 heads",
         "head: new, zero, for 10 classes; that of 7 is dropped, its pre-logits layer is dropped",
-        "positions: resampled from 6 x 6 to 4 x 4",
+        "positions: 6 x 6 -> 4 x 4: bicubic with antialias, as timm",
         "input: mean 0.5 0.5 0.5, std 0.25 0.25 0.5; LayerNorm eps 1e-05, GELU tanh",
     ]
 

@@ -18,6 +18,7 @@ from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import suffixes_of
 from shared_vit.weights.locate import SUFFIXES, card_path
 from shared_vit.weights.overrides import Exif, Interpolation, with_input
+from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
 
@@ -42,6 +43,7 @@ def convert(
     verify: bool = False,
     num_heads: int | None = None,
     image_size: int | str | None = None,
+    positions: Positions = "bicubic",
     num_classes: int | None = None,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     overwrite: bool = False,
@@ -66,6 +68,8 @@ def convert(
         num_heads: Attention heads, for files that do not say.
         image_size: New side of the input in pixels, or height and width as in 32,96; learned
             positions are resampled.
+        positions: How: bicubic with antialias (timm's), dinov2 (of DINOv2's hub models without
+            registers), or corners (big_vision's).
         num_classes: Classes; another number than the file's makes a new head of zeros.
         dtype: Type of the numbers in DST; by default as they are.
         overwrite: Replace DST where it exists.
@@ -94,16 +98,18 @@ def convert(
         # Everything that can be refused is, before the first file is written.
         opened = open_weights(here, from_, num_heads, num_classes, image_size)
         opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **changes))
-        cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype)
+        cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype, positions)
         check_target(there, cfg, to, new_folder=bool(many))
         _check_free(opened, there, overwrite)
-        jobs.append(_Job(opened, cfg, arrays, there))
+        jobs.append(_Job(opened, cfg, arrays, positions, there))
     if many:
         target.mkdir(exist_ok=True)
     for job in jobs:
         job.write(to)
     if verify:
-        adapted = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+        adapted: dict[str, Any] = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+        if image_size is not None:
+            adapted["positions"] = positions
         return certify(jobs[0].source, source, target, to, num_heads, adapted)
     return 0
 
@@ -115,6 +121,7 @@ class _Job:
     source: Source
     cfg: ModelConfig
     arrays: Mapping[str, Any]
+    positions: Positions
     there: Path
 
     def write(self, to: To) -> None:
@@ -122,6 +129,8 @@ class _Job:
         from twinvit.certificate import certificate_path
 
         _say(self.source, self.cfg)
+        if self.cfg.grid != self.source.cfg.grid:
+            print(f"positions {describe_positions(self.source.cfg, self.cfg, self.positions)}")
         # Another number of classes is another task.
         same = self.cfg.num_classes == self.source.cfg.num_classes
         names = self.source.class_names if same else None

@@ -18,8 +18,10 @@ from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.spec import canonical
 from shared_vit.spec.precision import Precision
+from shared_vit.spec.sides import Sides
 from shared_vit.weights.lazy import LazyArray
-from shared_vit.weights.overrides import Exif, Interpolation
+from shared_vit.weights.overrides import Exif, Interpolation, of_size
+from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from twinvit.picture_files import batches_of, check_order, files_of, set_up_jax
 from twinvit.predictor import Device, Framework, Picture, Predictor, check_sizes, preprocess
@@ -43,8 +45,14 @@ class Embedder:
     ):
         """changes: arguments of `shared_vit.weights.overrides.with_input`."""
         self._model = Predictor(_without_head(source), framework, precision, device, **changes)
-        self.cfg, self.width = self._model.cfg, self._model.cfg.width
+        self.cfg, self.width = self._model.cfg, self._model.cfg.num_classes
         self.notices = self._model.notices
+
+    @property
+    def model(self) -> Any:
+        """The `torch_vit.VisionTransformer` or `jax_vit.VisionTransformer`, whose head gives back
+        what it is given."""
+        return self._model.model
 
     def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
         """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
@@ -70,14 +78,19 @@ def embedder(
     precision: Precision = "fp32",
     device: Device = "auto",
     num_heads: int | None = None,
+    image_size: Sides | str | None = None,
+    positions: Positions = "bicubic",
     **changes: Any,
 ) -> Embedder:
     """An `Embedder` of a run, a checkpoint, or weights of any format, with a head or without.
 
-    `num_heads` is for files that do not say; `mean`, `std`, `interpolation`, `eval_resize` and
-    `exif` go before what the weights say or leave open. Raises UserError.
+    `num_heads` is for files that do not say; `image_size` (pixels, or height and width) for another
+    size than the weights', for which learned positions are resampled by the rule `positions`;
+    `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
+    open. Raises UserError.
     """
-    source = open_weights(path, num_heads=num_heads)
+    source = open_weights(path, num_heads=num_heads, image_size=image_size)
+    source, _ = of_size(source, image_size, positions)
     return Embedder(source, framework, precision, device, **changes)
 
 
@@ -93,6 +106,8 @@ def embed(
     device: Device = "auto",
     precision: Precision = "fp32",
     num_heads: int | None = None,
+    image_size: int | str | None = None,
+    positions: Positions = "bicubic",
     mean: str | None = None,
     std: str | None = None,
     interpolation: Interpolation | None = None,
@@ -114,6 +129,10 @@ def embed(
         device: auto takes a GPU where there is one.
         precision: of the computation.
         num_heads: attention heads, for files that do not say.
+        image_size: side of the input in pixels, or height and width as in 32,96; by default that of
+            the weights.
+        positions: how learned positions become those of another image size: bicubic with antialias
+            (timm's), dinov2 (of DINOv2's hub models), or corners (big_vision's).
         mean: of red, green and blue in [0, 1], R,G,B or one number; by default that of the weights.
         std: by which the pixels are divided, in the same way.
         interpolation: filter of the resize.
@@ -129,8 +148,10 @@ def embed(
     changes = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
-    model = embedder(weights, framework, precision, device, num_heads, **changes)
-    for notice in model.notices:
+    source = open_weights(weights, num_heads=num_heads, image_size=image_size)
+    source, told = of_size(source, image_size, positions)
+    model = Embedder(source, framework, precision, device, **changes)
+    for notice in told + model.notices:
         print(f"notice: {notice}", file=sys.stderr)
     names, rows = _rows(model, paths, batch_size)
     with whole_file(target) as file:
@@ -168,10 +189,12 @@ def _free(out: Path, overwrite: bool) -> Path:
 
 def _without_head(source: Source) -> Source:
     """The model with a head that gives back what it is given."""
-    width = source.cfg.width
+    width = source.cfg.pooled_width
     cfg = dataclasses.replace(source.cfg, num_classes=width, pre_logits=0)
     dtype = source.arrays["patch_embed.proj.weight"].dtype
-    head = {"head.weight": np.eye(width, dtype=dtype), "head.bias": np.zeros(width, dtype)}
+    kinds = {"weight": np.eye(width, dtype=dtype), "bias": np.zeros(width, dtype)}
+    heads = ("head", "head_dist") if cfg.distilled else ("head",)
+    head = {f"{name}.{kind}": array for name in heads for kind, array in kinds.items()}
     arrays: dict[str, Any] = {**source.arrays, **head}
     kept: dict[str, LazyArray] = {name: arrays[name] for name in canonical.shapes(cfg)}
     names = tuple(map(str, range(width)))

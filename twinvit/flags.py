@@ -68,6 +68,7 @@ class Flags(TypedDict, total=False):
     seed: int
     nudge: int
     init_from: str
+    positions: Literal["bicubic", "dinov2", "corners"]
     data_dir: str
     on_bad_image: Literal["stop", "skip"]
     check_images: Literal["off", "on"]

@@ -17,7 +17,8 @@ from shared_vit.data.sources.listing import (
 from shared_vit.errors import UserError
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import open_weights
-from shared_vit.weights.overrides import Exif, Interpolation
+from shared_vit.weights.overrides import Exif, Interpolation, of_size
+from shared_vit.weights.positions import Positions
 from twinvit.picture_files import batches_of, check_order, files_of, set_up_jax
 from twinvit.predictor import Device, Framework, Guess, Predictor, check_sizes
 
@@ -35,6 +36,8 @@ def predict(
     precision: Precision = "fp32",
     num_heads: int | None = None,
     num_classes: int | None = None,
+    image_size: int | str | None = None,
+    positions: Positions = "bicubic",
     mean: str | None = None,
     std: str | None = None,
     interpolation: Interpolation | None = None,
@@ -58,6 +61,10 @@ def predict(
         precision: of the computation.
         num_heads: attention heads, for files that do not say.
         num_classes: classes, for files without a head, which get one of zeros.
+        image_size: side of the input in pixels, or height and width as in 32,96; by default that of
+            the weights.
+        positions: how learned positions become those of another image size: bicubic with antialias
+            (timm's), dinov2 (of DINOv2's hub models), or corners (big_vision's).
         mean: of red, green and blue in [0, 1], R,G,B or one number; by default that of the weights.
         std: by which the pixels are divided, in the same way.
         interpolation: filter of the resize.
@@ -68,14 +75,17 @@ def predict(
     check_sizes(top_k, batch_size)
     check_order(weights)
     paths = files_of(images)
-    source = open_weights(weights, num_heads=num_heads, num_classes=num_classes)
+    source = open_weights(
+        weights, num_heads=num_heads, num_classes=num_classes, image_size=image_size
+    )
+    source, told = of_size(source, image_size, positions, num_classes)
     if framework == "jax":
         set_up_jax(device, precision)
     changes = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
     predictor = Predictor(source, framework, precision, device, **changes)
-    for notice in predictor.notices:
+    for notice in told + predictor.notices:
         print(f"notice: {notice}", file=sys.stderr)
     show = _as_json if json else _as_text
     failed = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import warnings
@@ -23,9 +22,9 @@ from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.sides import Sides
 from shared_vit.weights import Source, open_weights
-from shared_vit.weights.adapt import adapt
-from shared_vit.weights.lazy import LazyArray, in_memory
-from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_pictures
+from shared_vit.weights.lazy import in_memory
+from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_pictures, of_size
+from shared_vit.weights.positions import Positions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,6 +125,7 @@ def load(
     image_size: Sides | str | None = None,
     *,
     format: str = "auto",
+    positions: Positions = "bicubic",
     mean: Colours | None = None,
     std: Colours | None = None,
     interpolation: Interpolation | None = None,
@@ -136,17 +136,17 @@ def load(
 
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
     files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height
-    and width) for another size than theirs; `mean`, `std`, `interpolation`, `eval_resize` (shorter
-    side over crop; 0 squashes) and `exif` go before what the weights say or leave open. Pictures
-    are turned upright by EXIF where the weights were not written by this project. Warns where
-    something was guessed or taken for granted. Raises UserError.
+    and width) for another size than theirs, for which learned positions are resampled by the rule
+    `positions` (`shared_vit.weights.positions`); `mean`, `std`, `interpolation`, `eval_resize`
+    (shorter side over crop; 0 squashes) and `exif` go before what the weights say or leave open.
+    Pictures are turned upright by EXIF where the weights were not written by this project. Warns
+    where something was guessed or taken for granted. Raises UserError.
     """
     source = open_weights(path, format, num_heads, num_classes, image_size)
     changes = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
-    cfg, arrays = adapt(source.cfg, source.arrays, image_size, num_classes)
-    source = dataclasses.replace(source, cfg=cfg, arrays=cast(dict[str, LazyArray], arrays))
+    source, _ = of_size(source, image_size, positions, num_classes)
     predictor = Predictor(source, framework, precision, device, **changes)
     for notice in predictor.notices:
         warnings.warn(notice, stacklevel=2)

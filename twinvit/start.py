@@ -20,8 +20,8 @@ Evaluates a run's newest checkpoint, one of its checkpoints, or weights in any f
 example of the validation split once. A run knows its data; for other weights name them by --preset,
 or --data and --data_dir. PyTorch evaluates unless --framework=jax.
 
-`twinvit train --help` lists the other flags, of which --image_size, --eval_resize, --batch_size,
---precision, --device, --world_size and --workers make sense here.
+`twinvit train --help` lists the other flags, of which --image_size, --positions, --eval_resize,
+--batch_size, --precision, --device, --world_size and --workers make sense here.
 """
 
 

@@ -13,6 +13,7 @@ from shared_vit.run.plan import Plan
 from shared_vit.run.state import Lazy, Trainer
 from shared_vit.spec.input import describe_input, numbers
 from shared_vit.spec.sides import shown
+from shared_vit.weights.positions import describe_positions
 
 
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
@@ -86,9 +87,13 @@ def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
     assert plan.weights is not None
     at = plan.weights.source.step
     step = "" if at is None else f" (step {at})"
+    of_weights, resampled = plan.weights.source.cfg, ""
+    if of_weights.grid != plan.model.grid:
+        resampled = describe_positions(of_weights, plan.model, plan.recipe.positions)
+        resampled = f"positions {resampled}, "
     split = "the part held out of training" if plan.dataset.minival else "validation split"
     return (
-        f"{plan.weights.path}{step} on {plan.dataset.name}, {split}, "
+        f"{plan.weights.path}{step} on {plan.dataset.name}, {split}, {resampled}"
         f"{describe_preprocessing(plan)}: {describe(result)}"
     )
 

@@ -76,7 +76,9 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
         if run_dir is not None:
             _say_of_data(plan, speak)
         if plan.weights is not None and run_dir is not None:
-            lines = describe_start(plan.weights.source, plan.model, plan.class_names)
+            lines = describe_start(
+                plan.weights.source, plan.model, plan.class_names, plan.recipe.positions
+            )
             speak("\n".join(lines), flush=True)
         return state, False, None
     notices = []

@@ -46,7 +46,7 @@ from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.spec.sides import image_fields
 from shared_vit.weights import hub
-from shared_vit.weights.adapt import adapt, in_memory
+from shared_vit.weights.adapt import adapt, check_size, in_memory
 from shared_vit.weights.choice import split_choice
 from shared_vit.weights.class_names import cleaned
 from shared_vit.weights.locate import AVERAGE
@@ -278,7 +278,13 @@ def first_or_given_state(plan: Plan) -> TrainState:
             path = _newest(recipe.init_from, plan.machine.process_id)
             given = GivenWeights(path, commit, **hints)
         source = given.source
-        _, adapted = adapt(source.cfg, source.arrays, cfg.image_shape, cfg.num_classes)
+        _, adapted = adapt(
+            source.cfg,
+            source.arrays,
+            cfg.image_shape,
+            cfg.num_classes,
+            positions=recipe.positions,
+        )
         arrays = in_memory(adapted)
     else:
         arrays = init.draw(recipe.model, recipe.seed)
@@ -295,7 +301,7 @@ def state_to_evaluate(plan: Plan) -> TrainState:
     """The weights to evaluate, with moments of zero."""
     assert plan.weights is not None
     source, cfg = plan.weights.source, plan.recipe.model
-    _, arrays = adapt(source.cfg, source.arrays, cfg.image_shape)
+    _, arrays = adapt(source.cfg, source.arrays, cfg.image_shape, positions=plan.recipe.positions)
     return first_state(cfg, in_memory(arrays), plan.recipe.precision, plan.recipe)
 
 
@@ -478,7 +484,9 @@ def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfi
         changes |= image_fields(asked.image_size)
     if of_file.num_classes != num_classes:
         changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
-    return dataclasses.replace(of_file, **changes)
+    new = dataclasses.replace(of_file, **changes)
+    check_size(of_file, new)
+    return new
 
 
 def _check_model(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> None:

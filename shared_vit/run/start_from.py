@@ -6,22 +6,26 @@ from shared_vit.errors import some
 from shared_vit.spec.config import ModelConfig, name_of
 from shared_vit.spec.input import numbers
 from shared_vit.weights import Source
+from shared_vit.weights.positions import Positions, describe_positions
 
 
 def describe_start(
-    source: Source, model: ModelConfig, class_names: tuple[str, ...] | None = None
+    source: Source,
+    model: ModelConfig,
+    class_names: tuple[str, ...] | None = None,
+    positions: Positions = "bicubic",
 ) -> list[str]:
     """Where the weights come from, and what becomes of head, positions and input.
 
     source: the weights of --init_from; model: that of the run; class_names: what the data call
-    the classes. Further lines are notices.
+    the classes; positions: the rule of their resampling. Further lines are notices.
     """
     step = "" if source.step is None else f", step {source.step}"
     origin = "" if source.origin is None else f", {source.origin.describe()}"
     lines = [
         f"starts from: {source.path} (format {source.format}{step}{origin}), {name_of(source.cfg)}",
         f"head: {_head(source, model)}",
-        f"positions: {_positions(source.cfg, model)}",
+        f"positions: {describe_positions(source.cfg, model, positions)}",
         f"input: mean {numbers(model.mean)}, std {numbers(model.std)}; LayerNorm eps "
         f"{model.norm_eps:g}, GELU {model.gelu}",
     ]
@@ -61,12 +65,3 @@ def _head(source: Source, new: ModelConfig) -> str:
     return (
         f"new, zero, for {new.num_classes} classes; that of {old.num_classes} is dropped{dropped}"
     )
-
-
-def _positions(old: ModelConfig, new: ModelConfig) -> str:
-    before, after = (f"{rows} x {columns}" for rows, columns in (old.grid, new.grid))
-    if before == after:
-        return f"kept, {after}"
-    if new.pos_embed == "sincos2d":
-        return f"computed anew, {after} (the weights have {before})"
-    return f"resampled from {before} to {after}"

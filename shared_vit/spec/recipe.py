@@ -228,6 +228,13 @@ class Recipe:
         group="model",
         open="first weights drawn from the seed",
     )
+    positions: Literal["bicubic", "dinov2", "corners"] = setting(
+        "bicubic",
+        "How learned positions of weights become those of another --image_size: bicubic with "
+        "antialias (timm's), dinov2 (of DINOv2's hub models), or corners (big_vision's).",
+        group="model",
+        historical="bicubic",
+    )
 
     WRITTEN_ALWAYS: ClassVar = frozenset(
         (
@@ -327,4 +334,4 @@ def pieces(recipe: Recipe) -> list[str]:
 
 # What a resumed run may change: its length (with a notice), and where its first weights came from.
 LENGTH_FIELDS = frozenset(("steps",))
-FREE_FIELDS = LENGTH_FIELDS | {"init_from"}
+FREE_FIELDS = LENGTH_FIELDS | {"init_from", "positions"}

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.sides import Sides
 from shared_vit.weights.adapt import adapt as adapted
 from shared_vit.weights.formats import NAMES
 from shared_vit.weights.lazy import Arrays, in_memory
 from shared_vit.weights.overrides import with_input
+from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import write_weights
 
@@ -23,21 +25,23 @@ def read(
     format: str = "auto",
     num_heads: int | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Sides | str | None = None,
+    positions: Positions = "bicubic",
     **input: Any,
 ) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """`(cfg, arrays)` of a weight file, run or checkpoint directory, or model folder.
 
     Dtypes are as in the file. `format` is one of `NAMES`, or found from the file; `num_heads` is
     for files that do not say (timm's, torchvision's); `num_classes` for a new head of zeros where
-    the file has none or of another number; `image_size` in pixels for resampled positions; `input`
-    as for `overrides.with_input`. Warns where something had to be guessed or was taken for granted.
-    Raises UserError. `open_weights` reads none of the arrays, and has the `class_names`.
+    the file has none or of another number; `image_size` (pixels, or height and width) for another
+    size, for which learned positions are resampled by the rule `positions`; `input` as for
+    `overrides.with_input`. Warns where something had to be guessed or was taken for granted. Raises
+    UserError. `open_weights` reads none of the arrays, and has the `class_names`.
     """
     source = open_weights(path, format, num_heads, num_classes, image_size)
     for notice in source.told(with_input(source.cfg, **input)):
         warnings.warn(notice, stacklevel=3)
-    cfg, arrays = adapted(source.cfg, source.arrays, image_size, num_classes)
+    cfg, arrays = adapted(source.cfg, source.arrays, image_size, num_classes, positions=positions)
     return with_input(cfg, **input), in_memory(arrays)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.input import colours
+from shared_vit.spec.sides import Sides
+from shared_vit.weights.adapt import adapt
+from shared_vit.weights.lazy import LazyArray
+from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -33,6 +37,22 @@ def with_input(
         "exif": exif,
     }
     return dataclasses.replace(cfg, **{n: v for n, v in changes.items() if v is not None})
+
+
+def of_size(
+    source: Source,
+    image_size: Sides | str | None,
+    positions: Positions = "bicubic",
+    num_classes: int | None = None,
+) -> tuple[Source, list[str]]:
+    """Weights for another image size (pixels, or height and width) or number of classes, None: as
+    they are; and what becomes of the positions, in words, where the size is another. Raises
+    UserError."""
+    cfg, arrays = adapt(source.cfg, source.arrays, image_size, num_classes, positions=positions)
+    told = []
+    if cfg.grid != source.cfg.grid:
+        told.append(f"positions {describe_positions(source.cfg, cfg, positions)}")
+    return dataclasses.replace(source, cfg=cfg, arrays=cast(dict[str, LazyArray], arrays)), told
 
 
 def _numbers(value: Colours | None) -> tuple[float, ...] | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from shared_vit.weights.overrides import Exif, Interpolation
+from shared_vit.weights.positions import Positions
 from twinvit.programs.check import NotKept
 from twinvit.programs.target import BATCH, Platform, Precision, To
 from twinvit.programs.write import export as write
@@ -24,6 +25,8 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     num_heads: int | None = None,
+    image_size: int | str | None = None,
+    positions: Positions = "bicubic",
     mean: str | None = None,
     std: str | None = None,
     interpolation: Interpolation | None = None,
@@ -45,6 +48,10 @@ def export(
         overwrite: Replace OUT where it exists.
         verify: Load the program and compare it with the twin before it is kept.
         num_heads: Attention heads, for weight files that do not say.
+        image_size: Side of the input in pixels, or height and width as in 32,96; by default that of
+            the weights.
+        positions: How learned positions become those of another image size: bicubic with antialias
+            (timm's), dinov2 (of DINOv2's hub models), or corners (big_vision's).
         mean: Of red, green and blue in [0, 1], R,G,B or one number, in place of what weights say.
         std: By which the pixels are divided, in the same way.
         interpolation: Filter of the resize, in the card.
@@ -62,6 +69,8 @@ def export(
             overwrite=overwrite,
             verify=verify,
             num_heads=num_heads,
+            image_size=image_size,
+            positions=positions,
             mean=mean,
             std=std,
             interpolation=interpolation,

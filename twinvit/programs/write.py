@@ -16,12 +16,13 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.files import whole_file
 from shared_vit.spec.precision import PRECISIONS
-from shared_vit.spec.sides import plain
+from shared_vit.spec.sides import Sides, plain
 from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
-from shared_vit.weights.overrides import for_pictures
+from shared_vit.weights.overrides import for_pictures, of_size
+from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from twinvit.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
@@ -42,6 +43,8 @@ def export(
     overwrite: bool = False,
     verify: bool = True,
     num_heads: int | None = None,
+    image_size: Sides | str | None = None,
+    positions: Positions = "bicubic",
     **input: Any,
 ) -> dict[str, Any]:
     """Write a program of the weights at `path` to `out`; the content of its card, `<out>.json`.
@@ -50,6 +53,8 @@ def export(
     them of any image, and gives probabilities float32 [B, classes]. `to` is torch (`.pt2`), jax
     (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free, or
     `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
+    `image_size` (pixels, or height and width) is for another size than the weights', for which
+    learned positions are resampled by the rule `positions` (`shared_vit.weights.positions`).
     `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
     open.
 
@@ -67,14 +72,15 @@ def export(
         )
     _check_out(out, target, overwrite)
     target.require(target.packages + (target.to_run if verify else ()))
-    source = open_weights(path, num_heads=num_heads)
+    source = open_weights(path, num_heads=num_heads, image_size=image_size)
+    source, resized = of_size(source, image_size, positions)
     if not source.cfg.num_classes:
         raise UserError(f"{path} has no head, and a program gives probabilities: {TRAIN_ONE}")
     item = np.dtype(PRECISIONS[precision].param).itemsize
     weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
     target.check_size(weights)
     source, told = for_pictures(source, **input)
-    for notice in told:
+    for notice in resized + told:
         print(f"notice: {notice}", file=sys.stderr)
     code = target.code()
     twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)

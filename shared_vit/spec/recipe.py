@@ -334,4 +334,4 @@ def pieces(recipe: Recipe) -> list[str]:
 
 # What a resumed run may change: its length (with a notice), and where its first weights came from.
 LENGTH_FIELDS = frozenset(("steps",))
-FREE_FIELDS = LENGTH_FIELDS | {"init_from", "positions"}
+FREE_FIELDS = LENGTH_FIELDS | {"init_from"}

@@ -193,6 +193,12 @@ def test_imagenet_is_looked_for_and_the_places_named(tmp_path, monkeypatch):
         open_dataset("imagenet")
 
 
+def test_class_folders_alone_are_no_imagenet(tmp_path):
+    (tmp_path / "ant").mkdir()
+    with pytest.raises(UserError, match=r"is no ImageNet: .*\. --data=folder takes any classes"):
+        open_dataset("imagenet", str(tmp_path))
+
+
 def test_imagenets_classes_are_checked(tmp_path):
     assert len(WNIDS) == len(set(WNIDS)) == 1000 and sorted(WNIDS) == WNIDS
     assert (WNIDS[0], WNIDS[207], WNIDS[999]) == (

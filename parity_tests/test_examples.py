@@ -1,5 +1,6 @@
 """Claim: the examples run, and show what their text says."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -86,6 +87,23 @@ def test_finetune_hugging_face(pictures, tmp_path):
     assert frameworks(out / "run") == ["jax"]
 
 
+def test_phone_pictures(tmp_path):
+    """What is turned, left out and replaced is said, and the lamps are found in what is left."""
+    shown = example("phone_pictures.py", tmp_path / "out")
+    heic = importlib.util.find_spec("pillow_heif") is not None
+    assert heic or "by ending: .heic 1 (floor 1); HEIC is read where pillow-heif is" in shown
+    assert re.search(
+        r"(59|60) of the 1(79|80) images have an EXIF orientation .*, which is obeyed", shown
+    )
+    assert "ceiling/IMG_0007.jpg: OSError: image file is truncated" in shown
+    run = tmp_path / "out/run"
+    assert frameworks(run) == ["jax"] and metrics(run)[-1]["val_top1"] > 0.75
+    evaluated = re.search(r"turned upright by EXIF: top-1 (\S+) %", shown)
+    assert float(evaluated[1]) == pytest.approx(100 * metrics(run)[-1]["val_top1"], abs=0.01)
+    assert len(re.findall(r"\d %  (ceiling|floor|wall) \(", shown)) == 3
+    assert "same: logits" in shown and (tmp_path / "out/lamps.pt2").stat().st_size > 10_000
+
+
 def frameworks(run: Path) -> list[str]:
     """Of each start of a run."""
     lines = map(json.loads, (run / "timing.jsonl").read_text().splitlines())
@@ -169,6 +187,9 @@ def test_the_tour(monkeypatch):
     torch, jax = (re.findall(rf"{name} +(\d[ \d]+)\n", shown) for name in ("torch", "jax"))
     assert torch == jax and len(torch) == 1
     assert not re.search(r"/home|/root|/tmp|seconds", path.read_text())
+    code = "\n".join(c.source for c in committed.cells if c.cell_type == "code")
+    for line in ("twinvit.trainer(", "next(trainer.batches())", "trainer.step(batch)"):
+        assert code.count(line) == 1  # a step in three lines
 
 
 def texts(notebook: nbformat.NotebookNode, digits: bool = False) -> list[str]:

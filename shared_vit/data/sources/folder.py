@@ -66,7 +66,10 @@ def folder(
     """
     train, val = find_splits(root, training)
     if imagenet and (train != "train" or val is None):
-        raise UserError(f"{root} is no ImageNet: {layout(root / 'train', root / 'val')}")
+        raise UserError(
+            f"{root} is no ImageNet: {layout(root / 'train', root / 'val')}. --data=folder takes "
+            "any classes"
+        )
     notices = []
     split = val if train is None else train
     assert split is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.export
 from torch import Tensor
 
 
@@ -28,3 +29,7 @@ class Features:
         tokens = self.tokens if layer is None else self.layers[layer]
         patches = tokens[:, self.num_prefix_tokens :]
         return patches.mT.unflatten(-1, self.grid)
+
+
+# So that a program of torch.export can give them, as one of jax.jit can.
+torch.export.register_dataclass(Features, serialized_type_name="torch_vit.Features")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
@@ -12,18 +13,35 @@ def block_numbers(cfg: ModelConfig, layers: int | Sequence[int] | None) -> tuple
     """Numbers of blocks from 0, in ascending order: of `layers`, negative ones from the end, or of
     the last `layers` where it is one number; None: of none.
 
-    Raises UserError for a block that the model does not have, and for one that is named twice.
+    Raises UserError for a block that the model does not have, for one that is named twice, and for
+    anything but whole numbers.
     """
     if layers is None:
         return ()
-    if isinstance(layers, int):
-        if not 0 < layers <= cfg.depth:
-            raise UserError(f"layers={layers}: the last 1 to {cfg.depth} blocks can be asked for")
-        return tuple(range(cfg.depth - layers, cfg.depth))
-    wrong = [i for i in layers if not -cfg.depth <= i < cfg.depth]
+    numbers = _numbers(layers)
+    if isinstance(numbers, int):
+        if not 0 < numbers <= cfg.depth:
+            one = f"; layers=({numbers},) is one block" if numbers <= 0 else ""
+            raise UserError(
+                f"layers={numbers}: the last 1 to {cfg.depth} blocks can be asked for{one}"
+            )
+        return tuple(range(cfg.depth - numbers, cfg.depth))
+    wrong = [i for i in numbers if not -cfg.depth <= i < cfg.depth]
     if wrong:
         raise UserError(f"layers has {wrong[0]}: this model's blocks are 0 to {cfg.depth - 1}")
-    found = sorted({i % cfg.depth for i in layers})
-    if len(found) != len(layers):
-        raise UserError(f"layers={tuple(layers)} names a block twice")
+    found = sorted({i % cfg.depth for i in numbers})
+    if len(found) != len(numbers):
+        raise UserError(f"layers={numbers} names a block twice")
     return tuple(found)
+
+
+def _numbers(layers: int | Sequence[int]) -> int | tuple[int, ...]:
+    """One number, or several, as Python's. Raises UserError for anything else."""
+    try:
+        if isinstance(layers, bool | str):
+            raise TypeError
+        if isinstance(layers, Iterable):
+            return tuple(map(operator.index, layers))
+        return operator.index(layers)
+    except TypeError:
+        raise UserError(f"layers is a number of blocks, or their numbers, not {layers!r}") from None

@@ -319,12 +319,12 @@ CONFIGS = {
         "num_attention_heads = 'many', expected a number",
     ),
     "relu": (dict(hidden_act="relu"), "hidden_act = 'relu'"),
-    "another model": (dict(model_type="swin"), "model_type = 'swin', expected 'vit'"),
+    "another model": (dict(model_type="swin"), "model_type = 'swin', expected one of vit, vit_msn"),
     "another image": (
         dict(image_size=48),
         r"position_embeddings has shape \(1, 10, 60\), expected \(1, 37, 60\)",
     ),
-    "no biases": (dict(qkv_bias=False), "have no biases"),
+    "no biases": (dict(qkv_bias=False), "unknown: vit.*query.bias"),
     "negative eps": (dict(layer_norm_eps=-1.0), "norm_eps must be between 0 and 1"),
 }
 

@@ -18,7 +18,8 @@ import torch_vit
 from shared_vit import model_config, weights
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from shared_vit.weights.formats import base, huggingface, torchvision
+from shared_vit.weights.formats import torchvision
+from shared_vit.weights.formats.huggingface import kinds, layouts
 from shared_vit.weights.table import Piece
 from twinvit import predictor
 from twinvit.noise_rule import relative_l2
@@ -280,10 +281,10 @@ def test_mutations_are_caught(peer, change, x64, tmp_path, monkeypatch):
         monkeypatch.setitem(modules, "norm1", "ln_2")
         monkeypatch.setitem(modules, "norm2", "ln_1")
     elif change == "swap q and k":
-        q, k, v = huggingface._MODULES[4]["attn.qkv"]
-        monkeypatch.setitem(huggingface._MODULES[4], "attn.qkv", [k, q, v])
+        q, k, v = kinds.VIT.modules["attn.qkv"]
+        monkeypatch.setitem(kinds.VIT.modules, "attn.qkv", (k, q, v))
     elif change == "transpose a square weight":
-        monkeypatch.setattr(base, "plain", _transposing_plain)
+        monkeypatch.setattr(layouts, "plain", _transposing_plain)
     found, arrays = weights.read(path, num_heads=5)
     if isinstance(change, dict):
         found = dataclasses.replace(found, **change)
@@ -311,7 +312,7 @@ def test_a_timm_file_without_a_head_gives_its_pooled_features(tmp_path, x64):
     check_equal(found, arrays, peers.logits(model, images, "fp64"), images, "fp64")
     weights.write(tmp_path / "b.safetensors", found, arrays, format="timm")
     load("timm", cfg, tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="num_classes=0: torch, jax, timm can; --num_classes=N"):
+    with pytest.raises(UserError, match="num_classes=0: torch, jax, timm, huggingface can; --num"):
         weights.write(tmp_path / "c.pth", found, arrays, format="torchvision")
     with pytest.raises(UserError, match="no head.*names no classes"):
         predictor.load(tmp_path / "b.safetensors")

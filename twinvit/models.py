@@ -6,7 +6,6 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import model_config
 from shared_vit.spec.families import FAMILIES, MODELS, family_of
 from shared_vit.weights.formats import FOREIGN
-from shared_vit.weights.formats.holds import not_held
 
 
 def models(image_size: int = 224, num_classes: int = 1000) -> None:
@@ -36,4 +35,4 @@ def row(name: str, image_size: int = 224, num_classes: int = 1000) -> str:
 def formats_of(name: str) -> list[str]:
     """The formats that can hold a named model, with a head."""
     cfg = model_config(name)
-    return ["torch", "jax", *(n for n, fmt in FOREIGN.items() if not not_held(cfg, fmt.holds))]
+    return ["torch", "jax", *(n for n, fmt in FOREIGN.items() if not fmt.not_held(cfg))]

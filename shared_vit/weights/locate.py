@@ -13,6 +13,7 @@ from shared_vit.files import open_regular, read_limited
 from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints, hub
 from shared_vit.weights.choice import Which, split_choice
+from shared_vit.weights.formats.huggingface.kinds import MODEL_TYPES
 from shared_vit.weights.not_weights import checkpoints_below, folder_of_another_kind
 
 AVERAGE = "ema.safetensors"  # the averaged weights in a run's checkpoint
@@ -236,8 +237,11 @@ def _foreign_config(config: Path, where: str) -> JsonObject | None:
     theirs = read_json(config)
     if "model_type" not in theirs and "architecture" not in theirs:
         return None
-    if theirs.get("model_type", "vit") != "vit":
-        raise UserError(f"{where} says model_type = {theirs['model_type']!r:.80}, expected 'vit'")
+    said = theirs.get("model_type", "vit")
+    if not isinstance(said, str) or said not in MODEL_TYPES:
+        raise UserError(
+            f"{where} says model_type = {said!r:.80}, expected one of {', '.join(MODEL_TYPES)}"
+        )
     return theirs
 
 

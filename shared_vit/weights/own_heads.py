@@ -16,6 +16,8 @@ _LIKELY = re.compile(
     r"(?:\.[\w-]+)*\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 _POSITIONS = re.compile(r"(?:.*\.)?(?:pos_embed|pos_embedding|position_embeddings)")
+# Attention pooling as transformers names it.
+_POOLING = re.compile(r"(?:.*\.)?head\.(?:attention|layernorm|mlp)\.")
 _PRE_LOGITS = re.compile(r"(?:.*\.)?pre_logits\.")
 
 
@@ -74,4 +76,5 @@ def _linear(group: Mapping[str, object], width: int | None) -> str | None:
 
 def _outside(name: str) -> bool:
     """Whether a name is not of a block: `blocks.0.attn.out.weight` is no head."""
-    return not re.search(r"\.\d+\..*\.", name) and not _PRE_LOGITS.match(name)
+    others = _PRE_LOGITS.match(name) or _POOLING.match(name)
+    return not re.search(r"\.\d+\..*\.", name) and not others

@@ -122,8 +122,8 @@ def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
     formats.check_name(format)
     fmt, found, said = formats.FOREIGN[format], locate(Path(path)), Said()
     arrays, others = _of_the_model(_contents(found.files, found.which, said)[0], fmt, found, said)
-    arrays, _ = with_own_head(fmt.name, fmt.strip(arrays), others, str(path), said)
-    return _without_ignored(fmt, arrays)[0]
+    arrays, _ = fmt.without_ignored(fmt.strip(arrays))
+    return with_own_head(fmt.name, arrays, others, str(path), said)[0]
 
 
 def _of_the_model(
@@ -167,9 +167,9 @@ def _foreign(
 ) -> Source:
     arrays = fmt.strip(arrays)
     fmt.check_known(arrays, hints.where)
+    arrays, left_out = fmt.without_ignored(arrays)
     arrays, others = with_own_head(fmt.name, arrays, others, hints.where, said)
     say_left_out(others, said)
-    arrays, left_out = _without_ignored(fmt, arrays)
     if stated is None:
         reading = fmt.read(arrays, hints)
     else:
@@ -204,15 +204,6 @@ def _check_heads(cfg: ModelConfig, hints: Hints, where: str) -> None:
             f"{where} says that it has {cfg.num_heads} heads; --num_heads={hints.num_heads} "
             "contradicts it"
         )
-
-
-def _without_ignored(fmt: Format, arrays: Arrays) -> tuple[Arrays, list[str]]:
-    left_out = []
-    for start, why in fmt.ignored.items():
-        if any(name.startswith(start) for name in arrays):
-            arrays = {name: array for name, array in arrays.items() if not name.startswith(start)}
-            left_out.append(f"left out: {why}")
-    return arrays, left_out
 
 
 def _made(name: str, shape: tuple[int, ...], cfg: ModelConfig) -> LazyArray:

@@ -24,7 +24,8 @@ class Piece:
     """An array of the file that holds a canonical array, or its rows from `rows[0]` to `rows[1]`.
 
     `layer` picks one layer of an array that stacks all layers along its first axis; `shape` is
-    without that axis.
+    without that axis. `of` picks rows of an array that several canonical ones share, which have all
+    of its rows together; `shape` is of these rows.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Piece:
     to_file: Callable[[np.ndarray], np.ndarray] = _same
     rows: tuple[int, int] | None = None
     layer: int | None = None
+    of: tuple[int, int] | None = None
 
 
 # Canonical name: the pieces of the file that make it, joined along axis 0.
@@ -117,7 +119,9 @@ def _joined(shape: tuple[int, ...], pieces: list[Piece], arrays: Arrays, where: 
         parts = []
         for piece in pieces:
             array = finite(arrays[piece.name], piece.name, where)
-            parts.append(piece.to_canonical(array if piece.layer is None else array[piece.layer]))
+            array = array if piece.layer is None else array[piece.layer]
+            array = array if piece.of is None else array[slice(*piece.of)]
+            parts.append(piece.to_canonical(array))
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     dtype = np.result_type(*(arrays[piece.name].dtype for piece in pieces))
@@ -138,9 +142,27 @@ def finite(array: np.ndarray | LazyArray, name: str, where: str) -> np.ndarray:
 
 def to_file(table: Table, arrays: Arrays) -> dict[str, LazyArray]:
     """The file's arrays, made from canonical ones when asked for."""
+    made: dict[str, list[tuple[tuple[int, int], LazyArray]]] = {}
+    for name, pieces in table.items():
+        for piece in pieces:
+            cut = _cut(piece, arrays[name])
+            if piece.of is None:
+                made[piece.name] = [((0, 0), cut)]
+            else:
+                made.setdefault(piece.name, []).append((piece.of, cut))
     return {
-        piece.name: _cut(piece, arrays[name]) for name, pieces in table.items() for piece in pieces
+        name: _stacked([cut for _, cut in sorted(parts, key=lambda part: part[0])])
+        for name, parts in made.items()
     }
+
+
+def _stacked(parts: list[LazyArray]) -> LazyArray:
+    """Rows of an array that several canonical ones share, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    dtype = np.result_type(*(part.dtype for part in parts))
+    return LazyArray(shape, dtype, lambda: np.concatenate([np.asarray(part) for part in parts]))
 
 
 def _cut(piece: Piece, array: np.ndarray | LazyArray) -> LazyArray:
@@ -154,7 +176,17 @@ def check(table: Table, arrays: Arrays, where: str, about: str) -> None:
     """Raise UserError, in the file's own names, unless `arrays` has exactly what `table` says."""
     pieces = [piece for group in table.values() for piece in group]
     layers = Counter(piece.name for piece in pieces)
-    expected = {p.name: p.shape if p.layer is None else (layers[p.name], *p.shape) for p in pieces}
+    rows = Counter({p.name: 0 for p in pieces})
+    for p in pieces:
+        rows[p.name] = max(rows[p.name], p.of[1] if p.of else 0)
+    expected = {
+        p.name: (rows[p.name], *p.shape[1:])
+        if p.of
+        else p.shape
+        if p.layer is None
+        else (layers[p.name], *p.shape)
+        for p in pieces
+    }
     wrong = [
         f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
         for name, shape in expected.items()

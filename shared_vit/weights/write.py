@@ -73,8 +73,9 @@ def write_weights(
         return []
     canonical.check(cfg, arrays)
     fmt = formats.FOREIGN[format]
-    check_zero(fmt, arrays, str(path))
+    check_zero(fmt, cfg, arrays, str(path))
     file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
+    file_arrays |= fmt.beside(cfg, next(iter(file_arrays.values())).dtype)
     if path.suffix == "":
         _write_folder(path, fmt, cfg, file_arrays, progress, names)
     else:

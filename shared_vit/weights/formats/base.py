@@ -10,8 +10,8 @@ import numpy as np
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import SIZES, ModelConfig
-from shared_vit.weights.formats.holds import Rule, in_kinds
-from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.formats.holds import Rule, in_kinds, not_held
+from shared_vit.weights.lazy import Arrays, LazyArray
 from shared_vit.weights.table import Table, plain, side_of, thirds
 
 
@@ -69,6 +69,27 @@ class Format:
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         """The model of the arrays. Raises UserError where it is none of ours."""
         raise NotImplementedError
+
+    def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
+        """The arrays that a model of ours may have, and what was left out, in words."""
+        told = []
+        for start, why in self.ignored.items():
+            if any(name.startswith(start) for name in arrays):
+                arrays = {name: a for name, a in arrays.items() if not name.startswith(start)}
+                told.append(f"left out: {why}")
+        return arrays, told
+
+    def not_held(self, cfg: ModelConfig) -> list[str]:
+        """The fields whose values in `cfg` the format does not hold."""
+        return not_held(cfg, self.holds)
+
+    def zeros(self, cfg: ModelConfig) -> tuple[str, ...]:
+        """`zero`, of a format in which it depends on the model."""
+        return self.zero
+
+    def beside(self, cfg: ModelConfig, dtype: np.dtype) -> dict[str, LazyArray]:
+        """Arrays that the target's code wants in a file and that the model does not use."""
+        return {}
 
     def table(self, cfg: ModelConfig) -> Table:
         """How a model is written."""
@@ -153,9 +174,16 @@ def sizes(
         depth=depth,
         mlp_dim=max(1, math.prod(shape("blocks.0.mlp.fc2.weight", 2)) // width),
         patch_size=length("patch_embed.proj.weight", 4, patch_axis),
-        num_classes=length("head.bias") if has_head(arrays, name_of) else classes_said(hints),
+        num_classes=_classes(length, arrays, name_of) or classes_said(hints),
         pre_logits=length("pre_logits.bias") if name_of("pre_logits.bias") in arrays else 0,
     )
+
+
+def _classes(length: Callable[..., int], arrays: Arrays, name_of: Callable[[str], Any]) -> int:
+    """Of a file's head, by its bias where it has one; 0 without a head."""
+    if not has_head(arrays, name_of):
+        return 0
+    return length("head.bias") if name_of("head.bias") else length("head.weight", 2)
 
 
 def has_head(arrays: Arrays, name_of: Callable[[str], Any]) -> bool:

@@ -51,7 +51,7 @@ def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
     return [
         f.name
         for f in dataclasses.fields(cfg)
-        if f.name not in FREE and not _held(cfg, f, holds.get(f.name))
+        if (f.name in holds or f.name not in FREE) and not _held(cfg, f, holds.get(f.name))
     ]
 
 
@@ -67,11 +67,11 @@ def _held(cfg: ModelConfig, f: dataclasses.Field, rule: Rule | None) -> bool:
 
 def check_held(fmt: Format, cfg: ModelConfig, formats: Mapping[str, Format]) -> None:
     """Raise UserError, naming those of `formats` that can, unless `fmt` can hold the model."""
-    fields = not_held(cfg, fmt.holds)
+    fields = fmt.not_held(cfg)
     if not fields:
         return
     shown = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in fields)
-    others = [name for name, other in formats.items() if not not_held(cfg, other.holds)]
+    others = [name for name, other in formats.items() if not other.not_held(cfg)]
     mends = "".join(f"; {MENDS[name]}" for name in fields if name in MENDS)
     raise UserError(
         f"{fmt.name} cannot hold a model with {shown}: {', '.join(['torch', 'jax', *others])} can"
@@ -79,10 +79,10 @@ def check_held(fmt: Format, cfg: ModelConfig, formats: Mapping[str, Format]) -> 
     )
 
 
-def check_zero(fmt: Format, arrays: Arrays, where: str) -> None:
+def check_zero(fmt: Format, cfg: ModelConfig, arrays: Arrays, where: str) -> None:
     """Raise UserError unless the tensors that `fmt` has no place for are all zero."""
     for name in arrays:
-        if in_kinds(name, fmt.zero) and np.asarray(arrays[name]).any():
+        if in_kinds(name, fmt.zeros(cfg)) and np.asarray(arrays[name]).any():
             raise UserError(
                 f"cannot write {where}: {fmt.name} has no place for {name}, and it is not zero"
             )

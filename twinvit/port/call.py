@@ -26,6 +26,7 @@ class Call:
         outs: its present results (None where there is no tensor).
         out: the first of them.
         fits: the relative distance up to which a solved value counts as one of the port's.
+        train: True in train mode.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Call:
             None  # the port's output that the operation's first result is
         )
         self.fits = FITS
+        self.train = False
         self.args, self.kwargs = graph.arguments(node)
         self.outs = [None if i is None else graph.values[i] for i in node.outs]
         self.out: torch.Tensor = next((o for o in self.outs if o is not None), torch.zeros(0))

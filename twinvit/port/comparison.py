@@ -28,15 +28,16 @@ from twinvit.port.outputs import (
 )
 from twinvit.port.pair import Pair
 from twinvit.port.record import jax_trace, torch_program
-from twinvit.port.record.graph import Graph
+from twinvit.port.record.graph import Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_tape import Taping
 from twinvit.port.record.jax_trace import Traced
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding, Narrowing, Operation
+from twinvit.port.search.dropout import Pairing
 from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
-from twinvit.port.search.session import Session
+from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.steps import other_sides, step_operands
 from twinvit.port.verify import Program
 
@@ -73,6 +74,8 @@ class Recorded:
     """Places of the compared arrays among all that the port returns."""
     unclear: str
     """Why the pairing is not certain; "" where it is."""
+    returned: list[int]
+    """The port's entries that it returns, its new state among them."""
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Comparison:
     hidden: list[str]
     open: list[str]
     at_edges: list[str]
+    behind_draws: list[bool]
+    """Of each compared output, whether it depends on random numbers that are not the port's."""
 
     @property
     def agrees(self) -> bool:
@@ -167,6 +172,7 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         extra,
         chosen,
         unclear,
+        [interpreter.tape.slots[i].entry for i in slots if i >= 0],
     )
 
 
@@ -208,13 +214,18 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
     say("measuring rounding")
     session = _session(recorded, train)
+    pairing = _paired_draws(session) if train else None
     before = session.judge_outputs()
     agrees = all(d.verdict != verdict.DIFFERENT for d in before)
     hidden = session.hidden_texts() if agrees else []
     distance = session.output_distance()
     operations = session.operations()
     steps = [] if agrees else other_sides(session)
-    findings, remaining, unknown = explain_divergences(session, say)
+    start = session.snapshot()
+    findings, remaining, unknown = explain_divergences(session, say, pairing)
+    unpaired = [] if pairing is None else list(pairing.unpaired())
+    if pairing is not None:
+        before, distance = _before(session, start, pairing)
     undecided = _before_steps(session, findings) if agrees else []
     if undecided:
         findings = [f for f in findings if f not in undecided]
@@ -237,8 +248,9 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         native,
         Program(pair, train, session, recorded),
         hidden,
-        [*map(_behind_step, undecided), *_unclear(recorded)],
+        [*map(_behind_step, undecided), *_unclear(recorded), *map(_unpaired, unpaired)],
         steps,
+        _behind(session, unpaired),
     )
 
 
@@ -250,7 +262,14 @@ def _session(recorded: Recorded, train: bool) -> Session:
     if train:
         session.what = ("forward", "train")
         session.watch(
-            {o for n in graph.nodes if "batch_norm" in n.name for o in n.outs[3:5] if o is not None}
+            {
+                o
+                for n in graph.nodes
+                if "batch_norm" in n.name
+                for o in n.outs[3:5]
+                if o is not None
+            },
+            recorded.returned if recorded.pure.stateful else None,
         )
     return session
 
@@ -308,6 +327,43 @@ def _unclear(recorded: Recorded) -> list[str]:
                 "reference leaves PyTorch (.numpy(), an array of NumPy) and cannot be followed"
             )
     return texts
+
+
+def _paired_draws(session: Session) -> Pairing:
+    """The dropouts of both sides; those that are alike have the same pattern from now on."""
+    pairing = Pairing(session)
+    session.drawn, session.random = session.graph.drawn(), pairing.random
+    while pairing.step(alike=True):
+        pass
+    return pairing
+
+
+def _before(
+    session: Session, start: Snapshot, pairing: Pairing
+) -> tuple[list[verdict.Distance], float]:
+    """The outputs before any edit, but with the random patterns that were found to be alike."""
+    present = session.snapshot()
+    session.undo(start)
+    try:
+        if pairing.alike:
+            session.apply(pairing.alike)
+        return session.judge_outputs(), session.output_distance()
+    finally:
+        session.undo(present)
+
+
+def _unpaired(node: Node) -> str:
+    return (
+        f"the reference draws random numbers at {node.place} ({node.where}), and the port none "
+        "that the same value meets: what comes after is not compared"
+    )
+
+
+def _behind(session: Session, unpaired: Sequence[Node]) -> list[bool]:
+    """Of each output whether one of these operations comes before it."""
+    made = {o for n in unpaired for o in n.outs if o is not None}
+    graph = session.graph
+    return [bool(made & graph.ancestors(o)) if made else False for o in graph.outputs]
 
 
 def _behind_step(finding: Finding) -> str:

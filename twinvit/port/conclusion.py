@@ -129,9 +129,12 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
     for comparison in judged.compared:
         session = comparison.session
         pairs = comparison.recorded.compared
+        unclear += comparison.open
         wrong += [f.text for f in comparison.findings]
-        for pair, d in zip(pairs, comparison.after):
-            if d.verdict == verdict.DIFFERENT:
+        for pair, d, drawn in zip(pairs, comparison.after, comparison.behind_draws):
+            if d.verdict == verdict.DIFFERENT and drawn:
+                unclear.append(f"{pair.title} depends on random numbers that are not the port's")
+            elif d.verdict == verdict.DIFFERENT:
                 wrong.append(f"{pair.title}: {d.reason}")
             elif d.verdict == verdict.UNDECIDED:
                 unclear.append(f"{pair.title}: {d.reason}{_first(session, pair, pairs)}")
@@ -146,7 +149,7 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
                 "model returns nothing that is named or placed like it): choose with output="
                 for name in comparison.recorded.extra
             ]
-        unclear += [*comparison.open, *comparison.at_edges, *session.unvouched()]
+        unclear += [*comparison.at_edges, *session.unvouched()]
         unclear += other_choices(session)
     wrong += [f.text for f in judged.gradients]
     return verdict.Evidence(wrong, unclear, sum(c.found for c in judged.compared))

@@ -191,9 +191,13 @@ def norm_groups(call: Call) -> Iterator[Variant]:
             )
 
 
-@cause("bn_mode", on=BATCH_NORMS)
+@cause("bn_mode", on=BATCH_NORMS, what=("forward", "train"))
 def bn_mode(call: Call) -> Iterator[Variant]:
-    """The port's BatchNorm normalises by the batch's statistics in evaluation."""
+    """The port's BatchNorm normalises by the batch's statistics in evaluation, or by the running
+    ones in train mode."""
+    if call.train and len(call.outs) == 5:
+        yield from _running_in_training(call)
+        return
     if call.node.name != "_native_batch_norm_legit_no_training" and call.args[5]:
         return
 
@@ -205,6 +209,22 @@ def bn_mode(call: Call) -> Iterator[Variant]:
         "reference uses the running ones (use_running_average=True)",
         fn,
     )
+
+
+def _running_in_training(call: Call) -> Iterator[Variant]:
+    for kept, also in ((False, ", which it does not update"), (True, "")):
+
+        def fn(*args: Any, kept: bool = kept, **kw: Any) -> Any:
+            x, weight, bias, mean, var, _, _, eps = args
+            y = torch.nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+            out = call.run(*args, **kw)
+            return (y, *out[1:]) if kept else (y, *out[1:3], mean.clone(), var.clone())
+
+        yield Variant(
+            f"the port's BatchNorm uses the running statistics in train mode{also}; the reference "
+            "uses the batch's and updates the running ones",
+            fn,
+        )
 
 
 @cause(

@@ -11,6 +11,7 @@ import torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.ops import BATCH_NORMS
+from twinvit.port.record.draws import given_to, scaled_from, scaled_to
 
 
 @cause(
@@ -31,6 +32,8 @@ from twinvit.port.ops import BATCH_NORMS
         "embedding",
         "native_batch_norm",
         "cat",
+        "mul",
+        "div",
     ),
 )
 def dropout_on(call: Call) -> Iterator[Variant]:
@@ -65,15 +68,53 @@ def dropout_on(call: Call) -> Iterator[Variant]:
                 mask = torch.where(moved != 0, ratio[0], 0.0)
                 rate = 1 - 1 / float(ratio[0])
                 yield Variant(
-                    f"the port's dropout is on here, rate {rate:.3g}; "
+                    f"the port's dropout is on here, rate {rate:.3g}, and the reference has none"
+                    if call.train
+                    else f"the port's dropout is on here, rate {rate:.3g}; "
                     "set deterministic, eval or inference mode",
                     lambda *args, m=mask, **kw: _times(call.run(*args, **kw), m),
                 )
                 break
 
 
+@cause("dropout_missing", on=("mul", "where", "masked_fill", "native_dropout"), what="train")
+def dropout_missing(call: Call) -> Iterator[Variant]:
+    """The port has no dropout (or stochastic depth) where the reference has it in train mode."""
+    graph, node = call.graph, call.node
+    given = given_to(graph, node)
+    if given is None or node.outs[0] is None:
+        return
+    text = "the port has no dropout here; the reference has it in train mode"
+    for out in scaled_to(graph, node.outs[0]):
+        for source in scaled_from(graph, given):
+            yield Variant(text, lambda x: x, refs=(source,), node=graph.producer[out])
+
+
 def _times(out: Any, mask: torch.Tensor) -> Any:
     return out * mask if isinstance(out, torch.Tensor) else (out[0] * mask, *out[1:])
+
+
+@cause("bn_frozen", on=BATCH_NORMS, what="train")
+def bn_frozen(call: Call) -> Iterator[Variant]:
+    """The port never updates its running statistics."""
+    if len(call.outs) != 5 or not call.args[5]:
+        return
+
+    for which, frozen in (
+        ("statistics stay", (3, 4)),
+        ("mean stays", (3,)),
+        ("variance stays", (4,)),
+    ):
+
+        def fn(*args: Any, frozen: tuple[int, ...] = frozen, **kw: Any) -> Any:
+            out = call.run(*args, **kw)
+            return tuple(args[i].clone() if i in frozen else x for i, x in enumerate(out))
+
+        yield Variant(
+            f"the port's running {which} as before in train mode; the reference's move by "
+            f"{call.args[6]:g} (keep the new state that the call returns)",
+            fn,
+        )
 
 
 @cause("bn_momentum", on=BATCH_NORMS, what="train")
@@ -82,7 +123,7 @@ def bn_momentum(call: Call) -> Iterator[Variant]:
     if len(call.outs) < 5:
         return
     own = call.args[6]
-    for m in dict.fromkeys((1 - own, 0.1, 0.01, 0.9, 0.99, 0.03, 0.001, 0.999, 0.0)):
+    for m in dict.fromkeys((1 - own, 0.1, 0.01, 0.9, 0.99, 0.03, 0.001, 0.999)):
         if abs(m - own) > 1e-12:
             yield Variant(
                 f"the port's running statistics move by {m:g}; the "

@@ -25,6 +25,7 @@ class Draft:
     buffers: frozenset[str] = frozenset()
     reads: list[tuple[int, str]] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
+    drawn: set[int] = field(default_factory=set)  # values that random numbers were written into
     heard_at: list[int] = field(default_factory=list)  # how many nodes there were before each
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
@@ -48,5 +49,6 @@ class Draft:
             reads=tuple(self.reads),
             heard=tuple(self.heard),
             heard_at=tuple(self.heard_at),
+            written=frozenset(self.drawn),
             numbers=self.numbers,
         )

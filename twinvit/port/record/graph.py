@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_flatten
 
-from twinvit.port.ops import SHAPE_ONLY
+from twinvit.port.ops import FRESH_DRAWS, RANDOM, SHAPE_ONLY
 from twinvit.port.record.own_types import OwnTypes
 from twinvit.port.record.torch_types import Heard
+
+RANDOM_NUMBERS = (RANDOM | FRESH_DRAWS) - {"native_dropout"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Graph:
         reads: values that the model's Python code read as numbers (`if`, `.item()`), and where.
         heard: each operation as the model called it.
         heard_at: the number of recorded operations before each of them.
+        written: values that random numbers were written into (`bernoulli_`).
         types: the types that values have as the program runs; None where that is not known.
         numbers: operations, by their place in `heard`, that took the numbers of the program that
             runs.
@@ -116,6 +119,7 @@ class Graph:
     reads: tuple[tuple[int, str], ...] = ()
     heard: tuple[Heard, ...] = ()
     heard_at: tuple[int, ...] = ()
+    written: frozenset[int] = frozenset()
     types: OwnTypes | None = None
     numbers: Mapping[int, Heard] = field(default_factory=dict)
     own: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -152,6 +156,17 @@ class Graph:
             for name, i in self.params().items()
             if name not in self.buffers or name.rsplit(".", 1)[-1].startswith("running_")
         )
+
+    def drawn(self) -> frozenset[int]:
+        """Ids of the values that random numbers make alone, and neither inputs nor parameters, in
+        the program as it was recorded."""
+        return (self.recorded or self)._drawn
+
+    @cached_property
+    def _drawn(self) -> frozenset[int]:
+        made = {o for n in self.nodes if n.name in RANDOM_NUMBERS for o in n.outs if o is not None}
+        fixed = self.input_dependent() | self.trained()
+        return self._reached(made | self.written) - fixed
 
     def _reached(
         self, start: Iterable[int], through: Callable[[Node], bool] = lambda node: True

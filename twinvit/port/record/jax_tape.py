@@ -88,7 +88,8 @@ class Tape:
         number = len(self.slots)
         if value is not None and (slot.entry < 0 or self.index.entries[slot.entry].value is None):
             size = getattr(value, "nbytes", 0)
-            if size <= KEPT and self.held + size <= BUDGET and hasattr(value, "dtype"):
+            plain = isinstance(getattr(value, "dtype", None), np.dtype)  # no key of random numbers
+            if size <= KEPT and self.held + size <= BUDGET and plain:
                 slot.value = value
                 self.held += size
         self.slots.append(slot)

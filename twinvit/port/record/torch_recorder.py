@@ -194,8 +194,10 @@ class Recorder(TorchDispatchMode):
             return result
         result = self._drawn_into(func, args, kwargs)
         for target in targets:  # e.g. random numbers: what was written is a constant
-            fresh = target.detach().clone()
-            self.tracked.derive(target, self.graph.add_value(fresh, "const"), where)
+            new = self.graph.add_value(target.detach().clone(), "const")
+            if aten_name(func) in DRAWN_IN_PLACE:
+                self.graph.drawn.add(new)
+            self.tracked.derive(target, new, where)
         return result
 
     def _drawn_into(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

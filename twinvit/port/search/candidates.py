@@ -208,11 +208,16 @@ def variants(
 ) -> Iterator[tuple[Cause, Variant]]:
     """Wrong versions of an operation, of one family of causes or of all."""
     claimed = session.claimed()
+    if any(o in session.drawn for o in site.outs):
+        return
     for cause in causes_on(site.name, session.what):
         if family and cause.family != family:
             continue
+        if session.random.get(site.index) is site and cause.name != "dropout_missing":
+            continue
         call = Call(session.graph, site, session.index, claimed)
         call.fits = fits
+        call.train = "train" in session.what
         for out, theirs in zip(session.graph.outputs, session.port_outputs):
             if out in site.outs:
                 call.target = theirs

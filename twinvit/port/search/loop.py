@@ -12,6 +12,7 @@ from twinvit.port.report import Finding
 from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
+from twinvit.port.search.dropout import Pairing
 from twinvit.port.search.formula import alike
 from twinvit.port.search.lines import lines_of
 from twinvit.port.search.places import forget_undone, take_back_places
@@ -27,14 +28,17 @@ MAX_BACK = 12  # provisional edits that are tried
 OTHERS = 3  # divergences beside the first at which a part of the port's program is tried
 
 
-def explain_divergences(session: Session, say: Progress) -> tuple[list[Finding], float, bool]:
-    """Explain and mend one divergence after the other, from the first on.
+def explain_divergences(
+    session: Session, say: Progress, pairing: Pairing | None = None
+) -> tuple[list[Finding], float, bool]:
+    """Explain and mend one divergence after the other, from the first on. `pairing`: the dropouts
+    of both sides, in train mode.
 
     Returns the findings, the relative L2 distance of the outputs that remains with the edits of
     known causes, and whether a divergence has no known cause.
     """
     start = session.snapshot()
-    _Walk(session, say).run()
+    _Walk(session, say, pairing).run()
     accepted = session.accepted
     take_back(session, accepted)
     while take_back_places(session, accepted):
@@ -92,9 +96,10 @@ class _Walk:
     search goes back and takes another.
     """
 
-    def __init__(self, session: Session, say: Progress) -> None:
+    def __init__(self, session: Session, say: Progress, pairing: Pairing | None = None) -> None:
         self.session = session
         self.say = say
+        self.pairing = pairing
         self.skip: set[int] = set()
         self.barred: set[tuple[int, str, str]] = set()
         self.pending: list[_Pending] = []
@@ -105,6 +110,7 @@ class _Walk:
         if constants is not None:
             session.accepted.append(constants)
         for _ in range(MAX_FINDINGS + MAX_BACK):
+            self._pair()
             fronts = session.frontier(self.skip)
             if not fronts and session.find_hidden():
                 fronts = session.frontier(self.skip)
@@ -113,6 +119,15 @@ class _Walk:
                     break
                 continue
             self._step(fronts[0])
+
+    def _pair(self) -> None:
+        """Give the reference the port's random pattern wherever the same value goes into both."""
+        done = self.pairing.step() if self.pairing is not None else False
+        while self.pairing is not None and done is not False:
+            if isinstance(done, Accepted):
+                self.session.accepted.append(done)
+            self._settle()
+            done = self.pairing.step()
 
     def _step(self, front: Node) -> None:
         session = self.session
@@ -145,6 +160,9 @@ class _Walk:
             self._settle()
             return
         if self._back(front):
+            return
+        if session.random.get(front.index) is front:  # what it draws is no formula
+            self.skip.add(front.index)
             return
         done = self._transplant(front) or substitute(session, front)
         if done.kind != "expression" and not done.values:

@@ -102,7 +102,11 @@ class Tally:
         if found is None:
             self.broken += was == "found"
             self.misses += was == "lost" and late
-        elif was == "lost" and (found < 0 or session.index.key(found) not in self.claims):
+        elif was == "lost" and (
+            found < 0
+            or out in session.watched  # a running statistic may stay what it was
+            or session.index.key(found) not in self.claims
+        ):
             self._regain(out, found, value, edited, last)
 
     def _regain(self, out: int, found: int, value: torch.Tensor, edited: bool, last: bool) -> None:

@@ -65,6 +65,9 @@ class Session:
         self.trials = 0
         self.what: tuple[str, ...] = ("forward",)
         self.watched: set[int] = set()
+        self.state: set[tuple[int, str, str]] | None = None  # keys of what the port keeps
+        self.drawn: frozenset[int] = frozenset()  # random numbers, which the port draws otherwise
+        self.random: Mapping[int, Node] = {}  # operations where they meet other values
         self.spoiled: set[int] = set()
         self.live = self._live()
         self.root: dict[int, int] = {}
@@ -112,7 +115,10 @@ class Session:
         array = numbers(value)
         if not evidence(array):
             return False
-        return self.index.find(array, verdict.tolerance(noise))
+        hit = self.index.find(array, verdict.tolerance(noise))
+        if hit is not None and value_id in self.watched and self.state is not None:
+            return hit if self.index.key(hit) in self.state else None
+        return hit
 
     def judge_output(self, k: int, value: torch.Tensor | None = None) -> verdict.Distance:
         """The k-th output, or another value in its place, against the port's, number by number."""
@@ -289,7 +295,7 @@ class Session:
         such."""
         ok: set[int] = set()
         for i, producer in enumerate(self.graph.producer):
-            if producer is None:
+            if producer is None or i in self.drawn:
                 ok.add(i)
                 continue
             status = self.status(i)
@@ -313,6 +319,7 @@ class Session:
                 o
                 for o in node.outs
                 if o is not None and self.consumed(o) and self.status(o) == "lost"
+                if o not in self.drawn
             ]
             if node.name in MOVES and not any(o in self.graph.outputs for o in node.outs):
                 continue
@@ -510,9 +517,15 @@ class Session:
         """The present state of the graph and what is found, to go back to."""
         return Snapshot(self.graph, dict(self.match))
 
-    def watch(self, values: set[int]) -> None:
-        """Values that must be found though nothing consumes them (running statistics)."""
+    def watch(self, values: set[int], state: Collection[int] | None) -> None:
+        """Values that must be found though nothing consumes them (running statistics).
+
+        Args:
+            state: the port's entries that it keeps; None where it keeps none, or returns them
+                beside its outputs.
+        """
         self.watched = values
+        self.state = None if state is None else {self.index.key(e) for e in state}
         for value in values:
             producer = self.graph.producer[value]
             if producer is not None:

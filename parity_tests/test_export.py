@@ -315,9 +315,55 @@ def test_other_refusals(tmp_path, monkeypatch):
 
 
 def test_weights_that_a_file_cannot_hold_are_refused():
-    with pytest.raises(UserError, match="for onnx holds at most 2,130,706,432: --to=torch"):
-        target.TARGETS["onnx"].check_size(1 << 31)
-    target.TARGETS["torch"].check_size(1 << 31)
+    with pytest.raises(UserError, match="for jax holds at most 2,130,706,432: --to=torch"):
+        target.TARGETS["jax"].check_size(1 << 31)
+    for name in ("torch", "onnx"):
+        target.TARGETS[name].check_size(1 << 31)
+
+
+@needs_onnx
+def test_weights_that_onnx_cannot_hold_lie_beside_it(tmp_path, programs):
+    """With a limit of a kilobyte in place of two gigabytes."""
+    out, data = tmp_path / "large.onnx", tmp_path / "large.onnx.data"
+    card = twinvit.export(weight_file(tmp_path), out, "onnx", most_inside=1000)
+    size = sum(a.nbytes for a in random_arrays(CFG).values())
+    assert data.stat().st_size > 0.9 * size and out.stat().st_size < 0.9 * size
+    assert card["data"]["name"] == data.name and card["check"]["verdict"] == "same"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "weights.safetensors", "large.onnx", "large.onnx.data", "large.onnx.json"
+    }  # fmt: skip
+    pictures = images(CFG, 3)
+    assert relative_l2(twinvit.load_program(out)(pictures), probabilities(CFG, pictures)) <= 1e-5
+    np.save(tmp_path / "images.npy", pictures)
+    alone = (
+        f"import numpy as np\nimages, path = np.load('images.npy'), 'large.onnx'\n{ALONE['onnx']}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{alone}\nnp.save('found.npy', found)"], cwd=tmp_path
+    )
+    assert done.returncode == 0
+    inside = twinvit.load_program(programs("onnx"))(pictures)
+    assert np.array_equal(np.load(tmp_path / "found.npy"), inside)  # the same program
+    with pytest.raises(UserError, match="large.onnx.data exists already|large.onnx exists already"):
+        twinvit.export(weight_file(tmp_path), out, "onnx")
+    data.write_bytes(data.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match="has the weights of large.onnx, is not there or was alt"):
+        twinvit.load_program(out)
+    twinvit.export(weight_file(tmp_path), out, "onnx", overwrite=True)
+    assert not data.exists() and "data" not in json.loads(card_path(out).read_text())
+
+
+@needs_onnx
+def test_a_program_that_is_not_kept_leaves_no_data(tmp_path, monkeypatch):
+    path = weight_file(tmp_path)
+
+    def differs(*args):
+        raise check.NotKept("different", "other numbers")
+
+    monkeypatch.setattr(write, "check_program", differs)
+    with pytest.raises(check.NotKept):
+        twinvit.export(path, tmp_path / "large.onnx", "onnx", most_inside=1000)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_an_altered_weight_file_gives_no_program(tmp_path):

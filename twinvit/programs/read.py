@@ -35,6 +35,14 @@ def load_program(path: str | os.PathLike) -> Run:
             "export it again"
         )
     target = target_of(card["target"])
+    data = target.data_path(path)
+    if isinstance(card.get("data"), dict) and not (
+        data.is_file() and card["data"].get("sha256") == checksum(data)
+    ):
+        raise UserError(
+            f"{data}, which has the weights of {path.name}, is not there or was altered: keep the "
+            "two together, or export it again"
+        )
     target.require(target.to_run)
     with open_regular(path) as file:
-        return target.code().load(file)
+        return target.code().load(file, path.absolute().parent)

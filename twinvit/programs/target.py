@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, Literal, Protocol, get_args
 
@@ -25,11 +26,13 @@ Run = Callable[[np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float32 [B, cl
 
 @dataclass(frozen=True)
 class Options:
-    """How a program is to be made: None is any batch size; platforms are JAX's alone."""
+    """How a program is to be made: None is any batch size; platforms are JAX's alone; data is the
+    file for weights that the program's own cannot hold."""
 
     precision: str = "fp32"
     batch_size: int | None = None
     platforms: tuple[str, ...] = ("cpu", "cuda")
+    data: Path | None = None
 
 
 def moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -51,7 +54,8 @@ class Twin(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of program. `module` has `twin(cfg, arrays, options)` and `load(file)`."""
+    """A kind of program. `module` has `twin(cfg, arrays, options)` and `load(file, folder)`, the
+    folder of the data file."""
 
     name: To
     suffix: str
@@ -60,6 +64,7 @@ class Target:
     packages: tuple[str, ...]  # in the card's versions; what writing needs
     to_run: tuple[str, ...]  # what running needs
     largest: int | None = None  # bytes of weights that the file's format holds
+    data: str = ""  # ending of the file beside it for more; "": there is none
 
     def code(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -90,9 +95,13 @@ class Target:
                     f"{', '.join(get_args(Platform))}."
                 )
 
+    def data_path(self, out: Path) -> Path:
+        """The file beside a program that holds its weights where the program's own cannot."""
+        return out.with_name(out.name + self.data)
+
     def check_size(self, weights: int) -> None:
         """Raise UserError where a file for this target cannot hold so many bytes of weights."""
-        if self.largest is not None and weights > self.largest:
+        if self.largest is not None and weights > self.largest and not self.data:
             raise UserError(
                 f"the weights take {weights:,} bytes, and a file for {self.name} holds at most "
                 f"{self.largest:,}: --to=torch has no such limit"
@@ -123,6 +132,7 @@ TARGETS = {
             ("torch", "onnx", "onnxscript"),
             ("onnxruntime",),
             largest=_TWO_GIB,
+            data=".data",
         ),
     )
 }

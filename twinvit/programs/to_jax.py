@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
@@ -66,7 +67,7 @@ class JaxTwin:
 twin = JaxTwin
 
 
-def load(file: BinaryIO) -> Run:
+def load(file: BinaryIO, folder: Path | None = None) -> Run:
     """The program of a file that `jax.export` serialized, on the CPU."""
     exported = jax.export.deserialize(bytearray(file.read()))
     if "cpu" not in exported.platforms:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 from twinvit.programs.target import BATCH, INPUT, OUTPUT, Run
 from twinvit.programs.to_torch import TorchTwin
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxTwin(TorchTwin):
@@ -29,12 +32,24 @@ class OnnxTwin(TorchTwin):
                 output_names=[OUTPUT],
                 dynamic_shapes=None if self.options.batch_size else {INPUT: {0: BATCH}},
             )
-            model = program.model_proto
-        file.write(model.SerializeToString())
-        return {"opset": model.opset_import[0].version}
+            opset = program.model.opset_imports[""]
+            if self.options.data is None:
+                file.write(program.model_proto.SerializeToString())
+            else:
+                _write_beside(program, file, self.options.data)
+        return {"opset": opset}
 
 
 twin = OnnxTwin
+
+
+def _write_beside(program: torch.onnx.ONNXProgram, file: BinaryIO, data: Path) -> None:
+    """The program to `file`, its weights to `data`, which it names without a folder."""
+    own = data.with_suffix("")
+    program.save(own, external_data=True)
+    if not data.is_file():
+        raise RuntimeError(f"torch.onnx wrote no {data.name} beside {own.name}")
+    file.write(own.read_bytes())
 
 
 @contextmanager
@@ -49,9 +64,12 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def load(file: BinaryIO) -> Run:
-    """The program of an `.onnx` file, by onnxruntime on the CPU."""
+def load(file: BinaryIO, folder: Path | None = None) -> Run:
+    """The program of an `.onnx` file, by onnxruntime on the CPU; folder: of its data file."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file.read(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder))
+    session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]

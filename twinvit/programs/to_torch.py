@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -73,7 +74,7 @@ class TorchTwin:
 twin = TorchTwin
 
 
-def load(file: BinaryIO) -> Run:
+def load(file: BinaryIO, folder: Path | None = None) -> Run:
     """The program of a `.pt2` file, on the CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

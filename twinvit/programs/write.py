@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
+from shared_vit.files import beside, sync, whole_file
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides, plain
 from shared_vit.version import __version__
@@ -45,6 +47,7 @@ def export(
     num_heads: int | None = None,
     image_size: Sides | str | None = None,
     positions: Positions = "bicubic",
+    most_inside: int | None = None,
     **input: Any,
 ) -> dict[str, Any]:
     """Write a program of the weights at `path` to `out`; the content of its card, `<out>.json`.
@@ -56,7 +59,8 @@ def export(
     `image_size` (pixels, or height and width) is for another size than the weights', for which
     learned positions are resampled by the rule `positions` (`shared_vit.weights.positions`).
     `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
-    open.
+    open. Weights of more than `most_inside` bytes, by default what the file can hold, are ONNX's
+    external data: a second file, `<out>.data`.
 
     Raises UserError for what cannot be exported, a missing package, an `out` that exists without
     `overwrite`; check.NotKept, a UserError with a `verdict`, for a program whose numbers are not
@@ -82,16 +86,20 @@ def export(
     source, told = for_pictures(source, **input)
     for notice in resized + told:
         print(f"notice: {notice}", file=sys.stderr)
-    code = target.code()
-    twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)
-    with whole_file(out) as file:
+    code, most = target.code(), target.largest if most_inside is None else most_inside
+    too_large = bool(target.data) and most is not None and weights > most
+    with whole_file(out) as file, _data_file(target, out, too_large) as data:
+        options = replace(options, data=data)
+        twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)
         details = twin.write(file)
         check = None
         if verify:
             file.seek(0)
-            check = check_program(code.load(file), twin, source.cfg, options)
+            run = code.load(file, None if data is None else data.parent)
+            check = check_program(run, twin, source.cfg, options)
         card = _card(file, target, source, options, details, check)
         card_path(out).unlink(missing_ok=True)  # of the program that this one replaces
+        _keep(data, target, out)
     with whole_file(card_path(out)) as file:
         file.write((json.dumps(card, indent=2) + "\n").encode())
     return card
@@ -103,11 +111,36 @@ def _check_out(out: Path, target: Target, overwrite: bool) -> None:
         raise UserError(f"a program for {target.name} is named *{target.suffix}, not {out.name}")
     if not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}")
-    for path in (out, card_path(out)):
+    for path in (out, card_path(out), target.data_path(out)):
         if path.is_dir():
             raise UserError(f"cannot write {path}: there is a folder of that name")
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already: choose another name, or say --overwrite")
+
+
+@contextmanager
+def _data_file(target: Target, out: Path, wanted: bool) -> Iterator[Path | None]:
+    """Where the data of a program is written before it is kept: under its own name, in a folder
+    that goes."""
+    if not wanted:
+        yield None
+        return
+    folder = beside(out).absolute()
+    try:
+        folder.mkdir()
+        yield folder / target.data_path(out).name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(data: Path | None, target: Target, out: Path) -> None:
+    """Put a program's data in its place; that of the program before goes."""
+    there = target.data_path(out)
+    if data is not None:
+        sync(data)
+        os.replace(data, there)
+    elif target.data:
+        there.unlink(missing_ok=True)
 
 
 def _options(
@@ -129,7 +162,7 @@ def _card(
     details: dict[str, object],
     check: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    cfg, batch = source.cfg, options.batch_size or BATCH
+    cfg, batch, data = source.cfg, options.batch_size or BATCH, options.data
     file.flush()
     return {
         "format": FORMAT,
@@ -137,6 +170,7 @@ def _card(
         "target": target.name,
         "precision": options.precision,
         **details,
+        **({} if data is None else {"data": {"name": data.name, "sha256": checksum(data)}}),
         "input": {
             "name": INPUT,
             "dtype": "uint8",

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jax_vit.rendezvous import Peers, Place, find_place, meet
-from shared_vit.errors import UserError
+from shared_vit.errors import StoppedTogether, UserError
 from shared_vit.run.asked import Asked, check_divides
 from shared_vit.spec.machine import Machine
 
@@ -104,13 +104,18 @@ def start(machine: Machine) -> Mesh:
 def together() -> Iterator[None]:
     """End all processes of a run as soon as one of them fails in this context.
 
-    Alone, the process that failed would wait for the others, which wait for it, for minutes.
+    Alone, the process that failed would wait for the others, which wait for it, for minutes. Where
+    all have stopped before one of them failed, each ends by itself, with the status of the failure.
     """
     try:
         yield
     except BaseException as error:
         if _peers is None:
             raise
+        if isinstance(error, StoppedTogether):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            _peers.leave(failed=True)
+            raise SystemExit(2) from error
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
@@ -118,8 +123,8 @@ def together() -> Iterator[None]:
             traceback.print_exception(error)
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UserError) else 1)
-    if _peers is not None:
-        _peers.leave()
+    if _peers is not None and _peers.leave():
+        raise SystemExit(2)  # a peer has said why
 
 
 def _join(asked: Asked, place: Place) -> None:

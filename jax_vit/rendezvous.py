@@ -22,7 +22,8 @@ from shared_vit.run.asked import Asked
 
 TIMEOUT_SECONDS = 120.0  # changed by the environment variable TWINVIT_TIMEOUT
 SETTLE_SECONDS = 0.5
-_DONE = b"d"
+_DONE, _FAILED = b"d", b"f"  # how a process ends its run: as it should, or with an error
+_LEAVING_SECONDS = 300.0  # for which a process that has ended its run waits for the others
 
 
 class Place(NamedTuple):
@@ -88,7 +89,8 @@ class Peers:
 
     def __init__(self, everyone: list[dict[str, Any]], connections: dict[int, socket.socket]):
         self.everyone, self._connections = everyone, connections
-        self._leaving = False
+        self._leaving = self._failed = False
+        self._watching = threading.Thread(target=self._watch, name="peers", daemon=True)
 
     def watch(self) -> None:
         """End this process as soon as a peer ends before its run does.
@@ -96,14 +98,22 @@ class Peers:
         Without this a peer waits in a collective until JAX's coordination service misses the
         heartbeats, and then ends by SIGABRT (measured with jax 0.10.2: after 51 s).
         """
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        self._watching.start()
 
-    def leave(self) -> None:
-        """Tell the peers that this process has ended its run as it should."""
-        self._leaving = True
+    def leave(self, failed: bool = False) -> bool:
+        """Tell the peers how this process has ended its run, and hear how they have; whether any
+        failed. All of them stop at the same step, and leave soon after one another.
+
+        Process 0 hears the others first and tells them of each other.
+        """
+        self._leaving, self._failed = True, self._failed or failed
+        if 0 not in self._connections:
+            self._watching.join(_LEAVING_SECONDS)
         for peer in self._connections.values():
             with contextlib.suppress(OSError):
-                peer.sendall(_DONE)
+                peer.sendall(_FAILED if self._failed else _DONE)
+        self._watching.join(_LEAVING_SECONDS)
+        return self._failed
 
     def _watch(self) -> None:
         waiting = dict(self._connections)
@@ -113,11 +123,12 @@ class Peers:
                 if peer not in ready:
                     continue
                 try:
-                    done = peer.recv(1) == _DONE
+                    said = peer.recv(1)
                 except OSError:
-                    done = False
-                if not done and not self._leaving:
+                    said = b""
+                if not said and not self._leaving:
                     self._end(process_id)
+                self._failed |= said == _FAILED
                 del waiting[process_id]
 
     def _end(self, process_id: int) -> None:

@@ -1,6 +1,7 @@
 """A picture that cannot be decoded ends a run with everything before it saved, and is named."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -23,8 +24,9 @@ FLAGS = (
 )  # fmt: skip
 
 
-def folder(root, bad: str = ""):
-    """40 training and 12 validation pictures; one of a split is no picture."""
+def folder(root, bad: str = "", row: int = 1):
+    """40 training and 12 validation pictures; one of a split is no picture, in this row of its
+    batch."""
     for split, count in (("train", 20), ("val", 6)):
         for name in ("ant", "bee"):
             (root / split / name).mkdir(parents=True)
@@ -34,12 +36,17 @@ def folder(root, bad: str = ""):
     dataset = open_dataset("folder", str(root))
     shuffle_seed = int(np.random.SeedSequence(0).generate_state(2)[0])
     order = permutation(40, shuffle_seed, epoch=0)
-    index = {"train": int(order[BAD_STEP * BATCH + 1]), "val": 5}.get(bad)
+    index = {"train": int(order[BAD_STEP * BATCH + row]), "val": BATCH + row}.get(bad)
     where = "" if index is None else getattr(dataset, bad).where(index)
     if where:
         with open(where, "wb") as file:
             file.write(b"<html>")
     return where
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def refused(*arguments) -> str:
@@ -101,6 +108,33 @@ def test_several_processes_stop_and_save_together(tmp_path, split):
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.count("error:") == 1 and f"error: cannot decode {bad}" in done.stderr
     assert f"saved at step {step}" in done.stderr
+    assert checkpoint.newest(tmp_path / "run").step == step
+
+
+@pytest.mark.parametrize("split, process", [("train", 1), ("val", 0)])
+def test_several_processes_of_jax_save_and_then_stop(tmp_path, split, process):
+    """Also where the one that writes has no bad picture: each ends with status 2, one says why."""
+    bad = folder(tmp_path / "photos", split, row=1 + 2 * process)
+    argv = [
+        f"--data_dir={tmp_path}/photos", *FLAGS, "--eval_every=6", "--device=cpu",
+        f"--run_dir={tmp_path}/run", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "twinvit", "train", "--framework=jax", *argv]
+    running = [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"], text=True, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    outputs = [each.communicate(timeout=300) for each in running]
+    step = BAD_STEP if split == "train" else 6
+    assert [each.returncode for each in running] == [2, 2], outputs
+    errors = [err for _, err in outputs]
+    assert f"error: cannot decode {bad}" in errors[process]
+    assert f"The run is saved at step {step}: --resume continues it" in errors[process]
+    assert "error" not in errors[1 - process] and "Check failure" not in "".join(errors)
+    assert f"stopped at step {step}" in outputs[0][0]
     assert checkpoint.newest(tmp_path / "run").step == step
 
 

@@ -290,7 +290,7 @@ def test_a_failed_export_keeps_the_program_that_it_was_to_replace(tmp_path, monk
     out = tmp_path / "x.jax"
     out.write_text("old"), card_path(out).write_text("old")
     monkeypatch.setattr(
-        to_jax, "load", lambda file: lambda images: np.full((len(images), 7), 1 / 7)
+        to_jax, "load", lambda file, folder=None: lambda images: np.full((len(images), 7), 1 / 7)
     )
     with pytest.raises(UserError, match="not kept"):
         twinvit.export(weight_file(tmp_path), out, "jax", overwrite=True)

@@ -13,6 +13,11 @@ class UserError(Exception):
     traceback; the exit status is 2."""
 
 
+class StoppedTogether(UserError):
+    """What one process of a run found, once all of its processes have stopped at the same step:
+    they end as they do after a whole run, each with status 2."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """How a sentence ends that refuses a name: `; did you mean 'x'?` where a known one is close to
     it, else a full stop."""

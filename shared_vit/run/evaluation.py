@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from shared_vit.errors import UserError
+from shared_vit.errors import StoppedTogether, UserError
 from shared_vit.run.feed import LAG, empty_batch
 from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.plan import Plan
@@ -21,7 +21,7 @@ def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, fl
     asked to stop, as all processes are where one of them cannot read an image.
 
     A run with --ema gives those of the averaged weights too: val_loss_ema and so on. Raises
-    UserError in the process whose image it is.
+    UserError in the process whose image it is, StoppedTogether where there are others.
     """
     result: dict[str, float] = {}
     for suffix in ("", "_ema") if plan.recipe.ema and plan.mode == "train" else ("",):
@@ -67,7 +67,7 @@ def _sums(plan: Plan, trainer: Trainer, interrupt: Interrupt, averaged: bool) ->
     finally:
         stream.close()
     if failure is not None:
-        raise failure
+        raise StoppedTogether(str(failure)) from failure
     return None if stopping else sums
 
 

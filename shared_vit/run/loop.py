@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from shared_vit.data import orientation
-from shared_vit.errors import UserError
+from shared_vit.errors import StoppedTogether, UserError
 from shared_vit.files import wait_until_there
 from shared_vit.run import checkpoint, data_files
 from shared_vit.run.best import Best, better, of_state, write_best
@@ -242,7 +242,9 @@ class _Loop:
             self.run_dir.check()
             finished = step == self.plan.total_steps and self.failure is None
             done = "done" if finished else "stopped"
-            done = "interrupted" if self.stopping and self.failure is None else done
+            if self.stopping and self.failure is None:
+                alone = self.trainer.num_processes == 1  # else another's bad image may be the cause
+                done = "interrupted" if alone or self.interrupt.requested else "stopped"
             goes_on = "" if done == "done" else "; --resume continues it"
             self.tracker.say(f"{done} at step {step}: {self.plan.run_dir}{goes_on}")
             if self.best is not None:
@@ -267,7 +269,7 @@ class _Loop:
         where = (
             f". The run is saved at step {step}: --resume continues it" if saved.exists() else ""
         )
-        raise UserError(f"{failure}{where}") from failure
+        raise StoppedTogether(f"{failure}{where}") from failure
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.plan.total_steps or (every > 0 and step % every == 0)

@@ -74,13 +74,20 @@ def test_verify_builds_the_library_s_model_of_a_training_checkpoint(tmp_path, sh
     assert all(torch.equal(t, two.state_dict()[name]) for name, t in one.state_dict().items())
 
 
-def test_worker_processes_without_shared_memory_name_the_way_out(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [0, 40], ids=["none", "some"])
+def test_worker_processes_without_shared_memory_name_the_way_out(tmp_path, monkeypatch, room):
+    """room: how many locks /dev/shm holds, of which two workers need about fifty."""
     import _multiprocessing
 
     import joblib  # noqa: F401 - which looks at locks itself when it is imported
 
-    def no_room(*_args, **_named):
-        raise OSError(28, "No space left on device")
+    made, lock = [], _multiprocessing.SemLock
+
+    def no_room(*args, **named):
+        made.append(lock)
+        if len(made) > room:
+            raise OSError(28, "No space left on device")
+        return lock(*args, **named)
 
     monkeypatch.setattr(_multiprocessing, "SemLock", no_room)
     with pytest.raises(UserError, match="--workers=2: processes cannot share a lock here .*No space"

@@ -12,6 +12,7 @@ from shared_vit.errors import UserError
 
 THREADS_PER_WORKER = 4  # as many as Python's lock lets decode without waiting for one another
 _MANY_CORES = 8
+_LOCKS = 32  # of a worker's queues and events, a page each; with Grain 0.2.18 they take 28
 
 
 def plan(workers: int | None, photographs: bool) -> tuple[int, int]:
@@ -40,8 +41,10 @@ def check_processes_can_talk(workers: int) -> None:
     """Raise UserError where worker processes could not share a queue: its locks need /dev/shm."""
     import multiprocessing
 
+    context = multiprocessing.get_context("spawn")
     try:
-        multiprocessing.get_context("spawn").Lock()
+        together = [context.Lock() for _ in range(workers * _LOCKS)]
+        del together
     except OSError as error:
         raise UserError(
             f"--workers={workers}: processes cannot share a lock here ({error.strerror or error}; "

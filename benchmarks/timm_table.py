@@ -3,8 +3,9 @@
     python benchmarks/timm_table.py
 
 A row is a name of `timm.create_model`: the fields of ModelConfig that differ from the defaults,
-`spelling`, how its tensors' names differ from the canonical ones, and `mlp_factor`, by which
-`mlp_ratio` times the width is above the MLP's width.
+`spelling`, how its tensors' names differ from the canonical ones, `mlp_factor`, by which
+`mlp_ratio` times the width is above the MLP's width, and `pretrained`, the preparation of images
+of its first tag.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 
 from shared_vit.errors import UserError
+from shared_vit.weights.formats.timm_names import spelling_of
 from twinvit.peers import without_torchvision_operators
-from twinvit.timm_fields import fields_of, spelling_of
+from twinvit.timm_fields import fields_of
 
 FILE = Path(__file__).parent.parent / "shared_vit/weights/formats/timm_architectures.json"
 MODULES = ("vision_transformer", "deit", "eva", "beit", "naflexvit")
 # Tests of timm's own, with tags, stay; what is no plain ViT is left out by `fields_of`.
+PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 USUAL = dict(
     image_size=224, image_width=0, patch_size=16, width=768, depth=12, num_heads=12, mlp_dim=3072,
     num_classes=1000, class_token=True, pool="token", pool_class_token=False,
@@ -42,7 +45,9 @@ def row(name: str) -> dict[str, Any]:
         wide = timm.create_model(name, **small).blocks[0].mlp.fc2.in_features
     usual = USUAL | {f: v for f, v in later().items()}
     found = {f: v for f, v in fields.items() if v != usual[f]}
-    return found | {"spelling": spelling_of(model.state_dict()), "mlp_factor": 256 / wide}
+    shown = {key: getattr(model, "pretrained_cfg", {}).get(key) for key in PREPARATION}
+    about = {"mlp_factor": 256 / wide, "pretrained": {k: v for k, v in shown.items() if v}}
+    return found | about | {"spelling": sorted(spelling_of(model.state_dict()))}
 
 
 def later() -> dict[str, Any]:
@@ -58,7 +63,9 @@ def main() -> None:
     import timm
 
     rows, left_out = {}, {}
-    for name in sorted(n for module in MODULES for n in timm.list_models(module=module)):
+    known = [n for module in MODULES for n in timm.list_models(module=module)]
+    published = set(timm.list_models(pretrained=True))
+    for name in sorted(known, key=lambda n: (n.startswith("test_"), n not in published, n)):
         try:
             rows[name] = row(name)
         except (UserError, AttributeError, TypeError) as error:

@@ -298,12 +298,12 @@ def test_a_damaged_array_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name, thing",
     [
-        ("reg_token", "register tokens"),
-        ("dist_token", "a distillation token"),
-        ("attn_pool.latent", "attention-pooling"),
-        ("blocks.0.ls1.gamma", "layer scale"),
-        ("norm_pre.weight", "a norm before the blocks"),
-        ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
+        ("reg_token", "put timm's config.json beside it"),
+        ("blocks.0.attn.q_norm.weight", "put timm's config.json beside it"),
+        ("blocks.0.attn.lambda_q1", "differential attention"),
+        ("embeds.pos_embed_y", "positions in two factors"),
+        ("rel_pos_bias.relative_position_bias_table", "relative positions shared by all blocks"),
+        ("patch_embed.backbone.stem.weight", "a convolutional stem"),
     ],
 )
 def test_other_architectures_are_refused_by_name(name, thing, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -196,16 +196,3 @@ def _missing_biases(names: Mapping[str, object]) -> tuple[str, ...]:
     found += [] if b + "attn.proj.bias" in names else ["proj"]
     found += [] if first else ["mlp"]
     return tuple(found)
-
-
-def spelling_of(names: Iterable[str]) -> list[str]:
-    """How tensors' names differ from the canonical ones, as `shared_vit.weights.formats.timm_names`
-    knows it."""
-    found = {
-        "naflex": "embeds.proj.weight",
-        "split_qkv": "blocks.0.attn.q_proj.weight",
-        "qv_bias": "blocks.0.attn.q_bias",
-        "split_fc1": "blocks.0.mlp.fc1_g.weight",
-        "gamma": "blocks.0.gamma_1",
-    }
-    return [spelling for spelling, name in found.items() if name in names]

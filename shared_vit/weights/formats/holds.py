@@ -29,10 +29,13 @@ ANY: Rule = lambda cfg: True  # noqa: E731
 FREE = frozenset(
     (
         "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",
-        "pos_embed", "gelu", "norm_eps", "dropout", "drop_path",
+        "gelu", "norm_eps", "layer_scale_init", "dropout", "drop_path",
         "mean", "std", "eval_resize", "interpolation", "exif",
     )
 )  # fmt: skip
+
+# Of a field that most formats hold in more than one value.
+_USUAL: Mapping[str, Rule] = {"pos_embed": ("learned", "sincos2d")}
 
 # What a user can do about a value that a format does not hold.
 MENDS = {
@@ -51,7 +54,8 @@ def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
     return [
         f.name
         for f in dataclasses.fields(cfg)
-        if (f.name in holds or f.name not in FREE) and not _held(cfg, f, holds.get(f.name))
+        if (f.name in holds or f.name not in FREE)
+        and not _held(cfg, f, holds.get(f.name, _USUAL.get(f.name)))
     ]
 
 

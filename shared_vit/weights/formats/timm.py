@@ -1,16 +1,20 @@
-"""timm's `VisionTransformer` (1.0): the canonical names themselves.
+"""timm's plain ViTs (1.0): `VisionTransformer`, whose names are the canonical ones, and the classes
+`Eva`, `Beit`, `NaFlexVit` and that of distilled models.
 
-Function and sizes are in the arguments of `create_model`, preprocessing in `pretrained_cfg`.
+Function and sizes follow from the name of the architecture and the arguments of `create_model`,
+preprocessing is in `pretrained_cfg`. The first ViTs need no name.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import SIZES, ModelConfig
+from shared_vit.spec.settings import settings_of
 from shared_vit.spec.sides import plain
 from shared_vit.weights.formats import resize
 from shared_vit.weights.formats.base import (
@@ -27,8 +31,18 @@ from shared_vit.weights.formats.base import (
     strip_prefixes,
     torch_table,
 )
-from shared_vit.weights.formats.holds import ANY, BOTH
+from shared_vit.weights.formats.holds import ANY, BOTH, FREE, Rule
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
+from shared_vit.weights.formats.timm_architectures import (
+    Architecture,
+    architectures,
+    arguments,
+    candidates,
+    named,
+    nearest_to,
+)
+from shared_vit.weights.formats.timm_family import architecture_of_file, read_family
+from shared_vit.weights.formats.timm_names import spelling_of, timm_table
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, count_layers, side_of, without_prefix_rows
 
@@ -46,9 +60,29 @@ _SPELLINGS = {
     r"^pre_logits\.fc\.": "pre_logits.",  # timm before 0.6
 }
 # What decides the function, among `create_model`'s arguments.
+_GLOBAL_POOL = {"token": "token", "mean": "avg", "map": "map"}
 _FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
 # crop_pct: of timm's ViTs where nothing is said, and of a pretrained_cfg without the field.
 _CROP_VIT, _CROP_DEFAULT = 0.9, 0.875
+
+
+# Fields that the first ViTs have not: timm has the combinations that its architectures are made of.
+_LATER = tuple(
+    name for name in settings_of(ModelConfig) if name not in (*FREE, "image_width", "pre_logits")
+)
+
+
+def _usual_or_named(name: str, *usual: str) -> Rule:
+    """The values of the first ViTs, and others in the function of one of timm's architectures."""
+    values = usual or (settings_of(ModelConfig)[name].historical,)
+    return lambda cfg: getattr(cfg, name) in values or nearest_to(cfg) is not None
+
+
+def is_plain(cfg: ModelConfig) -> bool:
+    """Whether a model is one of the first ViTs, or MAE's, which `create_model`'s arguments make."""
+    about = settings_of(ModelConfig)
+    later = any(getattr(cfg, name) != about[name].historical for name in _LATER)
+    return not later and cfg.pool in ("token", "mean") and cfg.pos_embed != "none"
 
 
 class Timm(Format):
@@ -58,27 +92,20 @@ class Timm(Format):
     holds = {
         "num_classes": ANY,
         "class_token": BOTH,
-        "pool": ("token", "mean"),
+        "pool": _usual_or_named("pool", "token", "mean"),
+        "pos_embed": _usual_or_named("pos_embed", "learned", "sincos2d"),
         "pool_class_token": BOTH,
         "norm_after_pool": BOTH,
         "image_width": ANY,
+        **{name: _usual_or_named(name) for name in _LATER},
     }
     foreign = {
-        "reg_token": "register tokens",
-        "register_tokens": "register tokens",
-        "dist_token": "a distillation token",
-        "head_dist": "a distillation head",
-        "attn_pool": "an attention-pooling (MAP) head",
-        "norm_pre": "a norm before the blocks",
-        ".ls1.": "layer scale",
-        ".ls2.": "layer scale",
-        "gamma_1": "layer scale",
-        ".q_norm": "norms of queries and keys",
-        "rel_pos_bias": "relative positions",
-        "relative_position": "relative positions",
+        "register_tokens": "register tokens as DINOv2's own code names them",
+        "rel_pos_bias": "relative positions shared by all blocks",
+        "pos_embed_y": "positions in two factors",
+        "lambda_q1": "differential attention",
         "patch_embed.backbone": "a convolutional stem",
-        "w12": "SwiGLU",
-        "fc1_g": "SwiGLU",
+        "w12": "SwiGLU as DINOv2's own code names it",
     }
 
     def found(self, names: Arrays) -> bool:
@@ -89,7 +116,36 @@ class Timm(Format):
         return {_canonical(name): array for name, array in arrays.items()}
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
-        notes = Notes()
+        config, notes = hints.config or {}, Notes()
+        said = named(str(config.get("architecture", ""))[:200]) or named(Path(hints.where).name)
+        plain_said = said is None or is_plain(said.cfg)
+        if plain_said and not _is_later(arrays):
+            return self._read_plain(arrays, said, hints, notes)
+        args = {**config, **section(config, "model_args", hints.where)}
+        pretrained = section(config, "pretrained_cfg", hints.where) or config
+        architecture = architecture_of_file(arrays, said, hints, notes)
+        values = read_family(arrays, architecture, args, pretrained, hints, notes)
+        if not pretrained:
+            pretrained = architecture.pretrained
+            notes.assumed.append(f"the preparation of images of timm's {architecture.name}")
+        mean, std = colours(pretrained, "mean", "std", HALF, hints.where)
+        eval_resize, interpolation = resize.from_timm(
+            pretrained, values["image_size"], _CROP_DEFAULT, not values["image_width"], hints, notes
+        )
+        cfg = model(
+            hints,
+            **values,
+            mean=mean,
+            std=std,
+            eval_resize=eval_resize,
+            interpolation=interpolation,
+        )
+        head = "head.weight" in arrays or "head.bias" in arrays
+        return Reading(cfg, timm_table(cfg, spelling_of(arrays), head), notes)
+
+    def _read_plain(
+        self, arrays: Arrays, said: Architecture | None, hints: Hints, notes: Notes
+    ) -> Reading:
         config = hints.config or {}
         args = {**config, **section(config, "model_args", hints.where)}
         # Before timm 0.9 the file itself was the pretrained_cfg.
@@ -109,8 +165,8 @@ class Timm(Format):
             bare = class_token and side_of(rows - 1) is None
             patches = rows - (class_token and not bare)
             size, width = image_size(patches, values["patch_size"], "pos_embed", hints), 0
-        said = number(args, "num_heads", int, None, hints.where)
-        gelu = _gelu(args, config, hints, notes)
+        num_heads = number(args, "num_heads", int, None, hints.where)
+        gelu = _gelu(args, config, said, hints, notes)
         mean, std = colours(pretrained, "mean", "std", HALF, hints.where)
         usual = _CROP_DEFAULT if pretrained else _CROP_VIT
         eval_resize, interpolation = resize.from_timm(
@@ -119,7 +175,7 @@ class Timm(Format):
         cfg = model(
             hints,
             **values,
-            num_heads=heads(values, said, hints, notes),
+            num_heads=heads(values, num_heads, hints, notes),
             image_size=size,
             image_width=width,
             class_token=class_token,
@@ -129,6 +185,7 @@ class Timm(Format):
             and args.get("pool_include_prefix") is True,
             norm_after_pool=after,
             gelu=gelu,
+            norm_eps=1e-6 if said is None else said.cfg.norm_eps,
             mean=mean,
             std=std,
             eval_resize=eval_resize,
@@ -144,9 +201,12 @@ class Timm(Format):
         return Reading(cfg, table, notes)
 
     def table(self, cfg: ModelConfig) -> Table:
-        return torch_table(cfg, str)
+        architecture = None if is_plain(cfg) else nearest_to(cfg)
+        return timm_table(cfg, frozenset() if architecture is None else architecture.spelling)
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
+        if not is_plain(cfg):
+            return []  # the name stands for it
         extra = {key: value for key, value in model_args(cfg).items() if key in _FUNCTION}
         out = []
         if extra and not folder:
@@ -186,7 +246,7 @@ class Timm(Format):
                 "architecture": architecture_of(cfg),
                 "num_classes": cfg.num_classes,
                 "num_features": cfg.width,
-                "global_pool": args.get("global_pool", "token"),
+                "global_pool": args.get("global_pool", _GLOBAL_POOL[cfg.pool]),
                 "model_args": args,
                 "pretrained_cfg": {
                     **data_config(cfg),
@@ -200,7 +260,7 @@ class Timm(Format):
 
     def how_to_load(self, cfg: ModelConfig) -> str:
         args = "".join(f", {k}={v!r}" for k, v in model_args(cfg).items())
-        if cfg.norm_eps != 1e-6:
+        if cfg.norm_eps != 1e-6 and is_plain(cfg):
             args += f", {_norm_layer(cfg)}"
         name = architecture_of(cfg)
         return f'timm.create_model("{name}"{args}).load_state_dict(weights, strict=True)'
@@ -245,13 +305,19 @@ def data_config(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def architecture_of(cfg: ModelConfig) -> str:
-    """timm's name for these sizes, else B/16's: arguments change all of its sizes."""
+    """timm's name for these sizes, else one whose sizes arguments change: B/16 of first ViTs."""
+    if not is_plain(cfg):
+        architecture = nearest_to(cfg)
+        assert architecture is not None
+        return architecture.name
     size = (cfg.patch_size, (cfg.width, cfg.depth, cfg.num_heads, cfg.mlp_dim))
     return next((name for name, stock in _STOCK.items() if stock == size), "vit_base_patch16_224")
 
 
 def model_args(cfg: ModelConfig) -> dict[str, Any]:
     """Arguments of `create_model` that make `architecture_of(cfg)` this model, but for the eps."""
+    if not is_plain(cfg):
+        return arguments(architectures()[architecture_of(cfg)], cfg)
     patch, (width, depth, num_heads, _) = _STOCK[architecture_of(cfg)]
     args: dict[str, Any] = {}
     if cfg.image_shape != (224, 224):
@@ -285,12 +351,41 @@ def _norm_layer(cfg: ModelConfig) -> str:
     return f"norm_layer=functools.partial(timm.layers.LayerNorm, eps={cfg.norm_eps:g})"
 
 
-def _gelu(args: Mapping[str, Any], config: Mapping[str, Any], hints: Hints, notes: Notes) -> str:
+_LATER_PARTS = re.compile(
+    r"(reg_token|dist_token|head_dist|attn_pool|norm_pre|rope|embeds|patch_embed\.norm)\b.*"
+    r"|blocks\.\d+\.(ls\d|gamma_\d|attn\.(q_|k_|v_|norm|relative)|mlp\.(norm|fc1_)).*"
+)
+_USUAL_PARTS = frozenset(
+    ("pos_embed", "patch_embed.proj.bias", "blocks.0.norm1.bias", "blocks.0.mlp.fc1.bias")
+    + ("blocks.0.attn.qkv.bias", "blocks.0.attn.proj.bias", "norm.bias", "fc_norm.bias")
+)
+
+
+def _is_later(arrays: Arrays) -> bool:
+    """Whether a file has tensors that the first ViTs have not, or is a known one without some of
+    theirs."""
+    if any(_LATER_PARTS.fullmatch(name) for name in arrays):
+        return True
+    lacks = _USUAL_PARTS - set(arrays) not in ({"norm.bias"}, {"fc_norm.bias"})
+    return (
+        lacks and next(candidates({n: tuple(a.shape) for n, a in arrays.items()}), None) is not None
+    )
+
+
+def _gelu(
+    args: Mapping[str, Any],
+    config: Mapping[str, Any],
+    said: Architecture | None,
+    hints: Hints,
+    notes: Notes,
+) -> str:
     activation = args.get("act_layer")
     if not isinstance(activation, str | None) or activation not in _GELU:
         raise UserError(
             f"{hints.where}: its activation is {activation!r:.80}; known are GELU, erf and tanh"
         )
+    if said is not None and activation is None:
+        return said.cfg.gelu
     architecture = str(config.get("architecture", ""))[:80]
     plain = _PLAIN.match(architecture.partition(".")[0])
     if architecture and "act_layer" not in args and not plain:

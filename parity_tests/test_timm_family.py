@@ -1,0 +1,210 @@
+"""Claim: the plain ViTs of timm, family by family, are the twins' functions, in float64.
+
+Each has two blocks, 5 x 3 patches and drawn weights; logits and tokens within 1e-12 of timm's own
+model, and what is written back is timm's file bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm_zoo
+import torch
+
+import jax_vit
+import torch_vit
+from shared_vit import weights
+from shared_vit.errors import UserError
+from shared_vit.spec import canonical
+from shared_vit.spec.config import ModelConfig, model_config
+from shared_vit.spec.families import MODELS, timm_name
+from shared_vit.weights.formats.timm_architectures import architectures, function_of
+from twinvit.timm_fields import fields_of
+
+# One of each kind of function and of spelling.
+NAMES = [
+    "vit_small_patch14_dinov2",
+    "vit_giant_patch14_reg4_dinov2",
+    "vit_base_patch16_dinov3",
+    "vit_huge_plus_patch16_dinov3_qkvb",
+    "vit_so400m_patch16_siglip_256",
+    "vit_base_patch16_clip_quickgelu_224",
+    "deit3_small_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "eva02_tiny_patch14_224",
+    "eva02_base_patch16_clip_224",
+    "eva02_enormous_patch14_clip_224",
+    "aimv2_large_patch14_224",
+    "beit_base_patch16_224",
+    "vit_small_patch16_rope_mixed_ape_224",
+    "vit_pe_core_base_patch16_224",
+    "vit_so150m_patch16_reg4_gap_256",
+    "vit_base_patch16_sapiens2",
+    "naflexvit_base_patch16_gap",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_twins_compute_what_timm_does(name, x64, tmp_path):
+    found = timm_zoo.distances(timm_zoo.drawn(name, tmp_path / "model"))
+    assert all(gap <= 1e-12 for gap in found.values()), found
+
+
+def test_the_table_is_that_of_the_installed_timm():
+    """Of each architecture above, so that a change of timm's is seen."""
+    for name in NAMES:
+        with torch.device("meta"):
+            model = timm_zoo.timm.create_model(name)
+        cfg = ModelConfig(**fields_of(model))
+        known = architectures()[name].cfg
+        assert dataclasses.replace(cfg, layer_scale_init=known.layer_scale_init) == known
+
+
+def test_every_named_model_is_the_one_that_its_row_names():
+    for name in MODELS:
+        theirs = timm_name(name)
+        if theirs is None or theirs not in architectures():
+            assert name in ("vit_nano2", "vit_mini4", "vit_ti4"), name
+            continue
+        cfg, known = model_config(name, image_size=16 * MODELS[name]["patch_size"]), architectures()
+        same = dataclasses.replace(known[theirs].cfg, image_size=cfg.image_size)
+        assert function_of(cfg) == function_of(same), name
+        for size in ("width", "depth", "num_heads", "mlp_dim"):
+            assert getattr(cfg, size) == getattr(same, size), (name, size)
+
+
+# Each changes one thing that no shape shows.
+TRAPS = {
+    "pairs of channels": ("vit_base_patch16_dinov3", dict(rope="axial")),
+    "rows and columns": ("eva02_tiny_patch14_224", dict(rope="axial_xy")),
+    "offset": ("vit_pe_core_base_patch16_224", dict(rope_offset=0.0)),
+    "reference grid": ("eva02_tiny_patch14_224", dict(rope_grid=0)),
+    "eps": ("vit_base_patch16_dinov3", dict(norm_eps=1e-6)),
+    "GELU": ("vit_so400m_patch16_siglip_256", dict(gelu="erf")),
+    "QuickGELU": ("vit_base_patch16_clip_quickgelu_224", dict(activation="gelu")),
+    "heads of pooling": ("vit_pe_core_base_patch16_224", dict(map_heads=0)),
+    "tokens of pooling": ("vit_pe_core_base_patch16_224", dict(pool_class_token=False)),
+    "place of the norm": ("eva02_enormous_patch14_clip_224", dict(post_norm=False)),
+    "pool": ("vit_base_patch16_dinov3", dict(pool="token")),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_wrong_function_of_the_same_tensors_is_seen(trap, tmp_path):
+    """Far beyond 1e-12: the comparison above can fail."""
+    name, changes = TRAPS[trap]
+    pair = timm_zoo.drawn(name, tmp_path / "model")
+    cfg, arrays = weights.read(pair.folder, "timm")
+    if changes.get("rope") == "axial" and cfg.rope == "centred":
+        changes = changes | dict(rope_grid=16)
+    wrong = torch_vit.from_arrays(dataclasses.replace(cfg, **changes), arrays, "fp64")
+    with torch.no_grad():
+        assert timm_zoo.gap(wrong(pair.images), pair.model(pair.images)) > 1e-7
+
+
+@pytest.mark.parametrize("first, second", [("attn.qkv", 0), ("mlp.fc1", 0), ("reg_token", 1)])
+def test_parts_in_another_order_are_seen(first, second, tmp_path):
+    """Queries for keys, the gate for the value, registers in another order."""
+    pair = timm_zoo.drawn("vit_giant_patch14_reg4_dinov2", tmp_path / "model")
+    cfg, arrays = weights.read(pair.folder, "timm")
+    name = first if first == "reg_token" else f"blocks.0.{first}.weight"
+    array = np.asarray(arrays[name])
+    halves = np.array_split(array, 3 if "qkv" in first else 2, axis=second)
+    arrays = {**arrays, name: np.concatenate(halves[::-1], axis=second)}
+    wrong = torch_vit.from_arrays(cfg, arrays, "fp64")
+    with torch.no_grad():
+        far = timm_zoo.gap(
+            wrong.features(pair.images).tokens, pair.model.forward_features(pair.images)
+        )
+    assert far > 1e-4
+
+
+# timm's AdamW on timm's model, against the twins' on the same images and labels.
+STEPPED = [
+    "vit_small_patch14_dinov2",
+    "vit_base_patch16_dinov3_qkvb",
+    "vit_so400m_patch16_siglip_256",
+    "vit_base_patch16_clip_quickgelu_224",
+    "deit3_small_patch16_224",
+    "eva02_base_patch14_224",
+    "aimv2_large_patch14_224",
+    "vit_base_patch16_rope_mixed_224",
+    "beit_base_patch16_224",
+]
+
+
+def bare(folder: Path, to: Path) -> Path:
+    """The weights without JSON, under another name."""
+    to.write_bytes((folder / "model.safetensors").read_bytes())
+    return to
+
+
+def test_a_bare_file_is_known_by_its_name_or_its_tensors(tmp_path):
+    pair = timm_zoo.drawn("vit_base_patch16_dinov3", tmp_path / "model")
+    cfg, _ = weights.read(pair.folder, "timm")
+    named = bare(pair.folder, tmp_path / "vit_base_patch16_dinov3.lvd1689m.safetensors")
+    found = weights.open_weights(named).cfg
+    assert function_of(found) == function_of(cfg) and found.rope == "centred"
+    assert (found.width, found.num_heads) == (cfg.width, cfg.num_heads)
+    unknown = bare(pair.folder, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="put timm's config.json beside it"):
+        weights.open_weights(unknown)
+
+
+def test_tensors_of_two_functions_are_refused(tmp_path):
+    """CLIP's image tower has GELU or QuickGELU, and no tensor tells which."""
+    with torch.device("meta"):
+        model = timm_zoo.timm.create_model("vit_base_patch32_clip_224")
+    state = {n: np.zeros(t.shape, np.float32) for n, t in model.state_dict().items()}
+    from safetensors.numpy import save_file
+
+    save_file(state, tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match="compute different functions of the same tensors"):
+        weights.open_weights(tmp_path / "clip.safetensors")
+    (tmp_path / "clip.safetensors").rename(
+        tmp_path / "vit_base_patch32_clip_quickgelu_224.safetensors"
+    )
+    source = weights.open_weights(tmp_path / "vit_base_patch32_clip_quickgelu_224.safetensors")
+    assert source.cfg.activation == "quick_gelu" and source.cfg.num_classes == 1000
+
+
+def test_a_new_head_and_a_bf16_file(tmp_path):
+    """Headless weights: none unless it is asked for; the file's types stay."""
+    pair = timm_zoo.drawn("vit_small_patch14_dinov2", tmp_path / "model")
+    from safetensors.torch import load_file, save_file
+
+    file = pair.folder / "model.safetensors"
+    save_file({n: t.bfloat16() for n, t in load_file(file).items()}, file)
+    source = weights.open_weights(pair.folder, num_classes=5)
+    assert source.cfg.num_classes == 5 and source.new_head
+    assert {str(a.dtype) for n, a in source.arrays.items() if "head" not in n} == {"bfloat16"}
+    assert weights.open_weights(pair.folder).cfg.num_classes == 0
+
+
+def test_config_json_goes_before_the_name(tmp_path):
+    pair = timm_zoo.drawn("vit_small_patch14_dinov2", tmp_path / "model")
+    path = pair.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"] |= {"act_layer": "gelu_tanh", "global_pool": "avg"}
+    path.write_text(json.dumps(config))
+    cfg, _ = weights.read(pair.folder)
+    assert (cfg.gelu, cfg.pool) == ("tanh", "mean")
+    config["model_args"]["act_layer"] = "mish"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="its activation is 'mish'; known are gelu"):
+        weights.read(pair.folder)
+
+
+def test_every_tensor_of_the_family_has_first_values():
+    """And both twins the same, a forward pass and a number of parameters."""
+    cfg = model_config("dinov3_s16", image_size=32)
+    cfg = dataclasses.replace(cfg, depth=1, num_classes=3)
+    torch_model, jax_model = torch_vit.create(cfg, 1), jax_vit.create(cfg, 1)
+    (_, a), (_, b) = torch_vit.to_arrays(torch_model), jax_vit.to_arrays(jax_model)
+    assert a.keys() == b.keys() == canonical.shapes(cfg).keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert np.all(a["blocks.0.ls1.gamma"] == np.float32(1e-5))

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 import timm_zoo
@@ -18,11 +19,15 @@ import torch
 import jax_vit
 import torch_vit
 from shared_vit import weights
+from shared_vit.data.batch import Batch
 from shared_vit.errors import UserError
+from shared_vit.run.state import StepScalars, first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.spec.families import MODELS, timm_name
+from shared_vit.spec.optimizers import BETA1, BETA2, EPS
 from shared_vit.weights.formats.timm_architectures import architectures, function_of
+from twinvit.pairs import without_key_bias
 from twinvit.timm_fields import fields_of
 
 # One of each kind of function and of spelling.
@@ -135,6 +140,49 @@ STEPPED = [
     "vit_base_patch16_rope_mixed_224",
     "beit_base_patch16_224",
 ]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_one_step_of_adamw_is_timms(name, x64, tmp_path):
+    """Gradients, which parameters decay and the update, of a head on seven classes."""
+    pair = timm_zoo.drawn(name, tmp_path / "model", num_classes=7)
+    cfg, arrays = weights.read(pair.folder, "timm")
+    arrays = {n: np.asarray(a) for n, a in arrays.items()}
+    recipe = dataclasses.replace(
+        helpers.DIGITS, model=cfg, precision="fp64", clip=0.0, weight_decay=0.3, batch_size=4
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, *cfg.image_shape, 3), np.uint8)
+    labels = np.array([0, 3, 6, 2], np.int32)
+    _timm_step(pair.model, cfg, images, labels, recipe)
+    timm_zoo.write_folder(pair)
+    _, expected = weights.read(pair.folder, "timm")
+    expected = without_key_bias(cfg, {n: np.asarray(a) for n, a in expected.items()})
+    batch = Batch(images, labels, np.ones(4, np.float32), np.arange(4), 0)
+    state = first_state(cfg, arrays, "fp64", recipe)
+    for trainer in (helpers.torch_trainer(state, recipe), helpers.jax_trainer(state, recipe)):
+        trainer.train_step(trainer.put(batch), StepScalars(1e-3)).get()
+        found = without_key_bias(cfg, trainer.state().params)
+        before = without_key_bias(cfg, arrays)
+        gap, where = helpers.worst(
+            {n: found[n] - before[n] for n in found}, {n: expected[n] - before[n] for n in found}
+        )
+        assert gap < 1e-7, where  # of the update alone
+        assert helpers.worst(found, expected)[0] < 1e-10
+
+
+def _timm_step(model, cfg, images, labels, recipe) -> None:
+    """One step of torch's AdamW on timm's model and timm's groups of parameters."""
+    from timm.optim import param_groups_weight_decay
+
+    x = torch.from_numpy((images / 255 - np.array(cfg.mean)) / np.array(cfg.std))
+    torch.nn.functional.cross_entropy(
+        model(x.permute(0, 3, 1, 2)), torch.from_numpy(labels).long()
+    ).backward()
+    groups = param_groups_weight_decay(
+        model, recipe.weight_decay, no_weight_decay_list=model.no_weight_decay()
+    )
+    torch.optim.AdamW(groups, lr=1e-3, betas=(BETA1, BETA2), eps=EPS).step()
 
 
 def bare(folder: Path, to: Path) -> Path:

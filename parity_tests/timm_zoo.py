@@ -84,14 +84,15 @@ class Pair:
     images: torch.Tensor
 
 
-def drawn(name: str, folder: Path, seed: int = 0) -> Pair:
-    """One architecture made small, every weight drawn, written as timm writes it to the hub."""
+def drawn(name: str, folder: Path, seed: int = 0, **more: Any) -> Pair:
+    """One architecture made small, every weight drawn, written as timm writes it to the hub; `more`
+    are arguments of `create_model`."""
     with_float64_tables()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         torch.manual_seed(seed)
-        args = small_arguments(name)
+        args = small_arguments(name) | more
         model = timm.create_model(name, **args).double().eval()
         for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
@@ -100,11 +101,18 @@ def drawn(name: str, folder: Path, seed: int = 0) -> Pair:
         images = torch.randn(2, 3, *size)
     finally:
         torch.set_default_dtype(before)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(_config(name, args, model)))
-    return Pair(name, args, model, folder, images)
+    pair = Pair(name, args, model, folder, images)
+    write_folder(pair)
+    return pair
+
+
+def write_folder(pair: Pair) -> None:
+    """The model as it is now, with timm's config.json."""
+    pair.folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous() for key, value in pair.model.state_dict().items()}
+    save_file(state, pair.folder / "model.safetensors", metadata={"format": "pt"})
+    config = _config(pair.name, pair.args, pair.model)
+    (pair.folder / "config.json").write_text(json.dumps(config))
 
 
 def _config(name: str, args: dict[str, Any], model: Any) -> dict[str, Any]:

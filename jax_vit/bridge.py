@@ -4,7 +4,7 @@ Twin of `torch_vit/bridge.py`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig, check_config
-from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides
+from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.memory import held
 from shared_vit.weights.positions import Positions
 
 Path = tuple[str | int, ...]
@@ -35,19 +36,23 @@ def create(cfg: ModelConfig, seed: int = 0, precision: str = "fp32") -> VisionTr
 
 
 def from_arrays(
-    cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32"
+    cfg: ModelConfig, arrays: Arrays, precision: str = "fp32", dtype: str | None = None
 ) -> VisionTransformer:
     """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
-    Raises UserError for missing or unknown arrays, mismatched shapes, fp16 (PyTorch's alone), and
-    for fp64 without `jax_enable_x64`, which would silently be float32.
+    With `dtype` ("bf16", "fp16", "fp32", "fp64") they are held in it, and widened where they are
+    used: the numbers are those of weights rounded to it, in less memory. Arrays are read and
+    converted one at a time. It is for inference: the trainers hold parameters of their own.
+
+    Raises UserError for missing or unknown arrays, mismatched shapes, a dtype wider than the
+    parameters', a model that memory cannot hold, the precision fp16 (PyTorch's alone), and fp64
+    without `jax_enable_x64`, which would silently be float32.
     """
     graphdef, abstract = nnx.split(abstract_model(cfg, precision))
-    canonical.check(cfg, arrays)
-    dtype = PRECISIONS[precision].param
+    kept = held(cfg, arrays, precision, dtype, in_host=jax.default_backend() == "cpu")
 
     def filled(path: Path, variable: nnx.Variable) -> nnx.Variable:
-        array = to_jax(path, np.asarray(arrays[canonical_name(path)], dtype))
+        array = to_jax(path, np.asarray(kept[canonical_name(path)]))
         return variable.replace(jnp.asarray(array))
 
     state = nnx.from_flat_state((p, filled(p, v)) for p, v in nnx.to_flat_state(abstract))
@@ -86,6 +91,7 @@ def load(
     *,
     format: str = "auto",
     positions: Positions = "bicubic",
+    dtype: str | None = None,
     **input: Any,
 ) -> VisionTransformer:
     """A model in eval mode from a weight file of any known format, `PATH#ema` and `PATH#raw` too.
@@ -94,10 +100,13 @@ def load(
     of zeros, another `image_size` (pixels, or height and width) resamples learned positions by the
     rule `positions` (`shared_vit.weights.positions`); `mean`, `std`, `interpolation`, `eval_resize`
     and `exif` go before what the file says or leaves open. Warns where something was guessed or
-    taken for granted. Raises UserError for a file of no known format, and for a damaged one.
+    taken for granted. `dtype` is that of the weights in memory, as for `from_arrays`. Raises
+    UserError for a file of no known format, a damaged one, and a model that memory cannot hold.
     """
-    cfg, arrays = weights.read(path, format, num_heads, num_classes, image_size, positions, **input)
-    return from_arrays(cfg, arrays, precision)
+    cfg, arrays = weights.lazily(
+        path, format, num_heads, num_classes, image_size, positions, **input
+    )
+    return from_arrays(cfg, arrays, precision, dtype)
 
 
 def save(

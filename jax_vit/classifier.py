@@ -1,7 +1,5 @@
 """A model that takes pictures as they are decoded. Twin of `torch_vit/classifier.py`."""
 
-from collections.abc import Mapping
-
 import jax
 import numpy as np
 from flax import nnx
@@ -11,6 +9,7 @@ from jax_vit.objective import Objective
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
+from shared_vit.weights.lazy import Arrays
 
 
 class Classifier:
@@ -26,13 +25,14 @@ class Classifier:
     def __init__(
         self,
         cfg: ModelConfig,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Arrays,
         precision: str = "fp32",
         device: str = "auto",
+        dtype: str | None = None,
     ):
         self.device, self.precision = find_device(device), precision
         with jax.default_device(self.device):
-            self.model = from_arrays(cfg, arrays, precision)
+            self.model = from_arrays(cfg, arrays, precision, dtype)
         graphdef, _, _ = nnx.split(self.model, nnx.Param, ...)
         self.objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
         self.compute_logits = jax.jit(self.objective.logits)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ def parameter(shape: tuple[int, ...], policy: Policy, trained: bool = True) -> n
 def cast(x: Array, dtype: str) -> Array:
     """x in another dtype, given by its name in a Policy."""
     return x.astype(dtype)
+
+
+def widened(weights: Array, dtype: Any) -> Array:
+    """Weights in the parameters' dtype, where they are held in a narrower one."""
+    return weights.astype(jnp.promote_types(weights.dtype, dtype))
 
 
 def identity(x: Array) -> Array:
@@ -101,8 +107,8 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(width, epsilon=eps, param_dtype=dtype, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Array) -> Array:
-        x = x.astype(self.scale.dtype)
-        return _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        scale, bias = (widened(p[...], self.param_dtype) for p in (self.scale, self.bias))
+        return _layer_norm(x.astype(scale.dtype), scale, bias, self.epsilon)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -113,17 +119,19 @@ class RMSNorm(nnx.RMSNorm):
         super().__init__(width, epsilon=eps, param_dtype=dtype, rngs=nnx.Rngs(0))
 
     def __call__(self, x: Array) -> Array:
-        return _rms_norm(x.astype(self.scale.dtype), self.scale[...], self.epsilon)
+        scale = widened(self.scale[...], self.param_dtype)
+        return _rms_norm(x.astype(scale.dtype), scale, self.epsilon)
 
 
 class LayerScale(nnx.Module):
     """x [..., width] times a learned scale [width] in the parameters' dtype, zero until set."""
 
     def __init__(self, width: int, policy: Policy):
-        self.gamma = parameter((width,), policy)
+        self.gamma, self.policy = parameter((width,), policy), policy
 
     def __call__(self, x: Array) -> Array:
-        return x.astype(self.gamma.dtype) * self.gamma
+        gamma = widened(self.gamma[...], self.policy.param)
+        return x.astype(gamma.dtype) * gamma
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

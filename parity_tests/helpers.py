@@ -72,6 +72,34 @@ VARIANTS = {
     ),
 }
 
+# What the families after the first ViT have, on images that are not square too.
+FAMILY = {
+    "registers, centred rope": dataclasses.replace(
+        SMALL,
+        image_width=40,
+        registers=4,
+        pos_embed="none",
+        rope="centred",
+        rope_base=100.0,
+        layer_scale="both",
+        layer_scale_init=0.5,
+        no_bias=("k",),
+    ),
+    "map": dataclasses.replace(
+        SMALL, class_token=False, pool="map", map_heads=3, map_mlp=44, gelu="tanh"
+    ),
+    "mean, norm after it": dataclasses.replace(
+        SMALL, image_width=32, pool="mean", norm_after_pool=True, registers=2
+    ),
+    "distilled": dataclasses.replace(SMALL, distilled=True, image_width=16),
+    "norm of tokens": dataclasses.replace(
+        SMALL, embed_norm="tokens", no_bias=("patch",), activation="quick_gelu", norm_eps=1e-5
+    ),
+    "relative bias": dataclasses.replace(
+        SMALL, image_width=40, pos_embed="none", relative_bias=True, pool="token+mean"
+    ),
+}
+
 
 def train_config(precision: str, **changes) -> Recipe:
     """A short recipe on digits; `image_size`, `dropout` and `drop_path` change its model."""

@@ -1,15 +1,22 @@
 """Claim: tokens, pooled features and those of any block are the same of both twins, as they are and
 compiled, with their gradients; every module gives the same in the families after the first ViT."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
-from helpers import SMALL, random_arrays, random_images, relative_l2, to_torch, traces, worst
+from helpers import (
+    FAMILY,
+    SMALL,
+    random_arrays,
+    random_images,
+    relative_l2,
+    to_torch,
+    traces,
+    worst,
+)
 
 import jax_vit
 import torch_vit
@@ -19,33 +26,6 @@ from shared_vit.spec.layers import block_numbers
 from shared_vit.weights.adapt import adapt
 
 VALUES, GRADIENTS = 1e-12, 1e-11
-
-FAMILY = {
-    "registers, centred rope": dataclasses.replace(
-        SMALL,
-        image_width=40,
-        registers=4,
-        pos_embed="none",
-        rope="centred",
-        rope_base=100.0,
-        layer_scale="both",
-        layer_scale_init=0.5,
-        no_bias=("k",),
-    ),
-    "map": dataclasses.replace(
-        SMALL, class_token=False, pool="map", map_heads=3, map_mlp=44, gelu="tanh"
-    ),
-    "mean, norm after it": dataclasses.replace(
-        SMALL, image_width=32, pool="mean", norm_after_pool=True, registers=2
-    ),
-    "distilled": dataclasses.replace(SMALL, distilled=True, image_width=16),
-    "norm of tokens": dataclasses.replace(
-        SMALL, embed_norm="tokens", no_bias=("patch",), activation="quick_gelu", norm_eps=1e-5
-    ),
-    "relative bias": dataclasses.replace(
-        SMALL, image_width=40, pos_embed="none", relative_bias=True, pool="token+mean"
-    ),
-}
 
 
 @pytest.fixture(params=FAMILY)

@@ -4,9 +4,10 @@ Twin of `jax_vit/bridge.py`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -14,8 +15,9 @@ from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig, check_config
-from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides
+from shared_vit.weights.lazy import Arrays
+from shared_vit.weights.memory import held
 from shared_vit.weights.positions import Positions
 from torch_vit.model import VisionTransformer
 
@@ -30,18 +32,22 @@ def create(cfg: ModelConfig, seed: int = 0, precision: str = "fp32") -> VisionTr
 
 
 def from_arrays(
-    cfg: ModelConfig, arrays: Mapping[str, np.ndarray], precision: str = "fp32"
+    cfg: ModelConfig, arrays: Arrays, precision: str = "fp32", dtype: str | None = None
 ) -> VisionTransformer:
     """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
-    Raises UserError for missing or unknown arrays, mismatched shapes, and an unknown precision.
+    With `dtype` ("bf16", "fp16", "fp32", "fp64") they are held in it, and widened where they are
+    used: the numbers are those of weights rounded to it, in less memory. Arrays are read and
+    converted one at a time. It is for inference: the trainers hold parameters of their own.
+
+    Raises UserError for missing or unknown arrays, mismatched shapes, an unknown precision, a dtype
+    wider than the parameters', and a model that memory cannot hold.
     """
     model = abstract_model(cfg, precision)
-    canonical.check(cfg, arrays)
-    dtype = PRECISIONS[precision].param
+    kept = held(cfg, arrays, precision, dtype)
 
     def filled(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.array(arrays[name], dtype, order="C"))
+        return as_tensor(np.array(kept[name], order="C"))
 
     model.load_state_dict({name: filled(name) for name in model.state_dict()}, assign=True)
     return model
@@ -66,8 +72,22 @@ def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarr
         )
     state = model.state_dict()
     return model.cfg, {
-        name: state[name].cpu().numpy().copy() for name in canonical.shapes(model.cfg)
+        name: as_array(state[name].cpu()).copy() for name in canonical.shapes(model.cfg)
     }
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array of floats as a tensor in the same memory; torch does not know NumPy's bfloat16."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of floats on the CPU as an array in the same memory."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def load(
@@ -79,6 +99,7 @@ def load(
     *,
     format: str = "auto",
     positions: Positions = "bicubic",
+    dtype: str | None = None,
     **input: Any,
 ) -> VisionTransformer:
     """A model in eval mode from a weight file of any known format, `PATH#ema` and `PATH#raw` too.
@@ -87,10 +108,13 @@ def load(
     of zeros, another `image_size` (pixels, or height and width) resamples learned positions by the
     rule `positions` (`shared_vit.weights.positions`); `mean`, `std`, `interpolation`, `eval_resize`
     and `exif` go before what the file says or leaves open. Warns where something was guessed or
-    taken for granted. Raises UserError for a file of no known format, and for a damaged one.
+    taken for granted. `dtype` is that of the weights in memory, as for `from_arrays`. Raises
+    UserError for a file of no known format, a damaged one, and a model that memory cannot hold.
     """
-    cfg, arrays = weights.read(path, format, num_heads, num_classes, image_size, positions, **input)
-    return from_arrays(cfg, arrays, precision)
+    cfg, arrays = weights.lazily(
+        path, format, num_heads, num_classes, image_size, positions, **input
+    )
+    return from_arrays(cfg, arrays, precision, dtype)
 
 
 def save(

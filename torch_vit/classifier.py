@@ -1,12 +1,11 @@
 """A model that takes pictures as they are decoded. Twin of `jax_vit/classifier.py`."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.lazy import Arrays
 from torch_vit.bridge import from_arrays
 from torch_vit.objective import Objective
 from torch_vit.precision import backend_precision
@@ -22,12 +21,13 @@ class Classifier:
     def __init__(
         self,
         cfg: ModelConfig,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Arrays,
         precision: str = "fp32",
         device: str = "auto",
+        dtype: str | None = None,
     ):
         self.device, self.precision = find_device(device), precision
-        self.model = from_arrays(cfg, arrays, precision).to(self.device)
+        self.model = from_arrays(cfg, arrays, precision, dtype).to(self.device)
         self.objective = Objective(self.model)
 
     @torch.inference_mode()

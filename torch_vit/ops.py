@@ -30,6 +30,12 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.to(dtype_of(dtype))
 
 
+def widened(weights: Tensor, policy: Policy) -> Tensor:
+    """Weights in the parameters' dtype, where they are held in a narrower one."""
+    dtype = torch.promote_types(weights.dtype, dtype_of(policy.param))
+    return weights if weights.dtype == dtype else weights.to(dtype)
+
+
 def identity(x: Tensor) -> Tensor:
     """x itself: what a model has in the place of a part that it lacks."""
     return x
@@ -94,9 +100,11 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, eps: float, policy: Policy):
         super().__init__(width, eps, dtype=dtype_of(policy.param))
+        self.policy = policy
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        weight, bias = (widened(p, self.policy) for p in (self.weight, self.bias))
+        return F.layer_norm(x.to(weight.dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -104,9 +112,11 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, width: int, eps: float, policy: Policy):
         super().__init__(width, eps, dtype=dtype_of(policy.param))
+        self.policy = policy
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        weight = widened(self.weight, self.policy)
+        return F.rms_norm(x.to(weight.dtype), self.normalized_shape, weight, self.eps)
 
 
 class LayerScale(nn.Module):
@@ -114,10 +124,11 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, policy: Policy):
         super().__init__()
-        self.gamma = parameter((width,), policy)
+        self.gamma, self.policy = parameter((width,), policy), policy
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.to(self.gamma.dtype) * self.gamma
+        gamma = widened(self.gamma, self.policy)
+        return x.to(gamma.dtype) * gamma
 
 
 def remat(block: nn.Module) -> Callable[..., Tensor]:

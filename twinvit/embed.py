@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -41,10 +41,13 @@ class Embedder:
         framework: Framework = "torch",
         precision: Precision = "fp32",
         device: Device = "auto",
+        dtype: str | None = None,
         **changes: Any,
     ):
-        """changes: arguments of `shared_vit.weights.overrides.with_input`."""
-        self._model = Predictor(_without_head(source), framework, precision, device, **changes)
+        """dtype: of the weights in memory; changes: arguments of
+        `shared_vit.weights.overrides.with_input`."""
+        headless = _without_head(source)
+        self._model = Predictor(headless, framework, precision, device, dtype, **changes)
         self.cfg, self.width = self._model.cfg, self._model.cfg.num_classes
         self.notices = self._model.notices
 
@@ -80,18 +83,20 @@ def embedder(
     num_heads: int | None = None,
     image_size: Sides | str | None = None,
     positions: Positions = "bicubic",
+    dtype: str | None = None,
     **changes: Any,
 ) -> Embedder:
     """An `Embedder` of a run, a checkpoint, or weights of any format, with a head or without.
 
     `num_heads` is for files that do not say; `image_size` (pixels, or height and width) for another
     size than the weights', for which learned positions are resampled by the rule `positions`;
+    `dtype` is that of the weights in memory, as for `torch_vit.load`;
     `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
     open. Raises UserError.
     """
     source = open_weights(path, num_heads=num_heads, image_size=image_size)
     source, _ = of_size(source, image_size, positions)
-    return Embedder(source, framework, precision, device, **changes)
+    return Embedder(source, framework, precision, device, dtype, **changes)
 
 
 def embed(
@@ -105,6 +110,7 @@ def embed(
     batch_size: int = 32,
     device: Device = "auto",
     precision: Precision = "fp32",
+    dtype: Literal["fp32", "bf16", "fp16", "fp64"] | None = None,
     num_heads: int | None = None,
     image_size: int | str | None = None,
     positions: Positions = "bicubic",
@@ -128,6 +134,7 @@ def embed(
         batch_size: pictures computed at once.
         device: auto takes a GPU where there is one.
         precision: of the computation.
+        dtype: of the weights in memory, by default that of the precision's parameters.
         num_heads: attention heads, for files that do not say.
         image_size: side of the input in pixels, or height and width as in 32,96; by default that of
             the weights.
@@ -145,12 +152,12 @@ def embed(
     paths = files_of(images, "embed")
     if framework == "jax":
         set_up_jax(device, precision)
-    changes = dict(
+    changes: dict[str, Any] = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
     source = open_weights(weights, num_heads=num_heads, image_size=image_size)
     source, told = of_size(source, image_size, positions)
-    model = Embedder(source, framework, precision, device, **changes)
+    model = Embedder(source, framework, precision, device, dtype, **changes)
     for notice in told + model.notices:
         print(f"notice: {notice}", file=sys.stderr)
     names, rows = _rows(model, paths, batch_size)

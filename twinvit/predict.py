@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -34,6 +34,7 @@ def predict(
     batch_size: int = 32,
     device: Device = "auto",
     precision: Precision = "fp32",
+    dtype: Literal["fp32", "bf16", "fp16", "fp64"] | None = None,
     num_heads: int | None = None,
     num_classes: int | None = None,
     image_size: int | str | None = None,
@@ -59,6 +60,7 @@ def predict(
         batch_size: pictures computed at once.
         device: auto takes a GPU where there is one.
         precision: of the computation.
+        dtype: of the weights in memory, by default that of the precision's parameters.
         num_heads: attention heads, for files that do not say.
         num_classes: classes, for files without a head, which get one of zeros.
         image_size: side of the input in pixels, or height and width as in 32,96; by default that of
@@ -81,10 +83,10 @@ def predict(
     source, told = of_size(source, image_size, positions, num_classes)
     if framework == "jax":
         set_up_jax(device, precision)
-    changes = dict(
+    changes: dict[str, Any] = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
-    predictor = Predictor(source, framework, precision, device, **changes)
+    predictor = Predictor(source, framework, precision, device, dtype, **changes)
     for notice in told + predictor.notices:
         print(f"notice: {notice}", file=sys.stderr)
     show = _as_json if json else _as_text

@@ -22,7 +22,6 @@ from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.sides import Sides
 from shared_vit.weights import Source, open_weights
-from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_pictures, of_size
 from shared_vit.weights.positions import Positions
 
@@ -52,9 +51,11 @@ class Predictor:
         framework: Framework = "torch",
         precision: Precision = "fp32",
         device: Device = "auto",
+        dtype: str | None = None,
         **changes: Any,
     ):
-        """changes: arguments of `shared_vit.weights.overrides.with_input`."""
+        """dtype: of the weights in memory; changes: arguments of
+        `shared_vit.weights.overrides.with_input`."""
         _check("framework", framework, ("torch", "jax"))
         _check("device", device, ("auto", "cpu", "gpu"))
         if not source.cfg.num_classes:
@@ -65,7 +66,7 @@ class Predictor:
         self.notices = [*told, *more]
         # Imported here, so that the other framework need not even be installed.
         twin = importlib.import_module(f"{framework}_vit.classifier")
-        self._logits = twin.Classifier(self.cfg, in_memory(source.arrays), precision, device)
+        self._logits = twin.Classifier(self.cfg, source.arrays, precision, device, dtype)
         self._where = f"{source.path} in {precision}"
 
     @property
@@ -126,6 +127,7 @@ def load(
     *,
     format: str = "auto",
     positions: Positions = "bicubic",
+    dtype: str | None = None,
     mean: Colours | None = None,
     std: Colours | None = None,
     interpolation: Interpolation | None = None,
@@ -137,7 +139,8 @@ def load(
     The other framework is not imported (but a `.pth` file is read by PyTorch). `num_heads` is for
     files that do not say; `num_classes` for those without a head, `image_size` (pixels, or height
     and width) for another size than theirs, for which learned positions are resampled by the rule
-    `positions` (`shared_vit.weights.positions`); `mean`, `std`, `interpolation`, `eval_resize`
+    `positions` (`shared_vit.weights.positions`); `dtype` is that of the weights in memory, as for
+    `torch_vit.load`; `mean`, `std`, `interpolation`, `eval_resize`
     (shorter side over crop; 0 squashes) and `exif` go before what the weights say or leave open.
     Pictures are turned upright by EXIF where the weights were not written by this project. Warns
     where something was guessed or taken for granted. Raises UserError.
@@ -147,7 +150,7 @@ def load(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
     source, _ = of_size(source, image_size, positions, num_classes)
-    predictor = Predictor(source, framework, precision, device, **changes)
+    predictor = Predictor(source, framework, precision, device, dtype, **changes)
     for notice in predictor.notices:
         warnings.warn(notice, stacklevel=2)
     return predictor

@@ -13,8 +13,9 @@ class Policy:
     Parameters, optimizer state, LayerNorm, softmax, loss, head, logits and the residual stream are
     `param` (float32, or float64 throughout under fp64). The other products take inputs and weights
     in `compute`, accumulate and add the bias in float32, and round once to `compute`; GELU takes
-    and gives `compute`. `tf32` lets the hardware round the inputs of float32 products to
-    TensorFloat-32; everywhere else float32 products are full float32.
+    and gives `compute`. A model may be given weights in a dtype narrower than `param`, in which
+    they stay; each is widened where it is used. `tf32` lets the hardware round the inputs of
+    float32 products to TensorFloat-32; everywhere else float32 products are full float32.
     """
 
     param: str

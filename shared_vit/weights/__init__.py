@@ -17,7 +17,7 @@ from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import write_weights
 
-__all__ = ["NAMES", "Source", "open_weights", "read", "write", "write_weights"]
+__all__ = ["NAMES", "Source", "lazily", "open_weights", "read", "write", "write_weights"]
 
 
 def read(
@@ -38,11 +38,25 @@ def read(
     `overrides.with_input`. Warns where something had to be guessed or was taken for granted. Raises
     UserError. `open_weights` reads none of the arrays, and has the `class_names`.
     """
+    cfg, arrays = lazily(path, format, num_heads, num_classes, image_size, positions, **input)
+    return cfg, in_memory(arrays)
+
+
+def lazily(
+    path: str | os.PathLike,
+    format: str = "auto",
+    num_heads: int | None = None,
+    num_classes: int | None = None,
+    image_size: Sides | str | None = None,
+    positions: Positions = "bicubic",
+    **input: Any,
+) -> tuple[ModelConfig, Arrays]:
+    """`read`, but for the arrays, which stay on disk until they are."""
     source = open_weights(path, format, num_heads, num_classes, image_size)
     for notice in source.told(with_input(source.cfg, **input)):
-        warnings.warn(notice, stacklevel=3)
+        warnings.warn(notice, stacklevel=4)
     cfg, arrays = adapted(source.cfg, source.arrays, image_size, num_classes, positions=positions)
-    return with_input(cfg, **input), in_memory(arrays)
+    return with_input(cfg, **input), arrays
 
 
 def write(

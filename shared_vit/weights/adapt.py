@@ -54,7 +54,7 @@ def adapt(
     if dtype is not None:
         if dtype not in DTYPES:
             raise UserError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-        out = {name: _cast(name, array, DTYPES[dtype]) for name, array in out.items()}
+        out = {name: cast(name, array, DTYPES[dtype]) for name, array in out.items()}
     out = {name: out[name] for name in canonical.shapes(cfg)}
     if all(isinstance(array, np.ndarray) for array in arrays.values()):
         return cfg, {**in_memory(out)}
@@ -88,7 +88,11 @@ def _resampled(
     return LazyArray((1, new.position_rows, new.width), array.dtype, load)
 
 
-def _cast(name: str, array: np.ndarray | LazyArray, dtype: np.dtype) -> np.ndarray | LazyArray:
+def cast(
+    name: str, array: np.ndarray | LazyArray, dtype: np.dtype, check: bool = True
+) -> np.ndarray | LazyArray:
+    """An array in another dtype, lazy. Raises UserError, when it is read, where a value does not
+    fit, unless `check` is False."""
     if array.dtype == dtype:
         return array
 
@@ -96,7 +100,7 @@ def _cast(name: str, array: np.ndarray | LazyArray, dtype: np.dtype) -> np.ndarr
         values = np.asarray(array)
         with np.errstate(over="ignore"):
             out = values.astype(dtype)
-        if not np.isfinite(out).all():
+        if check and not np.isfinite(out).all():
             raise UserError(
                 f"the tensor {name} has values up to {np.abs(values).max():g}, which {dtype.name} "
                 "cannot hold: bf16 can"

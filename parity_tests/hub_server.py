@@ -20,6 +20,7 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    refuses: int = 0  # the status of every answer: 401 of a wrong token, 403 of one too narrow
 
     def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
         """Add a commit, to which `ref` points from now on; its hash."""
@@ -80,6 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(401, {"X-Error-Code": "RepoNotFound"})
         if repo.gated and self.headers.get("authorization") != "Bearer hf_granted":
             return self._send(403, {"X-Error-Code": "GatedRepo"})
+        if repo.refuses:
+            said = {401: "Invalid credentials in Authorization header", 403: "Forbidden"}
+            return self._send(repo.refuses, {"X-Error-Message": said[repo.refuses]})
         revision, _, file = rest.partition("/")
         revision, file = unquote(revision), unquote(file)
         if revision == "refs":

@@ -182,6 +182,28 @@ def test_no_repository_and_gated(hub, tmp_path, monkeypatch):
     assert_reads("hf:me/vit", weights.read(tmp_path / "timm-0"))
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_without_access(hub, tmp_path, monkeypatch, status):
+    """Wrong, or not of those that may read gated repositories: one sentence with what to set and
+    where to ask; before any weights are asked for."""
+    publish(hub, files_of(folder(tmp_path, "timm")))
+    hub.repos["me/vit"].refuses = status
+    monkeypatch.setenv("HF_TOKEN", "hf_mistyped")
+    for load in (weights.read, torch_vit.load, jax_vit.load):
+        with pytest.raises(UserError) as error:
+            load("hf:me/vit")
+        assert str(error.value) == (
+            f"{hub.url} refuses config.json of me/vit to this token (status {status}): set "
+            "HF_TOKEN, or log in (hf auth login), with a token that may read gated repositories, "
+            f"of an account that has access on {hub.url}/me/vit"
+        )
+    assert not hub.fetched
+    hub.repos["me/vit"].refuses = 0
+    assert_reads("hf:me/vit", weights.read(tmp_path / "timm-0"))
+    hub.repos["me/vit"].refuses = status
+    assert_reads("hf:me/vit", weights.read(tmp_path / "timm-0"))  # of the cache
+
+
 @pytest.mark.parametrize(
     "config, said",
     [

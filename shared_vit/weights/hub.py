@@ -109,6 +109,7 @@ class Repository:
         except errors.LocalEntryNotFoundError as error:
             if self._known_missing(file):
                 return None
+            self._check_refused(file, error.__cause__)
             self._unreachable(file, error)
         except errors.EntryNotFoundError:
             return None
@@ -132,6 +133,7 @@ class Repository:
         # The first base is the base of the HTTP library's errors, which is another one in each
         # major version; RuntimeError is hf_xet's.
         except (*errors.HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError) as error:
+            self._check_refused(file, error)
             self._broken(file, error)
         self.revision = path.parents[file.count("/")].name  # whatever a branch is next
         self._check(path, file)
@@ -170,6 +172,16 @@ class Repository:
                 f"{file} of {self.repository} is not the file that the hub has (its {kind} is "
                 f"another): remove {path.resolve()} and start again"
             )
+
+    def _check_refused(self, file: str, error: BaseException | None) -> None:
+        """Raise UserError where an error is the hub's answer to a token without access."""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"{self._end_point()} refuses {file} of {self.repository} to this token (status "
+                f"{status}): set HF_TOKEN, or log in (hf auth login), with a token that may read "
+                f"gated repositories, of an account that has access on {self._page()}"
+            ) from error
 
     def _unreachable(self, file: str, error: Exception) -> NoReturn:
         what = f"{file} of {self.repository} at revision {self.revision}"

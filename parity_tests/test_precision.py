@@ -245,7 +245,9 @@ def jax_product_in_bf16(x, kernel, bias, policy):
 
 
 def jax_residual_in_bf16(self, x, *_):
-    return (x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x), None, 0)).astype(jnp.bfloat16)
+    return (x + self.attn(self.norm1(x), ()) + self.mlp(self.norm2(x), None, 0)).astype(
+        jnp.bfloat16
+    )
 
 
 def test_a_wrong_type_in_jax_is_caught(monkeypatch):

@@ -35,6 +35,7 @@ from shared_vit.errors import UserError
 from shared_vit.run.state import StepScalars
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
+from torch_vit import ops as torch_ops
 from torch_vit.objective import Objective as TorchObjective
 from torch_vit.precision import backend_precision, set_backend_precision
 
@@ -271,18 +272,19 @@ def test_a_wrong_type_in_jax_is_caught(monkeypatch):
 def test_a_wrong_type_in_torch_is_caught(monkeypatch):
     real = F.scaled_dot_product_attention
     for name, mutant in {
-        "scaled_dot_product_attention": lambda q, k, v: real(
-            q.float(), k.float(), v.float()
+        "scaled_dot_product_attention": lambda q, k, v, bias: real(
+            q.float(), k.float(), v.float(), bias
         ).to(q.dtype),
         "layer_norm": lambda x, shape, w, b, eps: torch.layer_norm(
             x.bfloat16(), shape, w.bfloat16(), b.bfloat16(), eps
         ).float(),
-        "gelu": lambda x, approximate: torch._C._nn.gelu(
-            x.float(), approximate=approximate
-        ).to(x.dtype),
+        "erf": lambda x: F.gelu(x.float()).to(x.dtype),
     }.items():  # fmt: skip
         with monkeypatch.context() as patch:
-            patch.setattr(F, name, mutant)
+            if name in torch_ops._ACTIVATIONS:
+                patch.setitem(torch_ops._ACTIVATIONS, name, mutant)
+            else:
+                patch.setattr(F, name, mutant)
             with pytest.raises(AssertionError):
                 check_torch(torch_operations("bf16"), "bfloat16")
 

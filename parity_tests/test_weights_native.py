@@ -255,10 +255,10 @@ def test_without_the_checksum_mutations_would_load(tmp_path, monkeypatch):
 
 def test_config_of_another_version_is_named(tmp_path):
     arrays = random_arrays(SMALL)
-    values = json.loads(SMALL.to_json()) | {"rope": True}
+    values = json.loads(SMALL.to_json()) | {"rotor": True}
     metadata = {"format": twinvit.FORMAT, "model_config": json.dumps(values)}
     safetensors.write_safetensors(tmp_path / "a.safetensors", arrays, metadata)
-    with pytest.raises(UserError, match="unknown fields.*rope"):
+    with pytest.raises(UserError, match="unknown fields.*rotor"):
         weights.read(tmp_path / "a.safetensors")
 
 

@@ -47,7 +47,7 @@ def from_arrays(
     kept = held(cfg, arrays, precision, dtype)
 
     def filled(name: str) -> torch.Tensor:
-        return as_tensor(np.array(kept[name], order="C"))
+        return _as_tensor(np.array(kept[name], order="C"))
 
     model.load_state_dict({name: filled(name) for name in model.state_dict()}, assign=True)
     return model
@@ -72,18 +72,18 @@ def to_arrays(model: VisionTransformer) -> tuple[ModelConfig, dict[str, np.ndarr
         )
     state = model.state_dict()
     return model.cfg, {
-        name: as_array(state[name].cpu()).copy() for name in canonical.shapes(model.cfg)
+        name: _as_array(state[name].cpu()).copy() for name in canonical.shapes(model.cfg)
     }
 
 
-def as_tensor(array: np.ndarray) -> torch.Tensor:
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
     """An array of floats as a tensor in the same memory; torch does not know NumPy's bfloat16."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
-def as_array(tensor: torch.Tensor) -> np.ndarray:
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor of floats on the CPU as an array in the same memory."""
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

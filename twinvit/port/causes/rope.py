@@ -219,6 +219,70 @@ def rope_base(call: Call) -> Iterator[Variant]:
             )
 
 
+LLAMA3 = ((8.0, 8192.0), (32.0, 8192.0), (4.0, 8192.0), (16.0, 8192.0))
+"""Factors of Llama 3's scaling, and the lengths that it was trained with before."""
+
+
+def _scaled(
+    frequencies: torch.Tensor, factor: float, old: float, low: float = 1.0, high: float = 4.0
+) -> torch.Tensor:
+    """Frequencies (n,) scaled as Llama 3.1 scales them: long waves by 1 / factor, short ones not,
+    those between by a mean."""
+    waves = 2 * math.pi / frequencies
+    share = ((old / waves - low) / (high - low)).clamp(0, 1)
+    return (1 - share) * frequencies / factor + share * frequencies
+
+
+def _geometric(base: float, n: int) -> torch.Tensor:
+    return 1.0 / base ** (torch.arange(n, dtype=torch.float64) / n)
+
+
+def _bases(frequencies: torch.Tensor) -> list[float]:
+    """Bases of frequencies (n,): of the shortest waves, which no scaling changes, and of all."""
+    n = frequencies.numel()
+    found = [
+        float((frequencies[0] / frequencies[1]) ** n),
+        float((frequencies[0] / frequencies[-1]) ** (n / (n - 1))),
+    ]
+    return [float(f"{b:.4g}") for b in found if math.isfinite(b) and b > 1]
+
+
+@cause("rope_scaling", on=("mul", "bmm", "cat", "mm", "stack", "view"))
+def rope_scaling(call: Call) -> Iterator[Variant]:
+    """The port does not scale its rotary frequencies for longer texts, or scales them otherwise."""
+    step = _angles(call)
+    if step is None:
+        return
+    twice = step.numel() % 2 == 0 and bool((step.chunk(2)[0] == step.chunk(2)[1]).all())
+    own = step.chunk(2)[0] if twice else step
+    if own.numel() < 3 or bool((own[1:] >= own[:-1]).any()) or abs(float(own[0]) - 1) > 1e-6:
+        return
+    bases = dict.fromkeys((*_bases(own), *BASES))
+    rounded = bool((own == own.float().double()).all())
+    plain = next((b for b in bases if _near(own, _geometric(b, own.numel()))), None)
+    ways: list[tuple[str, torch.Tensor]] = []
+    for base in bases:
+        table = _geometric(base, own.numel())
+        if plain is None:
+            text = (
+                f"the port does not scale its rotary frequencies, of base {base:g}; the reference"
+            )
+            ways.append((f"{text} scales them by up to {float((table / own).max()):.4g}", table))
+        for factor, old in LLAMA3 if plain in (None, base) else ():
+            scaled = _scaled(table, factor, old)
+            text = f"the port scales its rotary frequencies of base {base:g} as Llama 3 does, with"
+            if not _near(own, scaled) and not _near(table, scaled):
+                ways.append((f"{text} a factor of {factor:g} and {old:g} positions", scaled))
+    for text, table in ways:
+        new = table.float().double() if rounded else table
+        ratio = (torch.cat([new, new]) if twice else new) / step
+        yield Variant(text, lambda *args, r=ratio, **kw: call.run(*args, **kw) * r)
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch.allclose(a, b, rtol=1e-6, atol=0))
+
+
 @cause("rope_offset", on=("mul", "bmm", "cat", "mm", "stack", "view"))
 def rope_offset(call: Call) -> Iterator[Variant]:
     """The port's positions begin elsewhere, or are scaled."""

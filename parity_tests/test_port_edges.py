@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -51,3 +52,35 @@ def test_a_step_is_not_turned_for_another_mistake():
     report = port.explain(model, port.Function(bucketed(1.0), params), (x,))
     assert report.explained, str(report)
     assert [f.cause for f in report.findings] == ["scale"] and "of its edge" not in str(report)
+
+
+class Masked(torch.nn.Module):
+    """Attention under a mask that may hide all positions of a row: zeros then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        attention = torch.nn.functional.scaled_dot_product_attention
+        return self.out(attention(q, k, v, attn_mask=seen[:, None]))
+
+
+def test_a_report_of_rows_that_are_masked_whole_is_verified_where_none_is():
+    def call(p, x, seen):
+        q, k, v = jnp.split(x @ p["qkv.weight"].T + p["qkv.bias"], 3, -1)
+        scores = jnp.where(seen[:, None], jnp.einsum("bqd,bkd->bqk", q, k) / 8**0.5, -1e9)
+        return jax.nn.softmax(scores) @ v @ p["out.weight"].T + p["out.bias"]
+
+    model = Masked()
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+    x = np.random.default_rng(0).standard_normal((3, 5, 8))
+    seen = np.ones((3, 5), bool)
+    seen[0] = seen[1, 3:] = False
+    report = port.explain(model, port.Function(call, params), (x, seen))
+    assert report.explained and not report.same, report
+    other = seen.copy()
+    other[0, 2:] = True
+    assert report.verify((x, other))[""] < 1e-12

@@ -11,6 +11,8 @@ import torch
 from twinvit.port import ops
 from twinvit.port.ops import aten, primitives
 from twinvit.port.ops.rows import Op, Table
+from twinvit.port.record import torch_program
+from twinvit.port.search.noise import measure_noise
 
 pytestmark = pytest.mark.quick
 
@@ -108,3 +110,19 @@ def test_a_wrong_row_is_refused(rows, message):
 def test_a_kind_that_no_table_describes_is_refused():
     with pytest.raises(KeyError, match="layuot"):
         aten.TABLE.of("layuot")
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_different_numbers_stay_those_of_the_first_run(axis):
+    """Rounding makes equal numbers differ, and more rows of them."""
+
+    class Different(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found, place = torch.unique(x * 0.5, return_inverse=True, dim=axis)
+            return torch.nn.functional.gelu(found)[place]
+
+    x = torch.randint(0, 9, (20, 1)).double() / 7
+    graph = torch_program.record(Different(), (x,), lambda out: [out])
+    noise = measure_noise(graph)
+    assert "unique_dim" in {node.name for node in graph.nodes}
+    assert noise.get(graph.outputs[0]) < 1e-15

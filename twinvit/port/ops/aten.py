@@ -205,6 +205,7 @@ TABLE = Table(
         Op("sort", "choice exact with_indices", axis=1),
         Op("topk", "choice exact with_indices", axis=2),
         Op("trunc", "step straight_through"),
+        Op("unique_dim _unique2", "step"),
         Op("unique_consecutive", "step"),
         # Random numbers
         Op("bernoulli", "draw random drawn_in_place"),

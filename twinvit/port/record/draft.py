@@ -26,6 +26,7 @@ class Draft:
     reads: list[tuple[int, str]] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     drawn: set[int] = field(default_factory=set)  # values that random numbers were written into
+    rows: list[bool] = field(default_factory=list)
     heard_at: list[int] = field(default_factory=list)  # how many nodes there were before each
 
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
@@ -50,5 +51,6 @@ class Draft:
             heard=tuple(self.heard),
             heard_at=tuple(self.heard_at),
             written=frozenset(self.drawn),
+            rows=tuple(self.rows),
             numbers=self.numbers,
         )

@@ -100,6 +100,7 @@ class Graph:
         heard: each operation as the model called it.
         heard_at: the number of recorded operations before each of them.
         written: values that random numbers were written into (`bernoulli_`).
+        rows: of each attention whether it zeroed rows that are masked whole.
         types: the types that values have as the program runs; None where that is not known.
         numbers: operations, by their place in `heard`, that took the numbers of the program that
             runs.
@@ -120,6 +121,7 @@ class Graph:
     heard: tuple[Heard, ...] = ()
     heard_at: tuple[int, ...] = ()
     written: frozenset[int] = frozenset()
+    rows: tuple[bool, ...] = ()
     types: OwnTypes | None = None
     numbers: Mapping[int, Heard] = field(default_factory=dict)
     own: Mapping[str, torch.dtype] = field(default_factory=dict)

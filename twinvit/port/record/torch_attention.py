@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+
+class Rows:
+    """Whether each attention of a recording zeroed rows that are masked whole, in order; one that
+    did in an earlier recording does again, also where no row is."""
+
+    def __init__(self, before: Sequence[bool] = ()) -> None:
+        self.before = before
+        self.now: list[bool] = []
+
+    def zeroed(self, any_row: bool) -> bool:
+        k = len(self.now)
+        self.now.append(any_row or (k < len(self.before) and self.before[k]))
+        return self.now[k]
+
+
+ROWS: ContextVar[Rows | None] = ContextVar("ROWS", default=None)
+
+
+def _zeroed(masked: torch.Tensor) -> bool:
+    any_row = bool(masked.all(-1).any().numpy())  # not read by the model
+    rows = ROWS.get()
+    return any_row if rows is None else rows.zeroed(any_row)
 
 
 class Attention(TorchFunctionMode):
@@ -51,7 +76,7 @@ def attention(
         else:
             scores = scores + attn_mask
     weights = scores.softmax(-1)
-    if masked is not None and bool(masked.all(-1).any().numpy()):  # not read by the model
+    if masked is not None and _zeroed(masked):
         weights = weights.masked_fill(masked.all(-1, keepdim=True), 0.0)
     if dropout_p:
         weights = torch.dropout(weights, dropout_p, True)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from twinvit.port.errors import PortError
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
-from twinvit.port.record.torch_attention import Attention, attention
+from twinvit.port.record.torch_attention import ROWS, Attention, Rows, attention
 from twinvit.port.record.torch_own_types import as_recorded, own_types
 from twinvit.port.record.torch_place import where_in_user_code
 from twinvit.port.record.torch_recorder import Recorder
@@ -80,8 +80,8 @@ def record(
     """
     if like is not None:
         if like.own:
-            return _recorded_in(like.own, model, inputs, pick)
-        return _recorded(model, inputs, pick, train, like.numbers)
+            return _recorded_in(like.own, model, inputs, pick, like.rows)
+        return _recorded(model, inputs, pick, train, like.numbers, rows=like.rows)
     own = _listened(model, inputs, pick, train)
     graph = _recorded(model, inputs, pick, train)
     if own is None:
@@ -149,6 +149,7 @@ def _recorded_in(
     model: Any,
     inputs: Sequence[Any] | Mapping[str, Any],
     pick: Pick,
+    rows: Sequence[bool] = (),
 ) -> Graph:
     """A model in float64 recorded in these types, its operations then run in float64."""
     names, given = split_inputs(inputs)
@@ -160,7 +161,8 @@ def _recorded_in(
         own = copied(model)
         for name, tensor in _named_tensors(own):
             tensor.data = tensor.data.to(types[name])
-    graph = _recorded(own, dict(zip(names, tensors)) if names else tensors, pick, False, own=True)
+    given_ = dict(zip(names, tensors)) if names else tensors
+    graph = _recorded(own, given_, pick, False, own=True, rows=rows)
     return replace(_computed_wide(graph, wide), own=types, types=as_recorded(graph))
 
 
@@ -198,8 +200,10 @@ def _recorded(
     train: bool,
     numbers: Mapping[int, Heard] | None = None,
     own: bool = False,
+    rows: Sequence[bool] = (),
 ) -> Graph:
-    """One forward pass in float64, or in the model's own types, with these operations' numbers."""
+    """One forward pass in float64, or in the model's own types, with these operations' numbers.
+    `rows`: which attentions zero rows that are masked whole, as in an earlier recording."""
     graph = Draft(dict(numbers or {}))
     wide = model if own else widened(model)
     recorder = Recorder(graph, numbers, own)
@@ -214,6 +218,8 @@ def _recorded(
     tensors = list(arrays) if own else [to_torch(x) for x in arrays]
     for number, tensor in enumerate(tensors):
         recorder.tracked.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
+    zeroed = Rows(rows)
+    token = ROWS.set(zeroed)
     try:
         default = None if own else torch.float64
         with _quiet_torch(default), torch.no_grad(), Attention(), recorder:
@@ -231,8 +237,10 @@ def _recorded(
                 ) from error
             picked = pick(out)  # a function that picks may compute
     finally:
+        ROWS.reset(token)
         for hook in hooks:
             hook.remove()
+    graph.rows = zeroed.now
     return graph.finished([recorder.tracked.known(tensor) for tensor in picked])
 
 

@@ -254,6 +254,11 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     )
 
 
+def lost_values(recorded: Recorded, train: bool) -> int:
+    """How many values of the reference the port lacks, as both are."""
+    return len(_session(recorded, train).lost())
+
+
 def _session(recorded: Recorded, train: bool) -> Session:
     """What is known of each value, before any edit."""
     graph = recorded.graph

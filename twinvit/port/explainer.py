@@ -14,6 +14,7 @@ from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
 from twinvit.port.folded import unfold
+from twinvit.port.layers import order_layers
 from twinvit.port.map_again import left_open, map_again
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
@@ -93,6 +94,7 @@ def explain(
         pair.notes += given.notes
         if isinstance(weights, str) and weights == "as_is":
             round_alike(pair)
+            order_layers(pair, given.what == ("train",), say)
         else:
             pair.transfer(weights)
         return _explain(pair, given.what, further, started, say, reference)

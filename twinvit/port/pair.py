@@ -26,17 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Weights of "reference" or "port" that were rounded as the other side holds them.
+    """Weights of "reference" or "port" that were rounded, or put in order, as the other side holds
+    them.
 
     Attributes:
         given, taken: the arrays by name, before and after; float64.
         text: what was found, in words.
+        cause: its identifier; "" for weights that were rounded.
+        place: where; the first array's name if empty.
     """
 
     side: str
     given: dict[str, np.ndarray]
     taken: dict[str, np.ndarray]
     text: str
+    cause: str = ""
+    place: str = ""
 
 
 class Pair:

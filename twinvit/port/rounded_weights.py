@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from twinvit.port import verdict
+from twinvit.port.hashed import hashes as _hashes
+from twinvit.port.hashed import total as _sum
 from twinvit.port.pair import Pair, Rounded, shortened
 from twinvit.port.record import jax_types
 from twinvit.port.record.torch_values import numbers
@@ -115,7 +117,9 @@ def tell_rounded(pair: Pair, forward: Comparison) -> None:
 def _finding(rounded: Rounded) -> Finding:
     names = list(rounded.given)
     far = max(verdict.relative(rounded.taken[n], x) for n, x in rounded.given.items())
-    return Finding("weights", "", rounded.text, names[0], "", far, 0.0, names)
+    return Finding(
+        "weights", rounded.cause, rounded.text, rounded.place or names[0], "", far, 0.0, names
+    )
 
 
 def _round_reference(pair: Pair, rounded: Mapping[str, tuple[np.ndarray, np.dtype]]) -> None:
@@ -241,16 +245,3 @@ def _length(size: int, whole: int, length: int) -> int:
     """How many along an axis of `length` make up `size` of `whole` numbers; 0 where none do."""
     part, rest = divmod(size * length, whole)
     return part if not rest and 1 <= part <= length <= part * MOST_PARTS else 0
-
-
-def _sum(hashes: np.ndarray) -> int:
-    return int(hashes.sum(dtype=np.uint64))
-
-
-def _hashes(array: np.ndarray) -> np.ndarray:
-    """A hash of each number, uint64; equal numbers have equal ones (0.0 and -0.0 are equal)."""
-    bits = np.ascontiguousarray(array + 0.0).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits ^= bits >> np.uint64(29)
-    bits *= np.uint64(0xBF58476D1CE4E5B9)
-    bits ^= bits >> np.uint64(32)
-    return bits

@@ -77,6 +77,13 @@ def dropout_on(call: Call) -> Iterator[Variant]:
                 break
 
 
+@cause("layer_order", on=())
+def layer_order(_: Call) -> Iterator[Variant]:
+    """The port holds the layers of a stack in another order, or one of them in each place (told
+    from the weights)."""
+    return iter(())
+
+
 @cause("dropout_missing", on=("mul", "where", "masked_fill", "native_dropout"), what="train")
 def dropout_missing(call: Call) -> Iterator[Variant]:
     """The port has no dropout (or stochastic depth) where the reference has it in train mode."""

@@ -1,12 +1,16 @@
 """Claim: a checkpoint of another program gives its own model's numbers in both twins, or a sentence
 says why not. The list is in `strangers/`."""
 
+import functools
 from pathlib import Path
 
 import certificates
 import numpy as np
 import pytest
+import torch
 from helpers import random_images, relative_l2, to_torch
+from strangers import of_facebook
+from strangers.row import drawn
 from strangers.rows import STRANGERS, table
 
 import jax_vit
@@ -69,6 +73,24 @@ def test_it_is_refused_in_a_sentence(row, written):
     with pytest.raises(UserError) as caught:
         torch_vit.load(path, **row.hints)
     assert row.refused in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, write",
+    [
+        ("vit_small_patch14_dinov2", functools.partial(of_facebook.of_dinov2, group=3)),
+        ("deit_tiny_distilled_patch16_224", of_facebook.of_deit),
+    ],
+)
+def test_published_sizes_are_known_by_their_tensors(name, write, tmp_path):
+    import timm
+
+    path, theirs = write(tmp_path, drawn(timm.create_model(name)))
+    model = torch_vit.load(path, precision="fp64")
+    images = random_images(model.cfg, 1, dtype=np.float64)
+    with torch.no_grad():
+        assert relative_l2(model(to_torch(images)).numpy(), theirs(images)) <= SAME
 
 
 def test_the_list_is_long_and_half_of_it_written_by_libraries():

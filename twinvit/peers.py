@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -77,6 +78,8 @@ def trace(
 
     theirs = {f"blocks.{i}": pattern.format(i) for i in range(cfg.depth)}
     theirs[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
+    if isinstance(model, _OfAnotherKind):
+        theirs = model.places(cfg)
     hooks = [
         modules[there].register_forward_hook(functools.partial(keep, name=name))
         for name, there in theirs.items()
@@ -171,9 +174,59 @@ def _torchvision(path: Path, cfg: ModelConfig) -> nn.Module:
     return model
 
 
+class _OfAnotherKind(nn.Module):
+    """A ViT of transformers that is no ViTForImageClassification: images to logits or features."""
+
+    def __init__(self, model: nn.Module, cfg: ModelConfig):
+        super().__init__()
+        self.model, self.pool, self.prefix = model, cfg.pool, cfg.num_prefix
+        patches = torch.arange(float(cfg.num_patches))
+        masks = type(model).__name__.startswith("ViTMAE")  # which also shuffles the patches
+        self.call = {"noise": patches.repeat(2, 1)} if masks else {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out = self.model(images, **{k: v[: len(images)] for k, v in self.call.items()})
+        if getattr(out, "logits", None) is not None:
+            return out.logits
+        tokens = out.last_hidden_state
+        return tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(dim=1)
+
+    def places(self, cfg: ModelConfig) -> dict[str, str]:
+        """Names of the modules of the blocks and of the last norm, by ours."""
+        modules = [(n, m) for n, m in self.named_modules() if "decoder" not in n]
+        blocks = next(n for n, m in modules if isinstance(m, nn.ModuleList) and len(m) == cfg.depth)
+        norm = next(
+            n for n, _ in modules if n.rpartition(".")[2] in ("layernorm", "norm")
+            and not n.startswith(blocks)
+        )  # fmt: skip
+        return {f"blocks.{i}": f"{blocks}.{i}" for i in range(cfg.depth)} | {cfg.norm_name: norm}
+
+
+def _of_another_kind(path: Path, cfg: ModelConfig, config: dict) -> nn.Module:
+    """By the class that a folder's config.json names, without a head where the model has none."""
+    import transformers
+
+    name = str(config["architectures"][0])
+    if not cfg.num_classes:
+        name = re.sub("(For[A-Z].*|Model)$", "Model", name)
+        if cfg.pool not in ("token", "mean"):
+            raise RuntimeError(f"{name}'s features are pooled by {cfg.pool}, which is not run here")
+    more = {"mask_ratio": 0.0} if name.startswith("ViTMAE") else {}
+    model, report = getattr(transformers, name).from_pretrained(
+        path, output_loading_info=True, **more
+    )
+    if missing := {n for n in report["missing_keys"] if "pooler" not in n}:
+        raise RuntimeError(f"transformers' {name} misses {missing} in {path}")
+    return _OfAnotherKind(model, cfg)
+
+
 def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
     import transformers
 
+    if (path / "config.json").is_file():
+        config = json.loads((path / "config.json").read_text())
+        if config.get("model_type", "vit") != "vit" and config.get("architectures"):
+            return _of_another_kind(path, cfg, config)
     kind = transformers.ViTForImageClassification
     config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
     if (path / "config.json").is_file():

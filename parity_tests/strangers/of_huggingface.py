@@ -98,18 +98,33 @@ def pickled(folder: Path) -> tuple[Path, Logits]:
     return folder / "vit", of_torch(net)
 
 
-def of_another_kind(folder: Path, kind: str) -> tuple[Path, None]:
-    sizes = dict(
-        hidden_size=28, num_hidden_layers=2, num_attention_heads=4, intermediate_size=56,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    config, made = {
-        "mae": (transformers.ViTMAEConfig, transformers.ViTMAEForPreTraining),
-        "dinov2": (transformers.Dinov2Config, transformers.Dinov2Model),
-        "deit": (transformers.DeiTConfig, transformers.DeiTForImageClassification),
-    }[kind]
-    made(config(**sizes)).save_pretrained(folder / kind)
-    return folder / kind, None
+SIZES = dict(
+    hidden_size=CFG.width, num_hidden_layers=CFG.depth, num_attention_heads=CFG.num_heads,
+    intermediate_size=CFG.mlp_dim, image_size=CFG.image_size, patch_size=CFG.patch_size,
+)  # fmt: skip
+
+
+def masked_autoencoder(folder: Path) -> tuple[Path, Logits]:
+    """Its encoder, which is shown all patches here."""
+    config = transformers.ViTMAEConfig(**SIZES, mask_ratio=0.0, decoder_num_hidden_layers=1,
+                                       decoder_hidden_size=16, decoder_num_attention_heads=2,
+                                       decoder_intermediate_size=32)  # fmt: skip
+    net = drawn(transformers.ViTMAEForPreTraining(config))
+    net.save_pretrained(folder / "mae")
+    return folder / "mae", of_torch(First(net.vit))
+
+
+def dinov2(folder: Path) -> tuple[Path, Logits]:
+    net = drawn(transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, mlp_ratio=2)))
+    net.save_pretrained(folder / "dinov2")
+    return folder / "dinov2", of_torch(First(net))
+
+
+def deit(folder: Path) -> tuple[Path, Logits]:
+    config = transformers.DeiTConfig(**SIZES, num_labels=CFG.num_classes)
+    net = drawn(transformers.DeiTForImageClassification(config))
+    net.save_pretrained(folder / "deit")
+    return folder / "deit", of_torch(net)
 
 
 def adapter(folder: Path) -> tuple[Path, None]:
@@ -228,28 +243,28 @@ ROWS = [
         "transformers ViTMAE",
         "transformers' `ViTMAEForPreTraining`",
         "an encoder and a decoder",
-        lambda folder: of_another_kind(folder, "mae"),
+        masked_autoencoder,
         library=True,
-        refused="model_type = 'vit_mae'",
-        read="its `config.json` is of another kind of model",
+        read="the encoder, without a head",
+        hints={},
     ),
     Stranger(
         "transformers DINOv2",
         "transformers' `Dinov2Model`",
-        "layer scale",
-        lambda folder: of_another_kind(folder, "dinov2"),
+        "layer scale, a mask token",
+        dinov2,
         library=True,
-        refused="model_type = 'dinov2'",
-        read="its `config.json` is of another kind of model",
+        read="the features",
+        hints={},
     ),
     Stranger(
         "transformers DeiT",
         "transformers' `DeiTForImageClassification`",
         "a distillation token",
-        lambda folder: of_another_kind(folder, "deit"),
+        deit,
         library=True,
-        refused="model_type = 'deit'",
-        read="its `config.json` is of another kind of model",
+        read="weights and function",
+        hints={},
     ),
     Stranger(
         "PEFT",

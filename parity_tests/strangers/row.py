@@ -30,7 +30,8 @@ class Stranger:
     write: makes it in a folder, and gives the path to load and the writer's own model. library:
     whether the writer's own code saves it here; else its layout is written by hand. read: what is
     read of it, or why it is not. said: parts of the notices of reading it. refused: part of the
-    error where it is not read. hints: what has to be said when it is loaded.
+    error where it is not read. partly: other sizes of it are. hints: what has to be said when it is
+    loaded.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stranger:
     read: str = ""
     said: tuple[str, ...] = ()
     refused: str = ""
+    partly: bool = False
     hints: Mapping[str, Any] = field(default_factory=lambda: {"num_heads": CFG.num_heads})
 
 

@@ -19,7 +19,7 @@ def table() -> str:
     """Rows of Markdown."""
     lines = ["| Written by | What is in it | Read |", "|---|---|---|"]
     for row in STRANGERS:
-        read = f"no: {row.read}" if row.refused else row.read
+        read = f"no: {row.read}" if row.refused and not row.partly else row.read
         lines.append(f"| {row.writer} | {row.wrote} | {read} |")
     return "\n".join(lines)
 

@@ -1,5 +1,8 @@
 """A model that takes pictures as they are decoded. Twin of `torch_vit/classifier.py`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -36,17 +39,34 @@ class Classifier:
         graphdef, _, _ = nnx.split(self.model, nnx.Param, ...)
         self.objective = Objective(graphdef, cfg, np.dtype(PRECISIONS[precision].param))
         self.compute_logits = jax.jit(self.objective.logits)
+        self.compute_features = jax.jit(self._features)
         self.largest = 0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._run(self.compute_logits, images), np.float64)[: len(images)]
+
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features [B, width] and patches' tokens [B, rows, columns, width] of images uint8
+        [B, S, S, 3]: float32 NumPy."""
+        found = self._run(self.compute_features, images)
+        pooled, patches = (np.asarray(x, np.float32)[: len(images)] for x in found)
+        return pooled, patches
+
+    def _features(
+        self, params: nnx.State, fixed: nnx.State, images: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        x = images.astype(self.objective.scale.dtype) * self.objective.scale + self.objective.shift
+        found = nnx.merge(self.objective.graphdef, params, fixed).features(x)
+        return found.pooled, found.spatial()
+
+    def _run(self, compute: Callable, images: np.ndarray) -> Any:
         _, params, fixed = nnx.split(self.model, nnx.Param, ...)
         rows = len(images)
         self.largest = max(self.largest, rows)
         size = min(1 << (rows - 1).bit_length(), self.largest)
         padded = np.concatenate([images, np.zeros((size - rows, *images.shape[1:]), np.uint8)])
         with jax.default_device(self.device):
-            logits = self.compute_logits(params, fixed, padded)
-        return np.asarray(logits, np.float64)[:rows]
+            return compute(params, fixed, padded)
 
 
 def find_device(device: str) -> jax.Device:

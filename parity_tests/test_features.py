@@ -17,13 +17,17 @@ from helpers import (
     traces,
     worst,
 )
+from PIL import Image
 
 import jax_vit
 import torch_vit
+import twinvit
 from jax_vit.bridge import state_arrays
+from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec.layers import block_numbers
 from shared_vit.weights.adapt import adapt
+from twinvit.embed import embed
 
 VALUES, GRADIENTS = 1e-12, 1e-11
 
@@ -197,6 +201,32 @@ def test_spatial(cfg):
         assert np.array_equal(pictures[:, y, x], one)
         channels_last = b.spatial(layer).permute(0, 2, 3, 1).detach().numpy()
         assert relative_l2(pictures, channels_last) <= VALUES
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_an_embedder_gives_features_and_tokens(framework, tmp_path):
+    """Of every kind of pooling, and the command writes them."""
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    for i, (name, cfg) in enumerate(FAMILY.items()):
+        path, out = tmp_path / f"{i}.safetensors", tmp_path / f"{i}.npz"
+        weights.write(path, cfg, random_arrays(cfg))
+        model = twinvit.embedder(path, framework)
+        images = twinvit.normalize(twinvit.preprocess(picture, cfg), cfg)
+        expected = torch_vit.load(path).features(to_torch(images))
+        pooled, tokens = model.embed([picture] * 3), model.tokens([picture] * 3)
+        assert pooled.shape == (3, cfg.pooled_width), name
+        assert relative_l2(pooled[2:], expected.pooled.detach().numpy()) <= 5e-6, name
+        patches = expected.spatial().permute(0, 2, 3, 1).detach().numpy()
+        assert relative_l2(tokens[2:], patches) <= 5e-6, name
+        assert np.array_equal(model.tokens(picture).shape, (*cfg.grid, cfg.width))
+        if i % 3 == 0:
+            arguments = str(path), (str(tmp_path / "a.png"),), str(out)
+            assert embed(*arguments, tokens=True, framework=framework) == 0
+            written = np.load(out)
+            assert list(written) == ["images", "features", "tokens"]
+            assert relative_l2(written["tokens"], patches) <= 5e-6, name
+            assert relative_l2(written["features"], pooled[2:]) <= 5e-6, name
 
 
 @pytest.mark.quick

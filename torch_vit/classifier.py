@@ -36,6 +36,17 @@ class Classifier:
             logits = self.objective.logits(torch.from_numpy(images).to(self.device))
         return logits.double().cpu().numpy()
 
+    @torch.inference_mode()
+    def features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features [B, width] and patches' tokens [B, rows, columns, width] of images uint8
+        [B, S, S, 3]: float32 NumPy."""
+        scale, shift = self.objective.scale, self.objective.shift
+        with backend_precision(self.precision):
+            x = torch.from_numpy(images).to(self.device, scale.dtype) * scale + shift
+            found = self.model.features(x.permute(0, 3, 1, 2))
+        pooled, patches = found.pooled, found.spatial().permute(0, 2, 3, 1)
+        return pooled.float().cpu().numpy(), patches.float().cpu().numpy()
+
 
 def find_device(device: str) -> torch.device:
     """The device of `auto`, `cpu` or `gpu`. Raises UserError where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,19 +60,39 @@ class Embedder:
     def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
         """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
         picture without a list, [width]. Raises UserError for what cannot be decoded."""
+        return self._parts(self.features, (self.width,), images, batch_size)
+
+    def tokens(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
+        """The patches' tokens after the last norm, float32 [B, rows, columns, width]; of one
+        picture without a list, [rows, columns, width]. Otherwise as `embed`."""
+        shape = (*self.cfg.grid, self.cfg.width)
+        return self._parts(lambda x: self.features_and_tokens(x)[1], shape, images, batch_size)
+
+    def _parts(
+        self,
+        compute: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...],
+        images: Picture | Sequence[Picture],
+        batch_size: int,
+    ) -> np.ndarray:
         check_sizes(1, batch_size)
         one = isinstance(images, str | os.PathLike | np.ndarray) or hasattr(images, "mode")
         pictures: list[Any] = [images] if one else list(images)  # type: ignore[arg-type]
         parts = [
-            self.features(preprocess(pictures[i : i + batch_size], self.cfg))
+            compute(preprocess(pictures[i : i + batch_size], self.cfg))
             for i in range(0, len(pictures), batch_size)
         ]
-        found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, *shape), np.float32)
         return found[0] if one else found
 
     def features(self, inputs: np.ndarray) -> np.ndarray:
         """Features, float32 [B, width], of preprocessed images, uint8 [B, S, S, 3]."""
         return self._model.logits(inputs).astype(np.float32)
+
+    def features_and_tokens(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features [B, width] and the patches' tokens [B, rows, columns, width], float32, of
+        preprocessed images, uint8 [B, S, S, 3]."""
+        return self._model.features(inputs)
 
 
 def embedder(
@@ -106,6 +126,7 @@ def embed(
     ],
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])],
     overwrite: bool = False,
+    tokens: bool = False,
     framework: Framework = "torch",
     batch_size: int = 32,
     device: Device = "auto",
@@ -122,14 +143,16 @@ def embed(
 ) -> int:
     """Write the features of pictures, what the model's head is given, to an .npz file.
 
-    It holds `images`, their paths, and `features`, float32 [images, width], in the same order. The
-    exit status is 1 where a picture could not be decoded, which is left out.
+    It holds `images`, their paths, and `features`, float32 [images, width], in the same order; with
+    --tokens also `tokens`, those of the patches, float32 [images, rows, columns, width]. The exit
+    status is 1 where a picture could not be decoded, which is left out.
 
     Args:
         weights: a run (its newest checkpoint), a checkpoint, or weights of any known format.
         images: image files, and folders whose images are taken in sorted order.
         out: file to write.
         overwrite: replace the file where it exists.
+        tokens: write the tokens of the patches too, after the last norm.
         framework: the twin that computes them.
         batch_size: pictures computed at once.
         device: auto takes a GPU where there is one.
@@ -160,17 +183,26 @@ def embed(
     model = Embedder(source, framework, precision, device, dtype, **changes)
     for notice in told + model.notices:
         print(f"notice: {notice}", file=sys.stderr)
-    names, rows = _rows(model, paths, batch_size)
+    names, arrays = _rows(model, paths, batch_size, tokens)
     with whole_file(target) as file:
-        np.savez(file, images=np.array(names, dtype=np.str_), features=rows)
-    print(f"wrote {target}: {len(names):,} images, {model.width} features each")
+        np.savez(file, images=np.array(names, dtype=np.str_), **arrays)  # type: ignore[arg-type]
+    each = f"{model.width} features each"
+    rows, columns = model.cfg.grid
+    if tokens:
+        each += f", and {rows} x {columns} tokens of {model.cfg.width}"
+    print(f"wrote {target}: {len(names):,} images, {each}")
     return 1 if len(names) < len(paths) else 0
 
 
-def _rows(model: Embedder, paths: list[str], size: int) -> tuple[list[str], np.ndarray]:
-    """The images that could be decoded, and their features; the others are named on stderr."""
+def _rows(
+    model: Embedder, paths: list[str], size: int, tokens: bool
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The images that could be decoded, and their features, and tokens where they are asked for;
+    the others are named on stderr."""
     names: list[str] = []
-    rows = [np.zeros((0, model.width), np.float32)]
+    rows = {"features": [np.zeros((0, model.width), np.float32)]}
+    if tokens:
+        rows["tokens"] = [np.zeros((0, *model.cfg.grid, model.cfg.width), np.float32)]
     with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for part, inputs in batches_of(paths, model.cfg, size):
             good = [row for row in inputs if not isinstance(row, UserError)]
@@ -178,10 +210,13 @@ def _rows(model: Embedder, paths: list[str], size: int) -> tuple[list[str], np.n
             for row in inputs:
                 if isinstance(row, UserError):
                     tqdm.write(f"error: {row}", file=sys.stderr)
-            if good:
-                rows.append(model.features(np.stack(good)))
+            if good and tokens:
+                for each, found in zip(rows.values(), model.features_and_tokens(np.stack(good))):
+                    each.append(found)
+            elif good:
+                rows["features"].append(model.features(np.stack(good)))
             bar.update(len(part))
-    return names, np.concatenate(rows)
+    return names, {name: np.concatenate(each) for name, each in rows.items()}
 
 
 def _free(out: Path, overwrite: bool) -> Path:

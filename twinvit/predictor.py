@@ -100,6 +100,14 @@ class Predictor:
             raise UserError(f"{self._where}: the logits are not finite; use fp32")
         return logits
 
+    def features(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features [B, width] and patches' tokens [B, rows, columns, width], float32, of
+        preprocessed images, uint8 [B, S, S, 3]. Raises UserError where the precision overflows."""
+        pooled, patches = self._logits.features(inputs)
+        if not (np.isfinite(pooled).all() and np.isfinite(patches).all()):
+            raise UserError(f"{self._where}: the features are not finite; use fp32")
+        return pooled, patches
+
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Softmax over the classes, float64 [B, classes], of preprocessed images, uint8
         [B, S, S, 3]. Raises UserError where the precision overflows."""

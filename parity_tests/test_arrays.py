@@ -41,7 +41,7 @@ def test_learning_rate_layers_are_maes():
 
 
 def test_a_name_without_a_row_is_an_error():
-    for name in ("blocks.0.ls1.gamma", "blocks.x.norm1.weight", "head.gain", "blocks.*.x"):
+    for name in ("blocks.0.ls3.gamma", "blocks.x.norm1.weight", "head.gain", "blocks.*.x"):
         with pytest.raises(KeyError):
             canonical.is_decayed(name)
     with pytest.raises(KeyError):

@@ -10,7 +10,7 @@ import torch
 from helpers import SMALL, VARIANTS, random_arrays
 
 import jax_vit
-import jax_vit.model
+import jax_vit.attention
 import jax_vit.ops
 import torch_vit
 from twinvit import port
@@ -65,7 +65,7 @@ def test_a_mutation_of_the_code_is_named_with_its_place(monkeypatch):
         factor = (1 / q.shape[2]) ** 0.5  # d / width
         return original(q * factor, *rest)
 
-    monkeypatch.setattr(jax_vit.model, "attention", scaled)
+    monkeypatch.setattr(jax_vit.attention, "attention", scaled)
     report = explain(BLOCKS)
     assert report.explained, str(report)
     (finding,) = report.findings

@@ -1,0 +1,61 @@
+"""Self-attention of a block. Twin of `jax_vit/attention.py`."""
+
+from torch import Tensor, nn
+
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.precision import Policy
+from shared_vit.spec.relative import table_rows
+from torch_vit.ops import (
+    Linear,
+    QkvWithoutKeyBias,
+    attention,
+    cast,
+    identity,
+    make_norm,
+    parameter,
+    unstack,
+)
+from torch_vit.relative import relative_bias
+from torch_vit.rope import Places, rotation_of
+
+
+class Attention(nn.Module):
+    """Self-attention [B, N, width] -> the same: softmax(q k^T / sqrt(head width) + bias) v.
+
+    `places` is what the model knows of positions inside attention, for this block: nothing, tables
+    of rotary positions, or the index of relative ones.
+    """
+
+    def __init__(self, cfg: ModelConfig, policy: Policy):
+        super().__init__()
+        self.num_heads, self.policy = cfg.num_heads, policy
+        if "k" in cfg.no_bias:
+            self.qkv = QkvWithoutKeyBias(cfg.width, policy)
+        else:
+            self.qkv = Linear(cfg.width, 3 * cfg.width, policy, "qkv" not in cfg.no_bias)
+        self.q_norm, self.k_norm = (
+            make_norm(cfg, cfg.head_width, policy) if cfg.qk_norm else identity for _ in "qk"
+        )
+        self.rotate = rotation_of(cfg)
+        table = table_rows(cfg.grid), cfg.num_heads
+        self.relative_position_bias_table = parameter(table, policy) if cfg.relative_bias else None
+        has_norm = cfg.inner_norm == "both"
+        self.norm = make_norm(cfg, cfg.width, policy) if has_norm else identity
+        self.proj = Linear(cfg.width, cfg.width, policy, "proj" not in cfg.no_bias)
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        b, _, d = x.shape
+        qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
+        q, k, v = unstack(qkv)
+        q, k = (
+            cast(self.rotate(y, places), self.policy.compute)
+            for y in (self.q_norm(q), self.k_norm(k))
+        )
+        x = attention(q, k, v, self.policy, self.bias(places))
+        return self.proj(self.norm(x.reshape(b, -1, d)))
+
+    def bias(self, places: Places) -> Tensor | None:
+        """What is added to scores, [1, heads, N, N]; None where positions are not relative."""
+        if self.relative_position_bias_table is None:
+            return None
+        return relative_bias(self.relative_position_bias_table, places)

@@ -4,7 +4,6 @@ Each class is made small by transformers itself, its weights drawn; tokens and o
 in float64.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,8 @@ from helpers import random_images, to_torch
 import jax_vit
 import torch_vit
 from shared_vit import weights
+from shared_vit.weights.formats.huggingface import modules
+from twinvit import peers as library
 from twinvit.noise_rule import relative_l2
 
 T = peers.transformers
@@ -186,18 +187,14 @@ def distance(case: Case, model, cfg, arrays) -> float:
     return max(relative_l2(seen[name], right[name]) for seen in twins.values() for name in right)
 
 
-def loaded(path, cls: str) -> torch.nn.Module:
-    """By the class that the folder says, all names matched."""
-    options = {} if "Class" in cls or not cls.startswith(("ViTM", "DeiTM")) else {
-        "add_pooling_layer": False
-    }  # fmt: skip
-    model, report = getattr(T, cls).from_pretrained(path, output_loading_info=True, **options)
-    assert not any(report.values()), report
-    return model.double().eval()
+def loaded(path, cfg) -> torch.nn.Module:
+    """transformers' class for a folder as `--verify` builds it, all names matched, in float64."""
+    return library.load("huggingface", path, cfg).double()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_ways(name, x64, tmp_path):
+    """Also: the modules that `--verify` compares are found, and compute what the class does."""
     case = CASES[name]
     model = made(case)
     model.save_pretrained(tmp_path / "theirs")
@@ -208,9 +205,86 @@ def test_both_ways(name, x64, tmp_path):
     again, back = weights.read(tmp_path / "ours")
     assert again == cfg and back.keys() == arrays.keys()
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
-    said = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"][0]
-    second = loaded(tmp_path / "ours", said)
     images = random_images(cfg, 2).astype(np.float64)
-    kept = theirs(replace(case, call=None), second, images)["output"]
     right = theirs(case, model, images)["output"]
-    assert relative_l2(kept, right) < case.limit
+    for folder in ("theirs", "ours"):
+        traced = library.trace("huggingface", loaded(tmp_path / folder, cfg), to_torch(images), cfg)
+        norm = {cfg.norm_name} if cfg.final_norm else set()
+        assert traced.keys() == {"", "blocks.0", "blocks.1", *norm}
+        assert relative_l2(traced[""].numpy(), right) < case.limit, folder
+
+
+# Mistakes that load without complaint: the case, and what is done to the reading of its file.
+PLANTS: dict[str, tuple[str, Any]] = {
+    "rotary positions of neighbours": ("dinov3", dict(rope="axial")),
+    "rotary positions of another base": ("dinov3", dict(rope_base=1e4)),
+    "gate and value swapped": ("dinov3, gated", (modules.DINOV3, "gated.fc1", (1, 0))),
+    "AIMv2's gate and value swapped": ("aimv2", (modules.AIMV2, "gated.fc1", (1, 0))),
+    "keys for queries": ("clip", (modules.CLIP, "attn.qkv", (1, 0, 2))),
+    "another eps": ("dinov3", dict(norm_eps=1e-6)),
+    "CLIP's eps as ViT's": ("clip", dict(norm_eps=1e-6)),
+    "erf for tanh": ("siglip", dict(gelu="erf")),
+    "erf for QuickGELU": ("clip", dict(activation="gelu")),
+    "GELU for SwiGLU's gate": ("dinov3, swiglu", dict(activation="gelu")),
+    "the class token alone": ("dinov2", "half a head"),
+    "the last norm before CLIP's mean": ("clip, classes", "norm"),
+    "BEiT's norm before the mean": ("beit", "norm before"),
+    "a distilled model's class head alone": ("deit, distilled", "one head"),
+    "the distillation token before the class token": ("deit, distilled", "tokens"),
+    "attention pooling of other heads": ("siglip", dict(map_heads=4)),
+    "rows of pooling's products shifted": ("siglip", "pooling"),
+    "positions of registers before the class token's": ("dinov2 with registers", "rows"),
+    "a table read along the other axis": ("beit", "table"),
+    "masked patches": ("mae", "masked"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_mistakes_are_seen(plant, x64, tmp_path, monkeypatch):
+    name, how = PLANTS[plant]
+    case = CASES[name]
+    model = made(case)
+    model.save_pretrained(tmp_path)
+    if isinstance(how, tuple):
+        table, module, order = how
+        names = table[module]
+        monkeypatch.setitem(table, module, tuple(names[i] for i in order))
+    cfg, arrays = weights.read(tmp_path)
+    if isinstance(how, dict):
+        cfg = replace(cfg, **how)
+    elif isinstance(how, str):
+        cfg, arrays = _mistaken(how, cfg, dict(arrays))
+    if how == "masked":
+        model.config.mask_ratio = 0.75
+        images = random_images(cfg, 2).astype(np.float64)
+        assert theirs(case, model, images)["tokens"].shape[1] == 1 + cfg.num_patches // 4
+        return
+    assert distance(case, model, cfg, arrays) > max(10 * case.limit, 1e-6)
+
+
+def _mistaken(how: str, cfg, arrays):
+    width = cfg.width
+    if how == "half a head":
+        arrays["head.weight"] = np.concatenate([arrays["head.weight"][:, :width]] * 2, axis=1)
+    elif how == "norm":
+        cfg = replace(cfg, final_norm=True)
+        arrays |= {"norm.weight": np.ones(width), "norm.bias": np.zeros(width)}
+    elif how == "norm before":
+        cfg = replace(cfg, norm_after_pool=False)
+        arrays |= {f"norm.{leaf}": arrays.pop(f"fc_norm.{leaf}") for leaf in ("weight", "bias")}
+    elif how == "one head":
+        cfg = replace(cfg, distilled=False, registers=1)
+        arrays["reg_token"] = arrays.pop("dist_token")
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("head_dist")}
+    elif how == "tokens":
+        arrays["cls_token"], arrays["dist_token"] = arrays["dist_token"], arrays["cls_token"]
+    elif how == "pooling":
+        both = np.concatenate([arrays["attn_pool.q.weight"], arrays["attn_pool.kv.weight"]])
+        arrays["attn_pool.kv.weight"], arrays["attn_pool.q.weight"] = np.split(both, [2 * width])
+    elif how == "rows":
+        rows, n = arrays["pos_embed"], cfg.registers
+        arrays["pos_embed"] = np.concatenate([rows[:, 1 : 1 + n], rows[:, :1], rows[:, 1 + n :]], 1)
+    elif how == "table":
+        for name in [n for n in arrays if n.endswith("table")]:
+            arrays[name] = np.concatenate([arrays[name][-4::-1], arrays[name][-3:]])
+    return cfg, arrays

@@ -73,7 +73,7 @@ def certify(
         "source": dict(path=str(here), format=kind, num_heads=num_heads, changes=changes),
         "target": dict(path=str(dst), format=to, num_heads=None, changes={}),
     }
-    tasks, not_run = _tasks(files)
+    tasks, not_run = _tasks(files, cfg)
     runs, refused = _all_runs(tasks)
     rounding = {
         name.removeprefix(_ROUNDING): runs.pop(name)
@@ -190,7 +190,7 @@ def _evidence(
     return Evidence(wrong, open_, len(rows) - 1)
 
 
-def _tasks(files: dict[str, Task]) -> tuple[list[Task], list[str]]:
+def _tasks(files: dict[str, Task], cfg: ModelConfig) -> tuple[list[Task], list[str]]:
     both = list(PRECISIONS)
     tasks = [dict(run="torch", files=files, precisions=both)]
     tasks += [dict(run="jax", files=files, precisions=[precision]) for precision in both]
@@ -198,7 +198,7 @@ def _tasks(files: dict[str, Task]) -> tuple[list[Task], list[str]]:
     for side, file in files.items():
         if file["format"] in OWN:
             continue
-        from twinvit.peers import installed
+        from twinvit.peers import in_float32, installed
 
         if any(value is not None for value in file["changes"].values()):
             not_run.append(
@@ -208,7 +208,18 @@ def _tasks(files: dict[str, Task]) -> tuple[list[Task], list[str]]:
         elif not installed(file["format"]):
             not_run.append(f"{file['format']} on the {side}: its library is not installed")
         else:
-            tasks.append(dict(run=file["format"], files={side: file}, precisions=both))
+            kept = in_float32(file["format"], cfg)
+            tasks.append(
+                dict(
+                    run=file["format"],
+                    files={side: file},
+                    precisions=[p for p in both if p != "fp64" or not kept],
+                )
+            )
+            if kept:
+                not_run.append(
+                    f"{file['format']} on the {side} in fp64: it computes {kept} in float32"
+                )
     return tasks, not_run
 
 
@@ -267,7 +278,8 @@ def _traced(
 
 def _wanted(cfg: ModelConfig) -> list[str]:
     """The outputs that libraries have as well: logits, blocks, the last norm."""
-    return ["", *(f"blocks.{i}" for i in range(cfg.depth)), cfg.norm_name]
+    norm = [cfg.norm_name] if cfg.final_norm else []
+    return ["", *(f"blocks.{i}" for i in range(cfg.depth)), *norm]
 
 
 def _traced_by_peer(

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import re
 import sys
 import types
 from collections.abc import Callable
@@ -16,19 +15,17 @@ from torch import nn
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats import timm as timm_format
 from shared_vit.weights.formats import torchvision as torchvision_format
-from shared_vit.weights.formats.huggingface import config_args, processor_args
+from shared_vit.weights.formats.huggingface import processor_args
 from shared_vit.weights.read import file_arrays
 from torch_vit.pth import tensor_of
+from twinvit import peers_transformers
 
 _BLOCKS = {
     "timm": "blocks.{}",
     "torchvision": "encoder.layers.encoder_layer_{}",
-    "huggingface": "vit.layers.{}",
 }
-_NORMS = {"torchvision": "encoder.ln", "huggingface": "vit.layernorm"}  # timm's names are ours
+_NORMS = {"torchvision": "encoder.ln"}  # timm's names are ours
 _PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
-
-_FLAX = "flax_model.msgpack"
 
 Preprocess = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> float32 [S, S, 3]
 
@@ -66,29 +63,47 @@ def trace(
 ) -> dict[str, torch.Tensor]:
     """`{"blocks.0": output, ..., "norm": output, "": logits}` for images [B, 3, H, W]."""
     outputs: dict[str, torch.Tensor] = {}
-    modules = dict(model.named_modules())
-    # transformers 4 has other names of modules.
-    known = _BLOCKS[format].format(0) in modules
-    pattern = _BLOCKS[format] if known else "vit.encoder.layer.{}"
 
     def keep(_module: nn.Module, _inputs: object, output: object, name: str) -> None:
         first = output[0] if isinstance(output, tuple) else output
         assert isinstance(first, torch.Tensor)
         outputs[name] = first
 
-    theirs = {f"blocks.{i}": pattern.format(i) for i in range(cfg.depth)}
-    theirs[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
-    if isinstance(model, _OfAnotherKind):
-        theirs = model.places(cfg)
     hooks = [
-        modules[there].register_forward_hook(functools.partial(keep, name=name))
-        for name, there in theirs.items()
+        module.register_forward_hook(functools.partial(keep, name=name))
+        for name, module in _traced(format, model, cfg).items()
     ]
     with torch.no_grad():
         logits = model(images)
+        if getattr(model, "of_token", False) and model.norm is not None:
+            outputs[cfg.norm_name] = model.norm(outputs[f"blocks.{cfg.depth - 1}"])
     for hook in hooks:
         hook.remove()
-    return outputs | {"": getattr(logits, "logits", logits)}
+    return outputs | {"": logits}
+
+
+def _traced(format: str, model: nn.Module, cfg: ModelConfig) -> dict[str, nn.Module]:
+    """The library's modules by canonical names: the blocks, and the last norm where it is run of
+    every token."""
+    if isinstance(model, peers_transformers.Transformers):
+        found = {f"blocks.{i}": block for i, block in enumerate(model.blocks)}
+        every_token = model.norm is not None and not model.of_token
+        return found | ({cfg.norm_name: model.norm} if every_token else {})
+    modules = dict(model.named_modules())
+    names = {f"blocks.{i}": _BLOCKS[format].format(i) for i in range(cfg.depth)}
+    if cfg.final_norm:
+        names[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
+    return {ours: modules[theirs] for ours, theirs in names.items()}
+
+
+def in_float32(format: str, cfg: ModelConfig) -> str:
+    """What the library computes in float32 even in a float64 model; "" where nothing."""
+    parts = []
+    if cfg.rope != "none":
+        parts.append("rotary positions")
+    if cfg.norm == "rms" and format == "huggingface":
+        parts.append("RMSNorm")
+    return " and ".join(parts)
 
 
 def preprocess(format: str, path: Path, cfg: ModelConfig) -> Preprocess:
@@ -99,8 +114,11 @@ def preprocess(format: str, path: Path, cfg: ModelConfig) -> Preprocess:
     if format == "huggingface":
         processor = _processor(path, cfg)
 
+        def of_processor(image: Image.Image) -> np.ndarray:
+            return processor(image, return_tensors="np")["pixel_values"][0]
+
         def run(image: np.ndarray) -> np.ndarray:
-            values = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+            values = peers_transformers.in_whole_levels(path, of_processor, Image.fromarray(image))
             return np.asarray(values, np.float32).transpose(1, 2, 0)
 
         return run
@@ -174,78 +192,5 @@ def _torchvision(path: Path, cfg: ModelConfig) -> nn.Module:
     return model
 
 
-class _OfAnotherKind(nn.Module):
-    """A ViT of transformers that is no ViTForImageClassification: images to logits or features."""
-
-    def __init__(self, model: nn.Module, cfg: ModelConfig):
-        super().__init__()
-        self.model, self.pool, self.prefix = model, cfg.pool, cfg.num_prefix
-        patches = torch.arange(float(cfg.num_patches))
-        masks = type(model).__name__.startswith("ViTMAE")  # which also shuffles the patches
-        self.call = {"noise": patches.repeat(2, 1)} if masks else {}
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        out = self.model(images, **{k: v[: len(images)] for k, v in self.call.items()})
-        if getattr(out, "logits", None) is not None:
-            return out.logits
-        tokens = out.last_hidden_state
-        return tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(dim=1)
-
-    def places(self, cfg: ModelConfig) -> dict[str, str]:
-        """Names of the modules of the blocks and of the last norm, by ours."""
-        modules = [(n, m) for n, m in self.named_modules() if "decoder" not in n]
-        blocks = next(n for n, m in modules if isinstance(m, nn.ModuleList) and len(m) == cfg.depth)
-        norm = next(
-            n for n, _ in modules if n.rpartition(".")[2] in ("layernorm", "norm")
-            and not n.startswith(blocks)
-        )  # fmt: skip
-        return {f"blocks.{i}": f"{blocks}.{i}" for i in range(cfg.depth)} | {cfg.norm_name: norm}
-
-
-def _of_another_kind(path: Path, cfg: ModelConfig, config: dict) -> nn.Module:
-    """By the class that a folder's config.json names, without a head where the model has none."""
-    import transformers
-
-    name = str(config["architectures"][0])
-    if not cfg.num_classes:
-        name = re.sub("(For[A-Z].*|Model)$", "Model", name)
-        if cfg.pool not in ("token", "mean"):
-            raise RuntimeError(f"{name}'s features are pooled by {cfg.pool}, which is not run here")
-    more = {"mask_ratio": 0.0} if name.startswith("ViTMAE") else {}
-    model, report = getattr(transformers, name).from_pretrained(
-        path, output_loading_info=True, **more
-    )
-    if missing := {n for n in report["missing_keys"] if "pooler" not in n}:
-        raise RuntimeError(f"transformers' {name} misses {missing} in {path}")
-    return _OfAnotherKind(model, cfg)
-
-
 def _huggingface(path: Path, cfg: ModelConfig) -> nn.Module:
-    import transformers
-
-    if (path / "config.json").is_file():
-        config = json.loads((path / "config.json").read_text())
-        if config.get("model_type", "vit") != "vit" and config.get("architectures"):
-            return _of_another_kind(path, cfg, config)
-    kind = transformers.ViTForImageClassification
-    config = transformers.ViTConfig(**config_args(cfg), num_labels=cfg.num_classes)
-    if (path / "config.json").is_file():
-        config = transformers.ViTConfig.from_pretrained(path)
-    if path.is_dir() and not (path / _FLAX).is_file():
-        model, report = kind.from_pretrained(path, output_loading_info=True)
-    else:  # version 5 reads no files of Flax
-        model, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=_state_dict("huggingface", path),
-            output_loading_info=True,
-        )
-    kinds = {key: set(names) for key, names in report.items()}
-    if not cfg.num_classes:  # a ViTModel: its pooler is not used, and a new head is taken off again
-        kinds["missing_keys"] -= {"classifier.weight", "classifier.bias"}
-        kinds["unexpected_keys"] -= {"pooler.dense.weight", "pooler.dense.bias"}
-        model.classifier = nn.Identity()
-    faults = {key: names for key, names in kinds.items() if names}
-    if faults:
-        raise RuntimeError(f"transformers did not load all of {path}: {faults}")
-    return model
+    return peers_transformers.load(path, cfg, lambda: _state_dict("huggingface", path))

@@ -38,7 +38,9 @@ LIMITS = {"fp64": 1e-12, "fp32": 5e-6, "tf32": 5e-3, "bf16": 4e-2}
 # In the narrow types the twins may round at other places: nothing finer is asked than LIMITS.
 ARITHMETIC: dict[str, Arithmetic] = {"fp64": FLOAT64, "fp32": FLOAT32}
 
-TRAINING_ONLY = ("dropout", "drop_path", "pos_embed")  # the positions themselves are in the weights
+# Positions themselves are in the weights, and so is which tokens have them.
+TRAINING_ONLY = ("dropout", "drop_path", "pos_embed", "prefix_positions", "layer_scale_init")
+_BEFORE_PATCHES = ("cls_token", "dist_token", "reg_token")  # in the order of their positions
 PREPROCESSING = ("mean", "std", "eval_resize", "interpolation")
 NUDGED_RUNS = 3
 VERDICTS = (SAME, DIFFERENT, UNDECIDED)  # a verdict's position is its exit status
@@ -152,10 +154,12 @@ def names_apart(a: Names, b: Names) -> str:
 
 def weights_apart(a: Arrays, b: Arrays, tolerance: float = 0.0) -> list[str]:
     """Names of arrays that differ by more than `tolerance` of their largest number; those that one
-    side alone has among them. A class token and its position count as their sum."""
+    side alone has among them. A token before the patches' and its position count as their sum."""
     apart = sorted(set(a) ^ set(b))
+    rows = [arrays["pos_embed"].shape[1] if "pos_embed" in arrays else 0 for arrays in (a, b)]
     for name in [n for n in a if n in b]:
-        x, y = (_array(name, arrays) for arrays in (a, b))
+        # Of two with other numbers of rows, the one with fewer has none for these tokens.
+        x, y = (_array(name, arrays, r == max(rows)) for arrays, r in zip((a, b), rows))
         if x.shape != y.shape:
             apart.append(name)
             continue
@@ -165,13 +169,17 @@ def weights_apart(a: Arrays, b: Arrays, tolerance: float = 0.0) -> list[str]:
     return apart
 
 
-def _array(name: str, arrays: Arrays) -> np.ndarray:
-    """In float64; the first position is counted with the token that it is added to."""
+def _array(name: str, arrays: Arrays, has_rows: bool) -> np.ndarray:
+    """In float64; a position of a token before the patches' is counted with that token."""
     array = np.asarray(arrays[name]).astype(np.float64)
-    if name == "cls_token" and "pos_embed" in arrays:
-        return array + np.asarray(arrays["pos_embed"]).astype(np.float64)[:, :1]
-    if name == "pos_embed" and "cls_token" in arrays:
-        return array[:, 1:]
+    if "pos_embed" not in arrays or not has_rows:
+        return array
+    ends = np.cumsum([0, *(arrays[n].shape[1] if n in arrays else 0 for n in _BEFORE_PATCHES)])
+    if name == "pos_embed":
+        return array[:, ends[-1] :]
+    if name in _BEFORE_PATCHES:
+        i = _BEFORE_PATCHES.index(name)
+        return array + np.asarray(arrays["pos_embed"]).astype(np.float64)[:, ends[i] : ends[i + 1]]
     return array
 
 

@@ -29,11 +29,10 @@ def read_images(usual: Images, size: int, hints: Hints, notes: Notes) -> dict[st
     if processor.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     eval_resize, interpolation = resize.from_transformers(processor, size, hints, notes)
-    name = processor.get("image_processor_type")
-    if isinstance(name, str) and name.startswith(_IN_FLOATS):
+    if resizes_in_floats(processor):
         notes.notices.append(
-            f"{name} resizes in floats, where we round to whole levels of 255: up to half a level "
-            "apart"
+            f"{processor['image_processor_type']} resizes in floats, where we round to whole "
+            "levels of 255: up to half a level apart"
         )
     return {
         "mean": mean,
@@ -42,6 +41,11 @@ def read_images(usual: Images, size: int, hints: Hints, notes: Notes) -> dict[st
         "interpolation": interpolation,
         "exif": "turn" if processor.get("exif_transpose") is True else "ignore",
     }
+
+
+def resizes_in_floats(processor: Mapping[str, Any]) -> bool:
+    """Whether the processor of a preprocessor_config.json divides by 255 before it resizes."""
+    return str(processor.get("image_processor_type")).startswith(_IN_FLOATS)
 
 
 def processor_args(cfg: ModelConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from shared_vit.weights.table import Table
 
 _WRITTEN_ACTS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
 _DROPS_PATHS = (DINOV2, REGISTERS, DINOV3, BEIT)  # whose configurations have drop_path_rate
+_AROUND = ("image_width", "num_classes", "pool")
 _WITHOUT_DROPOUT = (DINOV3, SIGLIP, CLIP, AIMV2)
 
 
@@ -37,8 +38,10 @@ def kind_for(cfg: ModelConfig) -> Kind | None:
 
 
 def fewest_not_held(cfg: ModelConfig) -> list[str]:
-    """The fields that the nearest kind cannot hold."""
-    return min((not_held(cfg, kind.holds) for kind in KINDS), key=len)
+    """The fields that the nearest kind cannot hold: the one that has the model's parts, if not its
+    size, pooling or head."""
+    fields = (not_held(cfg, kind.holds) for kind in KINDS)
+    return min(fields, key=lambda names: sum(1 if n in _AROUND else 3 for n in names))
 
 
 def kind_of_model(cfg: ModelConfig) -> Kind:

@@ -18,6 +18,7 @@ from shared_vit.weights import formats
 from shared_vit.weights.containers import Progress, container
 from shared_vit.weights.containers.npz import write_npz
 from shared_vit.weights.containers.safetensors import write_safetensors
+from shared_vit.weights.folding import fold, folded_config, steps_for
 from shared_vit.weights.formats import twinvit
 from shared_vit.weights.formats.base import Format
 from shared_vit.weights.formats.holds import check_held, check_zero
@@ -46,7 +47,8 @@ def check_target(
     if path.suffix and path.is_dir():
         raise UserError(f"cannot write {path}: there is a folder of that name")
     if format not in twinvit.OWN:
-        check_held(formats.FOREIGN[format], cfg, formats.FOREIGN)
+        fmt = formats.FOREIGN[format]
+        check_held(fmt, folded_config(cfg, fmt), formats.FOREIGN)
 
 
 def write_weights(
@@ -73,6 +75,7 @@ def write_weights(
         return []
     canonical.check(cfg, arrays)
     fmt = formats.FOREIGN[format]
+    cfg, arrays, said = fold(cfg, arrays, steps_for(cfg, fmt))
     check_zero(fmt, cfg, arrays, str(path))
     file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
     file_arrays |= fmt.beside(cfg, next(iter(file_arrays.values())).dtype)
@@ -81,7 +84,7 @@ def write_weights(
     else:
         _write_file(path, fmt, cfg, file_arrays, progress, names)
         _write_json(card_path(path), _card(path, fmt, cfg, names))
-    notes = fmt.notes(cfg, folder=path.suffix == "")
+    notes = said + fmt.notes(cfg, folder=path.suffix == "")
     if cfg.exif == "turn":
         notes.append(
             "this model was shown photographs turned upright by EXIF, which the target's code "

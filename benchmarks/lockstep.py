@@ -39,7 +39,12 @@ RECIPES = {
         "--stop_at=300",
     ),
 }  # fmt: skip
-ONLY = ("audit", "cost_in_seconds", "digits", "lockstep", "sound_pairs")
+ONLY = ("audit", "cost_in_seconds", "digits", "families", "lockstep", "sound_pairs")
+# Named models whose functions small ones on digits have, by lockstep and by curves.
+FAMILIES = ("dinov2_s14", "dinov2r_g14", "dinov3_splus16", "siglip_b16", "eva02_b14", "beit_b16")
+SMALL = dict(
+    image_size=8, patch_size=2, width=64, depth=4, num_heads=4, mlp_dim=128, num_classes=10
+)
 ROUNDS = 5
 QUIET = ("--eval_every=0", "--checkpoint_every=0")
 AUDITED = (
@@ -90,6 +95,38 @@ def locksteps(work: Path, cifar: Path | None, whole: bool = False) -> dict[str, 
         command = ["parity", "--lockstep", *flags, f"--run_dir={run_dir}", *begun(run_dir)]
         found[name] = verdict(run_dir / "lockstep.json", *command)
     return found
+
+
+def families(work: Path) -> dict[str, dict]:
+    """200 updates of a small model of each of `FAMILIES`: lockstep in float32, and in float64 the
+    curves of two runs by the noise rule."""
+    from shared_vit import weights
+    from shared_vit.spec import init
+    from shared_vit.spec.config import model_config
+
+    found = {}
+    for name in FAMILIES:
+        cfg, first = model_config(name, **SMALL), work / f"{name}.safetensors"
+        weights.write(first, cfg, init.draw(cfg, 0))
+        flags = (*DIGITS, *QUIET, "--steps=200", f"--init_from={first}", "--warmup_steps=20")
+        run_dir = work / f"lockstep_{name}"
+        command = ["parity", "--lockstep", *flags, "--precision=fp32", f"--run_dir={run_dir}"]
+        found[name] = verdict(run_dir / "lockstep.json", *command, *begun(run_dir))
+        found[f"{name}, curves in fp64"] = _curves(work / f"curves_{name}", *flags)
+    return found
+
+
+def _curves(run_dir: Path, *flags: str) -> dict[str, Any]:
+    """What `twinvit parity` says of whole runs in float64; kept beside them."""
+    path = run_dir.with_suffix(".json")
+    if not path.exists():
+        command = ["parity", *flags, "--precision=fp64", f"--run_dir={run_dir}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "twinvit", *command], stdout=subprocess.PIPE, text=True
+        )
+        said = [line for line in done.stdout.splitlines() if line.strip()]
+        path.write_text(json.dumps({"exit_status": done.returncode, "line": said[-1]}))
+    return json.loads(path.read_text())
 
 
 def audits(work: Path) -> dict[str, dict]:
@@ -302,7 +339,7 @@ def _named_here(found: dict, folders: list[Path | None]) -> str:
 
 def mismatches(found: dict[str, Any]) -> list[str]:
     """A line for each verdict that is not "same"."""
-    verdicts = dict(found.get("lockstep", {}))
+    verdicts = found.get("lockstep", {}) | found.get("families", {})
     for row in found.get("sound_pairs", {}).get("others", ()):
         if is_fault(row):
             verdicts[f"sound pair {row['number']}"] = row
@@ -337,6 +374,7 @@ def main() -> int:
     parts: dict[str, Callable[[], Any]] = {
         "audit": lambda: audits(args.work),
         "cost_in_seconds": lambda: costs(args.work, args.cifar),
+        "families": lambda: families(args.work),
         "lockstep": lambda: locksteps(args.work, args.cifar),
         "sound_pairs": lambda: sound_pairs(args.work, args.pairs),
     }
@@ -344,7 +382,7 @@ def main() -> int:
         args.only, parts["lockstep"] = "lockstep", lambda: locksteps(args.work, None, True)
     chosen = [args.only] if args.only else list(parts)
     found = origin(("torch", "jax")) | {name: parts[name]() for name in chosen}
-    for name, part in found.get("lockstep", {}).items():
+    for name, part in (found.get("lockstep", {}) | found.get("families", {})).items():
         print(f"{name}: {part['line']}")
     if pairs := found.get("sound_pairs"):
         print(f"{pairs['pairs']} short runs of sound twins: {pairs['verdicts']}")

@@ -1,6 +1,7 @@
 """Claim: named models are rows, and impossible models are refused by rows."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from shared_vit.errors import UserError
 from shared_vit.spec import config, families, rules
 from shared_vit.spec.config import ModelConfig, model_config, name_of
 from shared_vit.spec.families import MODELS, Family
-from twinvit.models import formats_of, models, row
+from twinvit.models import formats_of, models, row, table
 
 pytestmark = pytest.mark.quick
 
@@ -60,6 +61,10 @@ def test_every_model_is_listed_and_knows_its_name(capsys):
     assert formats_of("vit_b16") == [
         "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"
     ]  # fmt: skip
+
+
+def test_the_documents_have_the_table():
+    assert table() in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
 
 
 def test_a_family_is_a_row(monkeypatch):

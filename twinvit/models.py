@@ -18,6 +18,8 @@ def models(image_size: int = 224, num_classes: int = 1000) -> None:
     for family, about in FAMILIES.items():
         names = [name for name in MODELS if family_of(name) is about]
         print(f"{family}: {about.about}\n    {about.paper}; licence {about.licence}")
+        if about.hub:
+            print(f"    published weights: hf:{about.hub}")
         print(f"    weights in the formats {', '.join(formats_of(names[0]))}")
         print(f"    {'':<12} patch  width  depth  heads  MLP width  million parameters")
         for name in names:
@@ -36,3 +38,14 @@ def formats_of(name: str) -> list[str]:
     """The formats that can hold a named model, with a head."""
     cfg = model_config(name)
     return ["torch", "jax", *(n for n, fmt in FOREIGN.items() if not fmt.not_held(cfg))]
+
+
+def table() -> str:
+    """The families as rows of Markdown, for docs/models.md."""
+    head = "| names | what it is | paper | licence of the weights | on the hub |"
+    rows = [
+        f"| {' '.join(f'`{family}_{m}`' for m in about.models.split())} | {about.about} "
+        f"| {about.paper} | {about.licence} | `hf:{about.hub}` |"
+        for family, about in FAMILIES.items()
+    ]
+    return "\n".join([head, "|---|---|---|---|---|", *rows])

@@ -34,7 +34,8 @@ class Family:
 
     models: their sizes and patches, as in `b16`. licence: of the published weights. fields: what
     they have that the models of 2020 have not. sizes: those that are the family's own. more: fields
-    of models of one size. timm: what timm calls them, by size, with the patch in braces.
+    of models of one size. timm: what timm calls them, by size, with the patch in braces. hub: the
+    smallest published weights, on the Hugging Face hub.
     """
 
     models: str
@@ -45,6 +46,7 @@ class Family:
     sizes: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     more: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timm: Mapping[str, str] = field(default_factory=dict)
+    hub: str = ""
 
 
 _HALF = (0.5, 0.5, 0.5)
@@ -64,6 +66,7 @@ FAMILIES = {
         about="Vision Transformer",
         paper="Dosovitskiy et al. 2021, arXiv:2010.11929",
         licence="Apache-2.0 (Google's weights)",
+        hub="timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
         timm=_timm("ti s b l h", "vit_SIZE_patch{}_224") | dict(
             g="vit_giant_patch{}_224", gg="vit_gigantic_patch{}_224"
         ),
@@ -73,6 +76,7 @@ FAMILIES = {
         about="DeiT-III: layer scale, no position for the class token",
         paper="Touvron et al. 2022, arXiv:2204.07118",
         licence="Apache-2.0",
+        hub="timm/deit3_small_patch16_224.fb_in22k_ft_in1k",
         fields=dict(layer_scale="both", layer_scale_init=1e-6, prefix_positions=False),
         timm=_timm("s m b l h", "deit3_SIZE_patch{}_224"),
     ),
@@ -81,6 +85,7 @@ FAMILIES = {
         about="DINOv2: layer scale",
         paper="Oquab et al. 2024, arXiv:2304.07193",
         licence="Apache-2.0",
+        hub="timm/vit_small_patch14_dinov2.lvd142m",
         fields=dict(layer_scale="both"),
         sizes=dict(g=(1536, 40, 24, 4096)),
         more=dict(g=_GATED),
@@ -91,6 +96,7 @@ FAMILIES = {
         about="DINOv2 with four registers",
         paper="Darcet et al. 2024, arXiv:2309.16588",
         licence="Apache-2.0",
+        hub="timm/vit_small_patch14_reg4_dinov2.lvd142m",
         fields=dict(layer_scale="both", registers=4, prefix_positions=False),
         sizes=dict(g=(1536, 40, 24, 4096)),
         more=dict(g=_GATED),
@@ -102,6 +108,7 @@ FAMILIES = {
         about="DINOv3: rotary positions, four registers, layer scale",
         paper="Simeoni et al. 2025, arXiv:2508.10104",
         licence="DINOv3 License (Meta; access is asked for on the hub)",
+        hub="timm/vit_small_patch16_dinov3.lvd1689m",
         fields=dict(
             registers=4, pos_embed="none", rope="centred", rope_base=100.0, layer_scale="both",
             norm_eps=1e-5, no_bias=("qkv",), pool="mean", interpolation="bicubic",
@@ -120,6 +127,7 @@ FAMILIES = {
         about="SigLIP: attention pooling, no class token (SigLIP 2 of one size, too)",
         paper="Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786",
         licence="Apache-2.0",
+        hub="timm/vit_base_patch16_siglip_224.v2_webli",
         # Its authors' code has GELU's tanh form, timm's names of the larger models, too.
         fields=dict(class_token=False, pool="map", gelu="tanh", mean=_HALF, std=_HALF),
         timm=_timm("b", "vit_SIZE_patch32_siglip_256") | dict(
@@ -131,6 +139,7 @@ FAMILIES = {
         about="CLIP's image tower, with GELU: open_clip's, LAION's, OpenCLIP's",
         paper="Radford et al. 2021, arXiv:2103.00020; Cherti et al. 2023, arXiv:2212.07143",
         licence="MIT (open_clip's weights)",
+        hub="timm/vit_base_patch32_clip_224.laion2b",
         fields=dict(embed_norm="tokens", no_bias=("patch",), norm_eps=1e-5, **_AS_CLIP),
         timm=_timm("b l h", "vit_SIZE_patch{}_clip_224"),
     ),
@@ -139,6 +148,7 @@ FAMILIES = {
         about="CLIP's image tower, with QuickGELU: OpenAI's, DFN's, MetaCLIP's",
         paper="Radford et al. 2021, arXiv:2103.00020",
         licence="MIT (OpenAI's weights)",
+        hub="timm/vit_base_patch32_clip_quickgelu_224.openai",
         fields=dict(
             embed_norm="tokens", no_bias=("patch",), norm_eps=1e-5, activation="quick_gelu",
             **_AS_CLIP,
@@ -150,6 +160,7 @@ FAMILIES = {
         about="EVA-02: rotary positions and gated MLPs",
         paper="Fang et al. 2023, arXiv:2303.11331",
         licence="MIT",
+        hub="timm/eva02_tiny_patch14_224.mim_in22k",
         fields=dict(
             rope="axial", rope_base=10000.0, rope_grid=16, no_bias=("k",), pool="mean",
             norm_after_pool=True, **_GATED, **_AS_CLIP,
@@ -166,6 +177,7 @@ FAMILIES = {
         about="BEiT and BEiT v2: relative positions",
         paper="Bao et al. 2022, arXiv:2106.08254; Peng et al. 2022, arXiv:2208.06366",
         licence="MIT",
+        hub="timm/beit_base_patch16_224.in22k_ft_in22k_in1k",
         fields=dict(
             pos_embed="none", relative_bias=True, layer_scale="both", no_bias=("k",), pool="mean",
             norm_after_pool=True,
@@ -177,6 +189,7 @@ FAMILIES = {
         about="AIMv2: RMSNorm and gated MLPs without biases",
         paper="Fini et al. 2024, arXiv:2411.14402",
         licence="Apple Machine Learning Research Model License",
+        hub="timm/aimv2_large_patch14_224.apple_pt",
         fields=dict(
             class_token=False, pool="mean", embed_norm="patches", norm="rms", norm_eps=1e-5,
             no_bias=("qkv", "proj", "mlp"), **_GATED, **_AS_CLIP,
@@ -189,6 +202,7 @@ FAMILIES = {
         about="RoPE-ViT: axial rotary positions in place of learned ones",
         paper="Heo et al. 2024, arXiv:2403.13298",
         licence="Apache-2.0",
+        hub="timm/vit_small_patch16_rope_224.naver_in1k",
         fields=dict(pos_embed="none", rope="axial_xy", rope_base=100.0, layer_scale="both"),
         timm=_timm("s b l", "vit_SIZE_patch{}_rope_224"),
     ),

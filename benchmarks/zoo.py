@@ -39,12 +39,18 @@ def family_of(name: str) -> str:
     return next((each.strip("_") for each in FAMILIES if each in name), "vit")
 
 
-def measure(name: str) -> dict[str, float]:
-    """The distances of one architecture."""
+def measure(name: str, work: Path | None) -> dict[str, float]:
+    """The distances of one architecture; those that are in `work` are read."""
     import timm_zoo
 
+    known = None if work is None else work / f"{name}.json"
+    if known is not None and known.exists():
+        return json.loads(known.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        return timm_zoo.distances(timm_zoo.drawn(name, Path(folder) / "model"))
+        found = timm_zoo.distances(timm_zoo.drawn(name, Path(folder) / "model"))
+    if known is not None:
+        known.write_text(json.dumps(found))
+    return found
 
 
 def published(timm: Any) -> dict[str, list[str]]:
@@ -61,6 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[], help="architectures; all by default")
+    parser.add_argument("--work", type=Path, help="folder of rows, by which it goes on")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(1)
@@ -75,7 +82,7 @@ def main() -> int:
         if name not in architectures():
             not_held[name] = names[name]
             continue
-        worst = measure(name)
+        worst = measure(name, args.work)
         same = all(gap <= LIMIT for gap in worst.values())
         rows[name] = {"family": family_of(name), "tags": len(names[name]), "same": same, **worst}
         print(name, f"{max(worst.values()):.1e}", "" if same else "DIFFERS", flush=True)

@@ -70,7 +70,19 @@ def function_of(cfg: ModelConfig) -> tuple[Any, ...]:
     """Everything that decides a model's function but its sizes, as a value to compare."""
     skipped = (*SIZES, *_BESIDE)
     plain = dataclasses.replace(cfg, pos_embed="learned") if cfg.pos_embed == "sincos2d" else cfg
-    return tuple(getattr(plain, f.name) for f in dataclasses.fields(plain) if f.name not in skipped)
+    values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+    values["map_mlp"] = _pooling_ratio(cfg)
+    return tuple(value for name, value in values.items() if name not in skipped)
+
+
+def _pooling_ratio(cfg: ModelConfig) -> str | int:
+    """How timm derives the width of attention pooling's MLP: four times the model's, or that of
+    its blocks."""
+    if cfg.pool != "map":
+        return 0
+    if cfg.pooling_mlp == 4 * cfg.width:
+        return "four times"
+    return "of the blocks" if cfg.pooling_mlp == cfg.mlp_dim else cfg.map_mlp
 
 
 @cache

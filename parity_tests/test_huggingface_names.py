@@ -17,6 +17,7 @@ import torch_vit
 from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
+from twinvit import peers as library
 from twinvit.noise_rule import relative_l2
 
 T = peers.transformers
@@ -65,6 +66,41 @@ def test_names_of_the_modules_are_read_as_the_saved_ones(name, tmp_path):
     again, others = weights.read(tmp_path)
     assert again == cfg and arrays.keys() == others.keys()
     assert all(np.array_equal(arrays[n], others[n]) for n in arrays)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:transformers computes another function")
+def test_bare_files_say_how_they_are_loaded(name, tmp_path):
+    """A card says the function; transformers' class takes every array of the file."""
+    made(CASES[name]).float().save_pretrained(tmp_path / "theirs")
+    cfg, arrays = weights.read(tmp_path / "theirs")
+    file = tmp_path / "ours.safetensors"
+    weights.write(file, cfg, arrays, "huggingface")
+    again, back = weights.read(file)
+    assert again == cfg and all(np.array_equal(back[n], arrays[n]) for n in arrays)
+    card = json.loads((tmp_path / "ours.safetensors.json").read_text())
+    built = eval(card["load"], {"transformers": T})
+    ours = library.load("huggingface", file, cfg)
+    assert type(built) is type(ours.model)
+    images = to_torch(random_images(cfg, 2).astype(np.float32))
+    with torch.no_grad():
+        theirs = library.load("huggingface", tmp_path / "theirs", cfg)(images).numpy()
+        assert relative_l2(ours(images).numpy(), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_the_library_is_not_run_on_half_a_file(change, tmp_path):
+    """transformers only warns of such a file, and draws what it lacks."""
+    made(CASES["dinov2"]).float().save_pretrained(tmp_path)
+    cfg, _ = weights.read(tmp_path)
+    arrays = load_file(tmp_path / "model.safetensors")
+    if change == "missing":
+        del arrays["dinov2.encoder.layer.1.mlp.fc1.weight"]
+    else:
+        arrays["dinov2.adapter.weight"] = np.ones((8, 8), np.float32)
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=rf"{change} .'dinov2\.(encoder\.layer\.1|adapter)"):
+        library.load("huggingface", tmp_path, cfg)
 
 
 def test_two_towers_are_read_as_the_one_of_images(tmp_path):

@@ -179,11 +179,12 @@ def _pairs(files: list[Path], folder: Path, to: str) -> list[tuple[Path, Path]]:
 
 def _say(source: Source, cfg: ModelConfig) -> None:
     step = "" if source.step is None else f", step {source.step}"
+    act = f"{cfg.gelu} GELU" if cfg.activation == "gelu" else cfg.activation
     origin = "" if source.origin is None else f", {source.origin.describe()}"
     print(
         f"found {source.format} in {source.path}{step}{origin}: width {cfg.width}, "
         f"depth {cfg.depth}, {cfg.num_heads} heads, patch {cfg.patch_size}, "
-        f"image {shown(cfg.image_shape)}, {cfg.num_classes} classes, {cfg.gelu} GELU, "
+        f"image {shown(cfg.image_shape)}, {cfg.num_classes} classes, {act}, "
         f"eps {cfg.norm_eps:g}, pooling by {cfg.pool}"
     )
     if source.assumed:

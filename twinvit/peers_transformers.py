@@ -81,10 +81,17 @@ def load(path: Path, cfg: ModelConfig, state: Callable[[], dict[str, Tensor]]) -
     else:  # version 5 reads no files of Flax
         config = cls.config_class.from_pretrained(path) if is_folder else _config(kind, cfg)
         model, report = cls.from_pretrained(None, config=config, state_dict=state(), **options)
+    unknown = {name: np.zeros(1) for name in report.pop("unexpected_keys", ())}
+    # What is left out of a file that is read is not missed, either.
+    known = {n: np.broadcast_to(0.0, tuple(t.shape)) for n, t in model.state_dict().items()}
+    used = without_others(unknown | known)[0]
+    missing = set(report.pop("missing_keys", ())) & set(used)
     faults = {key: names for key, names in report.items() if names}
-    unknown = {name: np.zeros(1) for name in faults.pop("unexpected_keys", ())}
-    if faults or without_others(unknown)[0]:
-        raise RuntimeError(f"transformers did not load all of {path}: {report}")
+    if faults or missing or set(unknown) & set(used):
+        raise RuntimeError(
+            f"transformers did not load all of {path}: missing {sorted(missing)}, unknown "
+            f"{sorted(set(unknown) & set(used))}, {faults}"
+        )
     return Transformers(model, kind, cfg)
 
 

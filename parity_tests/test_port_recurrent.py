@@ -3,7 +3,11 @@
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 
 from twinvit import port
 
@@ -39,3 +43,42 @@ def test_a_mistake_outside_the_catalogue_in_a_cell_is_one_expression():
     assert [f.kind for f in report.findings] == ["expression"] and report.explained, report
     assert "lstm" in report.findings[0].torch
     assert report.findings[0].formulas["jax"] == "clip(lstm.add, -0.21, 0.33)"
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype"), [(True, "float64"), (True, "float32"), (False, "float64")]
+)
+def test_a_bias_that_a_gru_cell_lacks_is_named_in_every_step(own, dtype):
+    """The biases of reset and update can be added up; that of the new gate's state cannot."""
+    torch.manual_seed(0)
+    model = torch.nn.GRU(6, 10, batch_first=True)
+    mine = {k: v.numpy().astype(dtype) for k, v in model.state_dict().items()}
+    bias = mine["bias_ih_l0"] + np.where(np.arange(30) < 20, mine["bias_hh_l0"], 0)
+    params = {
+        "given": mine["weight_ih_l0"].T, "state": mine["weight_hh_l0"].T, "bias": bias,
+        "new": mine["bias_hh_l0"][20:],
+    }  # fmt: skip
+
+    def call(p, x):
+        def step(h, given):
+            a, b = jnp.split(given @ p["given"] + p["bias"], [20], -1)
+            c, d = jnp.split(h @ p["state"], [20], -1)
+            reset, update = jnp.split(jax.nn.sigmoid(a + c), 2, -1)
+            new = jnp.tanh(b + reset * (d + p["new"] if own else d))
+            h = (1 - update) * new + update * h
+            return h, h
+
+        first = jnp.zeros((x.shape[0], 10), x.dtype)
+        return jax.lax.scan(step, first, x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+    x = np.random.default_rng(0).standard_normal((4, 5, 6))
+    report = port.explain(model, port.Function(call, params), x, output=lambda o: (
+        o[0] if isinstance(o, tuple) else o
+    ))  # fmt: skip
+    assert report.explained and report.same is (own and dtype == "float64"), report
+    causes = [f for f in report.findings if f.kind == "cause"]
+    assert [f.cause for f in causes] == ["bias_missing"] * (not own), report
+    if dtype == "float32":  # a converter that adds in its own type
+        assert "but for the last third, folded in float32" in str(report)
+    if not own:
+        assert "b_hn" in causes[0].text

@@ -93,6 +93,10 @@ def _folds(graph: Graph) -> Iterator[Fold]:
         module = a.rpartition(".")[0]
         if x.shape == y.shape and module == b.rpartition(".")[0]:
             yield Fold(f"{a} + {b}", module, x + y, np.maximum(abs(x), abs(y)))
+            if len(x) % 3 == 0:  # a GRU's, whose reset gate is applied to the state's last third
+                kept = np.where(np.arange(len(x)) < len(x) // 3 * 2, y, 0.0)
+                text = f"{a} + {b} but for the last third"
+                yield Fold(text, module, x + kept, np.maximum(abs(x), abs(kept)))
     for node in graph.nodes:
         if node.name in ("native_batch_norm", "cudnn_batch_norm", "batch_norm"):
             yield from _normalised(graph, node)

@@ -68,6 +68,50 @@ def forget_bias(call: Call) -> Iterator[Variant]:
 def gru_reset(call: Call) -> Iterator[Variant]:
     """The port's GRU applies the reset gate to the state before the product; the reference after
     it."""
+    for refs, k, n in _reset(call):
+        if call.graph.values[refs[2]].shape != call.out.shape:
+            continue
+
+        def fn(
+            g: torch.Tensor,
+            b: torch.Tensor,
+            h: torch.Tensor,
+            w: torch.Tensor,
+            k: int = k,
+            n: int = n,
+        ) -> torch.Tensor:
+            return (g * h) @ w.chunk(n, 1)[k] + b.chunk(n)[k]
+
+        yield Variant(
+            "the port applies the reset gate before the product; the reference after it",
+            fn,
+            refs=refs,
+            key="reset",
+        )
+
+
+@cause("bias_missing", on="mul")
+def gru_bias(call: Call) -> Iterator[Variant]:
+    """The port's GRU lacks the bias that the reset gate is applied to (Flax's cells have none)."""
+    for (gate, _, state, weight), k, n in _reset(call):
+
+        def fn(
+            g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, k: int = k, n: int = n
+        ) -> torch.Tensor:
+            return g * (h @ w.chunk(n, 1)[k])
+
+        yield Variant(
+            "the port's GRU lacks the bias of the new gate's state (b_hn), which the reset gate is "
+            "applied to",
+            fn,
+            refs=(gate, state, weight),
+            key="b_hn",
+        )
+
+
+def _reset(call: Call) -> Iterator[tuple[tuple[int, int, int, int], int, int]]:
+    """Of a gate times a part of the state's product: the ids of the gate, and of that product's
+    bias, state and weight; which part, of how many."""
     graph = call.graph
     for position in (0, 1):
         ref = call.ref(position)
@@ -77,31 +121,12 @@ def gru_reset(call: Call) -> Iterator[Variant]:
             continue
         source = graph.producer[graph_root(call, node.refs[0])]
         product = graph.nodes[source] if source is not None else None
-        if product is None or product.name != "addmm":
+        gate = call.ref(1 - position)
+        if product is None or product.name != "addmm" or gate is None:
             continue
         part = node.outs.index(graph_root(call, ref))
-        gate = call.ref(1 - position)
-        bias, state, weight = product.refs[0], product.refs[1], product.refs[2]
-        n = len(node.outs)
-        if gate is None or graph.values[state].shape != call.out.shape:
-            continue
-
-        def fn(
-            g: torch.Tensor,
-            b: torch.Tensor,
-            h: torch.Tensor,
-            w: torch.Tensor,
-            k: int = part,
-            n: int = n,
-        ) -> torch.Tensor:
-            return (g * h) @ w.chunk(n, 1)[k] + b.chunk(n)[k]
-
-        yield Variant(
-            "the port applies the reset gate before the product; the reference after it",
-            fn,
-            refs=(gate, bias, state, weight),
-            key="reset",
-        )
+        bias, state, weight = product.refs[:3]
+        yield (gate, bias, state, weight), part, len(node.outs)
 
 
 def graph_root(call: Call, ref: int | None) -> int:

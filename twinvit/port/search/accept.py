@@ -253,6 +253,10 @@ def signature_of(session: Session, node: Node) -> tuple[object, ...]:
     plain = tuple(repr(a) for a in node.args if not _has_ref(a))
     graph = session.graph
     varied, trained = graph.input_dependent(), graph.trained()
+    if session.recurrent(node):  # what is computed of a first state depends on weights alone
+        params = {session.root[i] for i in graph.params().values()}
+        trained = frozenset(r for r in node.refs if session.root[r] in params)
+        varied = frozenset(node.refs) - trained
     shapes = tuple(
         tuple(graph.values[r].shape)
         for r in node.refs

@@ -33,7 +33,9 @@ def with_own_head(
     name = _HEADS.get(format)
     if name is None or f"{name}.weight" in arrays or f"{name}.bias" in arrays:
         return arrays, others
-    width = next((a.shape[-1] for n, a in arrays.items() if _POSITIONS.fullmatch(n)), None)
+    width = next(
+        (a.shape[-1] for n, a in arrays.items() if _POSITIONS.fullmatch(n) and a.shape), None
+    )
     for place, inside in ((arrays, True), (others, False)):
         group = {n: a for n, a in place.items() if _LIKELY.fullmatch(n) and _outside(n)}
         if not group:

@@ -122,7 +122,7 @@ def without_others(arrays: Arrays) -> tuple[Arrays, list[str]]:
         patterns.append(_OF_AIMV2)
     told = []
     empty = names.get("embeddings.register_tokens")  # DINOv3's without registers: [1, 0, width]
-    if empty is not None and 0 in arrays[empty].shape:
+    if empty is not None and tuple(arrays[empty].shape)[1:2] == (0,):
         arrays = {name: array for name, array in arrays.items() if name != empty}
     for pattern, why in patterns:
         hits = [own for name, own in names.items() if re.match(pattern, name)]

@@ -176,7 +176,7 @@ def _parts(file: File) -> dict[str, Any]:
     elif kind is REGISTERS and file.has("pos_embed"):
         # A class token without a position: of a model in which no token before the patches' has.
         rows = np.asarray(file.arrays[file.name_of("pos_embed")])
-        found["prefix_positions"] = bool(np.asarray(rows[:, :1]).any())
+        found["prefix_positions"] = rows.ndim != 3 or bool(rows[:, :1].any())
     return found
 
 
@@ -259,7 +259,8 @@ def _image(file: File, values: Mapping[str, Any], fmt: Format, notes: Notes) -> 
         return size, size
     if values["pos_embed"] == "none":
         name = file.name_of("blocks.0.attn.relative_position_bias_table")
-        side = math.isqrt(max(0, file.shape("blocks.0.attn.relative_position_bias_table")[0] - 3))
+        count = (*file.shape("blocks.0.attn.relative_position_bias_table"), 0)[0]
+        side = math.isqrt(max(0, count - 3))
         rows = ((side + 1) // 2) ** 2
     else:
         name, rows = file.name_of("pos_embed"), _position_rows(file, values, fmt)

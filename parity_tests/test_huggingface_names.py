@@ -230,7 +230,7 @@ CLIP = dict(embed_norm="tokens", no_bias=("patch",), activation="quick_gelu")
         (dict(relative_bias=True, norm_after_pool=True, pool="mean", no_bias=("k",),
               image_width=40), "image_width=40"),
         (dict(qk_norm=True), "qk_norm=True"),
-        (dict(layer_scale="both", num_classes=0, image_width=40), "image_width=40"),
+        (dict(layer_scale="both", num_classes=0, image_width=40, registers=2), "image_width=40"),
         (dict(pos_embed="none"), "pos_embed='none'"),
         (dict(post_norm=True), "post_norm=True"),
     ],

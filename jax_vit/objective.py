@@ -1,5 +1,6 @@
 """The loss of uint8 images and labels, mixed or not. Twin of `torch_vit/objective.py`."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,9 +36,11 @@ class Objective:
         dtype: np.dtype,
         kind: Loss = "softmax",
         smoothing: float = 0.0,
+        class_weights: Sequence[float] = (),
     ):
         self.graphdef, self.kind, self.smoothing = graphdef, kind, smoothing
         self.scale, self.shift = (a.astype(dtype) for a in normalization(cfg))
+        self.class_weights = np.array(class_weights, dtype) if class_weights else None
 
     def __call__(
         self,
@@ -49,7 +52,10 @@ class Objective:
         mixing: Mixing | None = None,
     ) -> Array:
         logits = self.logits(params, fixed, images, dropout, mixing)
-        return losses(logits, labels, self.kind, self.smoothing, mixing).sum()
+        each = losses(logits, labels, self.kind, self.smoothing, mixing)
+        if self.class_weights is None:
+            return each.sum()
+        return (each * weights_of_rows(jnp.asarray(self.class_weights), labels, mixing)).sum()
 
     def logits(
         self,
@@ -91,6 +97,14 @@ def losses(
     if kind == "softmax":
         return jax.nn.logsumexp(logits, axis=1) - target
     return -jax.nn.log_sigmoid(-logits).sum(1) - target
+
+
+def weights_of_rows(weights: Array, labels: Array, mixing: Mixing | None = None) -> Array:
+    """The weight [B] of each row's loss: its class's, of mixed rows both' in their shares."""
+    own = weights[labels]
+    if mixing is None:
+        return own
+    return mixing.numbers[0] * own + (1 - mixing.numbers[0]) * swap_pairs(own)
 
 
 def mix(x: Array, mixing: Mixing) -> Array:

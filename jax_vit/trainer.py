@@ -77,7 +77,7 @@ class Trainer:
         model.remat = remat
         self.trained_names = trained_names(train)
         graphdef, params, fixed = nnx.split(model, self._is_trained, ...)
-        kind = (train.loss, train.label_smoothing)
+        kind = (train.loss, train.label_smoothing, train.class_weights)
         self.objective = Objective(graphdef, state.config, self.dtype, *kind)
         self.paths = [(path, canonical_name(path)) for path, _ in nnx.to_flat_state(params)]
         names = nnx.from_flat_state((path, nnx.Param(name)) for path, name in self.paths)

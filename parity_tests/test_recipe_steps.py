@@ -34,9 +34,13 @@ MODEL = dataclasses.replace(TINY, depth=2, width=32, num_heads=2, mlp_dim=48)
 DROPPED = dataclasses.replace(MODEL, drop_path=0.5)
 RANDOM = dataclasses.replace(MODEL, drop_path=0.3, dropout=0.1)
 
+WEIGHTS = tuple(0.2 + 0.3 * i for i in range(MODEL.num_classes))
+
 PIECES = {
     "label smoothing": dict(label_smoothing=0.1),
     "sigmoid": dict(loss="sigmoid", label_smoothing=0.1),
+    "class weights": dict(class_weights=WEIGHTS),
+    "class weights, mixed": dict(class_weights=WEIGHTS, mixup=0.2, label_smoothing=0.1),
     "mixup": dict(mixup=0.2),
     "cutmix": dict(cutmix=1.0),
     "drop path": dict(model=DROPPED),

@@ -1,5 +1,6 @@
 """The loss of uint8 images and labels, mixed or not. Twin of `jax_vit/objective.py`."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,23 @@ class Objective(nn.Module):
     It is a scalar in the parameters' dtype.
     """
 
-    def __init__(self, model: VisionTransformer, kind: Loss = "softmax", smoothing: float = 0.0):
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        kind: Loss = "softmax",
+        smoothing: float = 0.0,
+        class_weights: Sequence[float] = (),
+    ):
         super().__init__()
         self.model, self.kind, self.smoothing = model, kind, smoothing
         device, dtype = model.patch_embed.proj.weight.device, dtype_of(model.policy.param)
         scale, shift = (torch.from_numpy(a).to(device, dtype) for a in normalization(model.cfg))
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        weights = torch.tensor(class_weights, dtype=dtype, device=device) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(
         self,
@@ -42,6 +53,9 @@ class Objective(nn.Module):
         mixing: Mixing | None = None,
     ) -> Tensor:
         logits = self.logits(images, dropout, mixing)
+        if self.class_weights is not None:
+            each = losses(logits, labels, self.kind, self.smoothing, mixing)
+            return (each * weights_of_rows(self.class_weights, labels, mixing)).sum()
         if self.kind == "softmax" and not self.smoothing and mixing is None:
             return F.cross_entropy(logits, labels, reduction="sum")  # sums in another order
         return losses(logits, labels, self.kind, self.smoothing, mixing).sum()
@@ -79,6 +93,14 @@ def losses(
     if kind == "softmax":
         return torch.logsumexp(logits, 1) - target
     return -F.logsigmoid(-logits).sum(1) - target
+
+
+def weights_of_rows(weights: Tensor, labels: Tensor, mixing: Mixing | None = None) -> Tensor:
+    """The weight [B] of each row's loss: its class's, of mixed rows both' in their shares."""
+    own = weights[labels]
+    if mixing is None:
+        return own
+    return mixing.numbers[0] * own + (1 - mixing.numbers[0]) * swap_pairs(own)
 
 
 def mix(x: Tensor, mixing: Mixing) -> Tensor:

@@ -73,7 +73,8 @@ class Trainer:
         self.compile_seconds: float | None = None
         self.trained_names = trained_names(train)
         self.model = self._make_model(compile, remat)
-        self.objective = Objective(self.model, train.loss, train.label_smoothing)
+        kind = (train.loss, train.label_smoothing, train.class_weights)
+        self.objective = Objective(self.model, *kind)
         self.dtype = self.objective.scale.dtype
         self.named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
         self.optimizer = make_optimizer(dict(self.named), train)

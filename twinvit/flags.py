@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 from shared_vit.errors import UserError, nearest
@@ -58,6 +59,7 @@ class Flags(TypedDict, total=False):
     clip: float
     loss: Literal["softmax", "sigmoid"]
     label_smoothing: float
+    class_weights: str | Sequence[float]
     layer_decay: float
     freeze: str
     ema: float

@@ -16,6 +16,7 @@ from shared_vit import weights
 from shared_vit.data import Dataset, open_dataset
 from shared_vit.data.check import check_dataset
 from shared_vit.data.content import content_of
+from shared_vit.data.labels import labels_of
 from shared_vit.data.minival import with_minival
 from shared_vit.data.pipeline import Batches, batches
 from shared_vit.data.sources import open_whole
@@ -39,6 +40,7 @@ from shared_vit.run.schedule import learning_rate
 from shared_vit.run.start_from import first_name
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
+from shared_vit.spec.class_weights import settled
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.rates import trained_names
@@ -177,6 +179,9 @@ def make_plan(asked: Asked, framework: str) -> Plan:
         dataset = with_minival(dataset)
     model = _model(asked, given.source.cfg if given else None, dataset)
     recipe = settle_recipe(asked, model, len(dataset.train))
+    if recipe.class_weights:
+        weights_of = settled(recipe.class_weights, labels_of(dataset.train), model.num_classes)
+        recipe = dataclasses.replace(recipe, class_weights=weights_of)
     machine = _machine(asked, run_dir, recipe, len(dataset.train))
     _say_of_length(asked, recipe, dataset)
     if asked.mode == "train":

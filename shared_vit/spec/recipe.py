@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from shared_vit.errors import UserError
+from shared_vit.spec.class_weights import check_class_weights, parse_class_weights
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.settings import restore, setting
@@ -158,6 +159,15 @@ class Recipe:
         least=0,
         historical=0.0,
     )
+    class_weights: tuple[float, ...] = setting(
+        (),
+        "Weights of the classes in the loss: balanced (by the number of their images), a text file "
+        "with a number a line, numbers with commas, or off.",
+        group="optimizer",
+        parse=parse_class_weights,
+        metavar="{off,balanced,FILE}",
+        historical=(),
+    )
     layer_decay: float = setting(
         1.0,
         "Learning rate of each layer over that of the layer above it.",
@@ -283,6 +293,7 @@ class Recipe:
                 f"--precision=fp16 may skip updates, of which --{new[0]} knows nothing: use bf16"
             )
         parse_freeze(self.freeze)
+        check_class_weights(self.class_weights)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -328,6 +339,9 @@ def pieces(recipe: Recipe) -> list[str]:
     plain = Recipe()
     found = [f"drop path {recipe.model.drop_path}"] if recipe.model.drop_path else []
     found += [f"momentum {recipe.momentum}"] if recipe.optimizer == "sgd" else []
+    if recipe.class_weights:
+        least, most = min(recipe.class_weights), max(recipe.class_weights)
+        found += [f"class weights {least:.3g} to {most:.3g}"]
     shown = [n for n in PIECES if getattr(recipe, n) != getattr(plain, n)]
     return found + [f"{n.replace('_', ' ')} {getattr(recipe, n)}" for n in shown]
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from shared_vit.data.dataset import Dataset, fingerprint
 from shared_vit.data.decode import MOST_BYTES
 from shared_vit.data.sources.class_order import BY_NAME, notice
@@ -26,6 +28,11 @@ class FolderSplit:
     def __init__(self, root: Path, listing: Listing):
         self._root, self._files, self._labels = os.fsencode(root), listing.files, listing.labels
         self._sizes = listing.sizes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]."""
+        return self._labels
 
     def files(self) -> Iterator[tuple[str, int, int]]:
         """Path below the root as printable text, class, and size in bytes, of each file."""

@@ -33,6 +33,7 @@ from shared_vit.weights.formats.base import (
 )
 from shared_vit.weights.formats.holds import ANY, BOTH, FREE, Rule
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
+from shared_vit.weights.formats.originals import in_timms_names, left_out
 from shared_vit.weights.formats.timm_architectures import (
     Architecture,
     architectures,
@@ -113,7 +114,11 @@ class Timm(Format):
 
     def strip(self, arrays: Arrays) -> Arrays:
         arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
-        return {_canonical(name): array for name, array in arrays.items()}
+        renamed = {_canonical(name): array for name, array in arrays.items()}
+        return in_timms_names(renamed)
+
+    def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
+        return left_out(arrays)
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         config, notes = hints.config or {}, Notes()

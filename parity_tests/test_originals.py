@@ -6,16 +6,21 @@ beside the function; both names and forms are those that timm's converters take.
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import timm_zoo
 import torch
 from helpers import relative_l2
 
 import torch_vit
 from shared_vit import weights
 from shared_vit.errors import UserError
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import timm_zoo  # noqa: E402
 
 _CLIP = {
     r"^patch_embed\.proj\.": "conv1.",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import helpers
 import numpy as np
 import pytest
-import timm_zoo
 import torch
 
 import jax_vit
@@ -29,6 +29,10 @@ from shared_vit.spec.optimizers import BETA1, BETA2, EPS
 from shared_vit.weights.formats.timm_architectures import architectures, function_of
 from twinvit.pairs import without_key_bias
 from twinvit.timm_fields import fields_of
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import timm_zoo  # noqa: E402
 
 # One of each kind of function and of spelling.
 NAMES = [

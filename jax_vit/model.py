@@ -26,6 +26,7 @@ from jax_vit.ops import (
     parameter,
     product,
     remat,
+    stream,
 )
 from jax_vit.pooling import AttentionPool
 from jax_vit.precision import policy_of
@@ -203,7 +204,7 @@ class VisionTransformer(nnx.Module):
         if before:
             before = [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in before]
             x = jnp.concatenate([*before, x], axis=1)
-        return add_positions(x, self.pos_embed) if has_rows and every else x
+        return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
     def places(self) -> list[Places]:
         """For each block, what its attention is told of positions."""

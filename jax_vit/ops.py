@@ -94,6 +94,12 @@ def add_positions(x: Array, pos_embed: Array) -> Array:
     return row_major(x + pos_embed)
 
 
+def stream(x: Array) -> Array:
+    """x [B, N, width] without positions, laid out row by row as `add_positions` gives it: XLA would
+    choose another layout on GPUs, and transpose in each block."""
+    return row_major(x)
+
+
 def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm | RMSNorm:
     """The model's kind of norm, over the last axis, of `width` units."""
     return (RMSNorm if cfg.norm == "rms" else LayerNorm)(width, cfg.norm_eps, policy)

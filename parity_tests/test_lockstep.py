@@ -29,14 +29,20 @@ from shared_vit.run import checkpoint
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
 from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.record import Record, read_record, write_record
-from shared_vit.run.state import StepScalars
+from shared_vit.run.state import StepMetrics, StepScalars
 from shared_vit.sealed import read_sealed, write_sealed
 from shared_vit.spec.machine import Machine
 from twinvit import audit, lockstep, lockstep_run, proof_pages
 from twinvit import lockstep_record as record
 from twinvit.lockstep import Measured
 from twinvit.lockstep_jax_map import HostTrainer
-from twinvit.lockstep_twins import Pair, judged_by_reference, optimizer_quantities
+from twinvit.lockstep_twins import (
+    Pair,
+    judged_by_reference,
+    optimizer_quantities,
+    quantities,
+    relative_to,
+)
 from twinvit.noise_rule import machine_epsilon
 from twinvit.parity import parity
 
@@ -758,3 +764,21 @@ def test_page_of_two_curves(tmp_path):
     assert proof_pages.report((tmp_path,)) == 0
     page = (tmp_path / "parity.html").read_text()
     assert "SAME" in page and "same for steps 1 to 60 of 60" in page and page.count("<svg") >= 8
+
+
+@pytest.mark.parametrize(
+    "changes, unseen",
+    [
+        ({}, True),
+        (dict(rope="axial", rope_base=100.0), False),  # the bias of keys is of the function
+        (dict(qk_norm=True), False),
+        (dict(no_bias=("k",)), False),  # and must stay zero
+    ],
+    ids=str,
+)
+def test_key_biases_are_apart_only_where_they_are_not_of_the_function(changes, unseen):
+    cfg = dataclasses.replace(helpers.TINY, **changes)
+    grads = {"blocks.0.attn.qkv.bias": np.ones(3 * cfg.width)}
+    found = quantities(cfg, StepMetrics(1.0, 1.0, False, False), grads)
+    assert ("blocks.0.attn.qkv.bias[keys]" in found) == unseen == bool(relative_to(cfg))
+    assert found["blocks.0.attn.qkv.bias"].size == (2 if unseen else 3) * cfg.width

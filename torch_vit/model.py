@@ -29,6 +29,7 @@ from torch_vit.ops import (
     parameter,
     product,
     remat,
+    stream,
 )
 from torch_vit.pooling import AttentionPool
 from torch_vit.precision import policy_of
@@ -205,7 +206,7 @@ class VisionTransformer(nn.Module):
         if before:
             before = [torch.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in before]
             x = torch.concatenate([*before, x], dim=1)
-        return add_positions(x, self.pos_embed) if has_rows and every else x
+        return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
     def places(self) -> list[Places]:
         """For each block, what its attention is told of positions."""

@@ -90,6 +90,11 @@ def add_positions(x: Tensor, pos_embed: Tensor) -> Tensor:
     return x + pos_embed
 
 
+def stream(x: Tensor) -> Tensor:
+    """x itself; the Flax twin's layout is chosen there."""
+    return x
+
+
 def make_norm(cfg: ModelConfig, width: int, policy: Policy) -> LayerNorm | RMSNorm:
     """The model's kind of norm, over the last axis, of `width` units."""
     return (RMSNorm if cfg.norm == "rms" else LayerNorm)(width, cfg.norm_eps, policy)

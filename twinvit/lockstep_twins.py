@@ -21,6 +21,7 @@ import numpy as np
 from shared_vit.data.batch import Batch
 from shared_vit.run.plan import Plan
 from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
+from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
@@ -118,14 +119,15 @@ class Twin:
 def quantities(
     cfg: ModelConfig, metrics: StepMetrics, grads: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Loss, grad norm and each gradient; the key part of a qkv.bias is a quantity by itself."""
+    """Loss, grad norm and each gradient; the key part of a qkv.bias is a quantity by itself where
+    it is no part of the function."""
     result: dict[str, np.ndarray] = {
         "loss": np.asarray(metrics.loss, np.float64),
         "grad_norm": np.asarray(metrics.grad_norm, np.float64),
     }
-    keys = slice(cfg.width, 2 * cfg.width)
+    keys, unseen = slice(cfg.width, 2 * cfg.width), canonical.has_unseen_key_bias(cfg)
     for name, grad in grads.items():
-        if name.endswith(_QKV):
+        if unseen and name.endswith(_QKV):
             result[name] = np.delete(grad, keys)
             result[name + KEYS] = grad[keys]
         else:
@@ -134,7 +136,10 @@ def quantities(
 
 
 def relative_to(cfg: ModelConfig) -> dict[str, str]:
-    """The key part has no true gradient: its size is measured against that of the other rows."""
+    """An unseen key part has no true gradient: its size is measured against that of the other
+    rows."""
+    if not canonical.has_unseen_key_bias(cfg):
+        return {}
     names = (f"blocks.{i}.{_QKV}" for i in range(cfg.depth))
     return {name + KEYS: name for name in names}
 

@@ -109,10 +109,9 @@ def torch_trainer(state: TrainState, recipe: Recipe, **memory: bool) -> TorchTra
 def without_key_bias(cfg: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Without the key part of `qkv.bias`, where it is not of the function.
 
-    It has no true gradient, since softmax does not see it, and Adam scales its rounding up. Rotary
-    positions and norms of keys make it count.
+    It has no true gradient, since softmax does not see it, and Adam scales its rounding up.
     """
-    if cfg.rope != "none" or cfg.qk_norm:
+    if not canonical.has_unseen_key_bias(cfg):
         return dict(arrays)
     rows = np.s_[cfg.width : 2 * cfg.width]
     return {n: np.delete(a, rows) if n.endswith("qkv.bias") else a for n, a in arrays.items()}

@@ -14,6 +14,7 @@ import numpy as np
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint
 from shared_vit.run.state import TrainState
+from shared_vit.spec import canonical
 from shared_vit.spec.optimizers import EMA
 from shared_vit.weights import checkpoints
 from twinvit import lockstep
@@ -91,9 +92,10 @@ def _arrays_at(run: Path, step: int) -> dict[str, np.ndarray]:
 
 def _split(state: TrainState, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     keys = slice(state.config.width, 2 * state.config.width)
+    unseen = canonical.has_unseen_key_bias(state.config)
     found: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if name.endswith(_QKV):
+        if unseen and name.endswith(_QKV):
             found[name], found[f"{name}[keys]"] = np.delete(array, keys), array[keys]
         else:
             found[name] = array

@@ -274,6 +274,12 @@ def is_decayed(name: str) -> bool:
     return _KINDS[re.sub(r"^blocks\.\d+\.", _BLOCK, name)].decay
 
 
+def has_unseen_key_bias(cfg: ModelConfig) -> bool:
+    """Whether the bias of keys is no part of the function: a softmax takes no notice of what is
+    added to all scores of a query. Rotary positions and norms of keys make it count."""
+    return cfg.rope == "none" and not cfg.qk_norm and not {"k", "qkv"} & set(cfg.no_bias)
+
+
 def num_params(cfg: ModelConfig) -> int:
     """Number of parameters, fixed positions not counted."""
     return sum(math.prod(row.shape) for row in arrays(cfg).values() if row.trained)

@@ -260,3 +260,40 @@ def test_every_tensor_of_the_family_has_first_values():
     assert a.keys() == b.keys() == canonical.shapes(cfg).keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert np.all(a["blocks.0.ls1.gamma"] == np.float32(1e-5))
+
+
+@pytest.mark.parametrize(
+    "argument, refused",
+    [
+        ({"rope_temperature": 50.0}, ""),
+        ({"rope_grid_offset": 0.5}, ""),
+        ({"rope_rotate_half": True}, "its config.json tells create_model rope_rotate_half"),
+        ({"block_fn": "ParallelScalingBlock"}, "tells create_model block_fn"),
+    ],
+)
+def test_arguments_that_no_tensor_shows_are_not_passed_over(argument, refused, tmp_path):
+    pair = timm_zoo.drawn("vit_pe_core_base_patch16_224", tmp_path / "model")
+    before, _ = weights.read(pair.folder)
+    path = pair.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"] |= argument
+    path.write_text(json.dumps(config))
+    if refused:
+        with pytest.raises(UserError, match=refused):
+            weights.read(pair.folder)
+    else:
+        after, _ = weights.read(pair.folder)
+        assert (after.rope_base, after.rope_offset) != (before.rope_base, before.rope_offset)
+
+
+def test_positions_by_row_and_column_keep_their_grid(tmp_path):
+    """8 x 32 and 16 x 16 have the same number of rows."""
+    from safetensors.torch import load_file, save_file
+
+    pair = timm_zoo.drawn("naflexvit_base_patch16_gap", tmp_path / "model")
+    file = pair.folder / "model.safetensors"
+    state = load_file(file)
+    state["embeds.pos_embed"] = state["embeds.pos_embed"].reshape(1, 8, 32, -1)
+    save_file(state, file)
+    cfg, _ = weights.read(pair.folder)
+    assert cfg.grid == (8, 32)

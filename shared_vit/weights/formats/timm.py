@@ -42,7 +42,11 @@ from shared_vit.weights.formats.timm_architectures import (
     named,
     nearest_to,
 )
-from shared_vit.weights.formats.timm_family import architecture_of_file, read_family
+from shared_vit.weights.formats.timm_family import (
+    architecture_of_file,
+    read_family,
+    unknown_arguments,
+)
 from shared_vit.weights.formats.timm_names import spelling_of, timm_table
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.table import Table, count_layers, side_of, without_prefix_rows
@@ -128,6 +132,11 @@ class Timm(Format):
             return self._read_plain(arrays, said, hints, notes)
         args = {**config, **section(config, "model_args", hints.where)}
         pretrained = section(config, "pretrained_cfg", hints.where) or config
+        if unknown := unknown_arguments(section(config, "model_args", hints.where)):
+            raise UserError(
+                f"{hints.where}: its config.json tells create_model {', '.join(unknown)}, whose "
+                "effect is not known: the function may be another one"
+            )
         architecture = architecture_of_file(arrays, said, hints, notes)
         values = read_family(arrays, architecture, args, pretrained, hints, notes)
         if not pretrained:

@@ -35,6 +35,20 @@ _ACTIVATIONS = {
     "silu": ("silu", "erf"),
     "swish": ("silu", "erf"),
 }
+# Arguments of `create_model` whose effect the tensors or the sizes show, or that have none here.
+_SHOWN = frozenset(
+    (
+        "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+        "num_classes", "global_pool", "class_token", "fc_norm", "final_norm", "reg_tokens",
+        "num_reg_tokens", "no_embed_class", "pos_embed", "use_abs_pos_emb", "init_values", "qkv_bias",
+        "qkv_fused", "qk_norm", "pre_norm", "use_pre_transformer_norm", "use_post_transformer_norm",
+        "use_fc_norm", "act_layer", "pool_include_prefix", "proj_bias", "swiglu_mlp",
+        "scale_attn_inner", "scale_norm", "num_kv_heads", "dynamic_img_size", "dynamic_img_pad",
+        "strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
+        "attn_drop_rate", "drop_path_rate", "weight_init", "features_only", "head_init_scale",
+        "rope_temperature", "ref_feat_shape", "rope_grid_offset",
+    )
+)  # fmt: skip
 _POOLS = {"avg": "mean", "token": "token", "map": "map"}
 
 
@@ -101,12 +115,35 @@ def read_family(
     """The fields of ModelConfig but for the preparation of images. Raises UserError."""
     names = Names(arrays)
     found = {name: getattr(architecture.cfg, name) for name in _BY_NAME}
+    found |= _rotary_arguments(args, found, hints)
     found |= _tokens(names) | _norms(names) | _sizes(names, architecture, args, hints)
     found["no_bias"] = _missing_biases(names)
     found["relative_bias"] = "blocks.0.attn.relative_position_bias_table" in names
     _said_by_arguments(found, names, args, hints, notes)
     found |= _image(names, found, architecture, args, pretrained, hints)
     return found
+
+
+def unknown_arguments(model_args: Mapping[str, Any]) -> list[str]:
+    """Those whose effect on the function is not known here."""
+    return sorted(str(key) for key in model_args if key not in _SHOWN)
+
+
+def _rotary_arguments(
+    args: Mapping[str, Any], found: Mapping[str, Any], hints: Hints
+) -> dict[str, Any]:
+    """What of rotary positions `create_model` was told in place of the name's own."""
+    told: dict[str, Any] = {}
+    for key, name in (("rope_temperature", "rope_base"), ("rope_grid_offset", "rope_offset")):
+        if key in args and found["rope"] != "none":
+            told[name] = number(args, key, float, found[name], hints.where)
+    grid = args.get("ref_feat_shape")
+    if grid is not None and found["rope"].startswith("axial"):
+        pair = _pair(grid)
+        if pair is None or pair[0] != pair[1]:
+            raise UserError(f"{hints.where}: its ref_feat_shape is {grid!r:.80}: expected a square")
+        told["rope_grid"] = pair[0]
+    return told
 
 
 def _tokens(names: Names) -> dict[str, Any]:
@@ -244,6 +281,9 @@ def _image(
     patch, prefix = found["patch_size"], found["class_token"] + found["distilled"]
     prefix += found["registers"]
     rows = _position_rows(names)
+    table = names.shape("pos_embed")
+    if table is not None and len(table) == 4:  # by row and column
+        return _image_fields((table[1] * patch, table[2] * patch), not prefix)
     sizes = [_pair(args.get("img_size")), _pair(pretrained.get("input_size"))]
     sizes.append(architecture.cfg.image_shape)
     for size in [size for size in sizes if size is not None]:

@@ -58,8 +58,10 @@ def test_both_twins_take_the_same_steps_and_change_places(cfg, x64):
     assert state_distance(*(trainer.state() for trainer in swapped))[0] < LIMIT
 
 
-def test_remat_changes_rounding_alone(cfg, x64):
-    recipe = recipe_of(cfg)
+@pytest.mark.parametrize("name", ["DINOv3", "SigLIP", "BEiT", "RoPE mixed"])
+def test_remat_changes_rounding_alone(name, x64):
+    recipe = recipe_of(FAMILIES[name])
+    cfg = FAMILIES[name]
     state = start_of(cfg, recipe)
     for make in (torch_trainer, jax_trainer):
         plain, again = make(state, recipe), make(state, recipe, remat=True)

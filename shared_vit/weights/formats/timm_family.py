@@ -40,7 +40,8 @@ _SHOWN = frozenset(
     (
         "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
         "num_classes", "global_pool", "class_token", "fc_norm", "final_norm", "reg_tokens",
-        "num_reg_tokens", "no_embed_class", "pos_embed", "use_abs_pos_emb", "init_values", "qkv_bias",
+        "num_reg_tokens", "no_embed_class", "pos_embed", "use_abs_pos_emb", "init_values",
+        "qkv_bias",
         "qkv_fused", "qk_norm", "pre_norm", "use_pre_transformer_norm", "use_post_transformer_norm",
         "use_fc_norm", "act_layer", "pool_include_prefix", "proj_bias", "swiglu_mlp",
         "scale_attn_inner", "scale_norm", "num_kv_heads", "dynamic_img_size", "dynamic_img_pad",

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +259,21 @@ def test_the_ports_inputs_have_their_axes_in_the_order_of_their_flag(shape, orde
         (made,) = cli.jax_inputs([shape], [x])
         assert np.array_equal(made, x.transpose(order))
     assert cli.jax_inputs([], [x]) is None
+
+
+def test_a_file_is_as_good_as_a_package(tmp_path, capsys, monkeypatch):
+    """Under a name that a package has, with a module beside it, called from another folder."""
+    code = FACTORIES.replace("import port_models as models", "from beside_it import models")
+    (tmp_path / "json.py").write_text(code)
+    (tmp_path / "beside_it.py").write_text("import port_models as models\n")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    file = tmp_path / "json.py"
+    common = ["explain", f"{file}:make_torch"]
+    assert cli.main([*common, f"{file}:good", *SHAPE]) == 0
+    assert cli.main([*common, f"{file}:bad", *SHAPE]) == 1
+    assert "gelu_tanh" in capsys.readouterr().out
+    assert sys.modules["json"] is json
+    assert cli.main([*common, f"{tmp_path / 'none.py'}:good", *SHAPE]) == 3
+    assert "there is no file" in capsys.readouterr().err
+    assert cli.main(["explain", str(file), f"{file}:good", *SHAPE]) == 3
+    assert "write pkg.mod:function or file.py:function" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def _explain_flags(commands: Any) -> None:
     p.add_argument(
         "torch_model",
         metavar="pkg.mod:make_torch",
-        help="an nn.Module, or a function that makes one",
+        help="an nn.Module, or a function that makes one; a file works as well: net.py:make",
     )
     p.add_argument(
         "jax_model",

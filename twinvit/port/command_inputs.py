@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import inspect
 import itertools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,38 @@ from twinvit.port.errors import PortError
 
 
 def load(name: str, *given: Any) -> Any:
-    """What `pkg.mod:name` names: an object, or what a function of that name makes.
+    """What `pkg.mod:name` or `folder/file.py:name` names: an object, or what a function of that
+    name makes.
 
     A function whose first parameter has no default is given `given`.
 
     Raises:
         PortError: it cannot be imported or called.
     """
-    module_name, _, attribute = name.partition(":")
-    if not attribute:
-        raise PortError(f"{name!r} names no factory; write pkg.mod:function")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name:
+        raise PortError(f"{name!r} names no factory; write pkg.mod:function or file.py:function")
+    module = _module(module_name, name)
     try:
-        module = importlib.import_module(module_name)
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise PortError(f"{module_name} has no {attribute}") from error
+    return _made(found, name, given)
+
+
+def _module(module_name: str, name: str) -> ModuleType:
+    """A module by its name or its file. Raises PortError."""
+    is_file = module_name.endswith(".py")
+    if is_file and not Path(module_name).is_file():
+        raise PortError(f"there is no file {module_name}")
+    # What is beside a file is found from it, too.
+    folder = str(Path(module_name).resolve().parent) if is_file else str(Path.cwd())
+    if folder not in sys.path and (is_file or "" not in sys.path):
+        sys.path.insert(0, folder)
+    try:
+        return _of_file(Path(module_name)) if is_file else importlib.import_module(module_name)
     except ImportError as error:
         missing = getattr(error, "name", None)
         if missing in ("torch", "jax", "flax", "equinox", "haiku"):
@@ -45,12 +64,28 @@ def load(name: str, *given: Any) -> Any:
         raise PortError(
             f"{module_name} fails while it is imported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _of_file(path: Path) -> ModuleType:
+    """The module of a file, once for both models. Its name is its path, which no package has."""
+    path = path.resolve()
+    name = str(path)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     try:
-        found: Any = module
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise PortError(f"{module_name} has no {attribute}") from error
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _made(found: Any, name: str, given: Sequence[Any]) -> Any:
+    """An object, or what a factory makes of as many of `given` as it needs. Raises PortError."""
     if not (inspect.isfunction(found) or inspect.isclass(found) or inspect.isbuiltin(found)):
         return found
     try:

@@ -226,7 +226,7 @@ def test_curves_judges_runs_of_the_same_settings(tmp_path):
 OTHER = {
     "data": "folder", "optimizer": "sgd", "schedule": "linear", "loss": "sigmoid",
     "freeze": "trunk", "randaug": "2,5", "minival": "on", "precision": "fp64", "init_from": "x",
-    "positions": "corners", "nudge": 1, "class_order": "number",
+    "positions": "corners", "nudge": 1, "class_order": "number", "class_weights": (1.0, 2.0),
 }  # fmt: skip
 
 

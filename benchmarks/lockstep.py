@@ -125,6 +125,7 @@ def _curves(run_dir: Path, *flags: str) -> dict[str, Any]:
             [sys.executable, "-m", "twinvit", *command], stdout=subprocess.PIPE, text=True
         )
         said = [line for line in done.stdout.splitlines() if line.strip()]
+        said = [line for line in said if not line.startswith("figure")]
         path.write_text(json.dumps({"exit_status": done.returncode, "line": said[-1]}))
     return json.loads(path.read_text())
 

@@ -129,10 +129,10 @@ def test_a_zero_head_hides_no_other_weights(pair):
 def test_a_twin_that_is_wrong_behind_a_zero_is_seen(pair, monkeypatch):
     """The JAX twin's attention without its scale, where attention's output is multiplied by 0."""
     import jax_vit.ops
-    from jax_vit import model
+    from jax_vit import attention
 
     right = jax_vit.ops.attention
-    monkeypatch.setattr(model, "attention", lambda qkv, *rest: right(1.1 * qkv, *rest))
+    monkeypatch.setattr(attention, "attention", lambda qkv, *rest: right(1.1 * qkv, *rest))
     found = pair(start=zeroed("blocks.0.attn.proj.weight"), twin_a="jax")
     assert found.status == 1 and "with drawn weights in their place" in found.said, found.said
 

@@ -276,7 +276,15 @@ CONTENDERS = {
 
 
 def _timm(cfg):
+    from shared_vit.weights.formats import timm as names
+    from twinvit.peers import without_torchvision_operators
+
+    without_torchvision_operators()
+    import timm
     from timm.models.vision_transformer import VisionTransformer
+
+    if not names.is_plain(cfg):
+        return timm.create_model(names.architecture_of(cfg), **names.model_args(cfg))
 
     return VisionTransformer(
         cfg.image_size, cfg.patch_size, num_classes=cfg.num_classes, embed_dim=cfg.width,

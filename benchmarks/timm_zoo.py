@@ -155,9 +155,8 @@ def written_back(pair: Pair, cfg: Any, arrays: dict[str, np.ndarray]) -> bool:
     folder = pair.folder.parent / (pair.folder.name + "_back")
     weights.write(folder, cfg, arrays, format="timm")
     config = json.loads((folder / "config.json").read_text())
-    extra = {"num_kv_heads": (2, 2)} if "sapiens2" in pair.name else {}
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model_args"].items()}
-    model = timm.create_model(config["architecture"], **args, **extra).double()
+    model = timm.create_model(config["architecture"], **args).double()
     from safetensors.torch import load_file
 
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

@@ -297,3 +297,74 @@ def test_positions_by_row_and_column_keep_their_grid(tmp_path):
     save_file(state, file)
     cfg, _ = weights.read(pair.folder)
     assert cfg.grid == (8, 32)
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("vit_base_patch16_gap_224", {}),  # 16 heads of 48
+        ("vit_giantopt_patch16_siglip_gap_256", {}),
+        ("vit_tiny_patch16_384", {"embed_dim": 96}),  # timm keeps the name's heads
+        ("vit_base_patch16_clip_384", {"embed_dim": 96}),
+        ("vit_pe_core_base_patch16_224", {"global_pool": "avg", "use_fc_norm": False}),
+    ],
+)
+def test_what_the_name_decides_without_an_argument(name, arguments, tmp_path):
+    """Heads, and whether the mean counts the tokens before the patches'."""
+    before = timm_zoo.small_arguments(name)
+    pair = timm_zoo.drawn(name, tmp_path / "model")
+    args = {"depth": 1, "img_size": before["img_size"], "num_classes": 7} | arguments
+    if "giantopt" in name:
+        args |= {"embed_dim": 64, "mlp_ratio": 2.0}
+    with torch.device("cpu"):
+        torch.manual_seed(0)
+        model = timm_zoo.timm.create_model(name, **args).double().eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    pair = dataclasses.replace(pair, model=model, args=args)
+    timm_zoo.write_folder(pair)
+    cfg, arrays = weights.read(pair.folder)
+    assert cfg.num_heads == model.blocks[0].attn.num_heads
+    ours = torch_vit.from_arrays(cfg, arrays, "fp64")
+    limit = 1e-6 if cfg.rope != "none" else 1e-12  # this model's tables are timm's own
+    with torch.no_grad():
+        assert timm_zoo.gap(ours(pair.images), model(pair.images)) < limit
+
+
+@pytest.mark.parametrize(
+    "name, arguments, refused",
+    [
+        ("vit_small_patch14_dinov2", {"global_pool": "max"}, "global_pool is 'max'"),
+        ("vit_tiny_patch16_224", {"global_pool": "avgmax"}, "global_pool is 'avgmax'"),
+        ("deit3_small_patch16_224", {"fc_norm": True, "global_pool": "token"}, "fc_norm"),
+        ("eva02_tiny_patch14_224", {"swiglu_mlp": False}, "with gated=False"),
+        ("vit_base_patch16_dinov3", {"global_pool": "map"}, "no attention pooling of its own"),
+    ],
+)
+def test_functions_that_the_twins_do_not_have_are_refused(name, arguments, refused, tmp_path):
+    pair = timm_zoo.drawn(name, tmp_path / "model", **arguments)
+    with pytest.raises(UserError, match=refused):
+        weights.read(pair.folder)
+
+
+def test_a_name_that_the_tensors_contradict_is_refused(tmp_path):
+    pair = timm_zoo.drawn("vit_tiny_patch16_224", tmp_path / "model")
+    for name in ("vit_small_patch16_dinov3", "vit_base_patch16_clip_quickgelu_224"):
+        with pytest.raises(UserError, match=f"is no {name}, as it is called"):
+            weights.read(bare(pair.folder, tmp_path / f"{name}.safetensors"))
+
+
+def test_scales_that_two_families_have_are_not_guessed(tmp_path):
+    """DeiT-III's authors and RoPE-ViT in timm's Eva have the same names and shapes."""
+    from safetensors.numpy import save_file
+
+    with torch.device("meta"):
+        model = timm_zoo.timm.create_model("vit_small_patch16_rope_ape_224")
+    state = {n: np.zeros(t.shape, np.float32) for n, t in model.state_dict().items()}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="compute different functions of the same tensors"):
+        weights.open_weights(tmp_path / "x.safetensors")
+    pair = timm_zoo.drawn("vit_small_patch16_rope_ape_224", tmp_path / "model")
+    cfg, arrays = weights.read(pair.folder)
+    weights.write(tmp_path / "back", cfg, arrays, format="timm")
+    assert weights.read(tmp_path / "back")[0] == cfg

@@ -71,7 +71,8 @@ class GoogleLayout(Format):
     eval_resize: float  # of the code's own evaluation
     holds = {
         "class_token": BOTH,
-        "pool": lambda cfg: cfg.pool == "token" or not cfg.class_token,  # tok or gap
+        # tok or gap
+        "pool": lambda cfg: cfg.pool == "token" or (cfg.pool == "mean" and not cfg.class_token),
         "pre_logits": ANY,
     }
     foreign = {

@@ -1,5 +1,5 @@
-"""Names of the authors' own code, as timm's: DINOv2, DINOv3, DeiT-III, CLIP (OpenAI's and
-open_clip's), Perception Encoder, AIMv2, EVA-02 and its CLIP, BEiT-3.
+"""Names of the authors' own code, as timm's: DINOv2, DINOv3, CLIP (OpenAI's and open_clip's),
+Perception Encoder, AIMv2, EVA-02 and its CLIP, BEiT-3. DeiT-III's are a spelling of timm's.
 
 Most is renaming; the rest is cut, joined or given other axes when it is read.
 """
@@ -107,8 +107,8 @@ def _class_row_into_token(out: dict[str, _AnyArray]) -> None:
 
 
 def _split_key_bias(out: dict[str, _AnyArray]) -> None:
-    """DINOv3's bias of keys is masked out, whatever the file has there."""
-    for name in [n for n in out if n.endswith("attn.qkv.bias")]:
+    """DINOv3's bias of keys is masked out where the file has a mask, whatever it has there."""
+    for name in [n for n in out if n.endswith("attn.qkv.bias") and f"{n}_mask" in out]:
         bias = out.pop(name)
         third = bias.shape[0] // 3
         for part, i in (("q_bias", 0), ("v_bias", 2)):
@@ -151,16 +151,6 @@ def _beit3_positions(out: dict[str, _AnyArray]) -> None:
     if rows is not None:
         shape = (1, rows.shape[0] - 2, rows.shape[1])
         out["pos_embed"] = _made(shape, rows, lambda: np.asarray(rows)[None, 2:])
-
-
-def _is_square(rows: int) -> bool:
-    return int(rows**0.5 + 0.5) ** 2 == rows
-
-
-def _is_deit3(names: Arrays) -> bool:
-    """Its class token has no position; timm's Eva, which says gamma_1 too, gives it one."""
-    needed = {"blocks.0.gamma_1", "blocks.0.attn.qkv.bias", "pos_embed", "cls_token"}
-    return needed <= set(names) and _is_square(names["pos_embed"].shape[1])
 
 
 _RESIDUAL_BLOCKS = {
@@ -279,5 +269,4 @@ ORIGINALS = (
             r"\.attn\.([qv])_bias$": r".attn.\1_proj.bias",
         },
     ),
-    Original("DeiT-III", _is_deit3, {r"\.gamma_([12])$": r".ls\1.gamma"}),
 )

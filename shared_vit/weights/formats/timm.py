@@ -44,6 +44,8 @@ from shared_vit.weights.formats.timm_architectures import (
 )
 from shared_vit.weights.formats.timm_family import (
     architecture_of_file,
+    check_pooling,
+    heads_of,
     read_family,
     unknown_arguments,
 )
@@ -127,10 +129,11 @@ class Timm(Format):
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         config, notes = hints.config or {}, Notes()
         said = named(str(config.get("architecture", ""))[:200]) or named(Path(hints.where).name)
+        args = {**config, **section(config, "model_args", hints.where)}
+        check_pooling(args, arrays, hints)
         plain_said = said is None or is_plain(said.cfg)
         if plain_said and not _is_later(arrays):
             return self._read_plain(arrays, said, hints, notes)
-        args = {**config, **section(config, "model_args", hints.where)}
         pretrained = section(config, "pretrained_cfg", hints.where) or config
         if unknown := unknown_arguments(section(config, "model_args", hints.where)):
             raise UserError(
@@ -138,7 +141,7 @@ class Timm(Format):
                 "effect is not known: the function may be another one"
             )
         architecture = architecture_of_file(arrays, said, hints, notes)
-        values = read_family(arrays, architecture, args, pretrained, hints, notes)
+        values = read_family(arrays, architecture, args, pretrained, hints)
         if not pretrained:
             pretrained = architecture.pretrained
             notes.assumed.append(f"the preparation of images of timm's {architecture.name}")
@@ -180,6 +183,8 @@ class Timm(Format):
             patches = rows - (class_token and not bare)
             size, width = image_size(patches, values["patch_size"], "pos_embed", hints), 0
         num_heads = number(args, "num_heads", int, None, hints.where)
+        if said is not None:
+            num_heads = heads_of(values["width"], said.cfg, args, hints)
         gelu = _gelu(args, config, said, hints, notes)
         mean, std = colours(pretrained, "mean", "std", HALF, hints.where)
         usual = _CROP_DEFAULT if pretrained else _CROP_VIT

@@ -105,8 +105,13 @@ def nearest_to(cfg: ModelConfig) -> Architecture | None:
 
 
 def _takes_sizes(each: Architecture, cfg: ModelConfig) -> bool:
-    """A NaFlexVit's positions have the grid of its name."""
-    return "naflex" not in each.spelling or each.cfg.grid == cfg.grid
+    """Whether arguments can give the architecture the model's sizes."""
+    if "naflex" in each.spelling and each.cfg.grid != cfg.grid:
+        return False  # its positions have the grid of its name
+    if each.cfg.rope == "centred" and cfg.gated and cfg.mlp_dim != each.cfg.mlp_dim:
+        return cfg.mlp_dim % 64 == 0  # the widest rounding of the names'
+    both = each.cfg.mlp_dim == each.cfg.pooling_mlp == 4 * each.cfg.width
+    return cfg.pool != "map" or not both or cfg.mlp_dim == 4 * cfg.width
 
 
 def arguments(each: Architecture, cfg: ModelConfig) -> dict[str, Any]:
@@ -127,6 +132,8 @@ def arguments(each: Architecture, cfg: ModelConfig) -> dict[str, Any]:
             found[key] = getattr(cfg, name)
     if (cfg.width, cfg.mlp_dim) != (each.cfg.width, each.cfg.mlp_dim):
         found["mlp_ratio"] = (cfg.mlp_dim * each.mlp_factor + 0.5) / cfg.width  # is rounded down
+    if "sapiens2" in each.name and cfg.depth != each.cfg.depth:
+        found["num_kv_heads"] = [cfg.num_heads] * cfg.depth
     return found
 
 
@@ -135,14 +142,17 @@ def candidates(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Architecture]:
     body = {name: shape for name, shape in shapes.items() if not name.startswith(_BY_SIZE)}
     spelling = spelling_of(body)
     for each in architectures().values():
-        if each.spelling == spelling and _has_shapes(each, body):
+        # DeiT-III's authors call the scales as timm's Eva does.
+        if each.spelling ^ spelling <= {"gamma"} and _has_shapes(each, body, spelling):
             yield each
 
 
-def _has_shapes(each: Architecture, body: Mapping[str, tuple[int, ...]]) -> bool:
+def _has_shapes(
+    each: Architecture, body: Mapping[str, tuple[int, ...]], spelling: Spelling
+) -> bool:
     expected = {
         piece.name: piece.shape
-        for pieces in timm_table(each.cfg, each.spelling, head=False).values()
+        for pieces in timm_table(each.cfg, spelling, head=False).values()
         for piece in pieces
         if not piece.name.startswith(_BY_SIZE)
     }

@@ -98,6 +98,28 @@ def architecture_of_file(
     return found[0]
 
 
+# What the tensors show of a function, so that a file's name can be held to it.
+_SEEN = (
+    "class_token", "distilled", "registers", "pos_embed", "norm", "qk_norm", "inner_norm",
+    "layer_scale", "embed_norm", "relative_bias", "gated",
+)  # fmt: skip
+
+
+def _check_the_name(
+    found: Mapping[str, Any], architecture: Architecture, config_says: bool, hints: Hints
+) -> None:
+    """Raise UserError where a file's name is of other tensors than the file's; config.json may
+    change all but whether the MLPs are gated, on which their activation depends."""
+    seen = ("gated",) if config_says else _SEEN
+    wrong = [name for name in seen if found[name] != getattr(architecture.cfg, name)]
+    if wrong:
+        shown = ", ".join(f"{name}={found[name]!r}" for name in wrong)
+        raise UserError(
+            f"{hints.where} is no {architecture.name}, as it is called: its tensors are of a model "
+            f"with {shown}"
+        )
+
+
 def _strange(arrays: Arrays) -> str:
     """Tensors that ViT-B/16 has not, for a message."""
     usual = canonical.shapes(ModelConfig(depth=1))
@@ -111,16 +133,17 @@ def read_family(
     args: Mapping[str, Any],
     pretrained: Mapping[str, Any],
     hints: Hints,
-    notes: Notes,
 ) -> dict[str, Any]:
     """The fields of ModelConfig but for the preparation of images. Raises UserError."""
+    config_says = bool(hints.config)
     names = Names(arrays)
     found = {name: getattr(architecture.cfg, name) for name in _BY_NAME}
     found |= _rotary_arguments(args, found, hints)
     found |= _tokens(names) | _norms(names) | _sizes(names, architecture, args, hints)
     found["no_bias"] = _missing_biases(names)
     found["relative_bias"] = "blocks.0.attn.relative_position_bias_table" in names
-    _said_by_arguments(found, names, args, hints, notes)
+    _check_the_name(found, architecture, config_says, hints)
+    _said_by_arguments(architecture, found, names, args, hints)
     found |= _image(names, found, architecture, args, pretrained, hints)
     return found
 
@@ -208,7 +231,7 @@ def _sizes(
         gated="split_fc1" in names.spelling or fc1[0] == 2 * mlp_dim,
         num_classes=head[0] if head else hints.num_classes or 0,
         patch_size=patch_side(names.shape("patch_embed.proj.weight") or ()),
-        num_heads=_heads(width, usual, args, hints),
+        num_heads=heads_of(width, usual, args, hints),
     )
     if head is None and said and hints.num_classes is None:
         found["num_classes"] = 0
@@ -225,26 +248,42 @@ def _length(names: Names, name: str, hints: Hints) -> int:
     return shape[0]
 
 
-def _heads(width: int, usual: ModelConfig, args: Mapping[str, Any], hints: Hints) -> int:
-    """Those of the arguments or of the name; of another width, as many as keep a head's width."""
+def heads_of(width: int, usual: ModelConfig, args: Mapping[str, Any], hints: Hints) -> int:
+    """Those of the arguments, else those of the name, which another width does not change."""
     said = number(args, "num_heads", int, None, hints.where)
-    if said is not None:
-        if hints.num_heads not in (None, said):
-            raise UserError(
-                f"{hints.where} says that it has {said} heads; --num_heads={hints.num_heads} "
-                "contradicts it"
-            )
-        return int(said)
-    if hints.num_heads is not None:
-        return hints.num_heads
-    return usual.num_heads if width == usual.width else max(1, width // usual.head_width)
+    if said is None and (hints.config or width == usual.width):
+        said = usual.num_heads
+    if said is not None and hints.num_heads not in (None, said):
+        raise UserError(
+            f"{hints.where} says that it has {said} heads; --num_heads={hints.num_heads} "
+            "contradicts it"
+        )
+    return said or hints.num_heads or max(1, width // usual.head_width)
+
+
+def check_pooling(args: Mapping[str, Any], arrays: Arrays, hints: Hints) -> None:
+    """Raise UserError for a pooling that the twins do not have."""
+    pool = args.get("global_pool")
+    if pool not in (None, *_POOLS):
+        raise UserError(
+            f"{hints.where}: its global_pool is {pool!r:.40}; known are {', '.join(_POOLS)}"
+        )
+    if pool == "token" and "fc_norm.weight" in arrays:
+        raise UserError(
+            f"{hints.where}: it has a norm after the pooling (fc_norm) of its class token; the "
+            "twins have that for the mean alone"
+        )
 
 
 def _said_by_arguments(
-    found: dict[str, Any], names: Names, args: Mapping[str, Any], hints: Hints, notes: Notes
+    architecture: Architecture,
+    found: dict[str, Any],
+    names: Names,
+    args: Mapping[str, Any],
+    hints: Hints,
 ) -> None:
     """What `create_model` was told in place of the name's own."""
-    act, pool = args.get("act_layer"), args.get("global_pool")
+    act, pool, usual = args.get("act_layer"), args.get("global_pool"), architecture.cfg
     if act is not None:
         if not isinstance(act, str) or act not in _ACTIVATIONS:
             raise UserError(
@@ -253,16 +292,17 @@ def _said_by_arguments(
         found["activation"], found["gelu"] = _ACTIVATIONS[act]
     if "attn_pool.latent" in names:
         found["pool"] = "map"
+        if usual.pool != "map" and (architecture.spelling or usual.rope != "none"):
+            raise UserError(
+                f"{hints.where}: {architecture.name} has no attention pooling of its own, and of "
+                "which tokens timm's Eva would take it is not known here"
+            )
     elif pool in _POOLS and pool != "map":
         found["pool"] = _POOLS[pool]
-    elif pool not in (None, "map"):
-        notes.notices.append(
-            f"timm's global_pool is {pool!r:.40}: pooled features are {found['pool']!r}"
-        )
     if found["norm_after_pool"]:
         found["pool"] = "mean"
-    if args.get("pool_include_prefix") is not None:
-        found["pool_class_token"] = args["pool_include_prefix"] is True
+    if found["pool"] != usual.pool or args.get("pool_include_prefix") is not None:
+        found["pool_class_token"] = args.get("pool_include_prefix") is True
     prefix = found["class_token"] or found["registers"]
     if found["pool"] == "token" or not prefix:
         found["pool_class_token"] = False

@@ -18,11 +18,11 @@ def _hidden(cfg: ModelConfig, ratio: float) -> int:
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if cfg.gated else hidden
 
 
-def mlp_ratio(cfg: ModelConfig) -> float | None:
-    """DINOv2's `mlp_ratio`, from which its code computes the MLP's width; None where none does."""
-    exact = cfg.mlp_dim / cfg.width * (1.5 if cfg.gated else 1)
-    near = (round(exact), exact, exact + 0.5 / cfg.width, exact - 1 / cfg.width)
-    fits = (r for r in near if r > 0 and _hidden(cfg, r) == cfg.mlp_dim)
+def mlp_ratio(cfg: ModelConfig) -> int | None:
+    """DINOv2's `mlp_ratio`, a whole number, from which its code computes the MLP's width; None
+    where none does."""
+    near = round(cfg.mlp_dim / cfg.width * (1.5 if cfg.gated else 1))
+    fits = (r for r in (near, near - 1, near + 1) if r > 0 and _hidden(cfg, r) == cfg.mlp_dim)
     return next(fits, None)
 
 

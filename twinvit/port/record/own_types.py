@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 Types = frozenset[str]
@@ -53,7 +53,7 @@ class OwnTypes:
 
 def digits(dtype: str) -> int:
     """Binary digits of a floating-point type after the first; of a complex one those of a part."""
-    return int(jnp.finfo(np.dtype(jnp.dtype(dtype))).nmant)
+    return int(ml_dtypes.finfo(np.dtype(getattr(ml_dtypes, dtype, dtype))).nmant)
 
 
 def as_narrow(dtypes: Iterable[str], dtype: str) -> bool:

@@ -109,7 +109,7 @@ def _takes_sizes(each: Architecture, cfg: ModelConfig) -> bool:
     if "naflex" in each.spelling and each.cfg.grid != cfg.grid:
         return False  # its positions have the grid of its name
     if each.cfg.rope == "centred" and cfg.gated and cfg.mlp_dim != each.cfg.mlp_dim:
-        return cfg.mlp_dim % 64 == 0  # the widest rounding of the names'
+        return cfg.mlp_dim % (64 if "7b" in each.name else 8) == 0  # timm rounds it up
     both = each.cfg.mlp_dim == each.cfg.pooling_mlp == 4 * each.cfg.width
     return cfg.pool != "map" or not both or cfg.mlp_dim == 4 * cfg.width
 

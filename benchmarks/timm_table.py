@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm_fields import fields_of
 
 from shared_vit.errors import UserError
 from shared_vit.weights.formats.timm_names import spelling_of
 from twinvit.peers import without_torchvision_operators
-from twinvit.timm_fields import fields_of
 
 FILE = Path(__file__).parent.parent / "shared_vit/weights/formats/timm_architectures.json"
 MODULES = ("vision_transformer", "deit", "eva", "beit", "naflexvit")

@@ -28,11 +28,11 @@ from shared_vit.spec.families import MODELS, timm_name
 from shared_vit.spec.optimizers import BETA1, BETA2, EPS
 from shared_vit.weights.formats.timm_architectures import architectures, function_of
 from twinvit.pairs import without_key_bias
-from twinvit.timm_fields import fields_of
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import timm_zoo  # noqa: E402
+from timm_fields import fields_of  # noqa: E402
 
 # One of each kind of function and of spelling.
 NAMES = [

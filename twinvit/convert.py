@@ -88,30 +88,35 @@ def convert(
     changes: dict[str, Any] = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
-    if verify and any(value is not None for value in changes.values()):
-        raise UserError(
-            "--verify compares with what SRC says: convert with --verify first, and set mean, std, "
-            "resize or EXIF in a second conversion"
-        )
-    jobs = []
-    for here, there in _pairs(many, target, to) if many else [(source, target)]:
-        # Everything that can be refused is, before the first file is written.
-        opened = open_weights(here, from_, num_heads, num_classes, image_size)
-        opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **changes))
-        cfg, arrays = adapt(opened.cfg, opened.arrays, image_size, num_classes, dtype, positions)
-        check_target(there, cfg, to, new_folder=bool(many))
-        _check_free(opened, there, overwrite)
-        jobs.append(_Job(opened, cfg, arrays, positions, there))
+    if verify:
+        _check_verified(changes)
+    read: dict[str, Any] = dict(
+        format=from_, num_heads=num_heads, num_classes=num_classes, image_size=image_size
+    )
+    adapted: dict[str, Any] = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+    if image_size is not None:
+        adapted["positions"] = positions
+    # Everything that can be refused is, before the first file is written.
+    jobs = [
+        _job(here, there, to, bool(many), overwrite, read, adapted, changes)
+        for here, there in (_pairs(many, target, to) if many else [(source, target)])
+    ]
     if many:
         target.mkdir(exist_ok=True)
     for job in jobs:
         job.write(to)
     if verify:
-        adapted: dict[str, Any] = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
-        if image_size is not None:
-            adapted["positions"] = positions
         return certify(jobs[0].source, source, target, to, num_heads, adapted)
     return 0
+
+
+def _check_verified(changes: Mapping[str, Any]) -> None:
+    """Raise UserError for changes of the input, of which a comparison with SRC says nothing."""
+    if any(value is not None for value in changes.values()):
+        raise UserError(
+            "--verify compares with what SRC says: convert with --verify first, and set mean, std, "
+            "resize or EXIF in a second conversion"
+        )
 
 
 @dataclasses.dataclass
@@ -141,6 +146,25 @@ class _Job:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"wrote {self.there} ({to})")
+
+
+def _job(
+    here: Path,
+    there: Path,
+    to: To,
+    new_folder: bool,
+    overwrite: bool,
+    read: Mapping[str, Any],
+    adapted: Mapping[str, Any],
+    changes: Mapping[str, Any],
+) -> _Job:
+    """One file, read, adapted and free to be written. Raises UserError."""
+    opened = open_weights(here, **read)
+    opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **changes))
+    cfg, arrays = adapt(opened.cfg, opened.arrays, **adapted)
+    check_target(there, cfg, to, new_folder=new_folder)
+    _check_free(opened, there, overwrite)
+    return _Job(opened, cfg, arrays, adapted.get("positions", "bicubic"), there)
 
 
 def _check_free(source: Source, there: Path, overwrite: bool) -> None:

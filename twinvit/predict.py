@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -90,6 +91,17 @@ def predict(
     for notice in told + predictor.notices:
         print(f"notice: {notice}", file=sys.stderr)
     show = _as_json if json else _as_text
+    return 1 if _print_all(paths, predictor, batch_size, top_k, show) else 0
+
+
+def _print_all(
+    paths: list[str],
+    predictor: Predictor,
+    batch_size: int,
+    top_k: int,
+    show: Callable[[str, list[Guess]], str],
+) -> int:
+    """Print the guesses of each picture; how many could not be decoded."""
     failed = 0
     with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for names, inputs in batches_of(paths, predictor.cfg, batch_size):
@@ -104,7 +116,7 @@ def predict(
                     tqdm.write(show(name, found[name]), file=sys.stdout)
             sys.stdout.flush()
             bar.update(len(names))
-    return 1 if failed else 0
+    return failed
 
 
 def _as_json(path: str, guesses: list[Guess]) -> str:

@@ -27,7 +27,7 @@ class Stranger:
     """A checkpoint of a program that is not this one.
 
     name: of the row. writer: the program. wrote: what is in the file, beside the weights too.
-    write: makes it in a folder, and gives the path to load and the writer's own model. library:
+    write: makes it in a folder, and gives the path to load and the writer's own model. by_library:
     whether the writer's own code saves it here; else its layout is written by hand. read: what is
     read of it, or why it is not. said: parts of the notices of reading it. refused: part of the
     error where it is not read. partly: other sizes of it are. hints: what has to be said when it is
@@ -38,7 +38,7 @@ class Stranger:
     writer: str
     wrote: str
     write: Callable[[Path], tuple[Path | str, Logits | None]]
-    library: bool = False
+    by_library: bool = False
     read: str = ""
     said: tuple[str, ...] = ()
     refused: str = ""

@@ -1,4 +1,4 @@
-"""The ModelConfig of a model of timm, read off its modules."""
+"""The fields of ModelConfig of a model of timm, read off its modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from shared_vit.errors import UserError
-from shared_vit.spec.config import ModelConfig
 
 _CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit", "NaFlexVit")
 _BLOCKS = ("Block", "EvaBlock", "ResPostBlock", "EvaBlockPostNorm")
@@ -47,11 +46,6 @@ def fields_of(model: Any) -> dict[str, Any]:
     if kv != {attn.num_heads}:
         raise UserError("it has fewer heads of keys and values than of queries")
     return found
-
-
-def config_of(model: Any, **more: Any) -> ModelConfig:
-    """`fields_of`, as a ModelConfig; `more` are fields of the images' preparation."""
-    return ModelConfig(**fields_of(model), **more)
 
 
 def _sizes(model: Any, names: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def perception_encoder(state):
 def dinov2(state):
     names = {r"\.fc1\.": ".w12.", r"\.fc2\.": ".w3.", r"^reg_token$": "register_tokens"}
     out = renamed(state, names)
-    rows = 0.3 * torch.ones_like(out["cls_token"])
+    # Not alike in all channels, of which a norm takes the mean.
+    rows = torch.linspace(-1, 1, out["cls_token"].shape[-1]).expand_as(out["cls_token"])
     out["cls_token"] = out["cls_token"] - rows
     out["pos_embed"] = torch.cat([rows, out["pos_embed"]], 1)
     return out | {"mask_token": torch.ones(1, out["cls_token"].shape[-1])}

@@ -187,16 +187,8 @@ ORIGINALS = (
     ),
     Original(
         "DINOv2",
-        lambda names: (
-            any(
-                name in ("register_tokens", "mask_token", "blocks.0.mlp.w12.weight")
-                or re.match(r"blocks\.\d+\.\d+\.norm1\.weight$", name)
-                for name in names
-            )
-            and any(name.endswith(".ls1.gamma") for name in names)
-        ),
+        lambda names: "register_tokens" in names or "blocks.0.mlp.w12.weight" in names,
         {
-            r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.",
             r"\.mlp\.w12\.": ".mlp.fc1.",
             r"\.mlp\.w3\.": ".mlp.fc2.",
             r"^register_tokens$": "reg_token",

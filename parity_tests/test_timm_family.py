@@ -286,6 +286,17 @@ def test_arguments_that_no_tensor_shows_are_not_passed_over(argument, refused, t
         assert (after.rope_base, after.rope_offset) != (before.rope_base, before.rope_offset)
 
 
+def test_arguments_of_the_first_models_are_not_passed_over_either(tmp_path):
+    """A block of another order has the same tensors."""
+    pair = timm_zoo.drawn("vit_tiny_patch16_224", tmp_path / "model")
+    path = pair.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"]["block_fn"] = "ResPostBlock"
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tells create_model block_fn"):
+        weights.read(pair.folder)
+
+
 def test_positions_by_row_and_column_keep_their_grid(tmp_path):
     """8 x 32 and 16 x 16 have the same number of rows."""
     from safetensors.torch import load_file, save_file

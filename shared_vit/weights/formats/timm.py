@@ -66,8 +66,8 @@ _STOCK = {
 _SPELLINGS = {
     r"^pre_logits\.fc\.": "pre_logits.",  # timm before 0.6
 }
-# What decides the function, among `create_model`'s arguments.
 _GLOBAL_POOL = {"token": "token", "mean": "avg", "map": "map"}
+# What decides the function, among `create_model`'s arguments.
 _FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
 # crop_pct: of timm's ViTs where nothing is said, and of a pretrained_cfg without the field.
 _CROP_VIT, _CROP_DEFAULT = 0.9, 0.875
@@ -107,12 +107,10 @@ class Timm(Format):
         **{name: _usual_or_named(name) for name in _LATER},
     }
     foreign = {
-        "register_tokens": "register tokens as DINOv2's own code names them",
         "rel_pos_bias": "relative positions shared by all blocks",
         "pos_embed_y": "positions in two factors",
         "lambda_q1": "differential attention",
         "patch_embed.backbone": "a convolutional stem",
-        "w12": "SwiGLU as DINOv2's own code names it",
     }
 
     def found(self, names: Arrays) -> bool:
@@ -131,15 +129,15 @@ class Timm(Format):
         said = named(str(config.get("architecture", ""))[:200]) or named(Path(hints.where).name)
         args = {**config, **section(config, "model_args", hints.where)}
         check_pooling(args, arrays, hints)
-        plain_said = said is None or is_plain(said.cfg)
-        if plain_said and not _is_later(arrays):
-            return self._read_plain(arrays, said, hints, notes)
-        pretrained = section(config, "pretrained_cfg", hints.where) or config
         if unknown := unknown_arguments(section(config, "model_args", hints.where)):
             raise UserError(
                 f"{hints.where}: its config.json tells create_model {', '.join(unknown)}, whose "
                 "effect is not known: the function may be another one"
             )
+        plain_said = said is None or is_plain(said.cfg)
+        if plain_said and not _is_later(arrays):
+            return self._read_plain(arrays, said, hints, notes)
+        pretrained = section(config, "pretrained_cfg", hints.where) or config
         architecture = architecture_of_file(arrays, said, hints, notes)
         values = read_family(arrays, architecture, args, pretrained, hints)
         if not pretrained:

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.about import origin  # noqa: E402
-from twinvit.noise_rule import QUANTITIES, gap, read_curve  # noqa: E402
+from twinvit.parity.noise_rule import QUANTITIES, gap, read_curve  # noqa: E402
 
 TWINS = ("torch", "jax")
 BLOCK = 50  # updates

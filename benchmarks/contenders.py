@@ -189,7 +189,7 @@ class Peer(Torch):
     def build(self) -> None:
         torch, cfg = self.torch, self.cfg
         from torch_vit.precision import set_backend_precision
-        from twinvit.peers import without_torchvision_operators
+        from twinvit.convert.libraries import without_torchvision_operators
 
         without_torchvision_operators()
         set_backend_precision(self.args.precision)
@@ -277,7 +277,7 @@ CONTENDERS = {
 
 def _timm(cfg):
     from shared_vit.weights.formats import timm as names
-    from twinvit.peers import without_torchvision_operators
+    from twinvit.convert.libraries import without_torchvision_operators
 
     without_torchvision_operators()
     import timm

@@ -190,7 +190,7 @@ def _ours(data_dir: Path, seconds: float, workers: int | None) -> tuple[float, f
 def _torchvision(data_dir: Path, seconds: float, workers: int) -> tuple[float, float]:
     import torch
 
-    from twinvit.peers import without_torchvision_operators
+    from twinvit.convert.libraries import without_torchvision_operators
 
     without_torchvision_operators()
     from torchvision import datasets, transforms

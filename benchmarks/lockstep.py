@@ -180,16 +180,15 @@ def sound_pair(number: int) -> dict[str, Any]:
     from shared_vit.run.command_line import parse
     from shared_vit.run.plan import first_or_given_state
     from shared_vit.run.state import StepScalars
-    from twinvit import lockstep_record as record
-    from twinvit import lockstep_run
-    from twinvit.lockstep_twins import Pair, due
-    from twinvit.noise_rule import machine_epsilon
+    from twinvit.lockstep import record, trainer_run
+    from twinvit.lockstep.twins import Pair, due
+    from twinvit.parity.noise_rule import machine_epsilon
 
     of = pair_of(number)
     size = ("--width=32", "--num_heads=2", "--mlp_dim=64", "--patch_size=4", "--image_size=8")
     own = (f"--{n}={of[n]}" for n in ("precision", "warmup_steps", "depth", "steps", "seed"))
     flags = (*DIGITS, *size, "--batch_size=16", *own, *of["flags"])
-    plan = lockstep_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "pair"))
+    plan = trainer_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "pair"))
     pair = Pair(plan, first_or_given_state(plan), of["leader"])
     stream, lines = plan.batches("train", 0), []
     for i in range(of["steps"]):
@@ -263,12 +262,11 @@ def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
     from shared_vit.run.command_line import parse
     from shared_vit.run.plan import first_or_given_state
     from shared_vit.run.state import StepScalars
-    from twinvit import lockstep_run
-    from twinvit.lockstep import NOISE_EVERY
-    from twinvit.lockstep_twins import OWN_EVERY, Pair
+    from twinvit.lockstep import NOISE_EVERY, trainer_run
+    from twinvit.lockstep.twins import OWN_EVERY, Pair
 
     torch.set_num_threads(1)
-    plan = lockstep_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "cost"))
+    plan = trainer_run.resolve(parse([*flags, "--workers=0", "--run_dir=none"], "cost"))
     pair = Pair(plan, first_or_given_state(plan), leader)  # type: ignore[arg-type]
     stream, scalars = plan.batches("train", 0), StepScalars(1e-4)
     batches = [next(stream) for _ in range(steps)]

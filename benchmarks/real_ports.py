@@ -30,7 +30,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from twinvit.peers import without_torchvision_operators  # noqa: E402
+from twinvit.convert.libraries import without_torchvision_operators  # noqa: E402
 
 without_torchvision_operators()
 

@@ -19,7 +19,7 @@ from timm_fields import fields_of
 
 from shared_vit.errors import UserError
 from shared_vit.weights.formats.timm_names import spelling_of
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 FILE = Path(__file__).parent.parent / "shared_vit/weights/formats/timm_architectures.json"
 MODULES = ("vision_transformer", "deit", "eva", "beit", "naflexvit")

@@ -17,7 +17,7 @@ import jax_vit
 import torch_vit
 from shared_vit import weights
 from shared_vit.weights.formats.timm_architectures import architectures
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 without_torchvision_operators()
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import twinvit
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 
 def command(*arguments: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import twinvit
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 
 def by_transformers(folder: str, files: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ import numpy as np
 import peers  # noqa: F401 - makes torchvision importable
 
 from shared_vit.errors import UserError
-from twinvit import certificate
+from twinvit.convert import certificate
 
 
 def in_this_process(monkeypatch, tmp_path, twins=("torch", "jax")) -> None:

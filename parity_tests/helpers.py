@@ -4,16 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-
-from shared_vit.data import batches
-from shared_vit.data.batch import Batch
-from shared_vit.run.schedule import learning_rate
-from shared_vit.run.state import StepScalars, TrainState, first_state
-from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
-from shared_vit.spec.recipe import Recipe
-from twinvit.noise_rule import Curve, relative_l2
-from twinvit.pairs import (
+from twin_pairs import (
     jax_trainer,
     random_arrays,
     random_images,
@@ -22,6 +13,15 @@ from twinvit.pairs import (
     traces,
     worst,
 )
+
+from shared_vit.data import batches
+from shared_vit.data.batch import Batch
+from shared_vit.run.schedule import learning_rate
+from shared_vit.run.state import StepScalars, TrainState, first_state
+from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.machine import Machine
+from shared_vit.spec.recipe import Recipe
+from twinvit.parity.noise_rule import Curve, relative_l2
 
 __all__ = [
     "jax_trainer",

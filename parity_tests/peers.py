@@ -6,7 +6,7 @@ Nothing of the converters is used.
 
 import functools
 
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 without_torchvision_operators()
 

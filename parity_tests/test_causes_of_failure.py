@@ -24,9 +24,9 @@ from shared_vit.run.command_line import parse
 from shared_vit.spec.config import model_config
 from shared_vit.weights import open_weights
 from torch_vit.pth import open_pth
-from twinvit import peers
-from twinvit.convert import convert
-from twinvit.start import evaluate
+from twinvit.convert import libraries
+from twinvit.convert.command import convert
+from twinvit.training.command import evaluate
 
 CFG = model_config("vit_nano2", num_classes=5, image_size=8, depth=1)
 TINY = ("--preset=digits", "--steps=2", "--batch_size=32", "--warmup_steps=1")
@@ -70,7 +70,7 @@ def test_verify_builds_the_library_s_model_of_a_training_checkpoint(tmp_path, sh
         content = {"model": state, "optimizer": {"state": {}, "param_groups": []}}
     torch.save(content, tmp_path / "checkpoint.pth")
     cfg = open_weights(tmp_path / "checkpoint.pth", num_heads=4).cfg
-    one, two = (peers.load("timm", tmp_path / f"{n}.pth", cfg) for n in ("bare", "checkpoint"))
+    one, two = (libraries.load("timm", tmp_path / f"{n}.pth", cfg) for n in ("bare", "checkpoint"))
     assert all(torch.equal(t, two.state_dict()[name]) for name, t in one.state_dict().items())
 
 

@@ -10,8 +10,8 @@ from helpers import TINY, random_arrays
 from shared_vit import weights
 from shared_vit.data.preprocess import evaluation_input
 from shared_vit.weights.read import open_weights
-from twinvit import certificate
-from twinvit.pictures import pictures
+from twinvit.convert import certificate
+from twinvit.convert.synthetic_images import pictures
 
 pytestmark = pytest.mark.quick
 

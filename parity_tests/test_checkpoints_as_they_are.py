@@ -20,10 +20,10 @@ from shared_vit.run.plan import first_or_given_state, make_plan
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD, model_config
 from shared_vit.weights import open_weights
-from twinvit import peers
-from twinvit.convert import convert
-from twinvit.predict import predict
-from twinvit.start import evaluate
+from twinvit.convert import libraries
+from twinvit.convert.command import convert
+from twinvit.predict.command import predict
+from twinvit.training.command import evaluate
 
 CFG = model_config("vit_nano2", num_classes=5, image_size=8)
 LOADS = {"torch": torch_vit.load, "jax": jax_vit.load, "twinvit": twinvit.load}
@@ -77,7 +77,7 @@ def test_timm_s_averaged_weights_are_taken_and_both_can_be_asked_for(tmp_path, s
     assert np.array_equal(value(opened(f"{path}#raw")), others)
     assert convert(f"{path}#raw", str(tmp_path / "raw.safetensors"), "torch", num_heads=4) == 0
     assert np.array_equal(value(open_weights(tmp_path / "raw.safetensors")), others)
-    model = peers.load("timm", path, source.cfg)
+    model = libraries.load("timm", path, source.cfg)
     assert torch.equal(model.blocks[1].mlp.fc1.weight, states["timm"]["blocks.1.mlp.fc1.weight"])
 
 
@@ -167,7 +167,7 @@ def test_a_linear_head_of_another_name_is_read(tmp_path, states, format, own, th
     source = opened(path)
     assert source.cfg.num_classes == 5 and f"its head is read from {own}" in source.notices
     assert np.array_equal(value(source, "head.weight"), random_arrays(CFG, 0)["head.weight"])
-    model = peers.load(format, path, source.cfg) if format != "huggingface" else None
+    model = libraries.load(format, path, source.cfg) if format != "huggingface" else None
     assert model is None or torch.equal(
         dict(model.named_parameters())[f"{theirs}.weight"], states[format][f"{theirs}.weight"]
     )

@@ -19,8 +19,8 @@ from shared_vit.errors import UserError
 from shared_vit.weights.class_names import cleaned
 from shared_vit.weights.containers.safetensors import write_safetensors
 from shared_vit.weights.formats import twinvit
-from twinvit.convert import convert
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.command import convert
+from twinvit.convert.libraries import without_torchvision_operators
 
 CFG = dataclasses.replace(SMALL, depth=1)
 NAMES = ("cat", "dog", "crane", "crane", "grey wolf, lupus", "caf\u00e9", '"7"')

@@ -10,9 +10,9 @@ from whole_runs import ROOT, environment, metrics, train, train_here
 from shared_vit.errors import UserError
 from shared_vit.version import __version__
 from twinvit.cli import COMMANDS, main
-from twinvit.compare import compare
-from twinvit.curves import curves
-from twinvit.noise_rule import read_curve
+from twinvit.compare.command import compare
+from twinvit.parity.curves import curves
+from twinvit.parity.noise_rule import read_curve
 
 FLAGS = ("--preset=digits", "--device=cpu", "--batch_size=32", "--warmup_steps=5")
 

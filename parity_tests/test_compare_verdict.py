@@ -12,8 +12,8 @@ from shared_vit.run.record import Record, write_record
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from twinvit import compare as module
-from twinvit.compare import compare
+from twinvit.compare import command as module
+from twinvit.compare.command import compare
 
 CFG = ModelConfig(
     image_size=16, patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=24, num_classes=5

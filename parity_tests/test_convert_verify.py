@@ -18,8 +18,7 @@ from shared_vit import weights
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import open_weights
 from shared_vit.weights.formats import huggingface, timm
-from twinvit import certificate
-from twinvit.convert import convert
+from twinvit.convert.command import certificate, convert
 
 # Crops without a margin, so that no library moves them by a pixel.
 CFG = ModelConfig(
@@ -219,7 +218,7 @@ def test_a_checkpoint_of_a_training_script_is_given_to_its_library(form, tmp_pat
 
 
 def test_a_library_that_refuses_a_file_is_said(certified, monkeypatch):
-    from twinvit import peers as libraries
+    from twinvit.convert import libraries
 
     def refuses(*args):
         raise RuntimeError("no such layer today")
@@ -232,7 +231,7 @@ def test_a_library_that_refuses_a_file_is_said(certified, monkeypatch):
 @pytest.mark.parametrize("size, status", [(0.0, 0), (1e-10, 1)])
 def test_float64_is_exact_number_by_number(certified, monkeypatch, size, status):
     """One number of one block, 1e-10 of it: 1e-11 of the block's norm, and 1e-12 in the logits."""
-    from twinvit import peers as libraries
+    from twinvit.convert import libraries
 
     right = libraries.trace
 

@@ -12,7 +12,7 @@ import torch_vit.trainer
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import first_state
 from shared_vit.spec import init
-from twinvit.noise_rule import gap, machine_epsilon, noise_rule
+from twinvit.parity.noise_rule import gap, machine_epsilon, noise_rule
 
 
 def judge(precision, steps, cfg=TINY, state=None, **changes):

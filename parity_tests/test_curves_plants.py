@@ -11,9 +11,9 @@ from whole_runs import train_here
 import torch_vit.trainer
 from shared_vit.errors import UserError
 from shared_vit.run.state import Counts, StepScalars
-from twinvit import curves as curves_command
-from twinvit import parity_page
-from twinvit.curves import curves, judge
+from twinvit.parity import curves as curves_command
+from twinvit.parity import page as parity_page
+from twinvit.parity.curves import curves, judge
 
 STEPS = 52
 RUN = (

@@ -9,7 +9,7 @@ from data_helpers import encoded, folder_run, photo, take
 
 from shared_vit.data import augment
 from shared_vit.data.augment import NUM_UNIFORMS, crop_box, padded_crop_flip, random_crop_flip
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 
 def reference_box(rng, height, width):

@@ -12,7 +12,7 @@ from shared_vit.data import evaluation_input, normalize
 from shared_vit.data.decode import MOST_PIXELS, DecodeError
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from twinvit.peers import without_torchvision_operators
+from twinvit.convert.libraries import without_torchvision_operators
 
 TRUE_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -18,7 +18,7 @@ from shared_vit.run.plan import make_plan
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec.config import model_config
 from shared_vit.weights.checkpoints import MODEL
-from twinvit.start import evaluate
+from twinvit.training.command import evaluate
 
 FLAGS = ("--batch_size=16", "--steps=4", "--warmup_steps=2", "--workers=0", "--lr=1e-2")
 

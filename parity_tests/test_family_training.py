@@ -9,11 +9,11 @@ import helpers
 import numpy as np
 import pytest
 from helpers import jax_trainer, random_arrays, run, torch_trainer
+from twin_pairs import state_distance
 
 from shared_vit.run.state import first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, model_config
-from twinvit.pairs import state_distance
 
 SMALL = dict(image_size=8, patch_size=4, width=32, depth=2, num_heads=2, mlp_dim=48, num_classes=10)
 FAMILIES = {

@@ -27,7 +27,7 @@ from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec.layers import block_numbers
 from shared_vit.weights.adapt import adapt
-from twinvit.embed import embed
+from twinvit.predict.embed import embed
 
 VALUES, GRADIENTS = 1e-12, 1e-11
 

@@ -15,7 +15,7 @@ from shared_vit.spec.config import model_config
 from shared_vit.weights import open_weights
 from shared_vit.weights.choice import Said
 from shared_vit.weights.containers.msgpack import open_msgpack
-from twinvit.convert import convert
+from twinvit.convert.command import convert
 
 CFG = model_config("vit_nano2", num_classes=5, image_size=8)
 ARRAYS = random_arrays(CFG, 3)

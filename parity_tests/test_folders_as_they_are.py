@@ -18,8 +18,8 @@ from shared_vit.run import loop
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan
 from shared_vit.spec.config import model_config
-from twinvit.predict import predict
-from twinvit.start import evaluate
+from twinvit.predict.command import predict
+from twinvit.training.command import evaluate
 
 JPEG = encoded(photo(0, 20, 20))
 CFG = model_config("vit_nano2", num_classes=3, image_size=8)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, VARIANTS, random_arrays, worst
+from twin_pairs import gradients
 
 from jax_vit import ops
 from shared_vit import model_config
 from shared_vit.spec.precision import PRECISIONS
-from twinvit.pairs import gradients
 
 LIMIT = {"fp32": 1e-5, "fp64": 1e-11}
 

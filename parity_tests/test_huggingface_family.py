@@ -18,8 +18,8 @@ import jax_vit
 import torch_vit
 from shared_vit import weights
 from shared_vit.weights.formats.huggingface import modules
-from twinvit import peers as library
-from twinvit.noise_rule import relative_l2
+from twinvit.convert import libraries
+from twinvit.parity.noise_rule import relative_l2
 
 T = peers.transformers
 SIZES = dict(
@@ -189,7 +189,7 @@ def distance(case: Case, model, cfg, arrays) -> float:
 
 def loaded(path, cfg) -> torch.nn.Module:
     """transformers' class for a folder as `--verify` builds it, all names matched, in float64."""
-    return library.load("huggingface", path, cfg).double()
+    return libraries.load("huggingface", path, cfg).double()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -208,7 +208,9 @@ def test_both_ways(name, x64, tmp_path):
     images = random_images(cfg, 2).astype(np.float64)
     right = theirs(case, model, images)["output"]
     for folder in ("theirs", "ours"):
-        traced = library.trace("huggingface", loaded(tmp_path / folder, cfg), to_torch(images), cfg)
+        traced = libraries.trace(
+            "huggingface", loaded(tmp_path / folder, cfg), to_torch(images), cfg
+        )
         norm = {cfg.norm_name} if cfg.final_norm else set()
         assert traced.keys() == {"", "blocks.0", "blocks.1", *norm}
         assert relative_l2(traced[""].numpy(), right) < case.limit, folder

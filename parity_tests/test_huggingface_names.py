@@ -17,8 +17,8 @@ import torch_vit
 from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from twinvit import peers as library
-from twinvit.noise_rule import relative_l2
+from twinvit.convert import libraries
+from twinvit.parity.noise_rule import relative_l2
 
 T = peers.transformers
 # Parts of names that are left out of the files made by hand.
@@ -97,11 +97,11 @@ def test_bare_files_say_how_they_are_loaded(name, tmp_path):
     assert again == cfg and all(np.array_equal(back[n], arrays[n]) for n in arrays)
     card = json.loads((tmp_path / "ours.safetensors.json").read_text())
     built = eval(card["load"], {"transformers": T})
-    ours = library.load("huggingface", file, cfg)
+    ours = libraries.load("huggingface", file, cfg)
     assert type(built) is type(ours.model)
     images = to_torch(random_images(cfg, 2).astype(np.float32))
     with torch.no_grad():
-        theirs = library.load("huggingface", tmp_path / "theirs", cfg)(images).numpy()
+        theirs = libraries.load("huggingface", tmp_path / "theirs", cfg)(images).numpy()
         assert relative_l2(ours(images).numpy(), theirs) < 1e-5
 
 
@@ -117,7 +117,7 @@ def test_the_library_is_not_run_on_half_a_file(change, tmp_path):
         arrays["dinov2.adapter.weight"] = np.ones((8, 8), np.float32)
     save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match=rf"{change} .'dinov2\.(encoder\.layer\.1|adapter)"):
-        library.load("huggingface", tmp_path, cfg)
+        libraries.load("huggingface", tmp_path, cfg)
 
 
 def test_two_towers_are_read_as_the_one_of_images(tmp_path):

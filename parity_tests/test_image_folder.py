@@ -13,7 +13,7 @@ from shared_vit.run.state import first_state
 from shared_vit.spec import init
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from twinvit.noise_rule import machine_epsilon, noise_rule
+from twinvit.parity.noise_rule import machine_epsilon, noise_rule
 
 
 def make_folder(root: Path) -> Path:

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "jax_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
     "torch_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
     "twinvit": {"everything"},
-    "twinvit.report": set(),
-    "twinvit.port": {"twinvit.report"},
+    "twinvit.pages": set(),
+    "twinvit.port": {"twinvit.pages"},
 }
 FRAMEWORKS = {"jax_vit": JAX, "torch_vit": TORCH, "twinvit": JAX | TORCH, "shared_vit": set()}
 
@@ -113,7 +113,10 @@ def test_benchmarks_import_no_tests():
             "torch_vit.model, torch_vit.trainer",
             "flax optax grain simplejpeg cv2 tyro wandb tensorflow_datasets",
         ),
-        ("twinvit.start, twinvit.cli", "torch jax flax grain sklearn matplotlib wandb tyro"),
+        (
+            "twinvit.training.command, twinvit.cli",
+            "torch jax flax grain sklearn matplotlib wandb tyro",
+        ),
         ("twinvit", "torch jax flax grain sklearn matplotlib wandb tyro"),
         ("shared_vit.run.command_line", "numpy shared_vit.data shared_vit.weights"),
         ("shared_vit.weights", "torch jax grain tyro wandb"),

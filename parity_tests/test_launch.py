@@ -175,7 +175,7 @@ def test_torchrun_decides_the_world_size(monkeypatch, gpus):
 
 def test_a_signal_before_the_run_asks_for_another_start():
     program = (
-        "import os, signal, twinvit.start as t\n"
+        "import os, signal, twinvit.training.command as t\n"
         "t.parse = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
         "t.run('torch', [], 'x')"
     )

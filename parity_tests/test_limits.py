@@ -12,11 +12,14 @@ from shared_vit.errors import UserError
 from shared_vit.run.record import Record, differences, write_record
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from twinvit import compare, curves, lockstep, parity
+from twinvit import lockstep
+from twinvit.compare import command as compare
 from twinvit.lockstep import Measured, judge_by_noise, judge_by_reference
-from twinvit.lockstep_record import Line, judge
-from twinvit.lockstep_twins import due
-from twinvit.noise_rule import Curve, noise_rule
+from twinvit.lockstep.record import Line, judge
+from twinvit.lockstep.twins import due
+from twinvit.parity import command as parity
+from twinvit.parity import curves
+from twinvit.parity.noise_rule import Curve, noise_rule
 
 pytestmark = pytest.mark.quick
 

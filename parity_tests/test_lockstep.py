@@ -32,19 +32,19 @@ from shared_vit.run.record import Record, read_record, write_record
 from shared_vit.run.state import StepMetrics, StepScalars
 from shared_vit.sealed import read_sealed, write_sealed
 from shared_vit.spec.machine import Machine
-from twinvit import audit, lockstep, lockstep_run, proof_pages
-from twinvit import lockstep_record as record
-from twinvit.lockstep import Measured
-from twinvit.lockstep_jax_map import HostTrainer
-from twinvit.lockstep_twins import (
+from twinvit import lockstep
+from twinvit.lockstep import Measured, audit, record, trainer_run
+from twinvit.lockstep.jax_update import HostTrainer
+from twinvit.lockstep.twins import (
     Pair,
     judged_by_reference,
     optimizer_quantities,
     quantities,
     relative_to,
 )
-from twinvit.noise_rule import machine_epsilon
-from twinvit.parity import parity
+from twinvit.parity import proofs as proof_pages
+from twinvit.parity.command import parity
+from twinvit.parity.noise_rule import machine_epsilon
 
 OLD = Path(__file__).parent / "fixtures" / "v0.1"
 EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
@@ -467,7 +467,7 @@ def here(monkeypatch):
         )
         return make_plan(asked.replace(**settled), "lockstep")
 
-    monkeypatch.setattr(lockstep_run, "resolve", resolve)
+    monkeypatch.setattr(trainer_run, "resolve", resolve)
 
 
 RUN = (
@@ -478,13 +478,13 @@ RUN = (
 
 def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert lockstep_run.run([*RUN, "--lockstep", f"--run_dir={whole}"]) == 0
+    assert trainer_run.run([*RUN, "--lockstep", f"--run_dir={whole}"]) == 0
     said = capsys.readouterr().out
     assert said.rstrip().endswith("lockstep: decided 6 of 6 steps, same")
-    assert lockstep_run.run([*RUN, "--lockstep=1", "--stop_at=4", f"--run_dir={halves}"]) == 0
+    assert trainer_run.run([*RUN, "--lockstep=1", "--stop_at=4", f"--run_dir={halves}"]) == 0
     with open(halves / record.LINES, "a") as file:
         file.write('{"step": 5, "torn')  # of a process that was killed
-    assert lockstep_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
+    assert trainer_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
     assert (whole / record.LINES).read_text() == (halves / record.LINES).read_text()
     found = json.loads((halves / record.RESULT).read_text())
     assert found["decided"] == 6 and found["exit_status"] == 0 and found["versions"]["jax"]
@@ -494,7 +494,7 @@ def test_a_resumed_lockstep_is_that_of_one_go(here, tmp_path, capsys):
     # One that has ended stays as it was measured.
     before = (halves / record.RESULT).read_bytes()
     capsys.readouterr()
-    assert lockstep_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
+    assert trainer_run.run(["--lockstep", "--resume", f"--run_dir={halves}"]) == 0
     assert (halves / record.RESULT).read_bytes() == before
     assert capsys.readouterr().out.rstrip().endswith("lockstep: decided 6 of 6 steps, same")
 
@@ -532,9 +532,9 @@ def test_a_lockstep_of_shards_is_that_of_whole_arrays(here, tmp_path, x64):
     for shard in ("none", "params"):
         run_dir = tmp_path / shard
         own = [*flags, f"--shard={shard}", f"--run_dir={run_dir}"]
-        assert lockstep_run.run([*own, "--stop_at=4"]) == 0
+        assert trainer_run.run([*own, "--stop_at=4"]) == 0
         go_on = ["--lockstep", "--framework=jax", "--resume", f"--run_dir={run_dir}"]
-        assert lockstep_run.run([*go_on, "--world_size=2", f"--shard={shard}"]) == 0
+        assert trainer_run.run([*go_on, "--world_size=2", f"--shard={shard}"]) == 0
         lines = record.read_lines(run_dir)
         assert [line.step for line in lines] == [1, 2, 3, 4, 5, 6]
         state, _ = checkpoint.load(checkpoint.newest(run_dir, read_record(run_dir)))
@@ -548,7 +548,7 @@ def test_a_lockstep_of_shards_is_that_of_whole_arrays(here, tmp_path, x64):
 def test_tf32_on_a_cpu_is_judged_as_fp32(here, tmp_path, capsys):
     run_dir = tmp_path / "run"
     flags = [*RUN, "--lockstep", "--precision=tf32", "--device=cpu", "--steps=2"]
-    assert lockstep_run.run([*flags, f"--run_dir={run_dir}"]) == 0
+    assert trainer_run.run([*flags, f"--run_dir={run_dir}"]) == 0
     said = capsys.readouterr().out
     assert "tf32 on a CPU is fp32, and is judged by noise" in said
     found, line = record.read_json(run_dir / record.RESULT), record.read_lines(run_dir)[0]
@@ -560,33 +560,33 @@ def test_tf32_on_a_cpu_is_judged_as_fp32(here, tmp_path, capsys):
 def test_every_step_and_leader(here, tmp_path):
     run_dir = tmp_path / "run"
     flags = [*RUN, "--lockstep=3", "--framework", "jax", f"--run_dir={run_dir}"]
-    assert lockstep_run.run(flags) == 0
+    assert trainer_run.run(flags) == 0
     assert [line.step for line in record.read_lines(run_dir)] == [1, 4]
     assert json.loads((run_dir / record.RESULT).read_text())["leader"] == "jax"
     with pytest.raises(UserError, match="number of steps"):
-        lockstep_run.run(["--lockstep=0"])
+        trainer_run.run(["--lockstep=0"])
     with pytest.raises(UserError, match="--framework is one of torch, jax, not 'flax'"):
-        lockstep_run.run(["--lockstep", "--framework=flax"])
+        trainer_run.run(["--lockstep", "--framework=flax"])
 
 
 def test_an_interrupted_lockstep_goes_on_as_it_began(here, tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     path, go_on = run_dir / record.RESULT, ["--resume", f"--run_dir={run_dir}"]
     with monkeypatch.context() as killed:
-        killed.setattr(lockstep_run, "conclude", lambda *_: 0)
-        lockstep_run.run([*RUN, "--lockstep=2", "--stop_at=2", f"--run_dir={run_dir}"])
+        killed.setattr(trainer_run, "conclude", lambda *_: 0)
+        trainer_run.run([*RUN, "--lockstep=2", "--stop_at=2", f"--run_dir={run_dir}"])
     begun = record.read_json(path)
     assert begun["weights"]["step"] == 0 and "line" not in begun
     with pytest.raises(UserError, match="not ended.*--lockstep=2 --framework=torch --resume"):
         proof_pages.report((run_dir,))
     with pytest.raises(UserError, match="leader was torch, is jax; every was 2, is 1. Go on"):
-        lockstep_run.run(["--lockstep", "--framework=jax", *go_on])
+        trainer_run.run(["--lockstep", "--framework=jax", *go_on])
     record.write_json(path, begun | {"versions": begun["versions"] | {"numpy": "1.0"}})
     with pytest.raises(UserError, match=f"numpy was 1.0, is {np.__version__}. Go on"):
-        lockstep_run.run(["--lockstep=2", *go_on])
+        trainer_run.run(["--lockstep=2", *go_on])
     assert "line" not in record.read_json(path)
     record.write_json(path, begun)
-    assert lockstep_run.run(["--lockstep=2", *go_on]) == 0
+    assert trainer_run.run(["--lockstep=2", *go_on]) == 0
     found = record.read_json(path)
     assert found["steps"] == 3 and found["weights"] == begun["weights"]
 
@@ -705,7 +705,7 @@ def test_nudges_of_other_dtypes():
 
 def test_report_pages(here, tmp_path, capsys):
     run_dir = tmp_path / "run"
-    assert lockstep_run.run([*RUN, "--lockstep", "--steps=2", f"--run_dir={run_dir}"]) == 0
+    assert trainer_run.run([*RUN, "--lockstep", "--steps=2", f"--run_dir={run_dir}"]) == 0
     assert audit.audit(run_dir) == 0
     assert proof_pages.report((run_dir,)) == 0
     page, audited = ((run_dir / n).read_text() for n in ("lockstep.html", "audit.html"))

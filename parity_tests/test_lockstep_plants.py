@@ -26,11 +26,10 @@ from shared_vit.run.state import StepMetrics, StepScalars, first_state
 from shared_vit.spec import init
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.machine import Machine
-from twinvit import audit, lockstep, lockstep_run
-from twinvit import lockstep_record as record
-from twinvit.lockstep import Measured
-from twinvit.lockstep_twins import OPTIMIZER_LIMIT, LockstepTrainer, Pair, due
-from twinvit.noise_rule import machine_epsilon
+from twinvit import lockstep
+from twinvit.lockstep import Measured, audit, record, trainer_run
+from twinvit.lockstep.twins import OPTIMIZER_LIMIT, LockstepTrainer, Pair, due
+from twinvit.parity.noise_rule import machine_epsilon
 
 MINI = ModelConfig(
     image_size=8, patch_size=4, width=16, depth=1, num_heads=2, mlp_dim=32, num_classes=10
@@ -200,7 +199,7 @@ def test_watching_changes_no_bit():
     import jax
     from jax.sharding import Mesh
 
-    from twinvit import lockstep_jax_step, lockstep_torch_step
+    from twinvit.lockstep import jax_step, torch_step
 
     recipe = dataclasses.replace(train_config("fp32", batch_size=8, clip=0.5), model=MINI)
     state = random_state(MINI, "fp32", recipe=recipe)
@@ -209,8 +208,8 @@ def test_watching_changes_no_bit():
     stream.close()
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     for sound, watched, device in [
-        (torch_vit.trainer.Trainer, lockstep_torch_step.WatchedTrainer, torch.device("cpu")),
-        (jax_vit.trainer.Trainer, lockstep_jax_step.WatchedTrainer, mesh),
+        (torch_vit.trainer.Trainer, torch_step.WatchedTrainer, torch.device("cpu")),
+        (jax_vit.trainer.Trainer, jax_step.WatchedTrainer, mesh),
     ]:
         found = []
         for kind in sound, watched:
@@ -521,7 +520,7 @@ def here(monkeypatch):
         )
         return make_plan(asked.replace(**settled), "lockstep")
 
-    monkeypatch.setattr(lockstep_run, "resolve", resolve)
+    monkeypatch.setattr(trainer_run, "resolve", resolve)
 
 
 RUN = (
@@ -535,7 +534,7 @@ def test_every_second_step_is_said_and_all_batches_are_compared(
     here, tmp_path, monkeypatch, capsys
 ):
     flags = [*RUN, "--lockstep=2", f"--run_dir={tmp_path / 'a'}"]
-    assert lockstep_run.run(flags) == 0
+    assert trainer_run.run(flags) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "lockstep: decided 2 of 2 steps (every 2nd of 4, and all batches), same"
     sound_put = torch_vit.trainer.Trainer.put
@@ -547,7 +546,7 @@ def test_every_second_step_is_said_and_all_batches_are_compared(
     monkeypatch.setattr(torch_vit.trainer.Trainer, "put", put)
     for leader in ("torch", "jax"):
         flags = [*RUN, "--lockstep=2", f"--framework={leader}", f"--run_dir={tmp_path / leader}"]
-        assert lockstep_run.run(flags) == 1
+        assert trainer_run.run(flags) == 1
         said = capsys.readouterr().out.splitlines()[-1]
         assert said.endswith("different (first at step 2, batch: torch's labels)")
 
@@ -556,25 +555,25 @@ def test_a_lockstep_edited_by_hand(here, tmp_path, capsys):
     run_dir = tmp_path / "run"
     path, lines = run_dir / record.RESULT, run_dir / record.LINES
     go_on = ["--lockstep", "--resume", f"--run_dir={run_dir}"]
-    assert lockstep_run.run([*RUN, "--lockstep", f"--run_dir={run_dir}"]) == 0
+    assert trainer_run.run([*RUN, "--lockstep", f"--run_dir={run_dir}"]) == 0
     text, rows = path.read_text(), lines.read_text()
     path.write_text(text.replace('"exit_status": 0', '"exit_status": 1'))
     with pytest.raises(UserError, match="altered"):
-        lockstep_run.run(go_on)
+        trainer_run.run(go_on)
     # An older version's file has no checksum: what it says is judged again.
     found = json.loads(text)
     old = {n: v for n, v in found.items() if n not in ("format", "checksum")}
     path.write_text(json.dumps(old | {"exit_status": 1, "line": "lockstep: a lie"}))
     capsys.readouterr()
-    assert lockstep_run.run(go_on) == 0
+    assert trainer_run.run(go_on) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "lockstep: decided 4 of 4 steps, same"
     path.write_text(text)
     lines.write_text(rows.replace('"whole": ', '"whole": 0', 1))
     with pytest.raises(UserError, match="line 1, was altered|line 1, is not a step"):
-        lockstep_run.run(go_on)
+        trainer_run.run(go_on)
     lines.write_text("".join(rows.splitlines(keepends=True)[:2]))
     with pytest.raises(UserError, match="2 lines, and 4 were written"):
-        lockstep_run.run(go_on)
+        trainer_run.run(go_on)
 
 
 @pytest.mark.parametrize("twin", ["torch", "jax"])
@@ -590,7 +589,7 @@ def test_weights_that_are_no_longer_finite_end_with_a_verdict(
 
     monkeypatch.setattr(torch_vit.trainer.Trainer, "_backward", backward)
     flags = [*RUN, "--lockstep", f"--framework={twin}", f"--run_dir={tmp_path / 'run'}"]
-    assert lockstep_run.run(flags) == 1
+    assert trainer_run.run(flags) == 1
     assert "different (first at step 3, loss)" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import jax_vit
 import torch_vit
 from shared_vit import model_config
 from shared_vit.weights.adapt import adapt
-from twinvit.noise_rule import relative_l2
+from twinvit.parity.noise_rule import relative_l2
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}
 

@@ -34,7 +34,7 @@ from shared_vit.data.batch import Batch
 from shared_vit.errors import UserError
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec import canonical
-from twinvit.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
+from twinvit.parity.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
 slow = pytest.mark.slow
 ELEMENTS = 3 * sum(a.size for a in random_arrays(MODEL).values())  # with Adam's two moments

@@ -9,10 +9,10 @@ import pytest
 
 from shared_vit.errors import UserError
 from shared_vit.run.asked import flags
-from twinvit import parity as parity_command
-from twinvit.curves import curves
-from twinvit.noise_rule import Curve, gap, noise_rule, read_curve
-from twinvit.parity import OWN_FLAGS, parity
+from twinvit.parity import command as parity_command
+from twinvit.parity.command import OWN_FLAGS, parity
+from twinvit.parity.curves import curves
+from twinvit.parity.noise_rule import Curve, gap, noise_rule, read_curve
 
 pytestmark = pytest.mark.quick
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 import torch
 from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
+from twin_pairs import state_distance, without_key_bias
 
 import jax_vit.optim
 import jax_vit.trainer
@@ -20,7 +21,6 @@ from shared_vit.data import batches
 from shared_vit.run.state import StepScalars
 from shared_vit.spec import canonical
 from shared_vit.spec.optimizers import ADAM_SLOTS, BETA1, BETA2, EPS
-from twinvit.pairs import state_distance, without_key_bias
 
 LIMIT = 1e-11
 

@@ -16,7 +16,7 @@ from shared_vit.data import open_dataset, orientation
 from shared_vit.data.decode import decode
 from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.weights import open_weights
-from twinvit.predict import predict
+from twinvit.predict.command import predict
 
 PIXELS = photo(0, 37, 53)
 TINY = ("--model=vit_nano2", "--image_size=8", "--batch_size=8", "--steps=1", "--workers=0")

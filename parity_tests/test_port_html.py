@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from twinvit.pages.svg import Chart, Series
 from twinvit.port.html import page
 from twinvit.port.report import Draw, Finding, Narrowing, Native, Operation, Output, Report
-from twinvit.report.svg import Chart, Series
 
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "polygon"}
 

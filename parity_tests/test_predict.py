@@ -18,8 +18,8 @@ from shared_vit import weights
 from shared_vit.data import evaluation_input, open_dataset
 from shared_vit.errors import UserError
 from shared_vit.spec.config import model_config
-from twinvit.pictures import pictures
-from twinvit.predict import predict
+from twinvit.convert.synthetic_images import pictures
+from twinvit.predict.command import predict
 
 TWINS = ("torch", "jax")
 CFG = model_config("vit_nano2", num_classes=6, image_size=16, depth=2)
@@ -162,7 +162,9 @@ def test_a_broken_image(size, file, folder, tmp_path, capsys):
 
 
 def test_what_is_wrong_is_said_before_any_work(file, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("twinvit.predict.open_weights", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(
+        "twinvit.predict.command.open_weights", lambda *_, **__: pytest.fail("opened")
+    )
     for images, complaint in (
         ((), "needs pictures"),
         ((str(folder), str(tmp_path / "no.png")), "no.png is not there"),

@@ -19,7 +19,7 @@ from shared_vit.run.state import TrainState
 from shared_vit.spec.config import model_config
 from shared_vit.spec.settings import _kind
 from shared_vit.weights import open_weights
-from twinvit.flags import Flags, asked
+from twinvit.training.flags import Flags, asked
 
 DIGITS: dict = dict(
     preset="digits", device="cpu", world_size=1, precision="fp32", steps=6, batch_size=32,
@@ -141,7 +141,7 @@ def test_weights_without_a_head_give_features(tmp_path):
 
 
 def test_the_command_writes_features_beside_the_names(tmp_path, capsys):
-    from twinvit.embed import embed
+    from twinvit.predict.embed import embed
 
     cfg = model_config("vit_nano2", num_classes=5, image_size=8)
     weights.write(tmp_path / "w.safetensors", cfg, random_arrays(cfg))

@@ -17,7 +17,7 @@ from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.state import first_state
 from shared_vit.spec.recipe import Recipe
-from twinvit.noise_rule import gap, machine_epsilon, noise_rule
+from twinvit.parity.noise_rule import gap, machine_epsilon, noise_rule
 
 ALL = dict(
     mixup=0.2, cutmix=1.0, label_smoothing=0.1, randaug="2,10", ema=0.99, layer_decay=0.8,

@@ -9,6 +9,7 @@ import pytest
 import ranks
 import torch
 from helpers import TINY, jax_trainer, random_arrays, relative_l2, torch_trainer
+from twin_pairs import state_distance, without_key_bias
 
 import jax_vit.dropout
 import jax_vit.objective
@@ -26,7 +27,6 @@ from shared_vit.spec.ema import ema_decay
 from shared_vit.spec.mask_keys import path_site, site_keys
 from shared_vit.spec.rates import rate_scales
 from shared_vit.spec.recipe import Recipe
-from twinvit.pairs import state_distance, without_key_bias
 
 LIMIT = 1e-11
 ROWS, RATE = 16, 1e-2

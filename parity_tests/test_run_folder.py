@@ -20,7 +20,7 @@ from shared_vit.run.directory import RunDir
 from shared_vit.run.record import Record, read_record, run_of, write_record
 from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
-from twinvit.noise_rule import read_curve
+from twinvit.parity.noise_rule import read_curve
 
 DATA = {"name": "digits", "fingerprint": "1234"}
 TINY_RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "--warmup_steps=2",

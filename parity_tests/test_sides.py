@@ -31,8 +31,8 @@ from shared_vit.spec.init import sincos2d
 from shared_vit.spec.sides import sides
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.formats import timm as timm_format
-from twinvit import predictor
-from twinvit.convert import convert
+from twinvit.convert.command import convert
+from twinvit.predict import predictor
 from twinvit.programs.target import target_of
 from twinvit.programs.write import export
 

@@ -17,7 +17,7 @@ import jax_vit
 import torch_vit
 from shared_vit.errors import UserError
 from shared_vit.weights import open_weights
-from twinvit.convert import convert
+from twinvit.convert.command import convert
 
 # What the loads say is read from `Source.told` here.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

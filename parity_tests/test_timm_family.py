@@ -15,6 +15,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
+from twin_pairs import without_key_bias
 
 import jax_vit
 import torch_vit
@@ -27,7 +28,6 @@ from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.spec.families import MODELS, timm_name
 from shared_vit.spec.optimizers import BETA1, BETA2, EPS
 from shared_vit.weights.formats.timm_architectures import architectures, function_of
-from twinvit.pairs import without_key_bias
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

@@ -22,7 +22,7 @@ from helpers import (
 )
 
 from shared_vit.data.batch import Batch
-from twinvit.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
+from twinvit.parity.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
 STEPS = 50
 slow = pytest.mark.slow

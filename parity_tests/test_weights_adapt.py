@@ -26,10 +26,10 @@ from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.settings import written
 from shared_vit.weights import adapt
 from shared_vit.weights.positions import describe_positions, resample_positions
-from twinvit.convert import convert
-from twinvit.embed import embed
-from twinvit.noise_rule import relative_l2
-from twinvit.predict import predict
+from twinvit.convert.command import convert
+from twinvit.parity.noise_rule import relative_l2
+from twinvit.predict.command import predict
+from twinvit.predict.embed import embed
 
 SIDES = [(14, 24), (14, 7), (24, 14), (3, 5), (5, 3), (16, 16), (1, 4), (4, 1), (37, 16)]
 GRIDS = [((a, a), (b, b)) for a, b in SIDES]

@@ -33,8 +33,8 @@ from shared_vit.weights.formats.timm import Timm
 from shared_vit.weights.lazy import LazyArray
 from shared_vit.weights.locate import checksum
 from shared_vit.weights.table import to_file
-from twinvit import certificate as certificates
-from twinvit.convert import convert
+from twinvit.convert import certificate as certificates
+from twinvit.convert.command import convert
 
 FLAX = ("google", "big_vision")
 OTHERS = {"timm": ".pth", "torchvision": ".safetensors", "huggingface": ".safetensors"}
@@ -475,7 +475,7 @@ def test_errors_are_one_line(tmp_path):
 FULL = """
 import resource, signal, sys
 from shared_vit.errors import UserError
-from twinvit.convert import convert
+from twinvit.convert.command import convert
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
@@ -514,7 +514,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 MEMORY = """
 import sys
 import torch, torch_vit.pth, safetensors
-from twinvit.convert import convert
+from twinvit.convert.command import convert
 
 def kib(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])

@@ -22,7 +22,7 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.init import sincos2d
 from shared_vit.weights.formats import FOREIGN, google_layout
 from shared_vit.weights.table import Piece
-from twinvit.noise_rule import relative_l2
+from twinvit.parity.noise_rule import relative_l2
 
 HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 ODD = ModelConfig(

@@ -29,7 +29,7 @@ from shared_vit import weights
 from shared_vit.errors import UserError
 from shared_vit.weights.formats import FOREIGN
 from shared_vit.weights.table import to_file
-from twinvit.convert import convert
+from twinvit.convert.command import convert
 
 TINY = dataclasses.replace(SMALL, depth=1)
 

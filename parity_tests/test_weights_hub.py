@@ -30,8 +30,8 @@ from shared_vit.run.record import read_record, write_record
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec.config import ModelConfig
 from torch_vit.train import train
-from twinvit import certificate as certificates
-from twinvit.convert import convert
+from twinvit.convert import certificate as certificates
+from twinvit.convert.command import convert
 
 hub_package = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")

@@ -21,8 +21,8 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats import torchvision
 from shared_vit.weights.formats.huggingface import kinds, layouts
 from shared_vit.weights.table import Piece
-from twinvit import predictor
-from twinvit.noise_rule import relative_l2
+from twinvit.parity.noise_rule import relative_l2
+from twinvit.predict import predictor
 from twinvit.programs.write import export
 
 LIMIT = {"fp32": 5e-6, "fp64": 1e-12}

@@ -17,9 +17,9 @@ from shared_vit import weights
 from shared_vit.data.preprocess import evaluation_input, normalize
 from shared_vit.weights.formats import FOREIGN, huggingface, resize, timm
 from shared_vit.weights.formats.base import Hints, Notes
-from twinvit import certificate
-from twinvit.peers import preprocess
-from twinvit.pictures import pictures
+from twinvit.convert import certificate
+from twinvit.convert.libraries import preprocess
+from twinvit.convert.synthetic_images import pictures
 
 COLOURS = dict(mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3))
 # Resizes whose margins are even, so that no library rounds the offset of the short side's crop.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and the documentation read
     from shared_vit.data import normalize
     from shared_vit.version import __version__
-    from twinvit.embed import Embedder, embedder
-    from twinvit.predictor import Predictor, load, preprocess
+    from twinvit.predict.embed import Embedder, embedder
+    from twinvit.predict.predictor import Predictor, load, preprocess
     from twinvit.programs.read import load_program
     from twinvit.programs.write import export
-    from twinvit.training import Run, Stepper, train, trainer
+    from twinvit.training.api import Run, Stepper, train, trainer
 
 __all__ = [
     "train",
@@ -31,18 +31,18 @@ __all__ = [
 
 _HOME = {
     "__version__": "shared_vit.version",
-    "Embedder": "twinvit.embed",
-    "Predictor": "twinvit.predictor",
-    "Run": "twinvit.training",
-    "Stepper": "twinvit.training",
-    "embedder": "twinvit.embed",
-    "train": "twinvit.training",
-    "trainer": "twinvit.training",
+    "Embedder": "twinvit.predict.embed",
+    "Predictor": "twinvit.predict.predictor",
+    "Run": "twinvit.training.api",
+    "Stepper": "twinvit.training.api",
+    "embedder": "twinvit.predict.embed",
+    "train": "twinvit.training.api",
+    "trainer": "twinvit.training.api",
     "export": "twinvit.programs.write",
-    "load": "twinvit.predictor",
+    "load": "twinvit.predict.predictor",
     "load_program": "twinvit.programs.read",
     "normalize": "shared_vit.data",
-    "preprocess": "twinvit.predictor",
+    "preprocess": "twinvit.predict.predictor",
 }
 
 

@@ -15,41 +15,45 @@ from shared_vit.version import __version__
 # name: (module, function, what it does); a module is imported only when its command runs.
 COMMANDS = {
     "train": (
-        "twinvit.start",
+        "twinvit.training.command",
         "train",
         "train or evaluate one twin (train_jax.py and train_torch.py)",
     ),
     "evaluate": (
-        "twinvit.start",
+        "twinvit.training.command",
         "evaluate",
         "a run's newest checkpoint, or any weights, on the validation split",
     ),
-    "predict": ("twinvit.predict", "predict", "class names and probabilities of pictures"),
+    "predict": ("twinvit.predict.command", "predict", "class names and probabilities of pictures"),
     "embed": (
-        "twinvit.embed",
+        "twinvit.predict.embed",
         "embed",
         "features of pictures, what a model's head is given, to an .npz",
     ),
     "presets": ("twinvit.presets", "presets", "the named settings, with published accuracies"),
     "models": ("twinvit.models", "models", "every named model: sizes, family, paper, formats"),
     "parity": (
-        "twinvit.parity",
+        "twinvit.parity.command",
         "parity",
         "train both twins from the same flags and judge their curves",
     ),
     "curves": (
-        "twinvit.curves",
+        "twinvit.parity.curves",
         "curves",
         "plot runs on disk, and judge two of them by the noise rule",
     ),
     "audit": (
-        "twinvit.audit",
+        "twinvit.lockstep.audit",
         "audit",
         "the next step from every checkpoint of a run, taken by both twins",
     ),
-    "report": ("twinvit.proof_pages", "report", "an HTML page of each proof on disk"),
-    "compare": ("twinvit.compare", "compare", "the same inputs through two models, layer by layer"),
-    "convert": ("twinvit.convert", "convert", "weights from any known format to any other"),
+    "report": ("twinvit.parity.proofs", "report", "an HTML page of each proof on disk"),
+    "compare": (
+        "twinvit.compare.command",
+        "compare",
+        "the same inputs through two models, layer by layer",
+    ),
+    "convert": ("twinvit.convert.command", "convert", "weights from any known format to any other"),
     "export": (
         "twinvit.programs.command",
         "export",

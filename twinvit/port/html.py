@@ -8,6 +8,8 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+from twinvit.pages import html
+from twinvit.pages.svg import Band, Chart, Mark, Series
 from twinvit.port.report import Draw, Finding, Operation, Output, Report
 from twinvit.port.report_text import (
     differing_layouts,
@@ -19,8 +21,6 @@ from twinvit.port.report_text import (
     roundings,
 )
 from twinvit.port.sides import NAMES, turned
-from twinvit.report import html
-from twinvit.report.svg import Band, Chart, Mark, Series
 
 KINDS = {
     "cause": "proven cause",

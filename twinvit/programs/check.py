@@ -14,7 +14,7 @@ import numpy as np
 from shared_vit.data.preprocess import evaluation_input, normalize
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from twinvit.pictures import pictures
+from twinvit.convert.synthetic_images import pictures
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, kinds, relative
 from twinvit.programs.target import Options, Run, Twin
 

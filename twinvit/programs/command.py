@@ -9,10 +9,10 @@ import tyro
 
 from shared_vit.weights.overrides import Exif, Interpolation
 from shared_vit.weights.positions import Positions
+from twinvit.convert.same_function import VERDICTS
 from twinvit.programs.check import NotKept
 from twinvit.programs.target import BATCH, Platform, Precision, To
 from twinvit.programs.write import export as write
-from twinvit.same_function import VERDICTS
 
 
 def export(

@@ -26,7 +26,7 @@ from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.overrides import for_pictures, of_size
 from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
-from twinvit.predictor import TRAIN_ONE
+from twinvit.predict.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
 from twinvit.programs.preparation import code_of
 from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Target, Twin, target_of

@@ -1,0 +1,1 @@
+"""`twinvit compare`: two models on the same inputs, layer by layer."""

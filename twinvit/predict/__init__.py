@@ -1,0 +1,1 @@
+"""`twinvit predict` and `embed`: classes and features of images by either twin."""

@@ -1,0 +1,1 @@
+"""`twinvit train` and `evaluate`, and the same from Python."""

@@ -28,8 +28,8 @@ from shared_vit.data.batch import Batch  # noqa: E402
 from shared_vit.run import checkpoint  # noqa: E402
 from shared_vit.run.state import StepScalars, Trainer  # noqa: E402
 from shared_vit.spec.config import model_config, name_of  # noqa: E402
-from shared_vit.spec.machine import Machine  # noqa: E402
 from shared_vit.spec.recipe import Recipe  # noqa: E402
+from shared_vit.spec.runtime import RuntimeConfig  # noqa: E402
 
 ROUNDS, LAG = 3, 2
 
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def measure(
-    twin: str, trainer: Trainer, recipe: Recipe, machine: Machine, stretch: int, folder: Path
+    twin: str, trainer: Trainer, recipe: Recipe, machine: RuntimeConfig, stretch: int, folder: Path
 ) -> float:
     """Print the times of a twin; returns the cost of a checkpoint in steps."""
     batch = trainer.put(_batch(recipe.batch_size))

@@ -145,14 +145,14 @@ def _our_batches(data_dir: Path, workers: int | None):
     from shared_vit.data.sources.folder import FolderSplit
     from shared_vit.data.sources.listing import list_split
     from shared_vit.spec.config import ModelConfig
-    from shared_vit.spec.machine import Machine
     from shared_vit.spec.recipe import Recipe
+    from shared_vit.spec.runtime import RuntimeConfig
 
     listing = list_split(data_dir, _split(data_dir).name)
     split = FolderSplit(data_dir, listing)
     dataset = Dataset("folder", split, split, listing.class_names, fingerprint="")
     recipe = Recipe(model=ModelConfig(image_size=SIZE), batch_size=BATCH)
-    return batches(recipe, dataset=dataset, machine=Machine(workers=workers))
+    return batches(recipe, dataset=dataset, machine=RuntimeConfig(workers=workers))
 
 
 def _rate(stream, seconds: float) -> tuple[float, float]:

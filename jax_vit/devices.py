@@ -19,89 +19,89 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jax_vit.rendezvous import Peers, Place, find_place, meet
+from jax_vit.rendezvous import Peers, Place, exchange, find_place
 from shared_vit.errors import StoppedTogether, UserError
-from shared_vit.run.asked import Asked, check_divides
-from shared_vit.spec.machine import Machine
+from shared_vit.run.requested import RequestedConfig, check_divides
+from shared_vit.spec.runtime import RuntimeConfig
 
 _peers: Peers | None = None  # of a run of several processes
 
 
-def resolve(asked: Asked) -> Asked:
-    """`asked` with device ("cpu" or "gpu"), world_size, precision and processes settled.
+def resolve(requested: RequestedConfig) -> RequestedConfig:
+    """`requested` with device ("cpu" or "gpu"), world_size, precision and processes settled.
 
     To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and
     x64, and joins the other processes of the run. world_size counts the devices of this process.
     Raises UserError for devices that are absent, a precision that they do not have, a batch that
     they do not divide, and processes that do not come.
     """
-    if asked.precision == "fp16":
+    if requested.precision == "fp16":
         raise UserError(
             "--precision=fp16 needs a gradient scaler, which only train_torch.py has: use "
             "--precision=bf16"
         )
-    place = find_place(asked)
+    place = find_place(requested)
     processes = place.num_processes if place else 1
-    check_divides(asked, asked.world_size or 1, processes)
-    if jax.config.jax_num_cpu_devices != (asked.world_size or 1):
+    check_divides(requested, requested.world_size or 1, processes)
+    if jax.config.jax_num_cpu_devices != (requested.world_size or 1):
         try:
-            jax.config.update("jax_num_cpu_devices", asked.world_size or 1)
+            jax.config.update("jax_num_cpu_devices", requested.world_size or 1)
         except RuntimeError as error:  # in a program that has used JAX already
-            if (asked.world_size or 1) > 1:
+            if (requested.world_size or 1) > 1:
                 raise UserError(
-                    f"--world_size={asked.world_size}: JAX runs already in this process, and how "
-                    "many devices it has is settled: start the training before JAX is used"
+                    f"--world_size={requested.world_size}: JAX runs already in this process, and "
+                    "how many devices it has is settled: start the training before JAX is used"
                 ) from error
-    jax.config.update("jax_enable_x64", asked.precision == "fp64")
-    if asked.device == "cpu":
+    jax.config.update("jax_enable_x64", requested.precision == "fp64")
+    if requested.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if place:
-        _join(asked, place)
-    gpus = [] if asked.device == "cpu" else _local_gpus()
-    if asked.device == "gpu" and not gpus:
+        _join(requested, place)
+    gpus = [] if requested.device == "cpu" else _local_gpus()
+    if requested.device == "gpu" and not gpus:
         raise UserError(
             f"--device=gpu: JAX {jax.__version__} sees no GPU. Train with --device=cpu, or "
             "install JAX's CUDA plug-in that "
             "fits this machine's driver: pip install 'twinvit[cuda12]' or 'twinvit[cuda13]'."
         )
-    world_size = asked.world_size or max(len(gpus), 1)
+    world_size = requested.world_size or max(len(gpus), 1)
     if gpus and world_size > len(gpus):
         raise UserError(
             f"--world_size={world_size}, and there are {len(gpus)} GPUs: use "
             f"--world_size={len(gpus)}, or --device=cpu for "
             f"{world_size} devices on the CPU"
         )
-    check_divides(asked, world_size, processes)
+    check_divides(requested, world_size, processes)
     bf16 = bool(gpus) and _has_bf16(gpus[0])
-    if asked.precision == "bf16" and gpus and not bf16:
+    if requested.precision == "bf16" and gpus and not bf16:
         raise UserError(
             f"--precision=bf16: {gpus[0].device_kind} has no bfloat16 (compute capability 8.0 or "
             "newer has): use "
             "--precision=fp32"
         )
-    return asked.replace(
+    return requested.replace(
         device="gpu" if gpus else "cpu",
         world_size=world_size,
-        precision=asked.precision or ("bf16" if bf16 else "fp32"),
+        precision=requested.precision or ("bf16" if bf16 else "fp32"),
         num_processes=processes,
         process_id=place.process_id if place else 0,
     )
 
 
-def start(machine: Machine) -> Mesh:
+def start(runtime: RuntimeConfig) -> Mesh:
     """The mesh of a resolved run: one axis, "data", over `world_size` devices of every process."""
-    if machine.device == "gpu":
+    if runtime.device == "gpu":
         _use_compilation_cache()
-    platform = jax.devices("gpu" if machine.device == "gpu" else "cpu")
+    platform = jax.devices("gpu" if runtime.device == "gpu" else "cpu")
     devices = [
-        [d for d in platform if d.process_index == process][: machine.world_size]
+        [d for d in platform if d.process_index == process][: runtime.world_size]
         for process in range(jax.process_count())
     ]
     return Mesh(np.array(devices).reshape(-1), ("data",))
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def abort_all_on_failure() -> Iterator[None]:
     """End all processes of a run as soon as one of them fails in this context.
 
     Alone, the process that failed would wait for the others, which wait for it, for minutes. Where
@@ -127,11 +127,11 @@ def together() -> Iterator[None]:
         raise SystemExit(2)  # a peer has said why
 
 
-def _join(asked: Asked, place: Place) -> None:
+def _join(requested: RequestedConfig, place: Place) -> None:
     """Meet the other processes, share out the GPUs of each host, start `jax.distributed`."""
-    gpus = [] if asked.device == "cpu" else _gpu_uuids()
-    facts = {"host": socket.gethostname(), "gpus": gpus, "world_size": asked.world_size}
-    peers = meet(place, facts)
+    gpus = [] if requested.device == "cpu" else _gpu_uuids()
+    info = {"host": socket.gethostname(), "gpus": gpus, "world_size": requested.world_size}
+    peers = exchange(place, info)
     everyone = peers.everyone
     sizes = {f["world_size"] for f in everyone}
     if len(sizes) > 1:

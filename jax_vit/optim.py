@@ -9,8 +9,8 @@ import optax
 from jax import Array
 
 from shared_vit.spec import canonical
+from shared_vit.spec.lr_scales import lr_scales
 from shared_vit.spec.optimizers import BETA1, BETA2, EPS, optimizer_slots
-from shared_vit.spec.rates import rate_scales
 from shared_vit.spec.recipe import Recipe
 
 
@@ -23,33 +23,33 @@ def make_optimizer(names: optax.Params, recipe: Recipe) -> optax.GradientTransfo
     parameters}. The update takes `lr` and, for Adam, `corrections`, (1 - beta1^n, 1 - beta2^n) as
     the host computes them in float64: optax's own, in float32, are 1.3e-5 off at the first step.
     """
-    scales = rate_scales(recipe.model, recipe.layer_decay)
+    scales = lr_scales(recipe.model, recipe.layer_decay)
     decays = jax.tree.map(lambda name: recipe.weight_decay * canonical.is_decayed(name), names)
-    rates = jax.tree.map(lambda name: scales[name], names)
+    scale_of = jax.tree.map(lambda name: scales[name], names)
 
     def init(params: optax.Params) -> dict[str, optax.Params]:
         return {slot: jax.tree.map(jnp.zeros_like, params) for slot in optimizer_slots(recipe)}
 
-    def moved(lr: Array, direction: Array, p: Array, decay: float, rate: float) -> Array:
-        lr = lr if rate == 1 else lr * rate
+    def updated(lr: Array, direction: Array, p: Array, decay: float, lr_scale: float) -> Array:
+        lr = lr if lr_scale == 1 else lr * lr_scale
         return -lr * (direction + decay * p if decay else direction)
 
     def adam(grads, slots, params=None, *, lr, corrections, **_):
         c1, c2 = corrections
 
-        def move(m: Array, v: Array, p: Array, decay: float, rate: float) -> Array:
-            return moved(lr, (m / c1) / (jnp.sqrt(v / c2) + EPS), p, decay, rate)
+        def move(m: Array, v: Array, p: Array, decay: float, lr_scale: float) -> Array:
+            return updated(lr, (m / c1) / (jnp.sqrt(v / c2) + EPS), p, decay, lr_scale)
 
         m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, slots["exp_avg"], grads)
         v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, slots["exp_avg_sq"], grads)
-        return jax.tree.map(move, m, v, params, decays, rates), {"exp_avg": m, "exp_avg_sq": v}
+        return jax.tree.map(move, m, v, params, decays, scale_of), {"exp_avg": m, "exp_avg_sq": v}
 
     def sgd(grads, slots, params=None, *, lr, **_):
         def add(buf: Array, g: Array) -> Array:
             return recipe.momentum * buf + g
 
         buf = jax.tree.map(add, slots["momentum_buffer"], grads)
-        updates = jax.tree.map(lambda *leaf: moved(lr, *leaf), buf, params, decays, rates)
+        updates = jax.tree.map(lambda *leaf: updated(lr, *leaf), buf, params, decays, scale_of)
         return updates, {"momentum_buffer": buf}
 
     return optax.GradientTransformationExtraArgs(init, sgd if recipe.optimizer == "sgd" else adam)
@@ -67,7 +67,7 @@ def clip_by_global_norm(grads: optax.Params, clip: float) -> tuple[optax.Params,
     return jax.tree.map(lambda g: g * scale, grads), norm
 
 
-def climb(params: optax.Params, grads: optax.Params, rho: float) -> optax.Params:
+def ascent_step(params: optax.Params, grads: optax.Params, rho: float) -> optax.Params:
     """The ascent of sharpness-aware minimization (Foret et al. 2021): p + rho g / |g|.
 
     |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
@@ -77,9 +77,9 @@ def climb(params: optax.Params, grads: optax.Params, rho: float) -> optax.Params
     return jax.tree.map(lambda p, g: p + g * scale, params, grads)
 
 
-def average(averages: optax.Params, params: optax.Params, share: Array) -> optax.Params:
+def average(averages: optax.Params, params: optax.Params, weight: Array) -> optax.Params:
     """The moving average of the weights: e + share (p - e)."""
-    return jax.tree.map(lambda e, p: e + share * (p - e), averages, params)
+    return jax.tree.map(lambda e, p: e + weight * (p - e), averages, params)
 
 
 def nudge(params: optax.Params, seed: int, step: Array) -> optax.Params:

@@ -18,7 +18,7 @@ import time
 from typing import Any, NamedTuple
 
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked
+from shared_vit.run.requested import RequestedConfig
 
 TIMEOUT_SECONDS = 120.0  # changed by the environment variable TWINVIT_TIMEOUT
 SETTLE_SECONDS = 0.5
@@ -34,13 +34,13 @@ class Place(NamedTuple):
     process_id: int
 
 
-def find_place(asked: Asked) -> Place | None:
+def find_place(requested: RequestedConfig) -> Place | None:
     """The place that the flags name, else SLURM's job step; None for a run of one process.
 
     Raises UserError where --coordinator, --num_processes and --process_id are incomplete or
     impossible.
     """
-    if asked.num_processes == 1:
+    if requested.num_processes == 1:
         return None
     ranks = os.environ.get("WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in os.environ and ranks.isdecimal() and int(ranks) > 1:
@@ -48,7 +48,7 @@ def find_place(asked: Asked) -> Place | None:
             f"torchrun started {ranks} processes, and in JAX one process drives all devices of a "
             f"host: start train_jax.py by itself, with --world_size={ranks}"
         )
-    given = {n: getattr(asked, n) for n in ("coordinator", "num_processes", "process_id")}
+    given = {n: getattr(requested, n) for n in ("coordinator", "num_processes", "process_id")}
     missing = [f"--{n}" for n, value in given.items() if value is None]
     if len(missing) == 3:
         return _slurm_place()
@@ -142,7 +142,7 @@ class Peers:
         os._exit(1)
 
 
-def meet(place: Place, facts: dict[str, Any]) -> Peers:
+def exchange(place: Place, info: dict[str, Any]) -> Peers:
     """Tell all processes one's facts and hear everyone's, by process id.
 
     Raises UserError after the time-out.
@@ -153,7 +153,7 @@ def meet(place: Place, facts: dict[str, Any]) -> Peers:
     except ValueError:
         raise UserError(f"TWINVIT_TIMEOUT={text!r} is not a number of seconds") from None
     deadline = time.monotonic() + timeout
-    own = {"num_processes": place.num_processes, "process_id": place.process_id, "facts": facts}
+    own = {"num_processes": place.num_processes, "process_id": place.process_id, "facts": info}
     meet_as = _gather if place.process_id == 0 else _report
     try:
         return meet_as(place, own, deadline)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 
-class LazyResult:
+class ResultFuture:
     """`get()` is `finish` of a replicated vector's floats."""
 
     def __init__(self, values: jax.Array, finish: Callable):

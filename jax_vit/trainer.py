@@ -16,23 +16,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_vit.bridge import Path, abstract_model, canonical_name, state_arrays, to_canonical, to_jax
 from jax_vit.objective import Mixing, Objective, by_group, losses
 from jax_vit.optim import (
+    ascent_step,
     average,
-    climb,
     clip_by_global_norm,
     global_norm,
     make_optimizer,
     nudge,
 )
-from jax_vit.results import LazyResult
+from jax_vit.results import ResultFuture
 from jax_vit.sharding import placement, whole
 from shared_vit.data.batch import Batch
 from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.ema import ema_decay
+from shared_vit.spec.lr_scales import trained_names
 from shared_vit.spec.optimizers import BETA1, BETA2, EMA
 from shared_vit.spec.precision import PRECISIONS
-from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 
 _copies = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -180,7 +180,7 @@ class Trainer:
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
-    ) -> LazyResult:
+    ) -> ResultFuture:
         """One update: `gradients`, in `grad_accum` parts, and `update`, compiled as one."""
         args = (
             self.params,
@@ -198,9 +198,9 @@ class Trainer:
             self.compile_seconds = time.perf_counter() - begin
         self.params, self.slots, values = self.compiled_step(*args)
         self.step, self.adam_count = self.step + 1, self.adam_count + 1
-        return LazyResult(values, self._to_metrics)
+        return ResultFuture(values, self._to_metrics)
 
-    def gradients(self, batch: DeviceBatch) -> tuple[LazyResult, dict[str, np.ndarray]]:
+    def gradients(self, batch: DeviceBatch) -> tuple[ResultFuture, dict[str, np.ndarray]]:
         """The metrics that `train_step` would return, and the gradients that it would clip.
 
         The gradients are those of the global mean loss, {canonical name: array on the host}, in
@@ -208,7 +208,7 @@ class Trainer:
         """
         args = (self.params, self.fixed, batch[:4], self._draws(batch))
         grads, values = self.compute_gradients(*args)
-        return LazyResult(values, self._to_metrics), self._in_order(state_arrays(grads))
+        return ResultFuture(values, self._to_metrics), self._in_order(state_arrays(grads))
 
     def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
         """Clip and step on given gradients of the global mean loss, as `gradients` returns them."""
@@ -262,7 +262,7 @@ class Trainer:
         def add_group(carry, own):
             total, sums = carry
             loss, grads = self._sum_parts(params, fixed, own, draws)
-            up = climb(params, grads, self.train.sam_rho)
+            up = ascent_step(params, grads, self.train.sam_rho)
             _, grads = self._sum_parts(up, fixed, own, draws)
             return (total + loss, jax.tree.map(jnp.add, sums, grads)), None
 
@@ -311,14 +311,14 @@ class Trainer:
         step: Array,
     ) -> tuple[nnx.State, dict[str, nnx.State], Array]:
         """The compiled part of `update`: (params, slots, norm before clipping)."""
-        lr, c1, c2, *share = scalars
+        lr, c1, c2, *weight = scalars
         grads, norm = clip_by_global_norm(grads, self.train.clip)
         updates, moved = self.optimizer.update(grads, slots, params, lr=lr, corrections=(c1, c2))
         params = optax.apply_updates(params, updates)
         if self.train.nudge is not None:
             params = nudge(params, self.train.nudge, step)
         if self.train.ema:
-            moved[EMA] = average(slots[EMA], params, *share)
+            moved[EMA] = average(slots[EMA], params, *weight)
         return params, moved, norm
 
     def _to_metrics(self, values: list[float]) -> StepMetrics:
@@ -327,14 +327,14 @@ class Trainer:
 
     def eval_step(
         self, batch: DeviceBatch, stop: bool = False, averaged: bool = False
-    ) -> LazyResult:
+    ) -> ResultFuture:
         """Counts over the global batch; examples of weight 0 do not count.
 
         They are those of the weights or, if `averaged`, of their moving average.
         """
         params = self.slots[EMA] if averaged else self.params
         values = self.compute_counts(params, self.fixed, batch[:4], self._flag(stop))
-        return LazyResult(values, self._to_counts)
+        return ResultFuture(values, self._to_counts)
 
     def _counts(self, params: nnx.State, fixed: nnx.State, batch: Arrays, stop: Array) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""

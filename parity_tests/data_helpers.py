@@ -15,8 +15,8 @@ from PIL import Image
 from shared_vit.data import Batch, Dataset, batches, open_dataset
 from shared_vit.data.pipeline import Batches
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
@@ -54,23 +54,23 @@ class Run:
     """What decides a stream of batches: settings of the model, the recipe and the machine."""
 
     recipe: Recipe = Recipe()
-    machine: Machine = Machine(workers=0)
+    runtime: RuntimeConfig = RuntimeConfig(workers=0)
 
     def but(self, **changes: Any) -> Run:
         """The same with other settings, whichever of the three has them."""
-        parts = [self.recipe.model, self.recipe, self.machine]
+        parts = [self.recipe.model, self.recipe, self.runtime]
         for i, part in enumerate(parts):
             names = {f.name for f in dataclasses.fields(part)} & set(changes)
             parts[i] = dataclasses.replace(part, **{name: changes.pop(name) for name in names})
         assert not changes
-        model, recipe, machine = parts
-        return Run(dataclasses.replace(recipe, model=model), machine)
+        model, recipe, runtime = parts
+        return Run(dataclasses.replace(recipe, model=model), runtime)
 
     def dataset(self) -> Dataset:
-        return open_dataset(self.recipe.data, self.machine.data_dir)
+        return open_dataset(self.recipe.data, self.runtime.data_dir)
 
     def batches(self, split: str = "train", **arguments: Any) -> Batches:
-        return batches(self.recipe, split, machine=self.machine, **arguments)
+        return batches(self.recipe, split, runtime=self.runtime, **arguments)
 
 
 def run_of(image_size: int, **settings: Any) -> Run:

@@ -19,8 +19,8 @@ from shared_vit.data.batch import Batch
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState, first_state
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.parity.noise_rule import Curve, relative_l2
 
 __all__ = [
@@ -46,7 +46,7 @@ DIGITS = Recipe(
     model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10
 )
 
-IN_THREADS = Machine(workers=0)
+IN_THREADS = RuntimeConfig(workers=0)
 
 # Of a file of each format of weights; "" is a folder.
 SUFFIX = {
@@ -129,10 +129,10 @@ def run(
     steps: int,
     total: int | None = None,
     lr: Callable[[int], float] | None = None,
-    machine: Machine = IN_THREADS,
+    runtime: RuntimeConfig = IN_THREADS,
 ) -> Curve:
     """Train `steps` updates; the curve."""
-    stream = batches(train, "train", machine=machine)
+    stream = batches(train, "train", runtime=runtime)
     results = []
     for step in range(steps):
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
@@ -145,8 +145,8 @@ def run(
 
 
 def nudged_runs(
-    state: TrainState, train: Recipe, steps: int, machine: Machine = IN_THREADS
+    state: TrainState, train: Recipe, steps: int, runtime: RuntimeConfig = IN_THREADS
 ) -> list[Curve]:
     """Three runs of the PyTorch twin that differ from its own by rounding alone."""
     configs = [dataclasses.replace(train, nudge=seed) for seed in (1, 2, 3)]
-    return [run(torch_trainer(state, c), c, steps, machine=machine) for c in configs]
+    return [run(torch_trainer(state, c), c, steps, runtime=runtime) for c in configs]

@@ -41,7 +41,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
-        self.asked: list[tuple[str, str]] = []  # (method, file)
+        self.requested: list[tuple[str, str]] = []  # (method, file)
         # What becomes of a file's content: "stall", "cut", "swap", or "stall once".
         self.faults: dict[str, str] = {}
         self.down = False
@@ -49,7 +49,7 @@ class Hub(ThreadingHTTPServer):
     @property
     def fetched(self) -> list[str]:
         """The files of which the content was asked for."""
-        return [file for method, file in self.asked if method == "GET"]
+        return [file for method, file in self.requested if method == "GET"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(503, {})
         if path.startswith("content/"):
             owner, name, commit, file = unquote(path.removeprefix("content/")).split("/", 3)
-            hub.asked.append((self.command, file))
+            hub.requested.append((self.command, file))
             return self._send_file(hub.repos[f"{owner}/{name}"].commits[commit][file], file, {})
         where, found, rest = path.partition("/resolve/")
         if not found:
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
-        hub.asked.append((self.command, file))
+        hub.requested.append((self.command, file))
         known = {"X-Repo-Commit": commit}
         if file not in repo.commits[commit]:
             return self._send(404, known | {"X-Error-Code": "EntryNotFound"})

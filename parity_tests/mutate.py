@@ -161,22 +161,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rest", action="store_true", help="those that it does not see")
     parser.add_argument("--only", default="", help="those whose name has these words")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once")
-    asked = parser.parse_args(argv)
-    kinds = {True: not asked.rest, False: not asked.quick}
-    chosen = [m for m in read_list() if asked.only in m.name and kinds[m.quick]]
+    requested = parser.parse_args(argv)
+    kinds = {True: not requested.rest, False: not requested.quick}
+    chosen = [m for m in read_list() if requested.only in m.name and kinds[m.quick]]
     faults = [f"{m.name}: {fault}" for m in chosen if (fault := m.fault(ROOT))]
     chosen = [m for m in chosen if not m.fault(ROOT)]
     with tempfile.TemporaryDirectory(prefix="twinvit_mutations_") as folder:
-        copies = [Path(folder) / str(i) for i in range(max(1, asked.jobs))]
+        copies = [Path(folder) / str(i) for i in range(max(1, requested.jobs))]
         for copy in copies:
             copy_repository(ROOT, copy)
         status, said = run_tests(
-            copies[0], [t for m in chosen for t in m.tests], asked.quick, seconds=None
+            copies[0], [t for m in chosen for t in m.tests], requested.quick, seconds=None
         )
         if status != _PASSED:
             print(f"{said}\nthe tests fail as they are: mend that first")
             return 2
-        unseen = try_all(copies, chosen, asked.quick)
+        unseen = try_all(copies, chosen, requested.quick)
     print(*faults, *unseen, sep="\n")
     print(f"{len(chosen) - len(unseen)} of {len(chosen) + len(faults)} mistakes are seen")
     return 1 if faults or unseen else 0

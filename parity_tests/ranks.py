@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from shared_vit.data.batch import Batch
-from shared_vit.run.asked import Asked
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 
 
 class Job(NamedTuple):
@@ -145,7 +145,7 @@ def _torch_trainer(state: TrainState, cfg: Recipe, device, mutation: str = "", m
 
     torch.set_num_threads(1)
     if mutation == "unsettled buckets":
-        Trainer._settle_buckets = lambda self, mixing: None
+        Trainer._warm_up_buckets = lambda self, mixing: None
     if mutation == "the nudge of another part":
         optim.part_of = lambda full, like: full[len(full) - len(_local(like)) :]
     if mutation == "the norm of one part":
@@ -218,29 +218,33 @@ def torch_rank_counts_threads(device) -> int:
     return 10 + torch.get_num_threads()
 
 
-def asked(recipe: Recipe, **flags) -> Asked:
+def requested(recipe: Recipe, **flags) -> RequestedConfig:
     """Flags, with a recipe's batch and precision."""
-    return Asked({n: getattr(recipe, n) for n in ("batch_size", "grad_accum", "precision")} | flags)
+    return RequestedConfig(
+        {n: getattr(recipe, n) for n in ("batch_size", "grad_accum", "precision")} | flags
+    )
 
 
-def settle(resolve: Callable[[Asked], Asked], flags: Asked) -> Machine:
+def settle(
+    resolve: Callable[[RequestedConfig], RequestedConfig], flags: RequestedConfig
+) -> RuntimeConfig:
     """The machine that `resolve` finds for flags."""
-    return Machine(**resolve(flags).values_of(Machine))
+    return RuntimeConfig(**resolve(flags).values_of(RuntimeConfig))
 
 
-def jax_process(job: Job, cfg: Recipe, flags: Asked) -> None:
+def jax_process(job: Job, cfg: Recipe, flags: RequestedConfig) -> None:
     """One process of a JAX run."""
     from jax_vit import devices as jax_devices
     from jax_vit.trainer import Trainer
 
-    machine = settle(jax_devices.resolve, flags)
-    trainer = Trainer(job.state, cfg, jax_devices.start(machine), **job.memory)
+    runtime = settle(jax_devices.resolve, flags)
+    trainer = Trainer(job.state, cfg, jax_devices.start(runtime), **job.memory)
     result = train(trainer, cfg, job)
     if trainer.process == 0:
         np.savez(job.out, **result)
 
 
-def jax_process_fails(how: str, flags: Asked) -> None:
+def jax_process_fails(how: str, flags: RequestedConfig) -> None:
     """Process 1 fails in the way named, while the others work."""
     import signal
     import time
@@ -248,9 +252,9 @@ def jax_process_fails(how: str, flags: Asked) -> None:
     from jax_vit import devices
     from shared_vit.errors import UserError
 
-    machine = settle(devices.resolve, flags)
-    with devices.together():
-        if machine.process_id == 1:
+    runtime = settle(devices.resolve, flags)
+    with devices.abort_all_on_failure():
+        if runtime.process_id == 1:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "mistake":
@@ -259,7 +263,7 @@ def jax_process_fails(how: str, flags: Asked) -> None:
         time.sleep(60 if how != "not at all" else 3)
 
 
-def launch_torch(flags: Asked, worker: Callable) -> int:
+def launch_torch(flags: RequestedConfig, worker: Callable) -> int:
     """As `train_torch.py` does."""
     from torch_vit import devices
     from torch_vit.ranks import launch
@@ -267,7 +271,7 @@ def launch_torch(flags: Asked, worker: Callable) -> int:
     return launch(settle(devices.resolve, flags), worker)
 
 
-def launch_torch_signalled(flags: Asked) -> int:
+def launch_torch_signalled(flags: RequestedConfig) -> int:
     """As `train_torch.py` does, with a SIGTERM that comes before the first rank has started."""
     import signal
 

@@ -19,8 +19,8 @@ from whole_runs import environment, train_here
 from jax_vit.rendezvous import find_place
 from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.spec.config import model_config
 from shared_vit.weights import open_weights
 from torch_vit.pth import open_pth
@@ -239,7 +239,7 @@ def test_jax_under_torchrun_says_one_process(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match=r"torchrun started 4 processes.*--world_size=4"):
-        find_place(Asked())
+        find_place(RequestedConfig())
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert find_place(parse(["--preset=digits"], "train")) is None
 

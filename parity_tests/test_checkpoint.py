@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from whole_runs import EXTRA, ROOT, save, small_state
 
+from shared_vit.checksummed import write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.state import TrainState, first_state
-from shared_vit.sealed import write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import checkpoints
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_format_1(tmp_path, precision):
     scaler = {k: v for k, v in document.pop("scalars").items() if k != "adam_count"}
     del document["slots"], document["checksum"]
     old = {"format": 1, "adam_count": state.scalars["adam_count"], "scaler": scaler or None}
-    write_sealed(path, document | old)
+    write_checksummed(path, document | old)
     read, extra = checkpoint.load(tmp_path)
     assert same(read, state) and extra == EXTRA
 
@@ -208,7 +208,7 @@ def test_the_checks_are_what_refuses(tmp_path, monkeypatch):
     path.write_text(path.read_text().replace('"adam_count": 2', '"adam_count": 1'))
     with pytest.raises(UserError, match="altered"):
         checkpoint.load(path.parent)
-    monkeypatch.setattr(checkpoints, "read_sealed", lambda path: json.loads(path.read_text()))
+    monkeypatch.setattr(checkpoints, "read_checksummed", lambda path: json.loads(path.read_text()))
     assert checkpoint.load(path.parent)[0].scalars["adam_count"] == 1
 
 

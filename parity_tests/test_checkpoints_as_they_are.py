@@ -301,8 +301,8 @@ def test_convert_sets_the_preparation(tmp_path, states, capsys):
 
 def plan_of(path, *flags):
     argv = [f"--init_from={path}", "--preset=digits", "--num_heads=4", *flags]
-    asked = parse(argv, "train").replace(device="cpu", world_size=1, precision="fp32")
-    return make_plan(asked, "torch")
+    requested = parse(argv, "train").replace(device="cpu", world_size=1, precision="fp32")
+    return make_plan(requested, "torch")
 
 
 def test_weights_without_a_head_take_the_classes_of_the_data(tmp_path, states):

@@ -4,10 +4,10 @@ import pytest
 
 from shared_vit.data.sources import imagenet
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked, check_processes, flags
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan, settle_recipe
 from shared_vit.run.presets import ABOUT, FROM_WEIGHTS, PRESETS
+from shared_vit.run.requested import RequestedConfig, check_processes, flags
 from shared_vit.spec.config import model_config
 from twinvit.presets import presets
 
@@ -94,9 +94,11 @@ def test_unknown_flag_names_the_nearest(flag, nearest, capsys):
 
 def test_many_devices_on_the_cpu_are_refused_before_anything_starts(monkeypatch):
     """Also where --device was left open and there is no GPU."""
-    asked = Asked(dict(precision="fp32", device="cpu", world_size=1000), PRESETS["digits"])
+    requested = RequestedConfig(
+        dict(precision="fp32", device="cpu", world_size=1000), PRESETS["digits"]
+    )
     with pytest.raises(UserError, match="at most .* devices make sense"):
-        make_plan(asked, "torch")
+        make_plan(requested, "torch")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # torchrun: spread over a thousand hosts
     check_processes(1000)
 
@@ -113,9 +115,9 @@ def test_many_devices_on_the_cpu_are_refused_before_anything_starts(monkeypatch)
     ids=str,
 )
 def test_plan_errors(changes, message):
-    asked = Asked(dict(precision="fp32", world_size=1, **changes), PRESETS["digits"])
+    requested = RequestedConfig(dict(precision="fp32", world_size=1, **changes), PRESETS["digits"])
     with pytest.raises(UserError, match=message):
-        make_plan(asked, "torch")
+        make_plan(requested, "torch")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,8 @@ def test_model_errors(changes):
 
 
 def test_nothing_named_trains_digits(capsys):
-    asked = parse([], "train_torch.py")
-    assert (asked.preset, asked.data, asked.batch_size) == ("digits", "digits", 64)
+    requested = parse([], "train_torch.py")
+    assert (requested.preset, requested.data, requested.batch_size) == ("digits", "digits", 64)
     notice = capsys.readouterr().err
     assert "digits" in notice and "imagenet" in notice and notice.count("\n") == 1
 
@@ -168,9 +170,11 @@ HYPHENS = {
 
 @pytest.mark.parametrize("argv", HYPHENS)
 def test_hyphens_equal_underscores(argv):
-    asked = parse(argv.split(), "x")
-    assert {name: getattr(asked, name) for name in HYPHENS[argv]} == HYPHENS[argv]
-    assert asked == parse([a.replace("-", "_").replace("__", "--", 1) for a in argv.split()], "x")
+    requested = parse(argv.split(), "x")
+    assert {name: getattr(requested, name) for name in HYPHENS[argv]} == HYPHENS[argv]
+    assert requested == parse(
+        [a.replace("-", "_").replace("__", "--", 1) for a in argv.split()], "x"
+    )
 
 
 def test_hyphens_are_obeyed_by_every_check():
@@ -191,8 +195,8 @@ def test_every_flag_is_in_the_help(capsys):
 
 
 def test_a_folder_without_a_preset_gets_a_sensible_length_and_says_so(capsys):
-    asked = parse(["--data=folder", "--data_dir=x", "--lr=0.25"], "x")
-    assert (asked.preset, asked.model, asked.warmup_steps, asked.lr) == (
+    requested = parse(["--data=folder", "--data_dir=x", "--lr=0.25"], "x")
+    assert (requested.preset, requested.model, requested.warmup_steps, requested.lr) == (
         "folder", "vit_ti16", None, 0.25
     )  # fmt: skip
     notice = capsys.readouterr().err
@@ -205,9 +209,9 @@ def test_a_folder_without_a_preset_gets_a_sensible_length_and_says_so(capsys):
     )
     cfg = model_config("vit_ti16", num_classes=2)
     for num_train, steps, warmup in ((200, 312, 15), (10, 16, 0), (10**6, 1562500, 10_000)):
-        recipe = settle_recipe(asked, cfg, num_train)
+        recipe = settle_recipe(requested, cfg, num_train)
         assert (recipe.steps, recipe.warmup_steps) == (steps, warmup)
-    assert settle_recipe(asked.replace(warmup_steps=7), cfg, 200).warmup_steps == 7
+    assert settle_recipe(requested.replace(warmup_steps=7), cfg, 200).warmup_steps == 7
     tuned = parse(["--data=folder", "--data_dir=x", "--init_from=w"], "x")
     assert (tuned.preset, tuned.epochs, tuned.lr) == ("finetune", 30, 3e-3)
     assert (tuned.optimizer, tuned.model, tuned.image_size) == ("sgd", None, None)

@@ -10,8 +10,8 @@ from helpers import random_arrays
 from shared_vit import weights
 from shared_vit.run.record import Record, write_record
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.compare import command as module
 from twinvit.compare.command import compare
 
@@ -177,7 +177,7 @@ def test_two_trainings_are_said_to_be_two(tmp_path, x64, capsys):
         folder = tmp_path / name
         folder.mkdir()
         recipe = Recipe(model=CFG, data="digits", steps=5)
-        write_record(folder, Record(recipe, Machine(), None, {"name": "", "fingerprint": ""}))
+        write_record(folder, Record(recipe, RuntimeConfig(), None, {"name": "", "fingerprint": ""}))
         weights.write(folder / "model.safetensors", CFG, random_arrays(CFG, seed))
     paths = [tmp_path / name / "model.safetensors" for name in ("one", "two")]
     assert compare(*paths, twin_a="torch") == 1

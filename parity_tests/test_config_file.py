@@ -28,16 +28,26 @@ def config(tmp_path):
 
 
 def test_flags_go_before_the_file_and_it_before_the_preset(config):
-    asked = parse([config(TOML), "--lr=0.25"], "x")
-    assert (asked.lr, asked.weight_decay, asked.steps, asked.clip) == (0.25, 0.5, 30, float("inf"))
-    assert (asked.batch_size, asked.preset, asked.keep, asked.randaug) == (64, "digits", 0, "2,10")
+    requested = parse([config(TOML), "--lr=0.25"], "x")
+    assert (requested.lr, requested.weight_decay, requested.steps, requested.clip) == (
+        0.25,
+        0.5,
+        30,
+        float("inf"),
+    )
+    assert (requested.batch_size, requested.preset, requested.keep, requested.randaug) == (
+        64,
+        "digits",
+        0,
+        "2,10",
+    )
 
 
 def test_a_file_is_the_same_as_its_flags(config):
     flags = "--preset=digits --steps=30 --lr=1e-2 --weight_decay=0.5 --clip=inf --randaug=2,10"
-    asked = parse([config(TOML)], "x")
-    assert asked == parse([*flags.split(), "--keep=all"], "x")
-    assert parse(asked.argv(), "x") == asked  # what is passed on to other processes
+    requested = parse([config(TOML)], "x")
+    assert requested == parse([*flags.split(), "--keep=all"], "x")
+    assert parse(requested.argv(), "x") == requested  # what is passed on to other processes
 
 
 def test_a_length_on_the_command_line_replaces_that_of_the_file(config):

@@ -90,7 +90,7 @@ def test_runs_of_older_versions_have_no_checksum(photos, tmp_path):
     train_here("torch", run, *FLAGS, f"--data_dir={photos}", "--stop_at=1")
     known = read_record(run)
     old = Record(
-        known.recipe, known.machine, known.preset,
+        known.recipe, known.runtime, known.preset,
         {n: known.data[n] for n in ("name", "fingerprint")}, id=known.id,
     )  # fmt: skip
     write_record(run, old)

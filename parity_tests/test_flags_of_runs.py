@@ -10,25 +10,25 @@ from shared_vit.run.plan import make_plan
 from shared_vit.run.record import Record, differences, read_record, write_record
 from shared_vit.spec import init
 from shared_vit.spec.config import model_config
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 
 
 def write_run(folder, preset: str | None = "digits", model: str = "vit_nano2", **recipe) -> None:
     recipe = dict(data="digits", batch_size=64, model=model_config(model, 10, 8)) | recipe
     folder.mkdir(exist_ok=True)
     data = {"name": "x", "fingerprint": "1234"}
-    write_record(folder, Record(Recipe(**recipe), Machine(compile="on"), preset, data))
+    write_record(folder, Record(Recipe(**recipe), RuntimeConfig(compile="on"), preset, data))
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--mode=eval"])
 def test_the_data_of_a_run_stay_where_only_their_place_is_given(flag, tmp_path):
     """Of a new run of cifar10 a --data_dir means a folder of pictures."""
     write_run(tmp_path, "cifar10", data="tfds:cifar10")
-    asked = parse([flag, f"--run_dir={tmp_path}", "--data_dir=x"], "x")
-    assert (asked.data, asked.data_dir) == ("tfds:cifar10", "x")
-    asked = parse([flag, f"--run_dir={tmp_path}", "--data_dir=x", "--data=folder"], "x")
-    assert asked.data == "folder"
+    requested = parse([flag, f"--run_dir={tmp_path}", "--data_dir=x"], "x")
+    assert (requested.data, requested.data_dir) == ("tfds:cifar10", "x")
+    requested = parse([flag, f"--run_dir={tmp_path}", "--data_dir=x", "--data=folder"], "x")
+    assert requested.data == "folder"
 
 
 @pytest.mark.parametrize("flag", ["--resume", "--mode=eval"])
@@ -47,11 +47,11 @@ def test_auto_leaves_a_device_open_that_the_run_was_given(tmp_path):
     """Where it has a meaning; for text it is a text as any other."""
     write_run(tmp_path)
     run = ["--resume", f"--run_dir={tmp_path}"]
-    asked = parse(run, "x")
-    assert (asked.device, asked.compile, asked.precision) == ("cpu", "on", "fp32")
-    asked = parse([*run, "--device=auto", "--compile=auto", "--precision=auto"], "x")
-    assert (asked.device, asked.compile, asked.precision) == (None, None, "fp32")
-    assert asked.left_open == {"device", "compile"} and "device" not in asked.given
+    requested = parse(run, "x")
+    assert (requested.device, requested.compile, requested.precision) == ("cpu", "on", "fp32")
+    requested = parse([*run, "--device=auto", "--compile=auto", "--precision=auto"], "x")
+    assert (requested.device, requested.compile, requested.precision) == (None, None, "fp32")
+    assert requested.left_open == {"device", "compile"} and "device" not in requested.given
     assert parse(["--preset=digits", "--run_dir=auto"], "x").run_dir == "auto"
 
 
@@ -61,15 +61,15 @@ def test_a_mean_with_a_class_token_is_a_mean(tmp_path):
     weights.write(tmp_path / "w.safetensors", cfg, init.draw(cfg, 0))
     start = ["--preset=digits", f"--init_from={tmp_path / 'w.safetensors'}", "--pool=mean"]
     for flags in (start, [*start, "--mode=eval"]):
-        asked = parse([*flags, "--device=cpu", "--world_size=1"], "x")
-        assert make_plan(asked, "torch").model.class_token
+        requested = parse([*flags, "--device=cpu", "--world_size=1"], "x")
+        assert make_plan(requested, "torch").model.class_token
     with pytest.raises(UserError, match="flags: --pool=token, and they have mean$"):
         make_plan(parse([*start, "--mode=eval", "--pool=token"], "x"), "torch")
     assert not named_model(parse(["--preset=digits", "--pool=mean"], "x"), 10).class_token
 
     write_run(tmp_path / "token")
-    asked = parse(["--resume", f"--run_dir={tmp_path / 'token'}", "--pool=mean"], "x")
-    found = make_plan(asked.replace(world_size=1), "torch").record()
+    requested = parse(["--resume", f"--run_dir={tmp_path / 'token'}", "--pool=mean"], "x")
+    found = make_plan(requested.replace(world_size=1), "torch").record()
     assert differences(read_record(tmp_path / "token"), found) == [
         "--pool is token there, mean here"
     ]

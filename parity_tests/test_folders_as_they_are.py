@@ -53,8 +53,8 @@ def paths(split, root: Path) -> list[str]:
 def plan_of(root: Path, *flags: str):
     size = ("--model=vit_nano2", "--image_size=8", "--device=cpu", "--world_size=1")
     argv = ["--data=folder", f"--data_dir={root}", *size, "--batch_size=4", *flags]
-    asked = parse([*argv, "--precision=fp32"], "train")
-    return make_plan(asked, "torch")
+    requested = parse([*argv, "--precision=fp32"], "train")
+    return make_plan(requested, "torch")
 
 
 def weights_of(path: Path, names: tuple[str, ...]) -> Path:
@@ -177,8 +177,10 @@ def test_all_images_of_a_folder_without_training_split_are_evaluated_on(tmp_path
     flat(root / where, ("bee", "dog"))
     said = evaluated(capsys, str(file), "--data=folder", f"--data_dir={root}")
     assert "on 20 examples" in said
-    asked = parse(["--mode=eval", f"--init_from={file}", "--data=folder", f"--data_dir={root}"], "")
-    plan = make_plan(asked.replace(device="cpu", world_size=1, precision="fp32"), "torch")
+    requested = parse(
+        ["--mode=eval", f"--init_from={file}", "--data=folder", f"--data_dir={root}"], ""
+    )
+    plan = make_plan(requested.replace(device="cpu", world_size=1, precision="fp32"), "torch")
     labels = {plan.dataset.val.read(i)[1] for i in range(20)}
     assert labels == {1, 3} and plan.dataset.num_classes == 4  # the weights' own numbers
 

@@ -11,8 +11,8 @@ from shared_vit import model_config
 from shared_vit.data import batches, normalize, open_dataset
 from shared_vit.run.state import first_state
 from shared_vit.spec import init
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.parity.noise_rule import machine_epsilon, noise_rule
 
 
@@ -42,7 +42,9 @@ def folder(request, tmp_path):
 def test_logits(folder, x64):
     cfg = model_config("vit_ti16", image_size=32)
     train = Recipe(model=cfg, data="folder", batch_size=12)
-    images = next(batches(train, "val", machine=Machine(data_dir=str(folder), workers=0))).images
+    images = next(
+        batches(train, "val", runtime=RuntimeConfig(data_dir=str(folder), workers=0))
+    ).images
     a, b = traces(cfg, random_arrays(cfg), "fp64", normalize(images, cfg, np.float64))
     assert np.ptp(a[""], axis=0).min() > 1e-3
     distance, layer = worst(a, b)
@@ -50,13 +52,13 @@ def test_logits(folder, x64):
 
 
 def test_curves(folder, x64):
-    machine = Machine(data_dir=str(folder), workers=0)
-    classes = open_dataset("folder", machine.data_dir).num_classes
+    runtime = RuntimeConfig(data_dir=str(folder), workers=0)
+    classes = open_dataset("folder", runtime.data_dir).num_classes
     cfg = model_config("vit_nano2", num_classes=classes, image_size=32, patch_size=16)
     recipe = dict(data="folder", batch_size=12, lr=1e-3, weight_decay=0.1, warmup_steps=5)
     train = Recipe(model=cfg, precision="fp64", **recipe)
     state = first_state(cfg, init.draw(cfg, 0), "fp64")
     twins = (jax_trainer(state, train), torch_trainer(state, train))
-    a, b = (run(trainer, train, 60, machine=machine) for trainer in twins)
-    verdict = noise_rule(a, b, b, nudged_runs(state, train, 60, machine), machine_epsilon("fp64"))
+    a, b = (run(trainer, train, 60, runtime=runtime) for trainer in twins)
+    verdict = noise_rule(a, b, b, nudged_runs(state, train, 60, runtime), machine_epsilon("fp64"))
     assert verdict.matched, verdict.describe()

@@ -16,7 +16,7 @@ PACKAGES = ("jax_vit", "torch_vit", "shared_vit", "twinvit")
 
 # Room: what of this project it may import besides itself. The most specific room counts.
 MAY_IMPORT = {
-    "shared_vit": {"shared_vit.spec"},  # errors, files, sealed, cores, version
+    "shared_vit": {"shared_vit.spec"},  # errors, files, checksummed, cores, version
     "shared_vit.spec": {"shared_vit"},
     "shared_vit.data": {"shared_vit", "shared_vit.spec"},
     "shared_vit.weights": {"shared_vit", "shared_vit.spec"},

@@ -123,10 +123,10 @@ def test_within_three_steps_or_evaluation_batches(tmp_path, monkeypatch, at):
     """The loop asks once a step and once an evaluation batch (12 of them): 10 steps, then the 13th
     is in an evaluation."""
     run_dir = tmp_path / "run"
-    asked = Requested(at)
-    monkeypatch.setattr(loop, "Interrupt", lambda quiet: asked)
+    requested = Requested(at)
+    monkeypatch.setattr(loop, "Interrupt", lambda quiet: requested)
     assert train_here("torch", run_dir, *SMALL_RUN) == EXIT_INTERRUPTED
-    assert -2 <= asked.left <= 0
+    assert -2 <= requested.left <= 0
     lines, step = metrics(run_dir), checkpoint.newest(run_dir).step
     assert min(at, 10) <= step <= min(at + 2, 10) and lines == metrics(reference("torch"))[:step]
     monkeypatch.setattr(loop, "Interrupt", Interrupt)

@@ -17,15 +17,15 @@ import torch
 from jax_vit import devices as jax_devices
 from jax_vit import rendezvous
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
 from shared_vit.run.record import Record, write_record
-from shared_vit.spec.machine import Machine
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from torch_vit import devices as torch_devices
 from torch_vit.ranks import launch
 
-CFG = Asked(dict(batch_size=64, device="cpu"))
+CFG = RequestedConfig(dict(batch_size=64, device="cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -262,9 +262,9 @@ def test_ranks_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_ranks_share_the_cores():
-    machine = ranks.settle(torch_devices.resolve, CFG.replace(world_size=2))
+    runtime = ranks.settle(torch_devices.resolve, CFG.replace(world_size=2))
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert launch(machine, ranks.torch_rank_counts_threads) == 10 + threads
+    assert launch(runtime, ranks.torch_rank_counts_threads) == 10 + threads
 
 
 def test_torchrun(tmp_path):
@@ -370,7 +370,7 @@ def test_incomplete_flags_of_processes(change, words):
 def test_a_time_out_that_is_no_number(monkeypatch):
     monkeypatch.setenv("TWINVIT_TIMEOUT", "2m")
     with pytest.raises(UserError, match="TWINVIT_TIMEOUT='2m' is not a number of seconds"):
-        rendezvous.meet(rendezvous.Place("127.0.0.1:1", 2, 1), {})
+        rendezvous.exchange(rendezvous.Place("127.0.0.1:1", 2, 1), {})
 
 
 @pytest.mark.parametrize(
@@ -390,31 +390,29 @@ def test_slurm(nodes, host, monkeypatch):
 @pytest.mark.parametrize("flag", ["--resume", "--mode=eval"])
 def test_slurm_decides_the_place_in_a_run_that_goes_on(flag, tmp_path, monkeypatch):
     """The record of a run holds the place of no start of it."""
-    known = Record(Recipe(), Machine(), None, {"name": "digits", "fingerprint": "1234"})
+    known = Record(Recipe(), RuntimeConfig(), None, {"name": "digits", "fingerprint": "1234"})
     write_record(tmp_path, known)
-    asked = parse([flag, f"--run_dir={tmp_path}"], "x")
-    assert rendezvous.find_place(asked) is None
+    requested = parse([flag, f"--run_dir={tmp_path}"], "x")
+    assert rendezvous.find_place(requested) is None
     for name, value in dict(
         JOB_ID="4097", STEP_NODELIST="n7", STEP_NUM_TASKS="4", PROCID="3"
     ).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert rendezvous.find_place(asked) == rendezvous.Place("n7:61441", 4, 3)
-    asked = parse([flag, f"--run_dir={tmp_path}", "--num_processes=1"], "x")
-    assert rendezvous.find_place(asked) is None
+    assert rendezvous.find_place(requested) == rendezvous.Place("n7:61441", 4, 3)
+    requested = parse([flag, f"--run_dir={tmp_path}", "--num_processes=1"], "x")
+    assert rendezvous.find_place(requested) is None
 
 
 def test_processes_of_one_host_share_its_gpus():
-    def facts(host, gpus, world_size=None):
+    def info(host, gpus, world_size=None):
         return {"host": host, "gpus": gpus, "world_size": world_size}
 
-    assert (
-        jax_devices._share_of_gpus([facts("a", list("wxyz")), facts("b", list("wxyz"))], 1) is None
-    )
-    assert jax_devices._share_of_gpus([facts("a", list("wxyz"))] * 2, 1) == [2, 3]
-    assert jax_devices._share_of_gpus([facts("a", list("wxyz"), 1)] * 3, 2) == [2]
+    assert jax_devices._share_of_gpus([info("a", list("wxyz")), info("b", list("wxyz"))], 1) is None
+    assert jax_devices._share_of_gpus([info("a", list("wxyz"))] * 2, 1) == [2, 3]
+    assert jax_devices._share_of_gpus([info("a", list("wxyz"), 1)] * 3, 2) == [2]
     # given out by SLURM
-    assert jax_devices._share_of_gpus([facts("a", ["w"]), facts("a", ["x"])], 1) is None
-    assert jax_devices._share_of_gpus([facts("a", [])] * 2, 1) is None
-    for impossible in ([facts("a", ["w"])] * 8, [facts("a", ["w", "x"]), facts("a", ["w"])]):
+    assert jax_devices._share_of_gpus([info("a", ["w"]), info("a", ["x"])], 1) is None
+    assert jax_devices._share_of_gpus([info("a", [])] * 2, 1) is None
+    for impossible in ([info("a", ["w"])] * 8, [info("a", ["w", "x"]), info("a", ["w"])]):
         with pytest.raises(UserError, match="--device=cpu"):
             jax_devices._share_of_gpus(impossible, 1)

@@ -10,8 +10,8 @@ import pytest
 
 from shared_vit.errors import UserError
 from shared_vit.run.record import Record, differences, write_record
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit import lockstep
 from twinvit.compare import command as compare
 from twinvit.lockstep import Measured, judge_by_noise, judge_by_reference
@@ -65,9 +65,9 @@ def measured(gaps, noise=None, distances=None, step=1):
 
 
 def test_lockstep_measures_noise_and_the_other_twins_own_step_at_steps_that_are_documented():
-    asked = {number: due(number) for number in range(1, 101)}
-    assert [n for n, d in asked.items() if d.noise] == [1, 2, 4, 8, 16, 41, 81]
-    assert [n for n, d in asked.items() if d.others_own] == [
+    requested = {number: due(number) for number in range(1, 101)}
+    assert [n for n, d in requested.items() if d.noise] == [1, 2, 4, 8, 16, 41, 81]
+    assert [n for n, d in requested.items() if d.others_own] == [
         1, 2, 4, 8, 11, 16, 21, 31, 41, 51, 61, 71, 81, 91,
     ]  # fmt: skip
 
@@ -208,7 +208,7 @@ def recorded(folder, **changes):
     folder.mkdir()
     recipe = dataclasses.replace(Recipe(data="digits"), **changes)
     data = {"name": "digits", "fingerprint": "0"}
-    write_record(folder, Record(recipe, Machine(), None, data, id="0"))
+    write_record(folder, Record(recipe, RuntimeConfig(), None, data, id="0"))
     rows = [{"step": int(s), "loss": v, "grad_norm": n} for s, v, n in zip(STEPS, LOSS, NORM)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -234,7 +234,7 @@ OTHER = {
 
 
 def test_a_resumed_run_may_change_its_length_alone():
-    known = Record(Recipe(data="digits"), Machine(), None, {"name": "", "fingerprint": ""})
+    known = Record(Recipe(data="digits"), RuntimeConfig(), None, {"name": "", "fingerprint": ""})
     free = set()
     for field in dataclasses.fields(Recipe):
         value = getattr(known.recipe, field.name)

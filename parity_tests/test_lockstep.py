@@ -22,6 +22,7 @@ import jax_vit.trainer
 import torch_vit.objective
 import torch_vit.trainer
 from jax_vit.optim import global_norm
+from shared_vit.checksummed import read_checksummed, write_checksummed
 from shared_vit.data import batches
 from shared_vit.data.sources import open_dataset
 from shared_vit.errors import UserError
@@ -30,8 +31,7 @@ from shared_vit.run.interrupt import EXIT_INTERRUPTED
 from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.record import Record, read_record, write_record
 from shared_vit.run.state import StepMetrics, StepScalars
-from shared_vit.sealed import read_sealed, write_sealed
-from shared_vit.spec.machine import Machine
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit import lockstep
 from twinvit.lockstep import Measured, audit, record, trainer_run
 from twinvit.lockstep.jax_update import HostTrainer
@@ -50,21 +50,21 @@ OLD = Path(__file__).parent / "fixtures" / "v0.1"
 EPS = {"fp32": 2.0**-23, "fp64": 2.0**-52}
 
 
-def pair_of(leader, precision, machine, **changes):
+def pair_of(leader, precision, runtime, **changes):
     """Both twins on digits, from weights that hide nothing, and their plan."""
     recipe = helpers.train_config(precision, steps=100, **changes)
-    plan = Plan(recipe, machine, None, "train", False, open_dataset("digits"), Path("none"))
+    plan = Plan(recipe, runtime, None, "train", False, open_dataset("digits"), Path("none"))
     return Pair(plan, random_state(recipe.model, precision, recipe=recipe), leader), plan
 
 
 def steps_in_lockstep(leader="torch", steps=4, precision="fp32", **changes):
     """Lines of a short lockstep, JAX on two devices."""
-    machine = Machine(workers=0, world_size=2)
-    return steps_of(*pair_of(leader, precision, machine, **changes), steps)
+    runtime = RuntimeConfig(workers=0, world_size=2)
+    return steps_of(*pair_of(leader, precision, runtime, **changes), steps)
 
 
 def steps_of(pair, plan, steps):
-    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     lines = []
     for i in range(steps):
         scalars = StepScalars(plan.lr(i))
@@ -129,8 +129,8 @@ def test_recipes_take_the_same_steps_in_bf16(name):
 )
 def test_jax_on_several_devices(devices, leader, shard, remat, x64):
     """PyTorch is on one. With dropout, of which each device draws its own rows' masks."""
-    machine = Machine(workers=0, world_size=devices, shard=shard, remat=remat)
-    pair, plan = pair_of(leader, "fp64", machine, dropout=0.1)
+    runtime = RuntimeConfig(workers=0, world_size=devices, shard=shard, remat=remat)
+    pair, plan = pair_of(leader, "fp64", runtime, dropout=0.1)
     jax_trainer = pair.twins["jax"].trainer
     assert jax_trainer.mesh.size == devices and jax_trainer.sharded == (shard == "params")
     verdict = verdict_of(lines := steps_of(pair, plan, 3), "fp64")
@@ -239,8 +239,10 @@ def average_one_update_late(monkeypatch):
 
 def climb_too_far(monkeypatch):
     """A hundredth more of the ascent of sharpness-aware minimization than was asked for."""
-    sound = torch_vit.trainer.climb
-    monkeypatch.setattr(torch_vit.trainer, "climb", lambda params, rho: sound(params, 1.01 * rho))
+    sound = torch_vit.trainer.ascent_step
+    monkeypatch.setattr(
+        torch_vit.trainer, "ascent_step", lambda params, rho: sound(params, 1.01 * rho)
+    )
 
 
 def partner_of_another_pair(monkeypatch):
@@ -458,14 +460,14 @@ def test_what_is_written_is_no_better_than_what_was_measured():
 def here(monkeypatch):
     """Plans for this process, of which JAX has its devices already."""
 
-    def resolve(asked):
+    def resolve(requested):
         settled = dict(
             device="cpu",
-            world_size=asked.world_size or 1,
-            precision=asked.precision or "fp32",
+            world_size=requested.world_size or 1,
+            precision=requested.precision or "fp32",
             compile="off",
         )
-        return make_plan(asked.replace(**settled), "lockstep")
+        return make_plan(requested.replace(**settled), "lockstep")
 
     monkeypatch.setattr(trainer_run, "resolve", resolve)
 
@@ -615,9 +617,9 @@ def test_audit_of_an_old_run_says_what_is_new(here, tmp_path, capsys):
     assert audit.audit(run_dir) == 0
     assert "step_6: lockstep: decided 1 of 1 steps, same" in capsys.readouterr().out
     state = run_dir / "checkpoints" / "step_6" / "state.json"
-    document = read_sealed(state)
+    document = read_checksummed(state)
     document["versions"] = document["versions"] | {"version": "0.4.0", "device": "TPU v4"}
-    write_sealed(state, {k: v for k, v in document.items() if k != "checksum"})
+    write_checksummed(state, {k: v for k, v in document.items() if k != "checksum"})
     assert audit.audit(run_dir) == 0
     said = capsys.readouterr().out
     assert "note: step_6 was written with version 0.4.0" in said and "TPU v4" in said
@@ -758,7 +760,7 @@ def test_page_of_two_curves(tmp_path):
         run = tmp_path / name
         run.mkdir()
         own = dataclasses.replace(recipe, nudge=int(name[-1]) if name[-1].isdigit() else None)
-        write_record(run, Record(own, Machine(), "digits", data))
+        write_record(run, Record(own, RuntimeConfig(), "digits", data))
         rows = [{"step": t, "loss": 3 - t / 60 + gap, "grad_norm": 1 + gap} for t in range(1, 61)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert proof_pages.report((tmp_path,)) == 0

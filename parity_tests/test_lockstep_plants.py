@@ -25,7 +25,7 @@ from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.state import StepMetrics, StepScalars, first_state
 from shared_vit.spec import init
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit import lockstep
 from twinvit.lockstep import Measured, audit, record, trainer_run
 from twinvit.lockstep.twins import OPTIMIZER_LIMIT, LockstepTrainer, Pair, due
@@ -43,7 +43,7 @@ def pair_of(leader="torch", precision="fp32", first=False, **changes):
     base = train_config(precision, batch_size=8, steps=100, **changes)
     recipe = dataclasses.replace(base, model=dataclasses.replace(MINI, dropout=base.model.dropout))
     plan = Plan(
-        recipe, Machine(workers=0), None, "train", False, open_dataset("digits"), Path("none")
+        recipe, RuntimeConfig(workers=0), None, "train", False, open_dataset("digits"), Path("none")
     )
     state = random_state(MINI, precision, recipe=recipe)
     if first:
@@ -52,7 +52,7 @@ def pair_of(leader="torch", precision="fp32", first=False, **changes):
 
 
 def lines_of(pair, plan, steps=2, noise_every=2, lr=None):
-    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     lines = []
     for i in range(steps):
         scalars = StepScalars(plan.lr(i) if lr is None else lr)
@@ -108,7 +108,7 @@ def shrunk_gradients(monkeypatch):
         for _, p in self.named:
             p.grad.mul_(0.1)
         norm = self._update(scalars)
-        return torch_vit.trainer.LazyResult(
+        return torch_vit.trainer.ResultFuture(
             [loss, torch.zeros_like(loss)], [norm], self._to_metrics
         )
 
@@ -151,7 +151,7 @@ def test_a_wrong_update_of_its_own_is_different(plant, leader, monkeypatch):
 def test_the_leader_is_held_to_its_own_update_at_every_step(leader, monkeypatch):
     """Wrong from the second step on, at which no noise is measured."""
     pair, plan = pair_of(leader)
-    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     lines = []
     sound = type(pair.leader.trainer).train_step
     for i in range(3):
@@ -175,7 +175,7 @@ def test_the_other_twin_is_held_to_its_own_update_at_every_tenth_step(leader, ot
     """Wrong from the second compared step on, and seen at the 11th, at which no noise is measured;
     what `due` asks for at the steps between is in test_limits.py."""
     pair, plan = pair_of(leader)
-    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     scalars, lines = StepScalars(1e-3), []
     sound = type(pair.follower.trainer).train_step
     for number in (1, 3, 11):
@@ -451,10 +451,10 @@ def test_a_side_may_round_more_in_an_array(other, status):
 def test_the_other_twin_s_noise_counts_where_the_leader_s_is_none(monkeypatch):
     """In an array; it is measured only there."""
     pair, plan = pair_of()
-    sound_noise, asked = pair._measured_noise, []
+    sound_noise, requested = pair._measured_noise, []
 
     def noise(twin, params, batch):
-        asked.append("leader" if twin is pair.leader else "follower")
+        requested.append("leader" if twin is pair.leader else "follower")
         found = sound_noise(twin, params, batch)
         return found | {"cls_token": 0.0 if twin is pair.leader else 1e-5}
 
@@ -462,11 +462,11 @@ def test_the_other_twin_s_noise_counts_where_the_leader_s_is_none(monkeypatch):
     monkeypatch.setattr(pair, "eps", 1e-10)
     (line,) = lines_of(pair, plan, steps=1)
     assert line.gradients.gaps["cls_token"] > 16e-10
-    assert asked == ["leader", "follower"] and line.gradients.noise["cls_token"] == 1e-5
-    asked.clear()
+    assert requested == ["leader", "follower"] and line.gradients.noise["cls_token"] == 1e-5
+    requested.clear()
     monkeypatch.setattr(pair, "eps", EPS * 100)
     lines_of(pair, plan, steps=1)
-    assert asked == ["leader"]
+    assert requested == ["leader"]
 
 
 class TensorFloat(torch.autograd.Function):
@@ -514,11 +514,11 @@ def test_products_of_ten_bits_are_not_explained_by_their_own_noise(leader, margi
 def here(monkeypatch):
     """Plans for this process, of which JAX has its devices already."""
 
-    def resolve(asked):
+    def resolve(requested):
         settled = dict(
-            device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off"
+            device="cpu", world_size=1, precision=requested.precision or "fp32", compile="off"
         )
-        return make_plan(asked.replace(**settled), "lockstep")
+        return make_plan(requested.replace(**settled), "lockstep")
 
     monkeypatch.setattr(trainer_run, "resolve", resolve)
 
@@ -617,7 +617,7 @@ def test_a_recorder_sees_each_compared_step():
         lambda step, _: seen.append(step.gradients.step),
         lambda step, name: altered.append((step, name)),
     )
-    stream = batches(plan.recipe, "train", dataset=plan.dataset, machine=plan.machine)
+    stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     for _ in range(4):
         trainer.train_step(trainer.put(next(stream)), StepScalars(1e-3))
     stream.close()

@@ -81,7 +81,7 @@ def check(base, nudged):
 
 
 def run_torch(job: ranks.Job, world_size: int, rank=ranks.torch_rank, train=TRAIN):
-    flags = ranks.asked(train, world_size=world_size, device="cpu")
+    flags = ranks.requested(train, world_size=world_size, device="cpu")
     assert ranks.launch_torch(flags, functools.partial(rank, job, train)) == 0
     return job.out
 
@@ -176,7 +176,7 @@ def test_what_a_device_holds_of_a_published_size():
 
 
 def test_sharded_in_two_jax_processes_of_two_devices(job, check, tmp_path):
-    flags = ranks.asked(TRAIN, world_size=2, device="cpu")
+    flags = ranks.requested(TRAIN, world_size=2, device="cpu")
     check(run_jax_processes(job, TRAIN, flags, tmp_path))
 
 

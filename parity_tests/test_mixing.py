@@ -174,7 +174,7 @@ def test_the_closed_form_is_the_loss_of_a_soft_target():
 def test_batches_of_training_are_mixed_and_those_of_evaluation_not():
     recipe = dataclasses.replace(DIGITS, mixup=0.2, seed=5)
     for split, expected in (("train", mix_of(recipe, 4)), ("val", None)):
-        stream = batches(recipe, split, start=4, machine=IN_THREADS)
+        stream = batches(recipe, split, start=4, runtime=IN_THREADS)
         assert next(stream).mix == expected
         stream.close()
     assert mix_of(recipe, 4) == draw_mix(mix_seed(5), 4, 8, 0.2, 0.0) != mix_of(recipe, 5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shared_vit.errors import UserError
-from shared_vit.run.asked import flags
+from shared_vit.run.requested import flags
 from twinvit.parity import command as parity_command
 from twinvit.parity.command import OWN_FLAGS, parity
 from twinvit.parity.curves import curves

@@ -12,14 +12,14 @@ from whole_runs import TWINS, metrics, train_here
 import twinvit
 from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.run.asked import flags
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import make_plan
+from shared_vit.run.requested import flags
 from shared_vit.run.state import TrainState
 from shared_vit.spec.config import model_config
 from shared_vit.spec.settings import _kind
 from shared_vit.weights import open_weights
-from twinvit.training.flags import Flags, asked
+from twinvit.training.flags import Flags, requested
 
 DIGITS: dict = dict(
     preset="digits", device="cpu", world_size=1, precision="fp32", steps=6, batch_size=32,
@@ -42,7 +42,7 @@ def test_the_types_are_those_of_the_flags():
 
 def test_flags_are_taken_as_on_a_command_line():
     given = DIGITS | dict(mean=(0.1, 0.2, 0.3), keep="all", resume=False, lr=None)
-    one, other = asked(given, "x"), parse([*ARGV, "--mean=0.1,0.2,0.3", "--keep=all"], "x")
+    one, other = requested(given, "x"), parse([*ARGV, "--mean=0.1,0.2,0.3", "--keep=all"], "x")
     assert one == other and one.mean == (0.1, 0.2, 0.3)
     with pytest.raises(UserError, match="takes no flag 'learning_rat'"):
         twinvit.trainer("torch", learning_rat=1.0)
@@ -192,7 +192,7 @@ def test_one_line_fine_tunes_on_whatever_the_folder_is(tmp_path, pretrained, lay
     root = photos(tmp_path / "photos", layout)
     line = [f"--init_from={pretrained}", "--data=folder", f"--data_dir={root}"]
     plan = make_plan(parse(line, "train").replace(**_CPU), "jax")
-    assert plan.recipe.steps == 200 and plan.machine.eval_every == 20
+    assert plan.recipe.steps == 200 and plan.runtime.eval_every == 20
     assert any("so this run takes 200" in text for text in plan.dataset.notices)
     run = twinvit.train(
         "torch", init_from=str(pretrained), data="folder", data_dir=str(root), device="cpu"
@@ -220,4 +220,4 @@ def test_enough_pictures_keep_their_epochs(tmp_path, pretrained):
     root = photos(tmp_path / "photos", "split", count=40)
     line = [f"--init_from={pretrained}", "--data=folder", f"--data_dir={root}", "--batch_size=4"]
     plan = make_plan(parse(line, "train").replace(**_CPU), "jax")
-    assert plan.recipe.steps == 600 and plan.machine.eval_every == 20 and not plan.dataset.notices
+    assert plan.recipe.steps == 600 and plan.runtime.eval_every == 20 and not plan.dataset.notices

@@ -7,7 +7,7 @@ from shared_vit.errors import UserError
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.ema import ema_decay
-from shared_vit.spec.rates import frozen, rate_scales
+from shared_vit.spec.lr_scales import frozen, lr_scales
 from shared_vit.spec.recipe import parse_freeze
 from shared_vit.spec.sam import check_sam_groups, sam_group
 
@@ -32,7 +32,7 @@ def layer_of(name: str, depth: int) -> int:
 @pytest.mark.parametrize("cfg", [TOKEN, MEAN])
 @pytest.mark.parametrize("decay", [0.65, 1.0])
 def test_rates_are_maes(cfg, decay):
-    found = rate_scales(cfg, decay)
+    found = lr_scales(cfg, decay)
     assert list(found) == list(canonical.shapes(cfg))
     for name, scale in found.items():
         assert scale == decay ** (cfg.depth + 1 - layer_of(name, cfg.depth))
@@ -44,7 +44,7 @@ def test_rates_are_maes(cfg, decay):
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.01, float("nan")])
 def test_an_impossible_layer_decay_is_refused(decay):
     with pytest.raises(UserError, match="--layer_decay must be above 0 and at most 1"):
-        rate_scales(TOKEN, decay)
+        lr_scales(TOKEN, decay)
 
 
 def test_frozen_tensors():

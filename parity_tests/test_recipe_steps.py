@@ -24,8 +24,8 @@ from shared_vit.data.mixing import Mix, mix_of
 from shared_vit.run.state import StepScalars, first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.ema import ema_decay
+from shared_vit.spec.lr_scales import lr_scales
 from shared_vit.spec.mask_keys import path_site, site_keys
-from shared_vit.spec.rates import rate_scales
 from shared_vit.spec.recipe import Recipe
 
 LIMIT = 1e-11
@@ -137,7 +137,7 @@ def test_two_torch_processes_with_everything(settings, memory, tmp_path):
     data = [batch_of(recipe, step) for step in range(4)]
     out = tmp_path / "result.npz"
     job = ranks.Job(state_of(recipe), data, batch_of(recipe, 9, Mix()), out, memory=memory)
-    flags = ranks.asked(recipe, world_size=2, device="cpu")
+    flags = ranks.requested(recipe, world_size=2, device="cpu")
     assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank, job, recipe)) == 0
     found, alone = np.load(job.out), dataclasses.replace(recipe, grad_accum=1)
     expected = ranks.train(torch_trainer(job.state, alone), alone, job)
@@ -156,7 +156,7 @@ def twin(request, x64):
 def test_sgd(twin):
     """p <- p - lr s (buf + wd p), buf <- 0.9 buf + g, with g clipped."""
     recipe = recipe_of(optimizer="sgd", weight_decay=0.1, layer_decay=0.5, clip=0.5)
-    scales, trainer = rate_scales(MODEL, 0.5), twin(state_of(recipe), recipe)
+    scales, trainer = lr_scales(MODEL, 0.5), twin(state_of(recipe), recipe)
     p, buf = dict(trainer.state().params), None
     for step in range(3):
         batch = batch_of(recipe, step)
@@ -176,7 +176,7 @@ def test_sgd(twin):
 def test_layer_decay_scales_the_entire_update(twin):
     """Adam's first update of a tensor, decay included, is that of the plain recipe times s."""
     scaled, plain = recipe_of(layer_decay=0.5), recipe_of()
-    states, scales = [], rate_scales(MODEL, 0.5)
+    states, scales = [], lr_scales(MODEL, 0.5)
     for recipe in (scaled, plain):
         trainer = twin(state_of(recipe), recipe)
         taken(trainer, recipe, 1)
@@ -253,8 +253,8 @@ def test_sharpness_aware_minimization(twin):
 def test_nothing_climbs_where_the_gradient_is_zero(x64):
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     p.grad = torch.zeros_like(p)
-    torch_vit.optim.climb([p], 0.1)
-    up = jax_vit.optim.climb([np.ones(3)], [np.zeros(3)], 0.1)
+    torch_vit.optim.ascent_step([p], 0.1)
+    up = jax_vit.optim.ascent_step([np.ones(3)], [np.zeros(3)], 0.1)
     assert p.tolist() == up[0].tolist() == [1, 1, 1]
 
 
@@ -361,7 +361,7 @@ def norm_in_the_last_block(monkeypatch):
     """timm's layer-wise rates."""
 
     def scales(cfg, decay):
-        found = rate_scales(cfg, decay)
+        found = lr_scales(cfg, decay)
         return found | {n: decay for n in ("norm.weight", "norm.bias")}
 
     monkeypatch.setattr(torch_vit.optim, "rate_scales", scales)

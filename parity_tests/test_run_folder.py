@@ -11,15 +11,15 @@ import shutil
 import pytest
 from whole_runs import EXTRA, small_state, train_here
 
-from shared_vit import sealed
+from shared_vit import checksummed
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint, record
 from shared_vit.run.checkpoint import Writer
 from shared_vit.run.command_line import parse
 from shared_vit.run.directory import RunDir
 from shared_vit.run.record import Record, read_record, run_of, write_record
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.parity.noise_rule import read_curve
 
 DATA = {"name": "digits", "fingerprint": "1234"}
@@ -28,7 +28,7 @@ TINY_RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "
 
 
 def new_record(**changes) -> Record:
-    return dataclasses.replace(Record(Recipe(), Machine(), None, DATA), **changes)
+    return dataclasses.replace(Record(Recipe(), RuntimeConfig(), None, DATA), **changes)
 
 
 def write_checkpoints(run_dir: RunDir, *steps: int) -> None:
@@ -221,23 +221,23 @@ def test_a_record_is_read_once(tmp_path, monkeypatch):
     """So that what was verified is what is obeyed, also where the file is replaced meanwhile."""
     known = new_record()
     write_record(tmp_path, known)
-    monkeypatch.setattr(sealed, "read_limited", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(checksummed, "read_limited", lambda *_: pytest.fail("read again"))
     assert read_record(tmp_path) == known
 
 
 def test_devices_that_nobody_chose_are_chosen_anew(tmp_path):
     known = new_record(
         recipe=Recipe(batch_size=64),
-        machine=Machine(device="gpu", world_size=8, compile="on"),
+        runtime=RuntimeConfig(device="gpu", world_size=8, compile="on"),
         left_open=frozenset(("device", "world_size")),
     )
     write_record(tmp_path, known)
     assert read_record(tmp_path).left_open == known.left_open
-    asked = parse(["--resume", f"--run_dir={tmp_path}"], "x")
-    assert (asked.device, asked.world_size, asked.compile) == (None, None, "on")
-    assert asked.left_open == known.left_open
-    asked = parse(["--resume", f"--run_dir={tmp_path}", "--device=gpu"], "x")
-    assert (asked.device, asked.left_open) == ("gpu", {"world_size"})
+    requested = parse(["--resume", f"--run_dir={tmp_path}"], "x")
+    assert (requested.device, requested.world_size, requested.compile) == (None, None, "on")
+    assert requested.left_open == known.left_open
+    requested = parse(["--resume", f"--run_dir={tmp_path}", "--device=gpu"], "x")
+    assert (requested.device, requested.left_open) == ("gpu", {"world_size"})
 
 
 def test_the_run_of_a_path(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import pytest
 from helpers import TINY, random_arrays
 
 from shared_vit.errors import UserError
-from shared_vit.run import asked
+from shared_vit.run import requested
 from shared_vit.run.command_line import parse
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.spec.settings import restore, setting, written
 from shared_vit.weights.formats import twinvit
 
@@ -27,11 +27,11 @@ class NewModel(ModelConfig):
 
 @dataclass(frozen=True)
 class NewRecipe(Recipe):
-    token_mixing: float = setting(0.8, "Tokens mixed.", group="data", least=0, historical=0.0)
+    token_mixing: float = setting(0.8, "Tokens mixed.", group="data", ge=0, historical=0.0)
 
 
 @dataclass(frozen=True)
-class NewMachine(Machine):
+class NewMachine(RuntimeConfig):
     pin_memory: bool = setting(True, "Pin the memory.", group="machine", historical=False)
 
 
@@ -78,9 +78,9 @@ def test_a_new_field_changes_no_file_that_does_not_use_it(tmp_path):
 def test_what_version_2_wrote_is_written():
     """Fields that it knew and that have a history, and none that it did not know."""
     config = json.loads((Path(__file__).parent / "fixtures" / "config_0.2.json").read_text())
-    recipe, machine = (config[name].keys() for name in ("recipe", "machine"))
+    recipe, runtime = (config[name].keys() for name in ("recipe", "machine"))
     assert written(Recipe()).keys() == recipe
-    assert written(Machine()).keys() == machine
+    assert written(RuntimeConfig()).keys() == runtime
 
 
 def test_a_field_without_a_history_is_missed():
@@ -93,11 +93,11 @@ def test_a_field_without_a_history_is_missed():
 
 
 def test_a_new_setting_is_a_flag(monkeypatch, capsys):
-    assert "token_mixing" not in asked.flags()
-    monkeypatch.setattr(asked, "TABLES", (asked.Start, NewRecipe, NewMachine))
-    monkeypatch.setitem(asked._DEFAULTS, "token_mixing", 0.8)
-    monkeypatch.setitem(asked._DEFAULTS, "pin_memory", True)
-    assert {"token_mixing", "pin_memory"} <= asked.flags().keys()
+    assert "token_mixing" not in requested.flags()
+    monkeypatch.setattr(requested, "TABLES", (requested.LaunchArguments, NewRecipe, NewMachine))
+    monkeypatch.setitem(requested._DEFAULTS, "token_mixing", 0.8)
+    monkeypatch.setitem(requested._DEFAULTS, "pin_memory", True)
+    assert {"token_mixing", "pin_memory"} <= requested.flags().keys()
     found = parse(["--preset=digits", "--token_mixing=0.5"], "x")
     assert found.token_mixing == 0.5 and found.pin_memory is True
     with pytest.raises(UserError, match="--token_mixing must be at least 0"):

@@ -5,11 +5,11 @@ import safetensors.numpy
 
 from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import first_or_given_state, make_plan
 from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import write_record
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec import canonical, init
 from shared_vit.spec.config import ModelConfig
@@ -32,7 +32,7 @@ def write(tmp_path):
 
 def plan_of(path: str, **given):
     settings = dict(precision="fp32", world_size=1, device="cpu", init_from=path)
-    return make_plan(Asked(settings | given, PRESETS["digits"]), "torch")
+    return make_plan(RequestedConfig(settings | given, PRESETS["digits"]), "torch")
 
 
 def test_the_model_is_that_of_the_weights(write):
@@ -48,7 +48,7 @@ def test_the_model_is_that_of_the_weights(write):
 
 def test_without_a_preset_s_size_the_image_is_that_of_the_weights(write):
     given = dict(precision="fp32", world_size=1, device="cpu", init_from=write(CFG), data="digits")
-    assert make_plan(Asked(given), "torch").model.image_size == 12
+    assert make_plan(RequestedConfig(given), "torch").model.image_size == 12
 
 
 def test_four_lines(write):
@@ -110,13 +110,13 @@ def test_a_resumed_run_keeps_its_sizes(tmp_path):
 
     flags = "--preset=digits --width=128 --steps=4 --device=cpu"
     run = ["--resume", f"--run_dir={tmp_path}"]
-    machine = dict(world_size=1, precision="fp32")
-    plan = make_plan(parse([*flags.split(), run[1]], "x").replace(**machine), "torch")
+    runtime = dict(world_size=1, precision="fp32")
+    plan = make_plan(parse([*flags.split(), run[1]], "x").replace(**runtime), "torch")
     write_record(tmp_path, plan.record())
-    resumed = make_plan(parse(run, "x").replace(**machine), "torch")
+    resumed = make_plan(parse(run, "x").replace(**runtime), "torch")
     assert resumed.recipe == plan.recipe
     for flag, said in (("--model=vit_nano2", "width is 128"), ("--depth=3", "--depth is 4")):
-        other = make_plan(parse([*run, flag], "x").replace(**machine), "torch")
+        other = make_plan(parse([*run, flag], "x").replace(**runtime), "torch")
         assert any(said in line for line in differences(plan.record(), other.record()))
 
 

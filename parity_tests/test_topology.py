@@ -80,7 +80,7 @@ def curve(result) -> Curve:
 
 def run_torch(job: ranks.Job, world_size: int, grad_accum: int = 1, train=TRAIN):
     cfg = dataclasses.replace(train, grad_accum=grad_accum)
-    flags = ranks.asked(cfg, world_size=world_size, device="cpu")
+    flags = ranks.requested(cfg, world_size=world_size, device="cpu")
     assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank, job, cfg)) == 0
     return np.load(job.out)
 
@@ -144,7 +144,7 @@ def test_jax(devices, grad_accum, job, judge, base, x64):
 @pytest.mark.parametrize("grad_accum", [1, pytest.param(2, marks=slow)])
 def test_jax_in_two_processes_of_two_devices(grad_accum, job, judge, base, tmp_path):
     cfg = dataclasses.replace(TRAIN, grad_accum=grad_accum)
-    result = run_jax_processes(job, cfg, ranks.asked(cfg, world_size=2, device="cpu"), tmp_path)
+    result = run_jax_processes(job, cfg, ranks.requested(cfg, world_size=2, device="cpu"), tmp_path)
     verdict = judge(result)
     assert verdict.matched and verdict.decided_until == STEPS, verdict.describe()
     np.testing.assert_allclose(result["counts"], base["counts"], rtol=1e-10)
@@ -192,7 +192,7 @@ def test_four_torch_processes_resume_bit_for_bit(mutation, job, state):
     """DDP sums in the order of its buckets, which it forms anew after the first backward pass of a
     process."""
     cfg = train_config("fp32", dropout=0.1)
-    flags = ranks.asked(cfg, world_size=4, device="cpu")
+    flags = ranks.requested(cfg, world_size=4, device="cpu")
     job = job._replace(state=random_state(MODEL, "fp32"), data=job.data[:8], mutation=mutation)
     assert ranks.launch_torch(flags, functools.partial(ranks.torch_rank_resumes, job, cfg)) == 0
     whole, resumed = pickle.loads(job.out.read_bytes())

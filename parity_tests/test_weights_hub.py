@@ -22,11 +22,11 @@ import torch_vit
 from parity_tests.helpers import random_arrays
 from shared_vit import weights
 from shared_vit.errors import UserError
-from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import GivenWeights, first_or_given_state, make_plan
 from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import read_record, write_record
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.start_from import describe_start
 from shared_vit.spec.config import ModelConfig
 from torch_vit.train import train
@@ -267,13 +267,13 @@ def test_without_a_network_the_cache_is_read(hub, tmp_path, monkeypatch, how):
         template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    hub.asked.clear()
+    hub.requested.clear()
     assert_reads("hf:me/vit", (CFG, random_arrays(CFG)))
     said = "config.json of me/other at revision main is not in the cache.*"
     said += "HF_HUB_OFFLINE is set" if how == "offline" else "check the network, HF_ENDPOINT"
     with pytest.raises(UserError, match=said):
         weights.read("hf:me/other")
-    assert not hub.asked
+    assert not hub.requested
 
 
 def test_a_cache_that_cannot_be_written(hub, tmp_path):
@@ -334,7 +334,9 @@ def test_convert_and_its_certificate_name_the_commit(hub, tmp_path, monkeypatch,
 
 def plan_of(name: str, run_dir: Path):
     settings = dict(precision="fp32", world_size=1, device="cpu", init_from=name)
-    return make_plan(Asked(settings | {"run_dir": str(run_dir)}, PRESETS["digits"]), "torch")
+    return make_plan(
+        RequestedConfig(settings | {"run_dir": str(run_dir)}, PRESETS["digits"]), "torch"
+    )
 
 
 def test_a_run_records_and_keeps_its_commit(hub, tmp_path, monkeypatch):
@@ -373,7 +375,7 @@ def test_a_resumed_run_with_a_checkpoint_needs_no_hub(hub, tmp_path):
     start = [*flags, run, "--init_from=hf:me/vit", "--checkpoint_every=1", "--stop_at=1"]
     assert train(parse(start, "x")) == 0
     hub.down = True
-    hub.asked.clear()
+    hub.requested.clear()
     (tmp_path / "home").rename(tmp_path / "gone")
     assert train(parse(["--resume", run], "x")) == 0
-    assert not hub.asked
+    assert not hub.requested

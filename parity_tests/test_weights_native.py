@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 import torch_vit
 from shared_vit import weights
+from shared_vit.checksummed import write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.run.state import first_state
-from shared_vit.sealed import write_sealed
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.containers import safetensors
 from shared_vit.weights.formats import twinvit
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_another_run_is_skipped_as_a_resume_skips_it(tmp_path):
     """A copied checkpoint is intact and newer, and still not the run's."""
     for run in ("a", "b"):
         write_run(tmp_path / run, *((5, 7) if run == "a" else (5, 9)), run=run)
-        write_sealed(tmp_path / run / "config.json", {"id": run, "first_version": 2})
+        write_checksummed(tmp_path / run / "config.json", {"id": run, "first_version": 2})
     (tmp_path / "b/checkpoints/step_9").rename(tmp_path / "a/checkpoints/step_9")
     for place in ("a", "a/checkpoints"):
         source = weights.open_weights(tmp_path / place)

@@ -36,9 +36,11 @@ def train_here(twin: str, run_dir: Path, *flags: str) -> int:
     from shared_vit.run.command_line import parse
     from shared_vit.run.plan import make_plan
 
-    asked = parse([f"--run_dir={run_dir}", *flags], prog="train")
-    settled = dict(device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off")
-    plan = make_plan(asked.replace(**settled), twin)
+    requested = parse([f"--run_dir={run_dir}", *flags], prog="train")
+    settled = dict(
+        device="cpu", world_size=1, precision=requested.precision or "fp32", compile="off"
+    )
+    plan = make_plan(requested.replace(**settled), twin)
     if twin == "jax":
         import jax
         from jax.sharding import Mesh

@@ -7,12 +7,12 @@ from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig, model_config
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.version import __version__
 
 __all__ = [
-    "Machine",
+    "RuntimeConfig",
     "ModelConfig",
     "Recipe",
     "UserError",

@@ -64,7 +64,7 @@ def read_limited(path: str | os.PathLike, most: int) -> bytes:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A new binary file that becomes `path` when the block ends; on failure nothing is left.
 
     Raises UserError where the file cannot be written (no such folder, read-only, disk full).

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from shared_vit.spec import canonical
+from shared_vit.spec.lr_scales import lr_scales
 from shared_vit.spec.optimizers import BETA1, BETA2, EPS
-from shared_vit.spec.rates import rate_scales
 from shared_vit.spec.recipe import Recipe
 from torch_vit.sharding import local, part_of
 
@@ -24,7 +24,7 @@ def make_optimizer(named: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.o
     wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `rate_scale` of the
     tensor's layer, wd acts on the weights of products. `set_rate` sets lr before each step.
     """
-    scales = rate_scales(recipe.model, recipe.layer_decay)
+    scales = lr_scales(recipe.model, recipe.layer_decay)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, p in named.items():
         decayed, scale = canonical.is_decayed(name), scales[name]
@@ -75,7 +75,7 @@ def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
 
 
 @torch.no_grad()
-def climb(params: list[nn.Parameter], rho: float) -> None:
+def ascent_step(params: list[nn.Parameter], rho: float) -> None:
     """The ascent of sharpness-aware minimization (Foret et al. 2021), in place: p + rho g / |g|.
 
     |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
@@ -89,10 +89,10 @@ def climb(params: list[nn.Parameter], rho: float) -> None:
 
 
 @torch.no_grad()
-def average(averages: list[torch.Tensor], params: list[torch.Tensor], share: float) -> None:
+def average(averages: list[torch.Tensor], params: list[torch.Tensor], weight: float) -> None:
     """The moving average of the weights, in place: e + share (p - e)."""
     e, p = [local(t) for t in averages], [local(t) for t in params]
-    torch._foreach_add_(e, torch._foreach_sub(p, e), alpha=share)
+    torch._foreach_add_(e, torch._foreach_sub(p, e), alpha=weight)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shared_vit.errors import UserError, some
-from shared_vit.files import check_name, open_regular, reason, whole_file
+from shared_vit.files import atomic_write, check_name, open_regular, reason
 from shared_vit.weights.choice import Said, Which, chosen
 from shared_vit.weights.containers import Container, Progress, check_count
 from shared_vit.weights.containers.archive import open_zip, read_entry
@@ -89,7 +89,7 @@ def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None
         state[name] = tensor_of(np.array(arrays[name]))
         if progress:
             progress(state[name].nbytes)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         watched = _Watched(file)
         try:
             torch.save(state, watched)

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from shared_vit.cores import cores
 from shared_vit.errors import UserError
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
-from shared_vit.spec.machine import Machine
-from torch_vit.devices import device_of, one_voice, under_torchrun
+from shared_vit.spec.runtime import RuntimeConfig
+from torch_vit.devices import device_of, report_from_rank_0, under_torchrun
 
 Worker = Callable[[torch.device], int | None]
 GRACE_SECONDS = 5  # between asking ranks to end and killing them
@@ -34,7 +34,7 @@ _LOST = 255  # the exit code that multiprocessing gives where its fork server is
 SETTLE_SECONDS = 0.5  # in which the peers of a failing rank report too; the first cause is printed
 
 
-def launch(machine: Machine, worker: Worker) -> int:
+def launch(runtime: RuntimeConfig, worker: Worker) -> int:
     """Run `worker(device)` in every process of a resolved run; return the run's exit status.
 
     Joins torchrun's processes where it started this one; else runs inline for one process, else
@@ -44,15 +44,15 @@ def launch(machine: Machine, worker: Worker) -> int:
     other failure is printed once, with status 1.
     """
     if under_torchrun():
-        with one_voice():
-            return _join(machine, worker)
-    if machine.world_size == 1:
-        return _status(worker, device_of(machine, 0))
-    return _Ranks(machine, worker).run()
+        with report_from_rank_0():
+            return _join(runtime, worker)
+    if runtime.world_size == 1:
+        return _status(worker, device_of(runtime, 0))
+    return _Ranks(runtime, worker).run()
 
 
-def _join(machine: Machine, worker: Worker) -> int:
-    device = device_of(machine, int(os.environ["LOCAL_RANK"]))
+def _join(runtime: RuntimeConfig, worker: Worker) -> int:
+    device = device_of(runtime, int(os.environ["LOCAL_RANK"]))
     if int(os.environ["WORLD_SIZE"]) == 1:
         return _status(worker, device)
     _join_group(device)
@@ -94,8 +94,8 @@ class _Report(NamedTuple):
 class _Ranks:
     """The processes of one run on this machine, watched by their parent."""
 
-    def __init__(self, machine: Machine, worker: Worker):
-        self.machine, self.worker = machine, worker
+    def __init__(self, runtime: RuntimeConfig, worker: Worker):
+        self.runtime, self.worker = runtime, worker
         self.processes: list[Any] = []
         self.readers: list[Any] = []
         self.signals: list[int] = []
@@ -111,7 +111,7 @@ class _Ranks:
                 self._kill()
                 raise
             failures = [r for r in reports if r.error]
-            if failures or len(reports) < self.machine.world_size:
+            if failures or len(reports) < self.runtime.world_size:
                 self._kill()
         if not failures:
             return next((r.status for r in reports if r.status), 0)
@@ -124,7 +124,7 @@ class _Ranks:
         if first.user:
             raise UserError(first.error)
         print(
-            f"error: rank {first.rank} of {self.machine.world_size} {first.error}",
+            f"error: rank {first.rank} of {self.runtime.world_size} {first.error}",
             file=sys.stderr,
             flush=True,
         )
@@ -136,9 +136,9 @@ class _Ranks:
         # A fork server imports torch once for all ranks; it starts no threads and touches no GPU.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "torch_vit.trainer"])
-        for rank in range(self.machine.world_size):
+        for rank in range(self.runtime.world_size):
             reader, writer = context.Pipe(duplex=False)
-            args = (self.machine, self.worker, rank, self.store.port, writer)
+            args = (self.runtime, self.worker, rank, self.store.port, writer)
             process = context.Process(target=_rank_main, args=args, name=f"rank {rank}")
             process.start()
             writer.close()
@@ -231,7 +231,7 @@ def _quietly(call: Callable[..., object], *args: object) -> None:
         pass
 
 
-def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer: Any) -> None:
+def _rank_main(runtime: RuntimeConfig, worker: Worker, rank: int, port: int, writer: Any) -> None:
     """A rank's whole life; its last word goes to the parent."""
     os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -240,18 +240,18 @@ def _rank_main(machine: Machine, worker: Worker, rank: int, port: int, writer: A
         )  # until the training loop has its own
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        if machine.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, cores() // machine.world_size))
+        if runtime.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, cores() // runtime.world_size))
         os.environ["LOCAL_WORLD_SIZE"] = str(
-            machine.world_size
+            runtime.world_size
         )  # by which the input pipeline shares the cores
         if sys.platform == "linux":
             os.environ.setdefault(
                 "GLOO_SOCKET_IFNAME", "lo"
             )  # gloo would look the machine's name up
-        device = device_of(machine, rank)
+        device = device_of(runtime, rank)
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        _join_group(device, store=store, rank=rank, world_size=machine.world_size)
+        _join_group(device, store=store, rank=rank, world_size=runtime.world_size)
         status = _status(worker, device)
         dist.destroy_process_group()
         writer.send(_Report(rank, status))

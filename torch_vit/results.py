@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 
-class LazyResult:
+class ResultFuture:
     """`get()` is `finish` of the floats: `summed` scalars, added up over all processes, then `own`
     scalars."""
 

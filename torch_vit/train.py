@@ -6,20 +6,20 @@ import torch
 import torch.distributed as dist
 
 from shared_vit.run import loop
-from shared_vit.run.asked import Asked
 from shared_vit.run.plan import Plan, make_plan, start_state
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.state import TrainState
 from torch_vit import devices, ranks
 from torch_vit.trainer import Trainer
 
 
-def train(asked: Asked) -> int:
+def train(requested: RequestedConfig) -> int:
     """Run what the flags say; returns the exit status.
 
     Raises UserError before any process starts.
     """
-    plan = make_plan(devices.resolve(asked), "torch")
-    return ranks.launch(plan.machine, functools.partial(worker, plan))
+    plan = make_plan(devices.resolve(requested), "torch")
+    return ranks.launch(plan.runtime, functools.partial(worker, plan))
 
 
 def worker(plan: Plan, device: torch.device) -> int:
@@ -28,14 +28,14 @@ def worker(plan: Plan, device: torch.device) -> int:
     return loop.run(plan, process, functools.partial(_trainer, plan, device))
 
 
-def make(asked: Asked) -> tuple[Plan, Trainer, int]:
+def make(requested: RequestedConfig) -> tuple[Plan, Trainer, int]:
     """The plan, a trainer of its first state or newest checkpoint, and the updates done so far."""
-    plan = make_plan(devices.resolve(asked), "torch")
+    plan = make_plan(devices.resolve(requested), "torch")
     state = start_state(plan)
-    return plan, _trainer(plan, devices.device_of(plan.machine, 0), state), state.step
+    return plan, _trainer(plan, devices.device_of(plan.runtime, 0), state), state.step
 
 
 def _trainer(plan: Plan, device: torch.device, state: TrainState) -> Trainer:
-    compiles = plan.machine.compile == "on"
-    memory = {"remat": plan.machine.remat == "block", "shard": plan.machine.shard == "params"}
+    compiles = plan.runtime.compile == "on"
+    memory = {"remat": plan.runtime.remat == "block", "shard": plan.runtime.shard == "params"}
     return Trainer(state, plan.recipe, device, compile=compiles, **memory)

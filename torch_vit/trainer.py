@@ -18,16 +18,16 @@ from shared_vit.run.state import Counts, StepMetrics, StepScalars, TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec import mask_keys as dropout
 from shared_vit.spec.ema import ema_decay
+from shared_vit.spec.lr_scales import trained_names
 from shared_vit.spec.optimizers import EMA, optimizer_slots
-from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 from torch_vit import sharding
 from torch_vit.dropout import to_keys
 from torch_vit.model import VisionTransformer
 from torch_vit.objective import Mixing, Objective, group_of, losses
 from torch_vit.optim import (
+    ascent_step,
     average,
-    climb,
     clip_by_global_norm,
     global_norm,
     make_optimizer,
@@ -35,7 +35,7 @@ from torch_vit.optim import (
     set_rate,
 )
 from torch_vit.precision import set_backend_precision
-from torch_vit.results import LazyResult
+from torch_vit.results import ResultFuture
 from torch_vit.sharding import whole
 
 
@@ -213,14 +213,14 @@ class Trainer:
 
     def train_step(
         self, batch: DeviceBatch, scalars: StepScalars, stop: bool = False
-    ) -> LazyResult:
+    ) -> ResultFuture:
         """One update: `gradients` over this process's rows, in `grad_accum` parts, and `update`."""
         loss = self._backward(batch)
         norm = self._update(scalars)
         asked = torch.full_like(loss, float(stop))
-        return LazyResult([loss, asked], [norm], self._to_metrics)
+        return ResultFuture([loss, asked], [norm], self._to_metrics)
 
-    def gradients(self, batch: DeviceBatch) -> tuple[LazyResult, dict[str, np.ndarray]]:
+    def gradients(self, batch: DeviceBatch) -> tuple[ResultFuture, dict[str, np.ndarray]]:
         """The metrics that `train_step` would return, and the gradients that it would clip.
 
         The gradients are those of the global mean loss, {canonical name: array on the host}, in
@@ -231,7 +231,7 @@ class Trainer:
         grads = {n: p.grad / scale for n, p in self.named}
         self._forget_gradients()
         norm = global_norm(list(grads.values()))
-        metrics = LazyResult([loss, torch.zeros_like(loss)], [norm], self._to_metrics)
+        metrics = ResultFuture([loss, torch.zeros_like(loss)], [norm], self._to_metrics)
         return metrics, self._in_order(grads)
 
     def update(self, grads: Mapping[str, np.ndarray], scalars: StepScalars) -> None:
@@ -250,7 +250,7 @@ class Trainer:
         Both are summed over the parts of the batch, as shares of the global mean.
         """
         if self.unsettled:
-            self._settle_buckets(batch.mixing)
+            self._warm_up_buckets(batch.mixing)
             self.unsettled = False
         keys = self._keys(batch.step)
         tensors = (batch.images, batch.labels, batch.rows)
@@ -275,7 +275,7 @@ class Trainer:
         for group in range(groups):
             own = [tuple(group_of(t, group, groups) for t in part) for part in parts]
             total += self._sum_parts(own, keys, mixing)
-            climb(params, self.train.sam_rho)
+            ascent_step(params, self.train.sam_rho)
             self._forget_gradients()
             self._sum_parts(own, keys, mixing)
             with torch.no_grad():
@@ -322,8 +322,8 @@ class Trainer:
         if self.train.nudge is not None:
             nudge(params, self.train.nudge, self.step)
         if self.train.ema:
-            share = 1 - ema_decay(self.train.ema, self.adam_count)
-            average(list(self.slots[EMA].values()), params, share)
+            weight = 1 - ema_decay(self.train.ema, self.adam_count)
+            average(list(self.slots[EMA].values()), params, weight)
         self.step += 1
         return norm
 
@@ -334,7 +334,7 @@ class Trainer:
     @torch.no_grad()
     def eval_step(
         self, batch: DeviceBatch, stop: bool = False, averaged: bool = False
-    ) -> LazyResult:
+    ) -> ResultFuture:
         """Counts over the global batch; examples of weight 0 do not count.
 
         They are those of the weights or, if `averaged`, of their moving average.
@@ -350,7 +350,7 @@ class Trainer:
             weight.sum(),
         ]
         asked = torch.full_like(sums[0], float(stop))
-        return LazyResult([*sums, asked], [], self._to_counts)
+        return ResultFuture([*sums, asked], [], self._to_counts)
 
     def _to_counts(self, values: list[float]) -> Counts:
         correct1, correct5, loss_sum, count, asked = values
@@ -404,7 +404,7 @@ class Trainer:
             self.model.set_requires_gradient_sync(last)
         return nullcontext() if last or not self.replicated else self.compute_loss.no_sync()
 
-    def _settle_buckets(self, mixing: Mixing | None) -> None:
+    def _warm_up_buckets(self, mixing: Mixing | None) -> None:
         """One backward pass on zeros, after which DDP's buckets stay as they are.
 
         DDP regroups them after its first pass, and with them the order in which it sums: without

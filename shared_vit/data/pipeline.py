@@ -22,8 +22,8 @@ from shared_vit.data.workers import (
     start_worker,
 )
 from shared_vit.errors import UserError
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 
 if TYPE_CHECKING:
     from shared_vit.data.order import ChunkMapDataset, Share
@@ -39,7 +39,7 @@ def batches(
     process: int = 0,
     num_processes: int = 1,
     dataset: Dataset | None = None,
-    machine: Machine | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> Batches:
     """The stream of batches of a run, from batch `start` on; the rows of one process.
 
@@ -60,20 +60,20 @@ def batches(
         )
     from shared_vit.data import order  # imports grain
 
-    machine = machine or Machine()
-    dataset = dataset or open_dataset(recipe.data, machine.data_dir, recipe.class_order)
+    runtime = runtime or RuntimeConfig()
+    dataset = dataset or open_dataset(recipe.data, runtime.data_dir, recipe.class_order)
     if recipe.minival == "on":
         dataset = with_minival(dataset)
     size = recipe.model.image_shape
     rows = recipe.batch_size // num_processes
     share = order.Share(recipe.batch_size, first=process * rows, rows=rows, start=start)
     num_examples = len(getattr(dataset, split))
-    load = make_loader(dataset, split, recipe, skip_bad=machine.on_bad_image == "skip")
+    load = make_loader(dataset, split, recipe, skip_bad=runtime.on_bad_image == "skip")
     if split == "train":
         chunks = order.train_chunks(load, num_examples, recipe.seed, share, size, recipe.repeat_aug)
     else:
         chunks = order.val_chunks(load, num_examples, share, size)
-    workers, threads = plan(machine.workers, dataset.photographs)
+    workers, threads = plan(runtime.workers, dataset.photographs)
     mix = partial(mix_of, recipe) if split == "train" else _unmixed
     return Batches(chunks, share, workers, threads, dataset.bad_images, mix)
 

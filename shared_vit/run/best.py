@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shared_vit.checksummed import read_checksummed, write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.run.directory import RunDir
-from shared_vit.sealed import read_sealed, write_sealed
 from shared_vit.spec.recipe import Recipe
 from shared_vit.weights.checkpoints import STATE
 
@@ -87,7 +87,7 @@ def write_best(run: RunDir, best: Best | None) -> None:
         if best is None:
             path.unlink(missing_ok=True)
         else:
-            write_sealed(path, {"format": _FORMAT, **asdict(best), "path": best.path})
+            write_checksummed(path, {"format": _FORMAT, **asdict(best), "path": best.path})
 
 
 def read_best(run_dir: Path) -> Best | None:
@@ -97,7 +97,7 @@ def read_best(run_dir: Path) -> Best | None:
     """
     path = run_dir / BEST
     try:
-        document = read_sealed(path)
+        document = read_checksummed(path)
     except FileNotFoundError:
         return None
     if document.get("format") != _FORMAT:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from shared_vit.checksummed import write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.files import beside, sync
 from shared_vit.run.best import Best, write_best
 from shared_vit.run.directory import METRICS, RunDir
 from shared_vit.run.record import Record
 from shared_vit.run.state import TrainState
-from shared_vit.sealed import write_sealed
 from shared_vit.spec import canonical
 from shared_vit.spec.optimizers import ADAM_SLOTS, EMA
 from shared_vit.weights import checkpoints
@@ -240,7 +240,7 @@ def write(
     }
     if frozen:  # they have no slots
         document["frozen"] = sorted(frozen)
-    write_sealed(folder / STATE, document)
+    write_checksummed(folder / STATE, document)
 
 
 def _check_finite(state: TrainState) -> None:

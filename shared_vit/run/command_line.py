@@ -1,4 +1,4 @@
-"""Flags to `Asked`, the same for both trainers."""
+"""Flags to `RequestedConfig`, the same for both trainers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shared_vit.errors import UserError, nearest
-from shared_vit.run.asked import Asked, check_divides, check_processes, flags
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FROM_WEIGHTS, PRESETS
-from shared_vit.run.record import MODEL_FLAGS, OF_A_START, SIZE_FLAGS, NotARun, read_record, run_of
+from shared_vit.run.record import (
+    MODEL_FLAGS,
+    PER_LAUNCH_FIELDS,
+    SIZE_FLAGS,
+    NotARun,
+    read_record,
+    run_of,
+)
+from shared_vit.run.requested import RequestedConfig, check_divides, check_processes, flags
 from shared_vit.spec.config import DEFAULT_MODEL, ModelConfig, model_config
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.spec.settings import Kind, Setting, check_range, settings_of
 from shared_vit.spec.sides import image_fields, plain
 
@@ -57,7 +64,7 @@ ELSEWHERE = {
 HEAD_WIDTH = 64  # of all published ViTs but the largest
 
 
-def parse(argv: list[str], prog: str) -> Asked:
+def parse(argv: list[str], prog: str) -> RequestedConfig:
     """What a command line asks for. Hyphens in names of flags equal underscores.
 
     Flags go before those of --config, and these before the preset's.
@@ -68,27 +75,27 @@ def parse(argv: list[str], prog: str) -> Asked:
     return _settled(vars(_parser(prog).parse_args([_underscored(arg) for arg in argv])))
 
 
-def ask(argv: list[str], prog: str) -> Asked:
+def ask(argv: list[str], prog: str) -> RequestedConfig:
     """`parse` of flags from a program: what is wrong with them raises UserError."""
     return _settled(vars(_parser(prog, raises=True).parse_args(argv)))
 
 
-def _settled(given: dict[str, Any]) -> Asked:
+def _settled(given: dict[str, Any]) -> RequestedConfig:
     if given.get("config"):
         of_file = _of_file(given.pop("config"))
         if "epochs" in given:
             of_file.pop("steps", None)  # which would override them
         given = of_file | given
     auto = {n for n, value in given.items() if value == "auto" and flags()[n][1].choices}
-    asked, notice = _with_base({n: value for n, value in given.items() if n not in auto})
-    asked = _implied(asked, auto.intersection(LEFT_OPEN))
-    check(asked)
-    asked = dataclasses.replace(
-        asked, left_open=frozenset(n for n in LEFT_OPEN if getattr(asked, n) is None)
+    requested, notice = _with_base({n: value for n, value in given.items() if n not in auto})
+    requested = _implied(requested, auto.intersection(LEFT_OPEN))
+    check(requested)
+    requested = dataclasses.replace(
+        requested, left_open=frozenset(n for n in LEFT_OPEN if getattr(requested, n) is None)
     )
     if notice and os.environ.get("RANK", "0") == "0":  # torchrun starts every rank with the same
         print(notice, file=sys.stderr, flush=True)
-    return asked
+    return requested
 
 
 def help_of_flags(without: tuple[str, ...]) -> str:
@@ -98,36 +105,36 @@ def help_of_flags(without: tuple[str, ...]) -> str:
     return parser.format_help()
 
 
-def check(asked: Asked) -> None:
+def check(requested: RequestedConfig) -> None:
     """Check everything about flags that needs neither data nor devices. Raises UserError."""
     for name, (about, _, _) in flags().items():
-        value = getattr(asked, name)
+        value = getattr(requested, name)
         check_range(name, value, about, "--{}")
         if isinstance(value, float) and (math.isnan(value) or math.isinf(value) and name != "clip"):
             raise UserError(f"--{name} must be a number, not {value}")
-    _check_data(asked.data)
-    if asked.data == "digits" and "data_dir" in asked.given:
+    _check_data(requested.data)
+    if requested.data == "digits" and "data_dir" in requested.given:
         raise UserError(
             "--data_dir is given, and the digits are part of the package: use --data=folder "
             "--data_dir=DIR, or leave --data_dir out"
         )
-    if asked.class_order != "name" and asked.data != "folder":
+    if requested.class_order != "name" and requested.data != "folder":
         raise UserError(
-            f"--class_order={asked.class_order} is for class folders, --data=folder: the classes "
-            f"of {asked.data} have an order of their own"
+            f"--class_order={requested.class_order} is for class folders, --data=folder: the "
+            f"classes of {requested.data} have an order of their own"
         )
-    if asked.resume and "init_from" in asked.given:
+    if requested.resume and "init_from" in requested.given:
         raise UserError(
             "--resume and --init_from exclude each other: a resumed run has its weights"
         )
-    if asked.resume and asked.mode == "eval":
+    if requested.resume and requested.mode == "eval":
         raise UserError("--resume continues training: leave it out of --mode=eval")
-    if asked.device == "cpu":
-        check_processes(asked.world_size or 1)
-    check_divides(asked, asked.world_size or 1)
-    Recipe(**{k: v for k, v in asked.values_of(Recipe).items() if k != "steps"})
-    if asked.record is None and asked.mode == "train" and not asked.init_from:
-        named_model(asked, asked.num_classes or 1)
+    if requested.device == "cpu":
+        check_processes(requested.world_size or 1)
+    check_divides(requested, requested.world_size or 1)
+    Recipe(**{k: v for k, v in requested.values_of(Recipe).items() if k != "steps"})
+    if requested.record is None and requested.mode == "train" and not requested.init_from:
+        named_model(requested, requested.num_classes or 1)
 
 
 def _check_data(data: str) -> None:
@@ -142,20 +149,22 @@ def _check_data(data: str) -> None:
     raise UserError(f"unknown data set {data!r}{hint} Data sets: {', '.join(NAMES)}.")
 
 
-def model_changes(asked: Asked, only_given: bool = False) -> dict[str, Any]:
+def model_changes(requested: RequestedConfig, only_given: bool = False) -> dict[str, Any]:
     """Fields of ModelConfig that flags set: all flags, or only those on the command line.
 
     Sizes of a continued run do not change a model that is named on the command line.
     """
-    named = SIZE_FLAGS if "model" in asked.given else ()
-    names = [n for n in sorted(MODEL_FLAGS) if n in asked.given or not (only_given or n in named)]
-    found = {n: getattr(asked, n) for n in names if getattr(asked, n) is not None}
+    named = SIZE_FLAGS if "model" in requested.given else ()
+    names = [
+        n for n in sorted(MODEL_FLAGS) if n in requested.given or not (only_given or n in named)
+    ]
+    found = {n: getattr(requested, n) for n in names if getattr(requested, n) is not None}
     return found | (image_fields(found["image_size"]) if "image_size" in found else {})
 
 
-def named_model(asked: Asked, num_classes: int) -> ModelConfig:
+def named_model(requested: RequestedConfig, num_classes: int) -> ModelConfig:
     """The ModelConfig of --model with the sizes that flags change. Raises UserError."""
-    changes = {"num_classes": num_classes} | model_changes(asked)
+    changes = {"num_classes": num_classes} | model_changes(requested)
     if changes.get("pool") == "mean":
         changes["class_token"] = False
     if "width" in changes:
@@ -166,7 +175,7 @@ def named_model(asked: Asked, num_classes: int) -> ModelConfig:
                     f"--width={changes['width']} is not a multiple of {HEAD_WIDTH}: set --num_heads"
                 )
             changes["num_heads"] = max(1, changes["width"] // HEAD_WIDTH)
-    return model_config(asked.model or DEFAULT_MODEL, **changes)
+    return model_config(requested.model or DEFAULT_MODEL, **changes)
 
 
 def _of_file(path: str) -> dict[str, Any]:
@@ -176,7 +185,7 @@ def _of_file(path: str) -> dict[str, Any]:
     return vars(parser.parse_args(read_config(path, flags(), switches)))
 
 
-def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
+def _with_base(given: dict[str, Any]) -> tuple[RequestedConfig, str | None]:
     """The flags and what they change, and a notice where the choice was not the user's."""
     if (preset := given.get("preset")) and preset not in PRESETS:
         known = ", ".join(PRESETS)
@@ -214,7 +223,7 @@ def _with_base(given: dict[str, Any]) -> tuple[Asked, str | None]:
         )
     if preset in FROM_WEIGHTS and not given.get("init_from"):
         raise UserError(f"--preset={preset} starts from weights: add --init_from")
-    return Asked(given, PRESETS[preset] | {"preset": preset}), notice
+    return RequestedConfig(given, PRESETS[preset] | {"preset": preset}), notice
 
 
 def _preset(given: dict[str, Any]) -> tuple[str, str | None]:
@@ -250,7 +259,7 @@ def _folder_notice(preset: str, given: dict[str, Any]) -> str:
     )
 
 
-def _of_run(given: dict[str, Any], run: Path) -> Asked:
+def _of_run(given: dict[str, Any], run: Path) -> RequestedConfig:
     """The flags, and the settings of a run as their base."""
     record = read_record(run)
     if given.get("preset") not in (None, record.preset):
@@ -258,32 +267,37 @@ def _of_run(given: dict[str, Any], run: Path) -> Asked:
             f"--preset={given['preset']}, and the run in {run} began with {record.preset or 'none'}"
             ": leave --preset out, or set single flags (--data, --data_dir, ...)"
         )
-    own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.machine)
-    base = {n: own[n] for table in (Recipe, Machine) for n in settings_of(table)}
+    own = dataclasses.asdict(record.recipe) | dataclasses.asdict(record.runtime)
+    base = {n: own[n] for table in (Recipe, RuntimeConfig) for n in settings_of(table)}
     base |= {n: getattr(record.recipe.model, n) for n in MODEL_FLAGS}
     base["image_size"] = plain(record.recipe.model.image_shape)
-    base |= dict.fromkeys((*OF_A_START, *record.left_open))
+    base |= dict.fromkeys((*PER_LAUNCH_FIELDS, *record.left_open))
     base |= {"preset": record.preset, "run_dir": given.get("run_dir")}
     if given.get("mode") == "eval":  # of the run's newest checkpoint, on whatever devices are here
         base |= dict.fromkeys(("init_from", *LEFT_OPEN))
-    return Asked(given, base, record)
+    return RequestedConfig(given, base, record)
 
 
-def _implied(asked: Asked, auto: Iterable[str]) -> Asked:
+def _implied(requested: RequestedConfig, auto: Iterable[str]) -> RequestedConfig:
     """What some flags mean for others that were left open; `auto` are left open by their value."""
-    base = dict(asked.base) | dict.fromkeys(auto)
-    new = asked.record is None
-    if new and asked.preset == "cifar10" and asked.data_dir and "data" not in asked.given:
+    base = dict(requested.base) | dict.fromkeys(auto)
+    new = requested.record is None
+    if (
+        new
+        and requested.preset == "cifar10"
+        and requested.data_dir
+        and "data" not in requested.given
+    ):
         base["data"] = "folder"
-    if new and asked.data == "digits" and "model" in asked.given:
-        if "image_size" not in asked.given:
-            patch = asked.patch_size or model_config(asked.model).patch_size
+    if new and requested.data == "digits" and "model" in requested.given:
+        if "image_size" not in requested.given:
+            patch = requested.patch_size or model_config(requested.model).patch_size
             base["image_size"] = 8 if 8 % patch == 0 else 2 * patch
-    if asked.optimizer == "adam" and "weight_decay" not in asked.given:
+    if requested.optimizer == "adam" and "weight_decay" not in requested.given:
         base["weight_decay"] = 0.0
-    if "epochs" in asked.given and "steps" not in asked.given:
+    if "epochs" in requested.given and "steps" not in requested.given:
         base["steps"] = None
-    return dataclasses.replace(asked, base=base)
+    return dataclasses.replace(requested, base=base)
 
 
 def _underscored(arg: str) -> str:

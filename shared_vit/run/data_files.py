@@ -9,7 +9,7 @@ from pathlib import Path
 from shared_vit.data.dataset import Dataset
 from shared_vit.data.sources.folder import FolderSplit
 from shared_vit.errors import UserError, some
-from shared_vit.files import read_limited, whole_file
+from shared_vit.files import atomic_write, read_limited
 
 NAME = "data_files.gz"
 _MOST_FILES = 200_000  # ImageNet's 1.3 million would be megabytes in every run
@@ -23,7 +23,7 @@ def write_files(folder: Path, dataset: Dataset) -> None:
     lines = _lines(dataset)
     if lines is None:
         return
-    with whole_file(folder / NAME) as file:
+    with atomic_write(folder / NAME) as file:
         # without a time stamp: equal data are equal files
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=1, mtime=0) as out:
             out.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))

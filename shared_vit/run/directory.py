@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared_vit.errors import UserError, some
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from shared_vit.run.record import (
     NotARun,
     Record,
@@ -195,7 +195,7 @@ class RunDir:
                 if end == os.fstat(file.fileno()).st_size:
                     return last
                 file.seek(0)
-                with whole_file(path) as new:
+                with atomic_write(path) as new:
                     _copy(file, new, end)
         if path.name in self._files:  # it is open on the file that was replaced
             self._files.pop(path.name).close()

@@ -51,7 +51,7 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
             if run_dir is not None:
                 print(_nothing_to_do(plan, state.step), flush=True)
             return 0
-        if run_dir is not None and (text := check_room(plan.run_dir, state, plan.machine.keep)):
+        if run_dir is not None and (text := check_room(plan.run_dir, state, plan.runtime.keep)):
             print(f"notice: {text}", flush=True)
         trainer = make_trainer(state)
         loop = _Loop(plan, trainer, run_dir, interrupt, best)
@@ -127,13 +127,13 @@ def _nothing_to_do(plan: Plan, step: int) -> str:
     if step >= plan.total_steps:
         return f"done at step {step} already: {plan.run_dir}; more --epochs or --steps lengthen it"
     return (
-        f"stopped at step {step} already, and --stop_at={plan.machine.stop_at} asks for no more: "
+        f"stopped at step {step} already, and --stop_at={plan.runtime.stop_at} asks for no more: "
         f"{plan.run_dir}; --resume continues it"
     )
 
 
 def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
-    recipe, machine, model = plan.recipe, plan.machine, plan.model
+    recipe, runtime, model = plan.recipe, plan.runtime, plan.model
     speak(
         f"run directory: {plan.run_dir}\n"
         f"model: {name_of(model)}, {shown(model.image_shape)}, patch {model.patch_size}, "
@@ -143,7 +143,7 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
         f"length: {recipe.steps} steps of {recipe.batch_size} ({plan.epoch(recipe.steps):.1f} "
         f"epochs), warm-up {recipe.warmup_steps}; {recipe.optimizer}, lr {recipe.lr}, weight decay "
         f"{recipe.weight_decay}, clip {recipe.clip}, dropout {model.dropout}\n"
-        f"precision {recipe.precision} on {machine.world_size} {machine.device} device(s), seed "
+        f"precision {recipe.precision} on {runtime.world_size} {runtime.device} device(s), seed "
         f"{recipe.seed}",
         flush=True,
     )
@@ -184,11 +184,11 @@ class _Loop:
 
     def train(self, start: int, pending_evaluation: bool) -> int:
         """Run to the end, `stop_at` or an interruption; returns the exit status."""
-        machine, end = self.plan.machine, self.plan.end
+        runtime, end = self.plan.runtime, self.plan.end
         if self.run_dir is not None:
             self.tracker = Tracker(self.plan, self.run_dir, start, self.trainer.versions())
             self.interrupt.say = self.tracker.warn
-            self.writer = checkpoint.Writer(self.run_dir, machine.keep, self.plan.class_names)
+            self.writer = checkpoint.Writer(self.run_dir, runtime.keep, self.plan.class_names)
         feed: Feed | None = None
         step = start
         try:
@@ -227,10 +227,10 @@ class _Loop:
 
     def _evaluate_and_save(self, step: int) -> None:
         """What is due after `step` updates, and where the run stops a checkpoint."""
-        machine = self.plan.machine
+        runtime = self.plan.runtime
         # Nudged runs measure how far rounding moves the curve, not how good weights are.
-        due_evaluation = self.plan.recipe.nudge is None and self._due(step, machine.eval_every)
-        due_checkpoint = self._due(step, machine.checkpoint_every) or step == self.plan.end
+        due_evaluation = self.plan.recipe.nudge is None and self._due(step, runtime.eval_every)
+        due_checkpoint = self._due(step, runtime.checkpoint_every) or step == self.plan.end
         if due_evaluation or due_checkpoint or self.stopping:
             self._read(0)
             evaluated = not due_evaluation or self._evaluate(step)
@@ -333,7 +333,7 @@ class _Loop:
             self.stopping = True
         elif self.tracker is not None:
             self.tracker.evaluation(step, result)
-        metric = self.plan.machine.keep_best
+        metric = self.plan.runtime.keep_best
         if result is not None and metric != "off":
             self.best = better(self.best, metric, step, result)
         if self.tracker is not None:

@@ -23,7 +23,6 @@ from shared_vit.data.sources import open_whole
 from shared_vit.data.sources.imagenet_names import plain_names
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint, tensorboard
-from shared_vit.run.asked import Asked, check_processes
 from shared_vit.run.best import check_metric, read_best
 from shared_vit.run.command_line import model_changes, named_model
 from shared_vit.run.record import (
@@ -36,15 +35,16 @@ from shared_vit.run.record import (
     other_data,
     read_record,
 )
+from shared_vit.run.requested import RequestedConfig, check_processes
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.start_from import first_name
 from shared_vit.run.state import TrainState, first_state
 from shared_vit.spec import canonical, init
 from shared_vit.spec.class_weights import settled
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
-from shared_vit.spec.rates import trained_names
+from shared_vit.spec.lr_scales import trained_names
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.spec.settings import check_range, settings_of
 from shared_vit.spec.sides import image_fields
 from shared_vit.weights import hub
@@ -90,7 +90,7 @@ class Plan:
     """
 
     recipe: Recipe
-    machine: Machine
+    runtime: RuntimeConfig
     preset: str | None
     mode: Literal["train", "eval"]
     resume: bool
@@ -109,7 +109,7 @@ class Plan:
     @functools.cached_property
     def content(self) -> dict[str, str]:
         """Checksums of what the data's files hold, which are read once."""
-        return content_of(self.dataset, self.machine.data_check == "full")
+        return content_of(self.dataset, self.runtime.data_check == "full")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class Plan:
     @property
     def end(self) -> int:
         """The step at which this start of the run ends."""
-        return min(self.recipe.steps, self.machine.stop_at or self.recipe.steps)
+        return min(self.recipe.steps, self.runtime.stop_at or self.recipe.steps)
 
     def epoch(self, step: int) -> float:
         """Passes over the training split after `step` updates."""
@@ -148,7 +148,7 @@ class Plan:
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
         data |= self.content if content else {}
         identity = (self.id, self.first_version, self.left_open, self.origin)
-        return Record(self.recipe, self.machine, self.preset, data, *identity)
+        return Record(self.recipe, self.runtime, self.preset, data, *identity)
 
     def batches(
         self, split: Literal["train", "val"], start: int, process: int = 0, num_processes: int = 1
@@ -161,79 +161,85 @@ class Plan:
             process,
             num_processes,
             dataset=self.dataset,
-            machine=self.machine,
+            runtime=self.runtime,
         )
 
 
-def make_plan(asked: Asked, framework: str) -> Plan:
+def make_plan(requested: RequestedConfig, framework: str) -> Plan:
     """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes
     nothing."""
-    run_dir = Path(asked.run_dir) if asked.run_dir else free_run_dir(asked.preset, framework)
-    if asked.device == "cpu":
-        check_processes(asked.world_size)
-    if asked.tensorboard == "on" and asked.mode == "train":
+    run_dir = (
+        Path(requested.run_dir) if requested.run_dir else free_run_dir(requested.preset, framework)
+    )
+    if requested.device == "cpu":
+        check_processes(requested.world_size)
+    if requested.tensorboard == "on" and requested.mode == "train":
         tensorboard.check_installed()
-    given = _given_weights(asked, run_dir)
-    dataset = _dataset(asked, given)
-    if asked.minival == "on":
+    given = _given_weights(requested, run_dir)
+    dataset = _dataset(requested, given)
+    if requested.minival == "on":
         dataset = with_minival(dataset)
-    model = _model(asked, given.source.cfg if given else None, dataset)
-    recipe = settle_recipe(asked, model, len(dataset.train))
+    model = _model(requested, given.source.cfg if given else None, dataset)
+    recipe = settle_recipe(requested, model, len(dataset.train))
     if recipe.class_weights:
         weights_of = settled(recipe.class_weights, labels_of(dataset.train), model.num_classes)
         recipe = dataclasses.replace(recipe, class_weights=weights_of)
-    machine = _machine(asked, run_dir, recipe, len(dataset.train))
-    _say_of_length(asked, recipe, dataset)
-    if asked.mode == "train":
-        check_metric(machine.keep_best, recipe)
+    runtime = _machine(requested, run_dir, recipe, len(dataset.train))
+    _say_of_length(requested, recipe, dataset)
+    if requested.mode == "train":
+        check_metric(runtime.keep_best, recipe)
     plan = Plan(
-        recipe, machine, asked.preset, asked.mode, asked.resume, dataset, run_dir, given,
-        left_open=asked.left_open, origin=_origin(given),
+        recipe, runtime, requested.preset, requested.mode, requested.resume, dataset, run_dir,
+        given, left_open=requested.left_open, origin=_origin(given),
     )  # fmt: skip
-    if asked.resume and asked.record is not None:
-        known = asked.record
+    if requested.resume and requested.record is not None:
+        known = requested.record
         plan = dataclasses.replace(
             plan,
             id=known.id or plan.id,
             first_version=known.first_version,
             origin=known.origin,
         )
-    _check_classes(plan, asked)
-    if asked.check_images == "on" and asked.mode == "train" and _is_first(asked.process_id):
+    _check_classes(plan, requested)
+    if (
+        requested.check_images == "on"
+        and requested.mode == "train"
+        and _is_first(requested.process_id)
+    ):
         _check_images(plan)
-    if asked.mode == "eval" and given is not None:
+    if requested.mode == "eval" and given is not None:
         _check_names(plan, given.source.class_names)
     return plan
 
 
-def _dataset(asked: Asked, given: GivenWeights | None) -> Dataset:
+def _dataset(requested: RequestedConfig, given: GivenWeights | None) -> Dataset:
     """The data of the flags. Evaluated without a split of their own, they are those held out of the
     run that is evaluated, and all of them for other weights."""
-    training = asked.mode == "train"
-    dataset = open_dataset(asked.data, asked.data_dir, asked.class_order, training)
+    training = requested.mode == "train"
+    dataset = open_dataset(requested.data, requested.data_dir, requested.class_order, training)
     if training or not dataset.held_out:
         return dataset
     own = {"name": dataset.name, "fingerprint": dataset.fingerprint}
-    if asked.record is not None and not other_data(asked.record.data, own):
+    if requested.record is not None and not other_data(requested.record.data, own):
         return dataset
-    return open_whole(asked.data_dir, given.source.class_names if given else None)
+    return open_whole(requested.data_dir, given.source.class_names if given else None)
 
 
 FEW_STEPS, ENOUGH_STEPS = 100, 200  # of fine-tuning
 
 
-def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
+def settle_recipe(requested: RequestedConfig, model: ModelConfig, num_train: int) -> Recipe:
     """The recipe of flags, a model and `num_train` training examples. Raises UserError.
 
     Fine-tuning of which nobody chose the length takes at least `ENOUGH_STEPS`, however few the
     images are.
     """
-    steps = asked.steps or max(1, round(asked.epochs * num_train / asked.batch_size))
-    if _length_is_open(asked):
+    steps = requested.steps or max(1, round(requested.epochs * num_train / requested.batch_size))
+    if _length_is_open(requested):
         steps = max(steps, ENOUGH_STEPS)
     check_range("steps", steps, settings_of(Recipe)["steps"], "the length in --{}")
-    values = asked.values_of(Recipe) | {"model": model, "steps": steps}
-    if asked.warmup_steps is None:
+    values = requested.values_of(Recipe) | {"model": model, "steps": steps}
+    if requested.warmup_steps is None:
         values["warmup_steps"] = min(LONGEST_WARMUP, steps // 20)
     recipe = Recipe(**values)
     if not trained_names(recipe):
@@ -241,28 +247,28 @@ def settle_recipe(asked: Asked, model: ModelConfig, num_train: int) -> Recipe:
     return recipe
 
 
-def _length_is_open(asked: Asked) -> bool:
+def _length_is_open(requested: RequestedConfig) -> bool:
     """Whether a run fine-tunes by what --data=folder means, and nobody chose a preset or length."""
-    chosen = {"preset", "epochs", "steps"} & set(asked.given)
-    return asked.record is None and asked.preset == "finetune" and not chosen
+    chosen = {"preset", "epochs", "steps"} & set(requested.given)
+    return requested.record is None and requested.preset == "finetune" and not chosen
 
 
-def _is_lengthened(asked: Asked, recipe: Recipe, num_train: int) -> bool:
-    few = asked.epochs * num_train / recipe.batch_size < ENOUGH_STEPS - 1
-    return _length_is_open(asked) and few and recipe.steps == ENOUGH_STEPS
+def _is_lengthened(requested: RequestedConfig, recipe: Recipe, num_train: int) -> bool:
+    few = requested.epochs * num_train / recipe.batch_size < ENOUGH_STEPS - 1
+    return _length_is_open(requested) and few and recipe.steps == ENOUGH_STEPS
 
 
-def _say_of_length(asked: Asked, recipe: Recipe, dataset: Dataset) -> None:
+def _say_of_length(requested: RequestedConfig, recipe: Recipe, dataset: Dataset) -> None:
     """Add to the data's notices where fine-tuning has few steps, or more than its epochs."""
-    if not asked.init_from or asked.mode != "train" or asked.record is not None:
+    if not requested.init_from or requested.mode != "train" or requested.record is not None:
         return
     few = f"{len(dataset.train):,} images in batches of {recipe.batch_size}"
     if (
-        _length_is_open(asked)
-        and recipe.steps > asked.epochs * len(dataset.train) / recipe.batch_size
+        _length_is_open(requested)
+        and recipe.steps > requested.epochs * len(dataset.train) / recipe.batch_size
     ):
         dataset.notices.append(
-            f"{asked.epochs:g} epochs of {few} would be few steps, so this run takes "
+            f"{requested.epochs:g} epochs of {few} would be few steps, so this run takes "
             f"{recipe.steps}: --steps or --epochs set another length"
         )
     elif recipe.steps < FEW_STEPS:
@@ -280,7 +286,7 @@ def first_or_given_state(plan: Plan) -> TrainState:
         if given is None:  # resumed before any checkpoint
             hints = dict(num_heads=cfg.num_heads, num_classes=cfg.num_classes)
             commit = plan.origin["revision"] if plan.origin else None
-            path = _newest(recipe.init_from, plan.machine.process_id)
+            path = _newest(recipe.init_from, plan.runtime.process_id)
             given = GivenWeights(path, commit, **hints)
         source = given.source
         _, adapted = adapt(
@@ -310,13 +316,15 @@ def state_to_evaluate(plan: Plan) -> TrainState:
     return first_state(cfg, in_memory(arrays), plan.recipe.precision, plan.recipe)
 
 
-def _given_weights(asked: Asked, run_dir: Path) -> GivenWeights | None:
+def _given_weights(requested: RequestedConfig, run_dir: Path) -> GivenWeights | None:
     """The weights that an evaluation or a new run reads."""
-    path = asked.init_from or (run_dir if asked.mode == "eval" else None)
-    if path is None or asked.resume:
+    path = requested.init_from or (run_dir if requested.mode == "eval" else None)
+    if path is None or requested.resume:
         return None
-    hints = dict(num_heads=asked.given.get("num_heads"), num_classes=asked.given.get("num_classes"))
-    return GivenWeights(_newest(path, asked.process_id), **hints)
+    hints = dict(
+        num_heads=requested.given.get("num_heads"), num_classes=requested.given.get("num_classes")
+    )
+    return GivenWeights(_newest(path, requested.process_id), **hints)
 
 
 def _origin(given: GivenWeights | None) -> dict[str, Any] | None:
@@ -357,7 +365,7 @@ def _check_images(plan: Plan) -> None:
     bad = check_dataset(plan.dataset)
     total = len(plan.dataset.train) + len(plan.dataset.val)
     text = f"{len(bad):,} of {total:,} images cannot be decoded: {some(bad)}"
-    if bad and plan.machine.on_bad_image == "stop":
+    if bad and plan.runtime.on_bad_image == "stop":
         raise UserError(
             f"{text}. Mend or remove them, or --on_bad_image=skip uses their neighbours instead"
         )
@@ -379,23 +387,25 @@ def _best_notice(run_dir: Path, newest: int) -> str | None:
     )
 
 
-def _model(asked: Asked, of_file: ModelConfig | None, dataset: Dataset) -> ModelConfig:
-    if asked.mode == "eval":
+def _model(
+    requested: RequestedConfig, of_file: ModelConfig | None, dataset: Dataset
+) -> ModelConfig:
+    if requested.mode == "eval":
         assert of_file is not None
-        return _evaluated(asked, of_file)
-    if asked.resume:
-        assert asked.record is not None
-        return _resumed(asked, asked.record.recipe.model)
-    num_classes = asked.num_classes or dataset.num_classes
+        return _evaluated(requested, of_file)
+    if requested.resume:
+        assert requested.record is not None
+        return _resumed(requested, requested.record.recipe.model)
+    num_classes = requested.num_classes or dataset.num_classes
     if of_file is None:
-        return named_model(asked, num_classes)
-    return _adapted(asked, of_file, num_classes)
+        return named_model(requested, num_classes)
+    return _adapted(requested, of_file, num_classes)
 
 
-def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
+def _evaluated(requested: RequestedConfig, of_file: ModelConfig) -> ModelConfig:
     """The function of the weights; the size and the preparation of images may differ, nothing
     else."""
-    given = model_changes(asked, only_given=True)
+    given = model_changes(requested, only_given=True)
     free = {n: given.pop(n) for n in (*IMAGE_FIELDS, *INPUT_FLAGS) if n in given}
     wrong = [f"--{n}={v}, and they have {getattr(of_file, n)}" for n, v in given.items()
              if n not in ("dropout", "drop_path") and getattr(of_file, n) != v]  # fmt: skip
@@ -404,29 +414,31 @@ def _evaluated(asked: Asked, of_file: ModelConfig) -> ModelConfig:
     return dataclasses.replace(of_file, dropout=0.0, drop_path=0.0, **free)
 
 
-def _resumed(asked: Asked, recorded: ModelConfig) -> ModelConfig:
+def _resumed(requested: RequestedConfig, recorded: ModelConfig) -> ModelConfig:
     """The run's model with the flags given here, so that a difference can be named."""
-    changes = model_changes(asked, only_given=True)
-    if "model" not in asked.given:
+    changes = model_changes(requested, only_given=True)
+    if "model" not in requested.given:
         return dataclasses.replace(recorded, **changes)
-    return dataclasses.replace(named_model(asked, recorded.num_classes), **changes)
+    return dataclasses.replace(named_model(requested, recorded.num_classes), **changes)
 
 
-def _machine(asked: Asked, run_dir: Path, recipe: Recipe, num_train: int) -> Machine:
-    values: dict[str, Any] = asked.values_of(Machine) | {"run_dir": str(run_dir)}
-    if asked.eval_every is None:
+def _machine(
+    requested: RequestedConfig, run_dir: Path, recipe: Recipe, num_train: int
+) -> RuntimeConfig:
+    values: dict[str, Any] = requested.values_of(RuntimeConfig) | {"run_dir": str(run_dir)}
+    if requested.eval_every is None:
         values["eval_every"] = max(1, round(num_train / recipe.batch_size))
-        if _is_lengthened(asked, recipe, num_train):  # each epoch would be each step
+        if _is_lengthened(requested, recipe, num_train):  # each epoch would be each step
             values["eval_every"] = max(values["eval_every"], recipe.steps // 10)
-    if asked.checkpoint_every is None:
+    if requested.checkpoint_every is None:
         values["checkpoint_every"] = values["eval_every"]
-    return Machine(**values)
+    return RuntimeConfig(**values)
 
 
-def _check_classes(plan: Plan, asked: Asked) -> None:
+def _check_classes(plan: Plan, requested: RequestedConfig) -> None:
     """The head and the data must have the same classes; more in the head only where asked for."""
     has, needs = plan.model.num_classes, plan.dataset.num_classes
-    wanted = plan.mode == "train" or "num_classes" in asked.given or _same_data(plan, asked)
+    wanted = plan.mode == "train" or "num_classes" in requested.given or _same_data(plan, requested)
     if has == needs or (has > needs and wanted):
         return
     if plan.mode == "eval" and not has:
@@ -461,32 +473,34 @@ def _check_names(plan: Plan, names: Sequence[str] | None) -> None:
         )
 
 
-def _same_data(plan: Plan, asked: Asked) -> bool:
+def _same_data(plan: Plan, requested: RequestedConfig) -> bool:
     """Whether the data are those that the evaluated run was trained on."""
-    return asked.record is not None and not other_data(asked.record.data, plan.record().data)
+    return requested.record is not None and not other_data(
+        requested.record.data, plan.record().data
+    )
 
 
-def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfig:
+def _adapted(requested: RequestedConfig, of_file: ModelConfig, num_classes: int) -> ModelConfig:
     """The file's function at the size and with the classes and dropout that the flags want.
 
     Its sizes are the file's: a preset's model is for runs from scratch. One that is named must fit.
     """
-    if "model" in asked.given:
-        _check_model(asked, of_file, named_model(asked, num_classes))
+    if "model" in requested.given:
+        _check_model(requested, of_file, named_model(requested, num_classes))
     for name in ("gelu", "pool", "pos_embed", *SIZE_FLAGS):
-        wants = asked.given.get(name)
+        wants = requested.given.get(name)
         if wants is not None and wants != getattr(of_file, name):
             raise UserError(
-                f"--{name}={wants}, but the weights of {asked.init_from} have "
+                f"--{name}={wants}, but the weights of {requested.init_from} have "
                 f"{getattr(of_file, name)}"
             )
-    changes: dict[str, Any] = {n: getattr(asked, n) for n in ("dropout", "drop_path")}
+    changes: dict[str, Any] = {n: getattr(requested, n) for n in ("dropout", "drop_path")}
     changes["num_classes"] = num_classes
     for name in INPUT_FLAGS:
-        if getattr(asked, name) is not None:
-            changes[name] = getattr(asked, name)
-    if asked.image_size is not None:
-        changes |= image_fields(asked.image_size)
+        if getattr(requested, name) is not None:
+            changes[name] = getattr(requested, name)
+    if requested.image_size is not None:
+        changes |= image_fields(requested.image_size)
     if of_file.num_classes != num_classes:
         changes["pre_logits"] = 0  # goes with the head of the old task (see `adapt`)
     new = dataclasses.replace(of_file, **changes)
@@ -494,7 +508,7 @@ def _adapted(asked: Asked, of_file: ModelConfig, num_classes: int) -> ModelConfi
     return new
 
 
-def _check_model(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> None:
+def _check_model(requested: RequestedConfig, of_file: ModelConfig, wanted: ModelConfig) -> None:
     different = [f"{n}: {getattr(of_file, n)}, not {getattr(wanted, n)}" for n in SIZE_FLAGS
                  if getattr(of_file, n) != getattr(wanted, n)]  # fmt: skip
     if different:
@@ -502,7 +516,7 @@ def _check_model(asked: Asked, of_file: ModelConfig, wanted: ModelConfig) -> Non
         tensors = [f"{n} is {found.get(n, 'absent')}, expected {s}" for n, s in expected.items()
                    if found.get(n) != s]  # fmt: skip
         raise UserError(
-            f"--init_from={asked.init_from} holds another model than --model={asked.model} "
+            f"--init_from={requested.init_from} holds another model than --model={requested.model} "
             f"({'; '.join(different)}), which may be left out; its tensor {some(tensors, 3)}"
         )
 

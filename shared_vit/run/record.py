@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared_vit.checksummed import ChecksumMismatch, parse_object, verified, write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.files import read_limited
-from shared_vit.sealed import Altered, parse_object, unsealed, write_sealed
 from shared_vit.spec.config import ModelConfig
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import FREE_FIELDS, Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.spec.settings import settings_of, written
 
 VERSION = 2
 _KEY = "twinvit_run"  # its value is the version
 _MOST = 1 << 24
 CONTENT = ("content", "content_full")
-# Fields of Machine that belong to one start of a run and not to the run.
-OF_A_START = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
+# Fields of RuntimeConfig that belong to one start of a run and not to the run.
+PER_LAUNCH_FIELDS = ("run_dir", "stop_at", "coordinator", "num_processes", "process_id")
 
 
 class NotARun(UserError):
@@ -51,7 +51,7 @@ class Record:
     """
 
     recipe: Recipe
-    machine: Machine
+    runtime: RuntimeConfig
     preset: str | None
     data: dict[str, str]
     id: str = field(default_factory=new_id)
@@ -66,8 +66,10 @@ def path_of(run_dir: str | Path) -> Path:
 
 def write_record(run_dir: str | Path, record: Record) -> None:
     """Write a run's config.json. Raises UserError where that fails."""
-    fresh = {f.name: f.default for f in dataclasses.fields(Machine) if f.name in OF_A_START}
-    write_sealed(
+    fresh = {
+        f.name: f.default for f in dataclasses.fields(RuntimeConfig) if f.name in PER_LAUNCH_FIELDS
+    }
+    write_checksummed(
         path_of(run_dir),
         {
             _KEY: VERSION,
@@ -77,7 +79,7 @@ def write_record(run_dir: str | Path, record: Record) -> None:
             "data": record.data,
             "left_open": sorted(record.left_open),
             "recipe": written(record.recipe),
-            "machine": written(record.machine) | fresh,
+            "machine": written(record.runtime) | fresh,
             **({} if record.origin is None else {"origin": record.origin}),
         },
     )
@@ -106,8 +108,8 @@ def read_record(run_dir: str | Path) -> Record:
     if version == 1:
         return _from_version_1(path, document)
     try:
-        document = unsealed(path, text)
-    except Altered as error:
+        document = verified(path, text)
+    except ChecksumMismatch as error:
         raise UserError(
             f"{error}: a run keeps the settings it began with. Put the original back, or start a "
             f"new --run_dir with the settings you want (--init_from={run_dir} takes its weights)"
@@ -115,12 +117,12 @@ def read_record(run_dir: str | Path) -> Record:
     try:
         return Record(
             recipe=Recipe.from_dict(document["recipe"], str(path)),
-            machine=Machine.from_dict(document["machine"], str(path)),
+            runtime=RuntimeConfig.from_dict(document["machine"], str(path)),
             preset=_text(document["preset"]),
             data=_data(document["data"]),
             id=str(document["id"]),
             first_version=int(document["first_version"]),
-            left_open=frozenset(document["left_open"]) & set(settings_of(Machine)),
+            left_open=frozenset(document["left_open"]) & set(settings_of(RuntimeConfig)),
             origin=_origin(document.get("origin")),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -159,13 +161,13 @@ def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not the config of a run: {error!r}") from error
     recipe = {name: flags[name] for name in settings_of(Recipe) if name in flags}
-    machine = {name: flags[name] for name in settings_of(Machine) if name in flags}
-    left_open = frozenset(n for n, value in machine.items() if value in (None, "auto"))
-    machine = {n: value for n, value in machine.items() if n not in left_open}
+    runtime = {name: flags[name] for name in settings_of(RuntimeConfig) if name in flags}
+    left_open = frozenset(n for n, value in runtime.items() if value in (None, "auto"))
+    runtime = {n: value for n, value in runtime.items() if n not in left_open}
     where = str(path)
     return Record(
         recipe=Recipe.from_dict(recipe | {"model": model, "steps": steps}, where),
-        machine=Machine.from_dict(dataclasses.asdict(Machine()) | machine, where),
+        runtime=RuntimeConfig.from_dict(dataclasses.asdict(RuntimeConfig()) | runtime, where),
         preset=preset,
         data=data,
         id="",

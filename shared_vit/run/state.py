@@ -9,9 +9,9 @@ import numpy as np
 from shared_vit.data.batch import Batch
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
+from shared_vit.spec.lr_scales import trained_names
 from shared_vit.spec.optimizers import ADAM_SLOTS, EMA, slots_of
 from shared_vit.spec.precision import PRECISIONS
-from shared_vit.spec.rates import trained_names
 from shared_vit.spec.recipe import Recipe
 
 

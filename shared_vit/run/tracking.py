@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from shared_vit.errors import UserError
-from shared_vit.files import read_limited, whole_file
+from shared_vit.files import atomic_write, read_limited
 from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import describe
 from shared_vit.run.plan import Plan
@@ -31,8 +31,8 @@ class Tracker:
         self.block_begin, self.block_step, self.waited = time.perf_counter(), start, 0.0
         self.bar = _Bar(start, plan.total_steps, plan.recipe.batch_size)
         self.wandb = _start_wandb(plan, run)
-        self.events = EventFile(run, start) if plan.machine.tensorboard == "on" else None
-        self.compiles = versions["framework"] == "jax" or plan.machine.compile == "on"
+        self.events = EventFile(run, start) if plan.runtime.tensorboard == "on" else None
+        self.compiles = versions["framework"] == "jax" or plan.runtime.compile == "on"
         self.run.append_timing([json.dumps({"step": start} | versions)])
 
     def compiling(self) -> None:
@@ -60,7 +60,7 @@ class Tracker:
             "grad_norm": metrics.grad_norm,
             "lr": lr,
         }
-        shown = step % self.plan.machine.log_every == 0 or step == self.plan.end
+        shown = step % self.plan.runtime.log_every == 0 or step == self.plan.end
         self._add(line | ({"skipped": True} if metrics.skipped else {}), shown)
         if shown:
             self.bar.update(step, metrics.loss)
@@ -208,14 +208,14 @@ def _start_wandb(plan: Plan, run: RunDir) -> Any:
 
     Raises UserError where it cannot be started.
     """
-    if plan.machine.wandb == "off":
+    if plan.runtime.wandb == "off":
         return None
     import wandb
 
     id_file = run.folder / "wandb_id"
     with run.errors():
         if not id_file.exists():
-            with whole_file(id_file) as file:
+            with atomic_write(id_file) as file:
                 file.write(secrets.token_hex(4).encode())
         name = read_limited(id_file, 100).decode(errors="replace")
     try:
@@ -224,14 +224,14 @@ def _start_wandb(plan: Plan, run: RunDir) -> Any:
             name=run.path.name,
             id=name,
             resume="allow",
-            mode=plan.machine.wandb,
+            mode=plan.runtime.wandb,
             dir=run.path,
             config={
                 "recipe": dataclasses.asdict(plan.recipe),
-                "machine": dataclasses.asdict(plan.machine),
+                "machine": dataclasses.asdict(plan.runtime),
             },
         )
     except (wandb.Error, OSError) as error:
         raise UserError(
-            f"--wandb={plan.machine.wandb}: {error}; --wandb=off goes without"
+            f"--wandb={plan.runtime.wandb}: {error}; --wandb=off goes without"
         ) from error

@@ -47,16 +47,16 @@ class Recipe:
         "Training crops: pad each side by this many pixels and crop at random, for small images; "
         "0: crops of random area and ratio.",
         group="data",
-        least=0,
-        most=1024,
+        ge=0,
+        le=1024,
         historical=0,
     )
     min_area: float = setting(
         MIN_AREA,
         "Training crops of random area: the smallest share of the image.",
         group="data",
-        above=0,
-        most=1,
+        gt=0,
+        le=1,
         historical=MIN_AREA,
     )
     randaug: str = setting(
@@ -72,8 +72,8 @@ class Recipe:
         "Repeated augmentation: show each example this many times, two rows apart, in as many "
         "different crops; an epoch keeps its number of rows.",
         group="data",
-        least=1,
-        most=1024,
+        ge=1,
+        le=1024,
         historical=1,
     )
     mixup: float = setting(
@@ -81,8 +81,8 @@ class Recipe:
         "Mixup: weights of pairs of images from Beta(A, A), one draw a batch; 0: off. With "
         "--cutmix each batch takes one of them.",
         group="data",
-        least=0,
-        most=LARGEST_ALPHA,
+        ge=0,
+        le=LARGEST_ALPHA,
         historical=0.0,
         metavar="A",
     )
@@ -91,8 +91,8 @@ class Recipe:
         "Cutmix: a box of its partner in each image, its share from Beta(A, A), one draw a batch; "
         "0: off.",
         group="data",
-        least=0,
-        most=LARGEST_ALPHA,
+        ge=0,
+        le=LARGEST_ALPHA,
         historical=0.0,
         metavar="A",
     )
@@ -107,16 +107,16 @@ class Recipe:
         1,
         "Length of the run and of the schedule in updates; overrides --epochs.",
         group="length",
-        least=1,
-        most=10**10,
+        ge=1,
+        le=10**10,
         open="--epochs passes over the data",
     )
     batch_size: int = setting(
-        1024, "Examples per update over all devices.", group="length", least=1, most=10**8
+        1024, "Examples per update over all devices.", group="length", ge=1, le=10**8
     )
-    lr: float = setting(1e-3, "Peak learning rate.", group="optimizer", above=0)
+    lr: float = setting(1e-3, "Peak learning rate.", group="optimizer", gt=0)
     warmup_steps: int = setting(
-        100_000, "Updates of linear warm-up, before --schedule.", group="optimizer", least=0
+        100_000, "Updates of linear warm-up, before --schedule.", group="optimizer", ge=0
     )
     schedule: Schedule = setting(
         "cosine",
@@ -129,22 +129,22 @@ class Recipe:
         0,
         "Last updates of a constant or rsqrt schedule, in which the rate falls linearly to zero.",
         group="optimizer",
-        least=0,
+        ge=0,
         historical=0,
     )
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adamw", "Optimizer.", group="optimizer")
-    momentum: float = setting(0.9, "Momentum of sgd.", group="optimizer", least=0, historical=0.9)
+    momentum: float = setting(0.9, "Momentum of sgd.", group="optimizer", ge=0, historical=0.9)
     weight_decay: float = setting(
         0.3,
         "Decoupled decay, times the learning rate, on the weights of products only.",
         group="optimizer",
-        least=0,
+        ge=0,
     )
     clip: float = setting(
         1.0,
         "Largest global norm of the gradient; inf: no clipping.",
         group="optimizer",
-        above=0,
+        gt=0,
     )
     loss: Loss = setting(
         "softmax",
@@ -156,7 +156,7 @@ class Recipe:
         0.0,
         "Share of a label that goes to all classes alike, in training.",
         group="optimizer",
-        least=0,
+        ge=0,
         historical=0.0,
     )
     class_weights: tuple[float, ...] = setting(
@@ -172,8 +172,8 @@ class Recipe:
         1.0,
         "Learning rate of each layer over that of the layer above it.",
         group="optimizer",
-        above=0,
-        most=1,
+        gt=0,
+        le=1,
         historical=1.0,
     )
     freeze: str = setting(
@@ -188,28 +188,28 @@ class Recipe:
         0.0,
         "Decay of a moving average of the weights, evaluated beside them (0.9999); 0: none.",
         group="optimizer",
-        least=0,
+        ge=0,
         historical=0.0,
     )
     sam_rho: float = setting(
         0.0,
         "Sharpness-aware minimization: the gradient is taken this far up the loss; 0: off.",
         group="optimizer",
-        least=0,
+        ge=0,
         historical=0.0,
     )
     sam_groups: int = setting(
         1,
         "Groups of a batch that climb each by its own gradient, whatever the devices.",
         group="optimizer",
-        least=1,
+        ge=1,
         historical=1,
     )
     grad_accum: int = setting(
         1,
         "Split each device's share of the batch into this many parts, one after another.",
         group="machine",
-        least=1,
+        ge=1,
     )
     precision: Precision = setting(
         "fp32",
@@ -221,15 +221,15 @@ class Recipe:
         0,
         "Seed of the first weights, the order of the data, augmentation and dropout.",
         group="length",
-        least=0,
-        most=2**64 - 1,
+        ge=0,
+        le=2**64 - 1,
     )
     nudge: int | None = setting(
         None,
         "Seed of a rounding-sized disturbance after each update, which measures how far rounding "
         "alone moves the curve. The run is not evaluated.",
         group="proof",
-        least=0,
+        ge=0,
     )
     init_from: str | None = setting(
         None,

@@ -35,9 +35,9 @@ class Setting:
 
     help: str
     group: str
-    least: float | None = None  # the smallest legal value
-    above: float | None = None  # a value must be greater
-    most: float | None = None  # the largest legal value
+    ge: float | None = None  # the smallest legal value
+    gt: float | None = None  # a value must be greater
+    le: float | None = None  # the largest legal value
     open: str | None = None  # what decides where the user does not; None: the default
     historical: Any = _ABSENT  # the value in force before the field existed
     parse: Callable[[str], Any] | None = None  # for values that argparse cannot read
@@ -102,12 +102,12 @@ def check_range(name: str, value: Any, about: Setting, say: str = "{}") -> None:
     if value is None or isinstance(value, str | bool) or not isinstance(value, int | float):
         return
     shown = say.format(name)
-    if about.least is not None and not value >= about.least:
-        raise UserError(f"{shown} must be at least {about.least:g}, not {value}")
-    if about.above is not None and not value > about.above:
-        raise UserError(f"{shown} must be above {about.above:g}, not {value}")
-    if about.most is not None and not value <= about.most:
-        raise UserError(f"{shown} must be at most {about.most:g}, not {value}")
+    if about.ge is not None and not value >= about.ge:
+        raise UserError(f"{shown} must be at least {about.ge:g}, not {value}")
+    if about.gt is not None and not value > about.gt:
+        raise UserError(f"{shown} must be above {about.gt:g}, not {value}")
+    if about.le is not None and not value <= about.le:
+        raise UserError(f"{shown} must be at most {about.le:g}, not {value}")
 
 
 def restore(cls: type[T], values: Any, where: str) -> T:
@@ -155,6 +155,6 @@ def _checked(label: str, value: Any, kind: Kind) -> Any:
     return value
 
 
-def _shown(value: Any, most: int = 200) -> str:
+def _shown(value: Any, le: int = 200) -> str:
     text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."
+    return text if len(text) <= le else text[:le] + "..."

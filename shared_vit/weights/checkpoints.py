@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared_vit.checksummed import read_checksummed
 from shared_vit.errors import UserError, some
-from shared_vit.sealed import read_sealed
 from shared_vit.weights.containers.safetensors import OwnFile, open_own
 
 MODEL, STATE = "model.safetensors", "state.json"
@@ -89,7 +89,7 @@ def opened(path: Path) -> Opened:
     Raises UserError for a file that is missing, altered, or of another checkpoint.
     """
     try:
-        document = read_sealed(path / STATE)
+        document = read_checksummed(path / STATE)
     except FileNotFoundError as error:
         raise UserError(f"cannot read {path / STATE}: {error.strerror}") from error
     checksums = document.get("checksums")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared_vit.checksummed import parse_object, read_checksummed
 from shared_vit.errors import UserError
 from shared_vit.files import open_regular, read_limited
-from shared_vit.sealed import parse_object, read_sealed
 from shared_vit.weights import checkpoints, hub
 from shared_vit.weights.choice import Which, split_choice
 from shared_vit.weights.formats.huggingface.kinds import MODEL_TYPES
@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _of_run(run_dir: Path) -> checkpoints.Accept | None:
     """The checkpoints of the run in a folder; None where its config.json has no identity."""
     try:
-        document = read_sealed(run_dir / "config.json")
+        document = read_checksummed(run_dir / "config.json")
     except (FileNotFoundError, UserError):  # of version 1, or no run's
         return None
     return checkpoints.of_run(document.get("id"), document.get("first_version"))
@@ -179,7 +179,7 @@ def _step_of(file: Path) -> int | None:
     if file.name != checkpoints.MODEL:
         return None
     try:
-        return _step(read_sealed(file.with_name(checkpoints.STATE)))
+        return _step(read_checksummed(file.with_name(checkpoints.STATE)))
     except (FileNotFoundError, UserError):  # no state, or another program's
         return None
 

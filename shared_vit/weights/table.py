@@ -59,7 +59,7 @@ def channels_last(name: str, shape: tuple[int, ...]) -> Piece:
     )
 
 
-def thirds(names: list[str], make: Callable[[str], Piece], width: int) -> list[Piece]:
+def split_qkv(names: list[str], make: Callable[[str], Piece], width: int) -> list[Piece]:
     """q, k and v, stored apart under `names`, as the rows of the canonical `qkv`."""
     spans = [(i * width, (i + 1) * width) for i in range(3)]
     return [dataclasses.replace(make(name), rows=span) for name, span in zip(names, spans)]

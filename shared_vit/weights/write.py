@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import beside, whole_file
+from shared_vit.files import atomic_write, beside
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.sides import plain
@@ -160,5 +160,5 @@ def _card(path: Path, fmt: Format, cfg: ModelConfig, names: naming.Names) -> dic
 
 
 def _write_json(path: Path, content: object) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from twinvit.compare.command import Comparison
 from twinvit.lockstep.record import digest
 from twinvit.pages import html
@@ -52,7 +52,7 @@ def compare_page(
     )
     body.append(html.section("How it was compared", html.bullets([rule])))
     body.append(html.section("Made by", html.table(["what", "value"], rows)))
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(html.document(f"{badge}: {found.name_a}, {found.name_b}", body).encode())
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from shared_vit.data.preprocess import evaluation_input, normalize, resize_to_cover
 from shared_vit.errors import UserError, some
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.settings import written
 from shared_vit.spec.sides import shown
@@ -118,7 +118,7 @@ def certify(
         "not_run": not_run,
     }
     out = certificate_path(dst)
-    with whole_file(out) as file:
+    with atomic_write(out) as file:
         file.write((json.dumps(certificate, indent=2) + "\n").encode())
     _print(rows, images, not_run, found, f"{_WORDS[verdict]}: {out}")
     return VERDICTS.index(verdict)

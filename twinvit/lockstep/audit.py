@@ -54,7 +54,7 @@ def audit(
     found = sorted(checkpoints.steps(folder))
     if not found:
         raise UserError(f"{run} has no checkpoint to audit: {folder} holds none")
-    if steps < lockstep.WINDOW and judged_by_reference(plan.recipe.precision, plan.machine.device):
+    if steps < lockstep.WINDOW and judged_by_reference(plan.recipe.precision, plan.runtime.device):
         steps = lockstep.WINDOW
         print(f"note: {plan.recipe.precision} is judged by {steps} steps from each", flush=True)
     results: list[dict[str, Any]] = []
@@ -112,12 +112,12 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
 
 def _plan(run: Path, known: Record, device: str, world_size: int, data_dir: str | None) -> Plan:
     """The run as it would go on here. Raises UserError where its data are not those here."""
-    asked = parse(["--resume", f"--run_dir={run}"], prog="twinvit audit")
+    requested = parse(["--resume", f"--run_dir={run}"], prog="twinvit audit")
     changes: dict[str, Any] = {"device": None if device == "auto" else device, "compile": None}
     changes |= {"world_size": world_size, "nudge": None}
     if data_dir is not None:
         changes["data_dir"] = data_dir
-    plan = trainer_run.resolve(asked.replace(**changes))
+    plan = trainer_run.resolve(requested.replace(**changes))
     if changed := differences(without_nudge(known), plan.record()):
         raise UserError(f"cannot audit {run} here: {some(changed)}")
     return plan

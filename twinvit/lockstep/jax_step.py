@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jax_vit.bridge import Path, state_arrays
-from jax_vit.results import LazyResult
+from jax_vit.results import ResultFuture
 from jax_vit.trainer import DeviceBatch, Trainer
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec import canonical
@@ -39,7 +39,7 @@ class WatchedTrainer(Trainer):
 
     def watched_step(
         self, batch: DeviceBatch, scalars: StepScalars
-    ) -> tuple[LazyResult, dict[str, np.ndarray]]:
+    ) -> tuple[ResultFuture, dict[str, np.ndarray]]:
         """`train_step`, and the unclipped gradients that it took, by canonical name on the host."""
         metrics = self.train_step(batch, scalars)
         seen, self._seen = self._seen, None

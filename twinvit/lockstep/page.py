@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from twinvit.lockstep import figure as lockstep_figure
 from twinvit.lockstep import record as lockstep_record
 from twinvit.lockstep.own_update import OWN_LIMIT
@@ -193,6 +193,6 @@ def _gap(value: float) -> str:
 
 
 def _write(path: Path, title: str, body: Sequence[str]) -> Path:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(html.document(title, body).encode())
     return path

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from shared_vit.checksummed import parse_object, verified, write_checksummed
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from shared_vit.run.state import StepScalars
-from shared_vit.sealed import parse_object, unsealed, write_sealed
 from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.own_update import OWN_LIMIT, STILL
 from twinvit.lockstep.steps import WHOLE, Difference, Measured, Verdict
@@ -253,7 +253,7 @@ def cut_lines(run_dir: Path, step: int) -> None:
         except ValueError:
             break
         kept.append(row + b"\n")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"".join(kept))
 
 
@@ -323,7 +323,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
     """Write whole or not at all, under checksum."""
-    write_sealed(path, {"format": _FORMAT, **found})
+    write_checksummed(path, {"format": _FORMAT, **found})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     found = parse_object(path, text)
-    return unsealed(path, text) if "format" in found or "checksum" in found else found
+    return verified(path, text) if "format" in found or "checksum" in found else found
 
 
 def is_checked(found: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shared_vit.run.state import StepScalars, TrainState
-from torch_vit.results import LazyResult
+from torch_vit.results import ResultFuture
 from torch_vit.trainer import DeviceBatch, Trainer
 
 
@@ -23,7 +23,7 @@ class WatchedTrainer(Trainer):
 
     def watched_step(
         self, batch: DeviceBatch, scalars: StepScalars
-    ) -> tuple[LazyResult, dict[str, np.ndarray]]:
+    ) -> tuple[ResultFuture, dict[str, np.ndarray]]:
         """`train_step`, and the unclipped gradients that it took, by canonical name on the host."""
         self._watching = True
         try:

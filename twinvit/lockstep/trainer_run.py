@@ -12,9 +12,9 @@ from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.run import loop
-from shared_vit.run.asked import Asked
 from shared_vit.run.command_line import parse
 from shared_vit.run.plan import Plan, make_plan
+from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec.config import name_of
 from shared_vit.spec.recipe import pieces
@@ -35,11 +35,11 @@ def run(argv: list[str]) -> int:
     """Train by the flags; returns 0 where every compared step is the same, 1 where one differs, 2
     where one is undecided. Raises UserError before any device works."""
     every, leader, rest = _own_flags(argv)
-    asked = parse(rest, prog="twinvit parity --lockstep")
-    own = [f"--{n}" for n in ("nudge", "mode") if n in asked.given]
+    requested = parse(rest, prog="twinvit parity --lockstep")
+    own = [f"--{n}" for n in ("nudge", "mode") if n in requested.given]
     if own:
         raise UserError(f"a lockstep sets {', '.join(own)} itself: leave that out")
-    plan = resolve(asked)
+    plan = resolve(requested)
     begin = time.perf_counter()
     how = {"leader": leader, "every": every} | about(plan)
     before = _begun(plan)
@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
         return LockstepTrainer(pair, every, write, alter)
 
     print(f"lockstep: {leader} leads, every {every}. step taken by the other twin too", flush=True)
-    if asked.precision == "tf32" and how["rule"] == "noise":
+    if requested.precision == "tf32" and how["rule"] == "noise":
         print("lockstep: tf32 on a CPU is fp32, and is judged by noise", flush=True)
     try:
         status = loop.run(plan, 0, make_trainer)
@@ -139,36 +139,36 @@ def conclude(run_dir: Path, how: dict[str, Any]) -> int:
     return found["exit_status"]
 
 
-def refuse_fp16(asked: Asked) -> None:
+def refuse_fp16(requested: RequestedConfig) -> None:
     """Raises UserError for the precision that one twin has."""
-    if asked.precision == "fp16":
+    if requested.precision == "fp16":
         raise UserError(
             "fp16 is PyTorch's alone, there is no twin to compare: use --precision=bf16"
         )
 
 
-def resolve(asked: Asked) -> Plan:
+def resolve(requested: RequestedConfig) -> Plan:
     """The plan of a run by both twins in this process: JAX on `world_size` devices, torch on one.
 
     Raises UserError.
     """
-    refuse_fp16(asked)
+    refuse_fp16(requested)
     # Both frameworks share a GPU's memory: JAX must not take most of it at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax_vit.devices
     import torch_vit.devices
 
-    asked = jax_vit.devices.resolve(asked)
-    if asked.num_processes > 1:
+    requested = jax_vit.devices.resolve(requested)
+    if requested.num_processes > 1:
         raise UserError("a lockstep runs in one process: leave --num_processes out")
-    one = torch_vit.devices.resolve(asked.replace(world_size=1))
-    return make_plan(asked.replace(compile=one.compile), "lockstep")
+    one = torch_vit.devices.resolve(requested.replace(world_size=1))
+    return make_plan(requested.replace(compile=one.compile), "lockstep")
 
 
 def about(plan: Plan) -> dict[str, Any]:
     """What was run and where, for the record."""
     recipe = plan.recipe
-    by_reference = judged_by_reference(recipe.precision, plan.machine.device)
+    by_reference = judged_by_reference(recipe.precision, plan.runtime.device)
     return {
         "model": name_of(recipe.model),
         "data": plan.record().data,
@@ -183,7 +183,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "dropout": recipe.model.dropout,
         "optimizer": recipe.optimizer,
         "pieces": pieces(recipe),
-        "device": plan.machine.device,
+        "device": plan.runtime.device,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
 

@@ -198,7 +198,7 @@ class Pair:
         self.twins = {f: _twin(f, plan, recipe, state) for f in FRAMEWORKS}
         self.leader = self.twins[leader]
         self.follower = self.twins[_other(leader)]
-        self.by_reference = judged_by_reference(precision, plan.machine.device)
+        self.by_reference = judged_by_reference(precision, plan.runtime.device)
         self.nudged_by = compute_epsilon(precision) if self.by_reference else None
         self.relative_to = relative_to(self.cfg)
         self.eps = machine_epsilon(precision)
@@ -444,21 +444,21 @@ def _twin(
     """
     devices = importlib.import_module(f"{framework}_vit.devices")
     trainer = importlib.import_module(f"twinvit.lockstep_{framework}_step").WatchedTrainer
-    remat = plan.machine.remat == "block"
+    remat = plan.runtime.remat == "block"
     if framework == "torch":
-        compiles = plan.machine.compile == "on" and not one
-        device = devices.device_of(plan.machine, 0)
+        compiles = plan.runtime.compile == "on" and not one
+        device = devices.device_of(plan.runtime, 0)
         return Twin(lambda: trainer(state, recipe, device, compile=compiles, remat=remat))
     import jax
 
-    mesh = devices.start(plan.machine)
+    mesh = devices.start(plan.runtime)
     if one:
         if not whole:
             trainer = importlib.import_module("twinvit.lockstep.jax_update").HostTrainer
         mesh = jax.sharding.Mesh(mesh.devices.reshape(-1)[:1], ("data",))
     # float64 exists in JAX where x64 is on; a float32 run has it off, as users have.
     double = recipe.precision == "fp64" and not jax.config.jax_enable_x64
-    shard = plan.machine.shard == "params" and not one
+    shard = plan.runtime.shard == "params" and not one
     return Twin(
         lambda: trainer(state, recipe, mesh, remat=remat, shard=shard),
         (lambda: jax.enable_x64(True)) if double else nullcontext,

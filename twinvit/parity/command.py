@@ -51,15 +51,15 @@ def parity(argv: list[str]) -> int:
         return 0
     if trainer_run.wanted(argv):
         return trainer_run.run(argv)
-    asked = parse(argv, prog="twinvit parity")
-    own = [f"--{n}" for n in OWN_FLAGS if n in asked.given]
+    requested = parse(argv, prog="twinvit parity")
+    own = [f"--{n}" for n in OWN_FLAGS if n in requested.given]
     if own:
         raise UserError(f"twinvit parity sets {', '.join(own)} itself: leave that out")
-    trainer_run.refuse_fp16(asked)
-    out = Path(asked.run_dir) if asked.run_dir else _free_dir(asked.preset)
+    trainer_run.refuse_fp16(requested)
+    out = Path(requested.run_dir) if requested.run_dir else _free_dir(requested.preset)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: name another --run_dir")
-    flags = asked.argv("run_dir")
+    flags = requested.argv("run_dir")
     runs = {name: out / name for name in ("jax", "torch", *(f"torch-nudge-{i}" for i in NUDGES))}
     print(f"parity run in {out}: jax, torch, and torch with three nudges", flush=True)
     quiet = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from shared_vit.run.record import has_record, read_record
 from shared_vit.spec.config import name_of
 from twinvit.pages import html
@@ -61,7 +61,7 @@ def parity_page(folder: Path) -> Path:
     made = [("data", record.data["fingerprint"]), ("run of jax", read_record(jax).id or "")]
     made += [("run of torch", record.id or ""), ("page made with", ", ".join(html.versions()))]
     body.append(html.section("Made by", html.table(["what", "value"], made)))
-    with whole_file(folder / PAGE) as file:
+    with atomic_write(folder / PAGE) as file:
         file.write(html.document("Parity", body).encode())
     return folder / PAGE
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shared_vit.data.sources.listing import as_text
 from shared_vit.errors import UserError
-from shared_vit.files import whole_file
+from shared_vit.files import atomic_write
 from shared_vit.spec import canonical
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.sides import Sides
@@ -184,7 +184,7 @@ def embed(
     for notice in told + model.notices:
         print(f"notice: {notice}", file=sys.stderr)
     names, arrays = _rows(model, paths, batch_size, tokens)
-    with whole_file(target) as file:
+    with atomic_write(target) as file:
         np.savez(file, images=np.array(names, dtype=np.str_), **arrays)  # type: ignore[arg-type]
     each = f"{model.width} features each"
     rows, columns = model.cfg.grid

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import beside, sync, whole_file
+from shared_vit.files import atomic_write, beside, sync
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides, plain
 from shared_vit.version import __version__
@@ -88,7 +88,7 @@ def export(
         print(f"notice: {notice}", file=sys.stderr)
     code, most = target.code(), target.largest if most_inside is None else most_inside
     too_large = bool(target.data) and most is not None and weights > most
-    with whole_file(out) as file, _data_file(target, out, too_large) as data:
+    with atomic_write(out) as file, _data_file(target, out, too_large) as data:
         options = replace(options, data=data)
         twin: Twin = code.twin(source.cfg, in_memory(source.arrays), options)
         details = twin.write(file)
@@ -100,7 +100,7 @@ def export(
         card = _card(file, target, source, options, details, check)
         card_path(out).unlink(missing_ok=True)  # of the program that this one replaces
         _keep(data, target, out)
-    with whole_file(card_path(out)) as file:
+    with atomic_write(card_path(out)) as file:
         file.write((json.dumps(card, indent=2) + "\n").encode())
     return card
 

@@ -20,7 +20,7 @@ from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, free_run_dir
 from shared_vit.run.state import StepMetrics, StepScalars, Trainer, TrainState
 from twinvit.frameworks import FRAMEWORKS, Framework
-from twinvit.training.flags import Flags, asked
+from twinvit.training.flags import Flags, requested
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def train(framework: Framework = "torch", **flags: Unpack[Flags]) -> Run:
     UserError for what cannot work.
     """
     _check(framework)
-    wanted = asked(flags, "twinvit.train")
+    wanted = requested(flags, "twinvit.train")
     if not wanted.run_dir:
         wanted = wanted.replace(run_dir=str(free_run_dir(wanted.preset, framework)))
     with _as_before(framework):
@@ -70,7 +70,7 @@ def trainer(framework: Framework = "torch", **flags: Unpack[Flags]) -> Stepper:
     Nothing is written. Raises UserError for what cannot work.
     """
     _check(framework)
-    wanted = asked(flags, "twinvit.trainer")
+    wanted = requested(flags, "twinvit.trainer")
     if framework == "torch" and (wanted.world_size or 1) > 1:
         raise UserError("twinvit.trainer is one process, in PyTorch one device: world_size=1")
     if framework == "torch":

@@ -62,6 +62,6 @@ def _before_the_loop(*_: object) -> None:
 def run(framework: str, argv: list[str], prog: str) -> int:
     """Train or evaluate by the flags; returns the exit status. Raises UserError."""
     signal.signal(signal.SIGTERM, _before_the_loop)
-    asked = parse(argv, prog)
+    requested = parse(argv, prog)
     # Imported after the flags are read, so that --help does not wait for the framework.
-    return importlib.import_module(f"{framework}_vit.train").train(asked)
+    return importlib.import_module(f"{framework}_vit.train").train(requested)

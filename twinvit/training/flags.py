@@ -1,6 +1,6 @@
 """The flags of training as types, for `twinvit.train` and `twinvit.trainer`.
 
-`shared_vit.run.asked.flags` says what each of them means; a test holds the two together.
+`shared_vit.run.requested.flags` says what each of them means; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 from shared_vit.errors import UserError, nearest
-from shared_vit.run.asked import Asked, flags
 from shared_vit.run.command_line import ask
+from shared_vit.run.requested import RequestedConfig, flags
 from shared_vit.weights.overrides import Colours
 
 
@@ -92,7 +92,7 @@ class Flags(TypedDict, total=False):
     log_every: int
 
 
-def asked(values: Flags, prog: str) -> Asked:
+def requested(values: Flags, prog: str) -> RequestedConfig:
     """What these flags ask for, as on a command line. None leaves a flag out.
 
     Raises UserError for unknown flags, with the nearest one, and for impossible values.

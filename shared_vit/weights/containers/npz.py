@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from shared_vit.errors import UserError
-from shared_vit.files import check_name, reason, whole_file
+from shared_vit.files import atomic_write, check_name, reason
 from shared_vit.weights.containers import Progress
 from shared_vit.weights.containers.archive import ZIP_ERRORS, open_zip
 from shared_vit.weights.lazy import Arrays, LazyArray
@@ -133,7 +133,7 @@ def write_npz(path: str | os.PathLike, arrays: Arrays, progress: Progress | None
 
     Equal arrays are equal files. Raises UserError where the file cannot be written.
     """
-    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(arrays):
             array = np.ascontiguousarray(arrays[name])
             if array.dtype == _BFLOAT16:

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from shared_vit.checksummed import each_name_once
 from shared_vit.errors import UserError
-from shared_vit.files import KeptOpen, check_name, open_regular, reason, whole_file
-from shared_vit.sealed import each_name_once
+from shared_vit.files import KeptOpen, atomic_write, check_name, open_regular, reason
 from shared_vit.weights.containers import Progress, check_count
 from shared_vit.weights.lazy import Arrays, LazyArray
 
@@ -72,7 +72,7 @@ def write_safetensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the payload
     start = len(text).to_bytes(8, "little") + text
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         digest = hashlib.sha256(start)
         file.write(start)
         for name in names:

@@ -12,7 +12,7 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import SIZES, ModelConfig
 from shared_vit.weights.formats.holds import Rule, in_kinds, not_held
 from shared_vit.weights.lazy import Arrays, LazyArray
-from shared_vit.weights.table import Table, plain, side_of, thirds
+from shared_vit.weights.table import Table, plain, side_of, split_qkv
 
 
 @dataclass(frozen=True)
@@ -228,15 +228,16 @@ def heads(values: Mapping[str, int], said: int | None, hints: Hints, notes: Note
 
     Adds to `notes`. Raises UserError where nothing fits.
     """
-    asked = hints.num_heads
+    requested = hints.num_heads
     if said is not None:
-        if asked not in (None, said):
+        if requested not in (None, said):
             raise UserError(
-                f"{hints.where} says that it has {said} heads; --num_heads={asked} contradicts it"
+                f"{hints.where} says that it has {said} heads; --num_heads={requested} "
+                "contradicts it"
             )
         return said
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     width = values["width"]
     size = (width, values["depth"], values["mlp_dim"])
     known = next((h for w, d, h, m in SIZES.values() if (w, d, m) == size), None)
@@ -296,7 +297,7 @@ def torch_table(
 
 
 def _plain_thirds(names: list[str], shape: tuple[int, ...]) -> list[Any]:
-    return thirds(names, lambda name: plain(name, shape), shape[0])
+    return split_qkv(names, lambda name: plain(name, shape), shape[0])
 
 
 def split_name(name: str) -> tuple[str, str, str]:

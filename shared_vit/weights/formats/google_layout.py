@@ -34,7 +34,7 @@ from shared_vit.weights.table import (
     plain,
     split_heads,
     split_heads_bias,
-    thirds,
+    split_qkv,
     transposed,
 )
 
@@ -211,9 +211,9 @@ def _table(cfg: ModelConfig, name_of: NameOf, position: Piece, stacked: bool) ->
 def _pieces(cfg: ModelConfig, name: str, shape: tuple[int, ...], target: Any) -> list[Piece]:
     width, num_heads = cfg.width, cfg.num_heads
     if name.endswith("attn.qkv.weight"):
-        return thirds(target, lambda n: split_heads(n, width, num_heads), width)
+        return split_qkv(target, lambda n: split_heads(n, width, num_heads), width)
     if name.endswith("attn.qkv.bias"):
-        return thirds(target, lambda n: split_heads_bias(n, width, num_heads), width)
+        return split_qkv(target, lambda n: split_heads_bias(n, width, num_heads), width)
     if name.endswith("attn.proj.weight"):
         return [joined_heads(target, width, num_heads)]
     if len(shape) == 4:

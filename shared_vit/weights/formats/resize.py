@@ -73,9 +73,9 @@ def from_transformers(
     else:
         shorter = number(processor, "size", int, None, hints.where) if crops else None
     if shorter is not None and crops:
-        asked = processor.get("crop_size")
-        box = section(processor, "crop_size", hints.where) if isinstance(asked, Mapping) else {}
-        crop = number(box, "height", int, None, hints.where) if box else asked
+        requested = processor.get("crop_size")
+        box = section(processor, "crop_size", hints.where) if isinstance(requested, Mapping) else {}
+        crop = number(box, "height", int, None, hints.where) if box else requested
         if crop not in (None, size):
             notes.notices.append(f"its image processor crops to {crop!r:.20} px, not {size}")
         if shorter >= size:

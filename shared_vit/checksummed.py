@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared_vit.errors import UserError
-from shared_vit.files import read_limited, whole_file
+from shared_vit.files import atomic_write, read_limited
 
 _ZEROS = "0" * 64
 _SEALED = re.compile(rb'"checksum": "([0-9a-f]{64})"\s*}\Z')
 _MOST = 1 << 26
 
 
-class Altered(UserError):
+class ChecksumMismatch(UserError):
     """The checksum of a document is not that of its text."""
 
 
-def write_sealed(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
+def write_checksummed(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     """Write a JSON object, indented by one, whose last value is the SHA-256 of its text.
 
     The checksum is computed with zeros in its own place. Raises UserError where the file cannot be
@@ -27,28 +27,28 @@ def write_sealed(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     """
     text = json.dumps({**document, "checksum": _ZEROS}, indent=1).encode()
     checksum = hashlib.sha256(text).hexdigest().encode()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text[: -len(_ZEROS) - 3] + checksum + text[-3:])
 
 
-def read_sealed(path: str | os.PathLike) -> dict[str, Any]:
-    """The object that `write_sealed` wrote, without its checksum.
+def read_checksummed(path: str | os.PathLike) -> dict[str, Any]:
+    """The object that `write_checksummed` wrote, without its checksum.
 
-    Raises FileNotFoundError, Altered where the text was changed, and UserError for anything else
-    that is no such file.
+    Raises FileNotFoundError, ChecksumMismatch where the text was changed, and UserError for
+    anything else that is no such file.
     """
-    return unsealed(path, read_limited(path, _MOST))
+    return verified(path, read_limited(path, _MOST))
 
 
-def unsealed(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
-    """`read_sealed` of the text of the file `path`. Raises Altered and UserError as it does."""
+def verified(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
+    """`read_checksummed` of the text of the file `path`, raising what it raises."""
     found = _SEALED.search(text)
     if not found:
         raise UserError(f"{path} is not intact: it does not end with its checksum")
     start, end = found.span(1)
     plain = text[:start] + _ZEROS.encode() + text[end:]
     if hashlib.sha256(plain).hexdigest().encode() != found[1]:
-        raise Altered(f"{path} was altered after it was written (its checksum differs)")
+        raise ChecksumMismatch(f"{path} was altered after it was written (its checksum differs)")
     document = parse_object(path, text)
     del document["checksum"]
     return document

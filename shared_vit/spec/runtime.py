@@ -1,4 +1,4 @@
-"""`Machine`: everything about a run that cannot change its curve beyond rounding, settled."""
+"""`RuntimeConfig`: everything about a run that cannot change its curve beyond rounding, settled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def keep_count(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Machine:
+class RuntimeConfig:
     """Devices, processes, workers, places, cadence and logging of a run."""
 
     data_dir: str | None = setting(
@@ -52,8 +52,8 @@ class Machine:
         None,
         "Processes that decode images; 0: threads only.",
         group="data",
-        least=0,
-        most=1024,
+        ge=0,
+        le=1024,
         open="chosen from the cores",
     )
     device: Literal["cpu", "gpu"] = setting(
@@ -63,8 +63,8 @@ class Machine:
         1,
         "Devices to use on this host.",
         group="machine",
-        least=1,
-        most=4096,
+        ge=1,
+        le=4096,
         open="every GPU, else one",
     )
     compile: Literal["on", "off"] | None = setting(
@@ -96,20 +96,20 @@ class Machine:
         None,
         "Save after this many updates and leave with status 0; the schedule keeps its length.",
         group="run",
-        least=1,
+        ge=1,
     )
     eval_every: int = setting(
         0,
         "Evaluate every this many updates, and at the end; 0: only at the end.",
         group="run",
-        least=0,
+        ge=0,
         open="each epoch",
     )
     checkpoint_every: int = setting(
         0,
         "Save every this many updates, and at the end; 0: only at the end.",
         group="run",
-        least=0,
+        ge=0,
         open="as often as it evaluates",
     )
     keep: int = setting(
@@ -136,7 +136,7 @@ class Machine:
         "Updates from one that is shown, and sent to Weights & Biases and TensorBoard, to the "
         "next; evaluations always are. metrics.jsonl has every update, whatever this is.",
         group="run",
-        least=1,
+        ge=1,
         historical=1,
     )
     coordinator: str | None = setting(
@@ -146,15 +146,15 @@ class Machine:
         1,
         "Several processes of JAX: how many there are.",
         group="hosts",
-        least=1,
-        most=100_000,
+        ge=1,
+        le=100_000,
         open="one, or what SLURM says",
     )
     process_id: int = setting(
         0,
         "Several processes of JAX: the number of this one.",
         group="hosts",
-        least=0,
+        ge=0,
         open="0, or what SLURM says",
     )
 
@@ -163,6 +163,6 @@ class Machine:
     )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "machine") -> Machine:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "machine") -> RuntimeConfig:
         """From the dictionary of `dataclasses.asdict` or its JSON. Raises UserError."""
         return restore(cls, values, where)

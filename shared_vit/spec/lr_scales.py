@@ -10,7 +10,7 @@ from shared_vit.spec.recipe import Freeze, Recipe, parse_freeze
 _OF_THE_HEAD = ("pre_logits.", "head.")
 
 
-def rate_scales(cfg: ModelConfig, layer_decay: float) -> dict[str, float]:
+def lr_scales(cfg: ModelConfig, layer_decay: float) -> dict[str, float]:
     """`{canonical name: factor}` of the learning rate of every tensor (He et al. 2022, MAE).
 
     `layer_decay` to the power of the number of layers above: last norm and head 1, the last block

@@ -1,4 +1,4 @@
-"""`Asked`: what a user asks for, before data and devices have settled the rest."""
+"""`RequestedConfig`: what a user asks for, before data and devices have settled the rest."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import Record
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD
 from shared_vit.spec.input import colours
-from shared_vit.spec.machine import Machine
 from shared_vit.spec.recipe import Recipe
+from shared_vit.spec.runtime import RuntimeConfig
 from shared_vit.spec.settings import Kind, Setting, kinds_of, setting, settings_of
 from shared_vit.spec.sides import Sides, parse_sides
 
 
 @dataclass(frozen=True)
-class Start:
+class LaunchArguments:
     """Flags about one start of a run, and those that settle fields of other names."""
 
     preset: str | None = setting(
@@ -52,8 +52,8 @@ class Start:
         300.0,
         "Length of the run and of the schedule in passes over the training split.",
         group="length",
-        above=0,
-        most=1e9,
+        gt=0,
+        le=1e9,
     )
     model: str | None = setting(
         None,
@@ -67,13 +67,13 @@ class Start:
         "Side of the square input in pixels, or height and width as in 32,96; the patch must "
         "divide them.",
         group="model",
-        least=1,
+        ge=1,
         parse=parse_sides,
         metavar="N",
         open="that of the preset or of the weights, else 224",
     )
     num_classes: int = setting(
-        1000, "Classes of the head.", group="model", least=1, open="those of the data"
+        1000, "Classes of the head.", group="model", ge=1, open="those of the data"
     )
     pool: Literal["token", "mean"] = setting(
         "token",
@@ -94,32 +94,32 @@ class Start:
         16,
         "Side of a patch in pixels, where it is not that of --model.",
         group="model",
-        least=1,
+        ge=1,
         open="that of --model",
     )
     width: int = setting(
         768,
         "Width of a model without a name; heads and MLP follow from it where they are not given.",
         group="model",
-        least=1,
+        ge=1,
         open="that of --model",
     )
     depth: int = setting(
-        12, "Blocks of a model without a name.", group="model", least=1, open="those of --model"
+        12, "Blocks of a model without a name.", group="model", ge=1, open="those of --model"
     )
     num_heads: int = setting(
         12,
         "Heads of a model without a name, or of one read by --init_from from a file that does not "
         "say.",
         group="model",
-        least=1,
+        ge=1,
         open="those of --model or of the file; with --width, width / 64",
     )
     mlp_dim: int = setting(
         3072,
         "Width of the MLPs of a model without a name.",
         group="model",
-        least=1,
+        ge=1,
         open="that of --model; with --width, 4 x width",
     )
     dropout: float = setting(
@@ -173,7 +173,7 @@ class Start:
 
 
 CPU_DEVICES_PER_CORE = 8  # more are refused: each is a process of torch, or threads of JAX
-TABLES: tuple[type, ...] = (Start, Recipe, Machine)
+TABLES: tuple[type, ...] = (LaunchArguments, Recipe, RuntimeConfig)
 
 
 def flags() -> dict[str, tuple[Setting, Kind, Any]]:
@@ -191,7 +191,7 @@ _DEFAULTS = {name: None if s.open else default for name, (s, _, default) in flag
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedConfig:
     """Flags by name, as attributes: given ones, else those of the preset or of the run that is
     continued, else defaults; None where data or devices decide.
 
@@ -217,7 +217,7 @@ class Asked:
                 return values[name]
         raise AttributeError(f"there is no flag --{name}")
 
-    def replace(self, **changes: Any) -> Asked:
+    def replace(self, **changes: Any) -> RequestedConfig:
         """The same with other flags given."""
         return dataclasses.replace(self, given={**self.given, **changes})
 
@@ -250,7 +250,7 @@ def check_processes(world_size: int) -> None:
         )
 
 
-def check_divides(asked: Asked, world_size: int, processes: int = 1) -> None:
+def check_divides(requested: RequestedConfig, world_size: int, processes: int = 1) -> None:
     """Raise UserError unless every device and part takes the same share of the batch.
 
     With mixing a share is of pairs of rows, and with groups of SAM each has as many of every group.
@@ -258,14 +258,14 @@ def check_divides(asked: Asked, world_size: int, processes: int = 1) -> None:
     from shared_vit.data.mixing import check_mixing  # which import numpy, and flags do not
     from shared_vit.spec.sam import check_sam_groups
 
-    parts = processes * world_size * asked.grad_accum
-    if asked.batch_size % parts:
+    parts = processes * world_size * requested.grad_accum
+    if requested.batch_size % parts:
         several = f"{processes} processes x " if processes > 1 else ""
         raise UserError(
-            f"--batch_size={asked.batch_size} is not divisible by {several}"
-            f"--world_size={world_size} x --grad_accum={asked.grad_accum}: every device takes the "
-            "same share"
+            f"--batch_size={requested.batch_size} is not divisible by {several}"
+            f"--world_size={world_size} x --grad_accum={requested.grad_accum}: every device takes "
+            "the same share"
         )
-    check_mixing(asked.batch_size, parts, asked.mixup, asked.cutmix)
-    if asked.sam_rho:
-        check_sam_groups(asked.batch_size, parts, asked.sam_groups)
+    check_mixing(requested.batch_size, parts, requested.mixup, requested.cutmix)
+    if requested.sam_rho:
+        check_sam_groups(requested.batch_size, parts, requested.sam_groups)

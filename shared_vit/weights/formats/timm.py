@@ -33,7 +33,7 @@ from shared_vit.weights.formats.base import (
 )
 from shared_vit.weights.formats.holds import ANY, BOTH, FREE, Rule
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
-from shared_vit.weights.formats.originals import in_timms_names, left_out
+from shared_vit.weights.formats.authors.names import in_timms_names, left_out
 from shared_vit.weights.formats.timm_architectures import (
     Architecture,
     architectures,

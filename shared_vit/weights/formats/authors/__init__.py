@@ -1,0 +1,1 @@
+"""Files of the programs of models' authors, whose names are not timm's."""

@@ -39,7 +39,7 @@ RECIPES = {
         "--stop_at=300",
     ),
 }  # fmt: skip
-ONLY = ("audit", "cost_in_seconds", "digits", "families", "lockstep", "sound_pairs")
+ONLY = ("audit", "cost_in_seconds", "digits", "families", "headless", "lockstep", "sound_pairs")
 # Named models whose functions small ones on digits have, by lockstep and by curves.
 FAMILIES = ("dinov2_s14", "dinov2r_g14", "dinov3_splus16", "siglip_b16", "eva02_b14", "beit_b16")
 SMALL = dict(
@@ -114,6 +114,49 @@ def families(work: Path) -> dict[str, dict]:
         found[name] = verdict(run_dir / "lockstep.json", *command, *begun(run_dir))
         found[f"{name}, curves in fp64"] = _curves(work / f"curves_{name}", *flags)
     return found
+
+
+def headless(work: Path, names: tuple[str, ...] = FAMILIES) -> dict[str, dict]:
+    """Weights without a head, fine-tuned from the command line: 200 updates in lockstep, and a run
+    that JAX begins and PyTorch ends.
+
+    The weights are a folder as timm writes it.
+    """
+    from shared_vit import weights
+    from shared_vit.spec import init
+    from shared_vit.spec.config import model_config
+
+    found = {}
+    for name in names:
+        cfg, first = model_config(name, **SMALL | {"num_classes": 0}), work / f"{name}_headless"
+        if not first.exists():
+            weights.write(first, cfg, init.draw(cfg, 1), "timm")
+        flags = (*DIGITS, *QUIET, f"--init_from={first}", "--warmup_steps=20", "--precision=fp32")
+        run_dir = work / f"headless_{name}"
+        command = ["parity", "--lockstep", *flags, "--steps=200", f"--run_dir={run_dir}"]
+        found[name] = verdict(run_dir / "lockstep.json", *command, *begun(run_dir))
+        found[f"{name}, from JAX to PyTorch"] = _handed_over(work / f"handed_{name}", *flags)
+    return found
+
+
+def _handed_over(run_dir: Path, *flags: str) -> dict[str, Any]:
+    """What a run says at its end, whose first half was JAX's and whose second half is PyTorch's."""
+    log = run_dir / "metrics.jsonl"
+    for framework, stop in (("jax", 20), ("torch", 40)):
+        if not log.exists() or len(log.read_text().splitlines()) < stop:
+            more = ("--steps=40", f"--stop_at={stop}", f"--run_dir={run_dir}", *begun(run_dir))
+            if status := twinvit("train", f"--framework={framework}", *flags, *more):
+                raise SystemExit(f"{run_dir} in {framework}: exit status {status}")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    starts = map(json.loads, (run_dir / "timing.jsonl").read_text().splitlines())
+    frameworks = [line["framework"] for line in starts if "framework" in line]
+    first, last = lines[0]["loss"], lines[-1]["loss"]
+    went_on = frameworks == ["jax", "torch"] and len(lines) == 40 and last < first
+    return {
+        "frameworks": frameworks,
+        "line": f"20 steps of JAX, 20 of PyTorch: loss {first:.4f} to {last:.4f}",
+        "exit_status": int(not went_on),
+    }
 
 
 def _curves(run_dir: Path, *flags: str) -> dict[str, Any]:
@@ -336,9 +379,15 @@ def _named_here(found: dict, folders: list[Path | None]) -> str:
     return text + "\n"
 
 
+def _judged(found: dict[str, Any]) -> dict[str, dict]:
+    """The verdicts of whole runs, by name."""
+    parts = (found.get(part, {}) for part in ("lockstep", "families", "headless"))
+    return {name: verdict for part in parts for name, verdict in part.items()}
+
+
 def mismatches(found: dict[str, Any]) -> list[str]:
     """A line for each verdict that is not "same"."""
-    verdicts = found.get("lockstep", {}) | found.get("families", {})
+    verdicts = _judged(found)
     for row in found.get("sound_pairs", {}).get("others", ()):
         if is_fault(row):
             verdicts[f"sound pair {row['number']}"] = row
@@ -374,6 +423,7 @@ def main() -> int:
         "audit": lambda: audits(args.work),
         "cost_in_seconds": lambda: costs(args.work, args.cifar),
         "families": lambda: families(args.work),
+        "headless": lambda: headless(args.work),
         "lockstep": lambda: locksteps(args.work, args.cifar),
         "sound_pairs": lambda: sound_pairs(args.work, args.pairs),
     }
@@ -381,7 +431,7 @@ def main() -> int:
         args.only, parts["lockstep"] = "lockstep", lambda: locksteps(args.work, None, True)
     chosen = [args.only] if args.only else list(parts)
     found = origin(("torch", "jax")) | {name: parts[name]() for name in chosen}
-    for name, part in (found.get("lockstep", {}) | found.get("families", {})).items():
+    for name, part in _judged(found).items():
         print(f"{name}: {part['line']}")
     if pairs := found.get("sound_pairs"):
         print(f"{pairs['pairs']} short runs of sound twins: {pairs['verdicts']}")

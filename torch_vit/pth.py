@@ -82,8 +82,14 @@ def open_pth(
     return {name: _lazy(path, name, tensor) for name, tensor in tensors.items()}
 
 
-def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None = None) -> None:
-    """Write arrays as a plain state_dict, whole or not at all. Raises UserError on failure."""
+def write_pth(
+    path: str | os.PathLike,
+    arrays: Arrays,
+    progress: Progress | None = None,
+    under: tuple[str, ...] = (),
+) -> None:
+    """Write arrays as a plain state_dict, or as a checkpoint that holds it under each of the keys
+    `under`; whole or not at all. Raises UserError on failure."""
     state = {}
     for name in arrays:
         state[name] = tensor_of(np.array(arrays[name]))
@@ -92,7 +98,7 @@ def write_pth(path: str | os.PathLike, arrays: Arrays, progress: Progress | None
     with atomic_write(path) as file:
         watched = _Watched(file)
         try:
-            torch.save(state, watched)
+            torch.save(dict.fromkeys(under, state) if under else state, watched)
         except RuntimeError as error:  # how torch's zip writer reports a full disk
             why = watched.error.strerror if watched.error else reason(error)
             raise UserError(f"cannot write {path}: {why}") from error

@@ -10,7 +10,10 @@ from shared_vit.weights.choice import Said
 from shared_vit.weights.lazy import Arrays
 
 # What each library calls its own head.
-_HEADS = {"timm": "head", "torchvision": "heads.head", "huggingface": "classifier"}
+_HEADS = {
+    "timm": "head", "torchvision": "heads.head", "huggingface": "classifier",
+    "mae": "head", "deit3": "head", "beit": "head", "eva02": "head",
+}  # fmt: skip
 _LIKELY = re.compile(
     r"(?:.*\.)?(?:heads?|classifier|classification_head|cls_head|fc|linear|output|out)"
     r"(?:\.[\w-]+)*\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"

@@ -106,7 +106,7 @@ def open_weights(
     elif format in twinvit.OWN:
         raise UserError(f"{path} is no file of this project: leave --from out, or name its format")
     else:
-        known = None if format == "auto" else formats.FOREIGN[format]
+        known = None if format == "auto" else formats.KNOWN[format]
         mine, others = _of_the_model(arrays, known, found, said)
         fmt = known or _detected(mine, path)
         stated, names = _stated(found.files[0], metadata, found.card)
@@ -118,11 +118,14 @@ def open_weights(
 
 def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
     """The arrays of a foreign file by the format's own names, without prefixes, and without what a
-    training script put beside the weights. Lazy. Raises UserError."""
+    training script put beside the weights; of an author's file all. Lazy. Raises UserError."""
     formats.check_name(format)
-    fmt, found, said = formats.FOREIGN[format], locate(Path(path)), Said()
+    fmt, found, said = formats.KNOWN[format], locate(Path(path)), Said()
     arrays, others = _of_the_model(_contents(found.files, found.which, said)[0], fmt, found, said)
-    arrays, _ = fmt.without_ignored(fmt.strip(arrays))
+    arrays = fmt.strip(arrays)
+    if format in formats.AUTHORS:
+        return arrays
+    arrays, _ = fmt.without_ignored(arrays)
     return with_own_head(fmt.name, arrays, others, str(path), said)[0]
 
 
@@ -130,7 +133,7 @@ def _of_the_model(
     arrays: Arrays, fmt: Format | None, found: Located, said: Said
 ) -> tuple[Arrays, Arrays]:
     """The arrays of a model of the format, or of any, and those beside it; `said` is told."""
-    known = formats.FOREIGN.values() if fmt is None else [fmt]
+    known = formats.KNOWN.values() if fmt is None else [fmt]
     arrays = without_chunks(arrays)
 
     def is_known(names: Arrays) -> bool:
@@ -167,18 +170,20 @@ def _foreign(
 ) -> Source:
     arrays = fmt.strip(arrays)
     fmt.check_known(arrays, hints.where)
-    arrays, left_out = fmt.without_ignored(arrays)
+    every = fmt.in_known_names(arrays)
+    arrays, left_out = fmt.without_ignored(every)
     arrays, others = with_own_head(fmt.name, arrays, others, hints.where, said)
     say_left_out(others, said)
     if stated is None:
         reading = fmt.read(arrays, hints)
     else:
         _check_heads(stated, hints, hints.where)
-        reading = Reading(stated, fmt.table(stated), Notes())
+        reading = Reading(stated, fmt.table_of(stated, arrays), Notes())
     cfg, pieces = reading.cfg, reading.table
     if stated is None and hints.config is None:
         cfg = with_family(cfg, reading.notes, fmt.name, said.family)
     table.check(pieces, arrays, hints.where, fmt.about)
+    fmt.check_left_out(cfg, every, hints.where)
     made = {}
     for name, shape in canonical.shapes(cfg).items():
         if name not in pieces:
@@ -215,7 +220,7 @@ def _made(name: str, shape: tuple[int, ...], cfg: ModelConfig) -> LazyArray:
 
 
 def _detected(arrays: Arrays, path: Path) -> Format:
-    for fmt in formats.FOREIGN.values():
+    for fmt in formats.KNOWN.values():
         if fmt.found(fmt.strip(arrays)):
             return fmt
     raise UserError(

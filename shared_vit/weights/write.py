@@ -24,7 +24,6 @@ from shared_vit.weights.formats.base import Format
 from shared_vit.weights.formats.holds import check_held, check_zero
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import card_path, checksum
-from shared_vit.weights.table import to_file
 
 
 def check_target(
@@ -47,7 +46,7 @@ def check_target(
     if path.suffix and path.is_dir():
         raise UserError(f"cannot write {path}: there is a folder of that name")
     if format not in twinvit.OWN:
-        fmt = formats.FOREIGN[format]
+        fmt = formats.KNOWN[format]
         check_held(fmt, folded_config(cfg, fmt), formats.FOREIGN)
 
 
@@ -74,10 +73,10 @@ def write_weights(
         twinvit.write(path, cfg, arrays, progress, names)
         return []
     canonical.check(cfg, arrays)
-    fmt = formats.FOREIGN[format]
+    fmt = formats.KNOWN[format]
     cfg, arrays, said = fold(cfg, arrays, steps_for(cfg, fmt))
     check_zero(fmt, cfg, arrays, str(path))
-    file_arrays = to_file(fmt.table(cfg), fmt.prepare(cfg, arrays))
+    file_arrays = {**fmt.written(cfg, arrays)}
     file_arrays |= fmt.beside(cfg, next(iter(file_arrays.values())).dtype)
     if path.suffix == "":
         _write_folder(path, fmt, cfg, file_arrays, progress, names)
@@ -106,7 +105,7 @@ def _write_file(
     elif path.suffix == ".pth":
         write = container("pth").write
         assert write is not None
-        write(path, arrays, progress)
+        write(path, arrays, progress, fmt.under)
     else:
         metadata = {"format": "pt"}  # what transformers wants to see
         if fmt.name != "huggingface":  # its config.json holds the function

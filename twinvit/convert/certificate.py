@@ -25,6 +25,7 @@ from shared_vit.spec.settings import written
 from shared_vit.spec.sides import shown
 from shared_vit.weights.adapt import adapt
 from shared_vit.weights.class_names import Names
+from shared_vit.weights.formats import AUTHORS
 from shared_vit.weights.formats.twinvit import OWN
 from shared_vit.weights.lazy import Arrays
 from shared_vit.weights.locate import checksum
@@ -53,6 +54,8 @@ _PIXELS, _ON_PICTURES, _PLAIN = "pixels", "logits of pictures", "pixels of one c
 _ROUNDING = "rounding, "
 _WHOLE = 0.01  # levels: float32's rounding of what mean and std do is 1e-4
 _WORDS = {SAME: "same", DIFFERENT: "DIFFERENT", UNDECIDED: "UNDECIDED"}
+# timm's converters read authors' files.
+_WHO = {"torch": "torch twin", "jax": "jax twin"} | {n: f"timm, of {n}" for n in AUTHORS}
 
 Task = dict[str, Any]
 
@@ -252,7 +255,7 @@ def _run(task: Task) -> dict[str, Outputs]:
 
 def _worker(task: Task) -> None:
     outputs: Outputs = {}
-    who = {"torch": "torch twin", "jax": "jax twin"}.get(task["run"], task["run"])
+    who = _WHO.get(task["run"], task["run"])
     for side, file in task["files"].items():
         changes = file["changes"]
         known = {key: changes.get(key) for key in ("num_classes", "image_size")}

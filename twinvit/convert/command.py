@@ -22,8 +22,12 @@ from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
 
-To = Literal["torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
-From = Literal["auto", "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"]
+To = Literal[
+    "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision",
+    "dinov3", "dinov2", "perception_encoder", "clip", "aimv2", "beit3", "eva02_clip", "eva02",
+    "beit", "deit3", "mae", "dino", "ijepa",
+]  # fmt: skip
+From = Literal["auto"] | To
 
 _MODEL_FOLDER = (
     "checkpoints",

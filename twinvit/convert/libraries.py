@@ -13,19 +13,23 @@ import torch
 from torch import nn
 
 from shared_vit.spec.config import ModelConfig
+from shared_vit.weights.formats import AUTHORS
 from shared_vit.weights.formats import timm as timm_format
 from shared_vit.weights.formats import torchvision as torchvision_format
+from shared_vit.weights.formats.authors.programs import PROGRAMS
 from shared_vit.weights.formats.huggingface import processor_args
 from shared_vit.weights.read import file_arrays
 from torch_vit.pth import tensor_of
 from twinvit.convert import transformers_models
 
-_BLOCKS = {
-    "timm": "blocks.{}",
-    "torchvision": "encoder.layers.encoder_layer_{}",
+_BLOCKS = {"torchvision": "encoder.layers.encoder_layer_{}"}  # timm's names are ours
+_NORMS = {"torchvision": "encoder.ln"}
+_PACKAGES = {
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "huggingface": "transformers",
+    **dict.fromkeys(PROGRAMS, "timm"),  # which has converters of its own for their files
 }
-_NORMS = {"torchvision": "encoder.ln"}  # timm's names are ours
-_PACKAGES = {"timm": "timm", "torchvision": "torchvision", "huggingface": "transformers"}
 
 Preprocess = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> float32 [S, S, 3]
 
@@ -53,7 +57,8 @@ def load(format: str, path: Path, cfg: ModelConfig) -> nn.Module:
     It is told whatever the format does not say.
     """
     without_torchvision_operators()
-    build = {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}[format]
+    builders = {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}
+    build = builders.get(format) or functools.partial(_of_author, format)
     with torch.device("cpu"):
         return build(path, cfg).eval()
 
@@ -90,7 +95,7 @@ def _traced(format: str, model: nn.Module, cfg: ModelConfig) -> dict[str, nn.Mod
         every_token = model.norm is not None and not model.of_token
         return found | ({cfg.norm_name: model.norm} if every_token else {})
     modules = dict(model.named_modules())
-    names = {f"blocks.{i}": _BLOCKS[format].format(i) for i in range(cfg.depth)}
+    names = {f"blocks.{i}": _BLOCKS.get(format, "blocks.{}").format(i) for i in range(cfg.depth)}
     if cfg.final_norm:
         names[cfg.norm_name] = _NORMS.get(format, cfg.norm_name)
     return {ours: modules[theirs] for ours, theirs in names.items()}
@@ -122,7 +127,8 @@ def preprocess(format: str, path: Path, cfg: ModelConfig) -> Preprocess:
             return np.asarray(values, np.float32).transpose(1, 2, 0)
 
         return run
-    transform = _timm_transform(path, cfg) if format == "timm" else _torchvision_transform(cfg)
+    torchvision = format == "torchvision"
+    transform = _torchvision_transform(cfg) if torchvision else _timm_transform(path, cfg)
     return lambda image: transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
 
 
@@ -166,14 +172,32 @@ def _state_dict(format: str, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _timm(path: Path, cfg: ModelConfig) -> nn.Module:
+    model = _timm_model(cfg)
+    model.load_state_dict(_state_dict("timm", path), strict=True)
+    return model
+
+
+def _timm_model(cfg: ModelConfig, **more: object) -> nn.Module:
     import timm
 
     args = timm_format.model_args(cfg)
-    if cfg.norm_eps != 1e-6:
+    if timm_format.is_plain(cfg) and cfg.norm_eps != 1e-6:
         args["norm_layer"] = functools.partial(timm.layers.LayerNorm, eps=cfg.norm_eps)
-    model = timm.create_model(timm_format.architecture_of(cfg), **args)
-    state = _state_dict("timm", path)
-    model.load_state_dict(state, strict=True)
+    return timm.create_model(timm_format.architecture_of(cfg), **args, **more)
+
+
+def _of_author(format: str, path: Path, cfg: ModelConfig) -> nn.Module:
+    """timm's model with the weights of an author's file, by timm's own converter."""
+    fmt = AUTHORS[format]
+    named = fmt.as_timms(cfg)
+    model = _timm_model(named, **({} if named == cfg else {"global_pool": cfg.pool}))
+    state = {fmt.prefix + name: tensor for name, tensor in _state_dict(format, path).items()}
+    beside = fmt.beside(cfg, np.dtype(np.float32))
+    state = {name: tensor_of(np.array(array)) for name, array in beside.items()} | state
+    converter = sys.modules[type(model).__module__].checkpoint_filter_fn
+    more = {"adapt_layer_scale": True} if format == "deit3" else {}
+    theirs = converter({"encoder": state} if format == "ijepa" else state, model, **more)
+    model.load_state_dict(theirs, strict=True)
     return model
 
 

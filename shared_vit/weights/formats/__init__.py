@@ -4,6 +4,8 @@
 """
 
 from shared_vit.errors import UserError, nearest
+from shared_vit.weights.formats.authors.author import Author
+from shared_vit.weights.formats.authors.programs import PROGRAMS
 from shared_vit.weights.formats.base import Format
 from shared_vit.weights.formats.big_vision import BigVision
 from shared_vit.weights.formats.google import Google
@@ -12,11 +14,14 @@ from shared_vit.weights.formats.timm import Timm
 from shared_vit.weights.formats.torchvision import Torchvision
 from shared_vit.weights.formats.twinvit import OWN
 
-# In the order in which a file's names are tried.
+# Formats of the programs of models' authors, each of a few functions.
+AUTHORS: dict[str, Author] = {name: Author(name, program) for name, program in PROGRAMS.items()}
 FOREIGN: dict[str, Format] = {
     f.name: f for f in (Timm(), Torchvision(), HuggingFace(), Google(), BigVision())
 }
-NAMES = (*OWN, *FOREIGN)
+# In the order in which a file's names are tried.
+KNOWN: dict[str, Format] = {**AUTHORS, **FOREIGN}
+NAMES = (*OWN, *FOREIGN, *AUTHORS)
 
 
 def check_name(name: str, *more: str) -> None:
@@ -30,4 +35,4 @@ def check_name(name: str, *more: str) -> None:
 
 def suffixes_of(name: str) -> tuple[str, ...]:
     """Suffixes of the files that a format is written to; "" is a folder."""
-    return (".safetensors",) if name in OWN else FOREIGN[name].suffixes
+    return (".safetensors",) if name in OWN else KNOWN[name].suffixes

@@ -12,7 +12,7 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import SIZES, ModelConfig
 from shared_vit.weights.formats.holds import Rule, in_kinds, not_held
 from shared_vit.weights.lazy import Arrays, LazyArray
-from shared_vit.weights.table import Table, plain, side_of, split_qkv
+from shared_vit.weights.table import Table, plain, side_of, split_qkv, to_file
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Format:
     name: str
     about: str  # for messages: "... is not {about}"
     suffixes: tuple[str, ...]  # of the files it is written to; "" is a folder
+    under: tuple[str, ...] = ()  # keys of a checkpoint (.pth), each of which holds the arrays
     ignored: Mapping[str, str] = {}  # start of an array's name: why it is left out
     foreign: Mapping[str, str] = {}  # part of an array's name: what our models do not have
     # What its code can compute: of a field that is not named, the historical value alone.
@@ -79,6 +80,13 @@ class Format:
                 told.append(f"left out: {why}")
         return arrays, told
 
+    def check_left_out(self, cfg: ModelConfig, gone: Arrays, where: str) -> None:
+        """Raise UserError where an array that was left out says of another function than `cfg`."""
+
+    def in_known_names(self, arrays: Arrays) -> Arrays:
+        """The arrays as all that follows names them, where the file's own names are others."""
+        return arrays
+
     def not_held(self, cfg: ModelConfig) -> list[str]:
         """The fields whose values in `cfg` the format does not hold."""
         return not_held(cfg, self.holds)
@@ -95,9 +103,17 @@ class Format:
         """How a model is written."""
         raise NotImplementedError
 
+    def table_of(self, cfg: ModelConfig, arrays: Arrays) -> Table:
+        """How a known model lies in a file with these arrays."""
+        return self.table(cfg)
+
     def prepare(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
         """Canonical arrays as the format can hold them, for the same function."""
         return arrays
+
+    def written(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
+        """The file's arrays, made from canonical ones."""
+        return to_file(self.table(cfg), self.prepare(cfg, arrays))
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         """What has to be set in the target's code for the same function.

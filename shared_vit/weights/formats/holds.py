@@ -43,6 +43,7 @@ MENDS = {
     "of zeros",
     "num_classes": "--num_classes=N makes a head of zeros",
 }
+_WITHOUT_HEAD = "--num_classes=0 leaves the head out"
 
 
 def not_held(cfg: ModelConfig, holds: Mapping[str, Rule]) -> list[str]:
@@ -76,7 +77,8 @@ def check_held(fmt: Format, cfg: ModelConfig, formats: Mapping[str, Format]) -> 
         return
     shown = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in fields)
     others = [name for name, other in formats.items() if not other.not_held(cfg)]
-    mends = "".join(f"; {MENDS[name]}" for name in fields if name in MENDS)
+    known = MENDS | ({"num_classes": _WITHOUT_HEAD} if cfg.num_classes else {})
+    mends = "".join(f"; {known[name]}" for name in fields if name in known)
     raise UserError(
         f"{fmt.name} cannot hold a model with {shown}: {', '.join(['torch', 'jax', *others])} can"
         f"{mends}"

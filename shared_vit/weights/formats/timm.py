@@ -33,7 +33,7 @@ from shared_vit.weights.formats.base import (
 )
 from shared_vit.weights.formats.holds import ANY, BOTH, FREE, Rule
 from shared_vit.weights.formats.json_fields import HALF, colours, number, section
-from shared_vit.weights.formats.authors.names import in_timms_names, left_out
+from shared_vit.weights.formats.left_out import without
 from shared_vit.weights.formats.timm_architectures import (
     Architecture,
     architectures,
@@ -66,6 +66,11 @@ _STOCK = {
 _SPELLINGS = {
     r"^pre_logits\.fc\.": "pre_logits.",  # timm before 0.6
 }
+_LEFT_OUT = {
+    r"mask_token": "the token that stands for masked patches",
+    r"(.*\.)?rope\.freqs_(cos|sin)": "tables of rotary positions",
+    r"blocks\.\d+\.attn\.relative_position_index": "indices of relative positions",
+}
 _GLOBAL_POOL = {"token": "token", "mean": "avg", "map": "map"}
 # What decides the function, among `create_model`'s arguments.
 _FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
@@ -95,7 +100,7 @@ def is_plain(cfg: ModelConfig) -> bool:
 class Timm(Format):
     name = "timm"
     about = "a ViT of timm"
-    suffixes = (".safetensors", ".pth", "")
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", "")
     holds = {
         "num_classes": ANY,
         "class_token": BOTH,
@@ -118,11 +123,10 @@ class Timm(Format):
 
     def strip(self, arrays: Arrays) -> Arrays:
         arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
-        renamed = {_canonical(name): array for name, array in arrays.items()}
-        return in_timms_names(renamed)
+        return {_canonical(name): array for name, array in arrays.items()}
 
     def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
-        return left_out(arrays)
+        return without(arrays, _LEFT_OUT)
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         config, notes = hints.config or {}, Notes()
@@ -220,6 +224,9 @@ class Timm(Format):
     def table(self, cfg: ModelConfig) -> Table:
         architecture = None if is_plain(cfg) else nearest_to(cfg)
         return timm_table(cfg, frozenset() if architecture is None else architecture.spelling)
+
+    def table_of(self, cfg: ModelConfig, arrays: Arrays) -> Table:
+        return timm_table(cfg, spelling_of(arrays))
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         if not is_plain(cfg):

@@ -68,11 +68,21 @@ def named(text: str) -> Architecture | None:
 
 def function_of(cfg: ModelConfig) -> tuple[Any, ...]:
     """Everything that decides a model's function but its sizes, as a value to compare."""
+    return tuple(_function(cfg).values())
+
+
+def differences(cfg: ModelConfig, other: ModelConfig) -> list[str]:
+    """The fields by which two models, whatever their sizes, compute different functions."""
+    mine, theirs = _function(cfg), _function(other)
+    return [name for name, value in mine.items() if value != theirs[name]]
+
+
+def _function(cfg: ModelConfig) -> dict[str, Any]:
     skipped = (*SIZES, *_BESIDE)
     plain = dataclasses.replace(cfg, pos_embed="learned") if cfg.pos_embed == "sincos2d" else cfg
     values = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
     values["map_mlp"] = _pooling_ratio(cfg)
-    return tuple(value for name, value in values.items() if name not in skipped)
+    return {name: value for name, value in values.items() if name not in skipped}
 
 
 def _pooling_ratio(cfg: ModelConfig) -> str | int:

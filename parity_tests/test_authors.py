@@ -26,7 +26,7 @@ from shared_vit.spec.config import model_config
 from shared_vit.weights.formats import NAMES
 from shared_vit.weights.formats.authors.programs import PROGRAMS
 from shared_vit.weights.locate import checksum
-from twinvit.convert import To
+from twinvit.convert.command import To
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 

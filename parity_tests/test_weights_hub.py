@@ -218,6 +218,18 @@ def test_another_model_is_refused_before_its_weights_are_here(hub, config, said)
     assert hub.fetched == ["config.json"]
 
 
+@pytest.mark.parametrize(
+    "architecture", ["eva02_tiny_patch14_224", "beit_base_patch16_224", "aimv2_large_patch14_224"]
+)
+def test_every_family_of_timm_is_let_through(hub, architecture):
+    """Up to its weights, which are none here: docs/models.md gives such names."""
+    config = {"architecture": architecture, "num_classes": 0}
+    publish(hub, {"config.json": json.dumps(config).encode(), "model.safetensors": b"x" * 99})
+    with pytest.raises(UserError, match="is no weight file"):
+        weights.read("hf:me/vit")
+    assert "model.safetensors" in hub.fetched
+
+
 @pytest.mark.parametrize("fault", ["cut", "stall"])
 def test_a_download_that_breaks_off(hub, tmp_path, fault):
     publish(hub, files_of(folder(tmp_path, "timm")))

@@ -14,6 +14,7 @@ from shared_vit.files import open_regular, read_limited
 from shared_vit.weights import checkpoints, hub
 from shared_vit.weights.choice import Which, split_choice
 from shared_vit.weights.formats.huggingface.kinds import MODEL_TYPES
+from shared_vit.weights.formats.timm_architectures import named
 from shared_vit.weights.not_weights import checkpoints_below, folder_of_another_kind
 
 AVERAGE = "ema.safetensors"  # the averaged weights in a run's checkpoint
@@ -211,7 +212,8 @@ def _downloaded(path: Path) -> Located:
         if theirs and "model_type" in theirs:
             repository.find(f"{folder}{slash}preprocessor_config.json")
         architecture = str(theirs.get("architecture", "vit")) if theirs else "vit"
-        if not re.match("vit|deit", architecture):  # and not mobilevit or maxvit
+        known = re.match("vit|deit", architecture) or named(architecture[:200])
+        if not known:  # and not mobilevit or maxvit
             raise UserError(
                 f"config.json of {path} says architecture = {architecture!r:.80}, expected a ViT"
             )

@@ -49,7 +49,7 @@ def certified(tmp_path, monkeypatch, module="", precision="fp64", share=0.0, lev
     monkeypatch.setattr(certificate, "_run", run)
     path = tmp_path / "w.safetensors"
     weights.write(path, TINY, random_arrays(TINY))
-    status = certificate.certify(open_weights(path), path, path, "torch", None, {})
+    status = certificate.certify(open_weights(path), path, path, "torch", None, {}).exit_status
     found = json.loads((tmp_path / "w.safetensors.parity.json").read_text())
     assert found["verdict"] == ("same", "different", "undecided")[status]
     return status, found

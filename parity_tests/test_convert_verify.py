@@ -55,7 +55,9 @@ def certified(tmp_path_factory, capsys):
         if edit is not None:
             edit(target)
         changes = NOTHING | flags
-        status = certificate.certify(open_weights(source), source, target, to, None, changes)
+        status = certificate.certify(
+            open_weights(source), source, target, to, None, changes
+        ).exit_status
         page = json.loads((tmp_path / f"b{suffix}.parity.json").read_text())
         assert page["verdict"] == ("same", "different", "undecided")[status]
         reasons = " | ".join(page["reasons"])

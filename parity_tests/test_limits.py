@@ -191,9 +191,7 @@ def test_the_nudged_runs_of_parity_are_three(tmp_path, monkeypatch):
     monkeypatch.setattr(parity, "_run_all", started.extend)
     monkeypatch.setattr(parity, "report", lambda *_: None)
     monkeypatch.setattr(parity, "read_record", lambda _: SimpleNamespace(recipe=Recipe(steps=10)))
-    verdict = SimpleNamespace(
-        matched=True, exit_status=0, noise={"loss": np.zeros(1)}, rest=lambda: ""
-    )
+    verdict = by_the_noise_rule(0.0, 1e-8)
     judged = []
     monkeypatch.setattr(parity, "judge", lambda *runs: judged.append(runs) or verdict)
     assert parity.parity(["--preset=digits", f"--run_dir={tmp_path / 'x'}"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shlex
 import sys
 import traceback
 
@@ -11,6 +12,7 @@ import jax_vit  # noqa: F401 - registers the reader of orbax's folders; imports 
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
 from shared_vit.errors import UserError, nearest, run_main
 from shared_vit.version import __version__
+from twinvit.pages import verdicts
 
 # name: (module, function, what it does); a module is imported only when its command runs.
 COMMANDS = {
@@ -86,18 +88,23 @@ def _main() -> int | None:
     if args[0] == "--version":
         print(f"twinvit {__version__}")
         return 0
+    name = args[0].replace("-", "_")
+    if name in COMMANDS:
+        args[0] = name
     if args[0] not in COMMANDS:
         hint = nearest(args[0], COMMANDS)
-        if args[0] in OF_PORT:
-            hint = f"; did you mean `twinvit port {args[0]}`?"
+        if name in OF_PORT:
+            hint = f"; did you mean `twinvit port {name}`?"
         raise UserError(f"unknown command {args[0]!r}{hint} Commands: {', '.join(COMMANDS)}.")
     module, function, _ = COMMANDS[args[0]]
+    verdicts.command_line.set(shlex.join(["twinvit", *args]))
     command = getattr(importlib.import_module(module), function)
     if list(inspect.signature(command).parameters) == ["argv"]:  # it reads its flags itself
         return command(args[1:])
     import tyro
 
-    return tyro.cli(command, args=args[1:], prog=f"twinvit {args[0]}", use_underscores=True)
+    given = verdicts.optional_path(args[1:]) if args[0] in JUDGES else args[1:]
+    return tyro.cli(command, args=given, prog=f"twinvit {args[0]}", use_underscores=True)
 
 
 def _judge() -> int | None:

@@ -31,7 +31,9 @@ from twinvit.convert.same_function import (
     weights_apart,
     zero_weights,
 )
+from twinvit.pages.verdicts import Verdict, announce
 from twinvit.port.verdict import Evidence, decide
+from twinvit.verdict_flags import checked
 
 SAME_WEIGHTS = 1e-12  # of an array's largest number: a type widened and narrowed again
 
@@ -47,6 +49,9 @@ def compare(
     seed: int = 0,
     num_heads: int | None = None,
     html: Path | None = None,
+    json: str | None = None,
+    quiet: bool = False,
+    github: bool = False,
 ) -> int:
     """Run the same random images through two weight files and name the first divergent layer.
 
@@ -63,7 +68,30 @@ def compare(
         seed: of the images.
         num_heads: for files that do not say.
         html: where to write the comparison as a page.
+        json: where to write the verdict as JSON; without a path to standard output, where nothing
+            else is written then.
+        quiet: print the verdict's line only.
+        github: print annotations of a GitHub workflow, too.
     """
+    flags = checked(json, quiet, github)
+
+    def work() -> Verdict:
+        return _compared(a, b, precision, (twin_a, twin_b), batch_size, seed, num_heads, html)
+
+    return announce(flags, work)
+
+
+def _compared(
+    a: Path,
+    b: Path,
+    precision: Precision,
+    twins: tuple[Twin, Twin],
+    batch_size: int,
+    seed: int,
+    num_heads: int | None,
+    html: Path | None,
+) -> Verdict:
+    """Compare, print what was found, and write the page. Raises UserError."""
     if precision not in LIMITS:
         raise UserError(
             f"--precision={precision}: only the PyTorch twin has it; choose from "
@@ -73,7 +101,7 @@ def compare(
         raise UserError(f"--batch_size={batch_size}: expected 1 or more")
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         raise UserError(f"--html={html}: name a file in a folder that exists")
-    sides = [_opened(path, twin, num_heads) for path, twin in ((a, twin_a), (b, twin_b))]
+    sides = [_opened(path, twin, num_heads) for path, twin in zip((a, b), twins)]
     size, other = (shown(side.cfg.image_shape) for side in sides)
     if size != other:
         raise UserError(
@@ -85,14 +113,48 @@ def compare(
     images = np.random.default_rng(seed).standard_normal((batch_size, *sides[0].cfg.image_shape, 3))
     images = images.astype(np.float32)
     found = decided(sides[0], sides[1], images, precision)
-    status = report(found)
+    report(found)
     if html is not None:
         from twinvit.compare.page import compare_page
 
         inputs = f"{batch_size} images of {size} px, normal, from seed {seed}"
         compare_page(html, found, functions, (sides[0].arrays, sides[1].arrays), images, inputs)
         print(f"page: {html}")
-    return status
+    return verdict_of(found, sides[0], sides[1], functions, images.shape, seed)
+
+
+def verdict_of(
+    found: Comparison,
+    a: Side,
+    b: Side,
+    functions: list[str],
+    shape: tuple[int, ...],
+    seed: int,
+) -> Verdict:
+    """A comparison as programs read it."""
+    reasons = {
+        "same": [],
+        "different": [
+            *found.wrong,
+            *(f"{name or 'logits'}: {why}" for name, why in found.apart.items()),
+            *(f"only one of them has {name}" for name in found.alone),
+        ],
+        "undecided": found.open or ["there is no output to compare"],
+    }[found.verdict]
+    own = {
+        "models": [s.told() for s in (a, b)],
+        "inputs": [{"name": "images", "shape": shape, "dtype": "float32"}],
+        "seed": seed,
+        "precision": found.precision,
+        "limit": found.limit,
+        "distances": {name or "logits": d for name, d in found.distances.items()},
+        "first": None if found.first is None else found.first or "logits",
+        "alone": found.alone,
+        "constant": found.constant,
+        "functions": functions,
+        "notes": found.notes,
+    }
+    return Verdict("compare", found.verdict, found.sentences()[-1], reasons, own)
 
 
 @dataclass(frozen=True)
@@ -111,6 +173,10 @@ class Side:
     @property
     def name(self) -> str:
         return f"{self.twin} {self.path}"
+
+    def told(self) -> dict[str, str]:
+        """Its fields in the verdict's JSON."""
+        return {"path": str(self.path), "twin": self.twin, "format": self.source.format}
 
 
 def _opened(path: Path, twin: Twin, num_heads: int | None) -> Side:

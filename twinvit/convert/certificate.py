@@ -33,7 +33,6 @@ from shared_vit.weights.read import Source, open_weights
 from twinvit.compare.trace import rounding, trace
 from twinvit.convert.same_function import (
     LIMITS,
-    VERDICTS,
     Outputs,
     judged,
     names_apart,
@@ -42,6 +41,7 @@ from twinvit.convert.same_function import (
     weights_apart,
 )
 from twinvit.convert.synthetic_images import pictures, plain_pictures
+from twinvit.pages.verdicts import Verdict
 from twinvit.parity.noise_rule import relative_l2
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, Evidence, decide
 
@@ -62,12 +62,12 @@ Task = dict[str, Any]
 
 def certify(
     source: Source, src: Path, dst: Path, to: str, num_heads: int | None, changes: dict[str, Any]
-) -> int:
+) -> Verdict:
     """Compare outputs, weights, settings, names and preprocessing of both files.
 
     Prints a table and writes `<dst>.parity.json`. `changes` are the arguments of `adapt` with which
     DST was made. Differences are relative L2 against the PyTorch twin on the source, in the same
-    precision, and for pixels in levels of 255. Returns 0: same; 1: different; 2: undecided.
+    precision, and for pixels in levels of 255.
     """
     cfg, arrays = adapt(source.cfg, source.arrays, **changes)
     kind = source.format.partition(",")[0]
@@ -123,8 +123,10 @@ def certify(
     out = certificate_path(dst)
     with atomic_write(out) as file:
         file.write((json.dumps(certificate, indent=2) + "\n").encode())
-    _print(rows, images, not_run, found, f"{_WORDS[verdict]}: {out}")
-    return VERDICTS.index(verdict)
+    line = f"{_WORDS[verdict]}: {out}"
+    _print(rows, images, not_run, found, line)
+    own = {k: v for k, v in certificate.items() if k not in ("verdict", "reasons")}
+    return Verdict("convert", verdict, line, found.wrong or found.open, own | {"file": str(out)})
 
 
 def certificate_path(dst: Path) -> Path:

@@ -21,6 +21,8 @@ from shared_vit.weights.overrides import Exif, Interpolation, with_input
 from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
+from twinvit.pages.verdicts import Verdict, announce
+from twinvit.verdict_flags import checked
 
 To = Literal[
     "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision",
@@ -56,6 +58,9 @@ def convert(
     interpolation: Interpolation | None = None,
     eval_resize: float | None = None,
     exif: Exif | None = None,
+    json: str | None = None,
+    quiet: bool = False,
+    github: bool = False,
 ) -> int:
     """Convert weights and the function they were trained for.
 
@@ -82,7 +87,14 @@ def convert(
         interpolation: Filter of the resize.
         eval_resize: Shorter side over the centre crop; 0 squashes to a square.
         exif: Ignore the orientation in EXIF, or turn photographs upright.
+        json: Of --verify: where to write the verdict as JSON; without a path to standard output,
+            where nothing else is written then.
+        quiet: Of --verify: print the verdict's line only.
+        github: Of --verify: print annotations of a GitHub workflow, too.
     """
+    flags = checked(json, quiet, github)
+    if flags.given() and not verify:
+        raise UserError("--json, --quiet and --github say what --verify found: add --verify")
     source, target = Path(src), Path(dst)
     many = _many(source)
     if many and verify:
@@ -100,18 +112,22 @@ def convert(
     adapted: dict[str, Any] = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
     if image_size is not None:
         adapted["positions"] = positions
-    # Everything that can be refused is, before the first file is written.
-    jobs = [
-        _job(here, there, to, bool(many), overwrite, read, adapted, changes)
-        for here, there in (_pairs(many, target, to) if many else [(source, target)])
-    ]
-    if many:
-        target.mkdir(exist_ok=True)
-    for job in jobs:
-        job.write(to)
-    if verify:
-        return certify(jobs[0].source, source, target, to, num_heads, adapted)
-    return 0
+
+    def work() -> Verdict | int:
+        # Everything that can be refused is, before the first file is written.
+        jobs = [
+            _job(here, there, to, bool(many), overwrite, read, adapted, changes)
+            for here, there in (_pairs(many, target, to) if many else [(source, target)])
+        ]
+        if many:
+            target.mkdir(exist_ok=True)
+        for job in jobs:
+            job.write(to)
+        if verify:
+            return certify(jobs[0].source, source, target, to, num_heads, adapted)
+        return 0
+
+    return announce(flags, work)
 
 
 def _check_verified(changes: Mapping[str, Any]) -> None:

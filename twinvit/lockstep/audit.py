@@ -20,9 +20,11 @@ from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep import record, trainer_run
 from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.twins import Pair, due, judged_by_reference
+from twinvit.pages.verdicts import Verdict, announce
 from twinvit.parity.curves import without_nudge
 from twinvit.parity.noise_rule import machine_epsilon
 from twinvit.port.verdict import UNDECIDED, worst_of
+from twinvit.verdict_flags import checked
 
 
 def audit(
@@ -33,6 +35,9 @@ def audit(
     world_size: int = 1,
     data_dir: str | None = None,
     output: Path | None = None,
+    json: str | None = None,
+    quiet: bool = False,
+    github: bool = False,
 ) -> int:
     """Take the next steps from every checkpoint of a run by both twins, on the batches due then.
 
@@ -44,8 +49,20 @@ def audit(
         device: where to audit it, which need not be where it was trained.
         world_size: devices of the JAX twin.
         data_dir: where the data are now.
-        output: where to write the result as JSON; the run's audit.json if not given.
+        output: where to write the result with its checksum; the run's audit.json if not given.
+        json: where to write the verdict as JSON; without a path to standard output, where nothing
+            else is written then.
+        quiet: print the verdict's line only.
+        github: print annotations of a GitHub workflow, too.
     """
+    flags = checked(json, quiet, github)
+    return announce(flags, lambda: _audit(run, steps, device, world_size, data_dir, output))
+
+
+def _audit(
+    run: Path, steps: int, device: str, world_size: int, data_dir: str | None, output: Path | None
+) -> Verdict:
+    """Audit every checkpoint, print, and write the result. Raises UserError."""
     if steps < 1:
         raise UserError(f"--steps={steps}: audit at least one step of each checkpoint")
     known = read_record(run)
@@ -89,7 +106,7 @@ def audit(
     how |= trainer_run.about(plan)
     how |= {"verdict": worst_of(entry["verdict"] for entry in results)}
     record.write_json(output or run / record.AUDIT, how | {"checkpoints": results})
-    return record.joint_status(results)
+    return record.verdict_of("audit", how | {"checkpoints": results, "run_dir": str(run)})
 
 
 def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str, Any]:

@@ -27,7 +27,9 @@ from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.own_update import OWN_LIMIT, STILL
 from twinvit.lockstep.steps import WHOLE, Difference, Measured, Verdict
 from twinvit.lockstep.twins import KEYS, OPTIMIZER_LIMIT, Step
+from twinvit.pages import verdicts
 from twinvit.parity.noise_rule import machine_epsilon
+from twinvit.port.verdict import DIFFERENT, SAME
 
 LINES, RESULT, FIGURE, PAGE = "lockstep.jsonl", "lockstep.json", "lockstep.png", "lockstep.html"
 AUDIT, AUDIT_PAGE = "audit.json", "audit.html"
@@ -408,6 +410,38 @@ def concluded(how: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
     """How a lockstep was made, and the verdict on its lines, for JSON."""
     gradients, maps = judge(lines, machine_epsilon(how["precision"]), among_of(how))
     return {**how, **summary(lines, gradients, maps)}
+
+
+def verdict_of(tool: str, found: Mapping[str, Any]) -> verdicts.Verdict:
+    """What a lockstep or an audit found, as its file holds it, as programs read it."""
+    entries = found.get("checkpoints", [found])
+    reasons = []
+    for entry in entries:
+        if entry["verdict"] == found["verdict"] != SAME:
+            reasons += _reasons(entry)
+    line = found["line"] if "line" in found else _of_checkpoints(found["checkpoints"])
+    taken = ("verdict", "exit_status", "versions", "format", "checksum", "seconds")
+    own = {name: value for name, value in found.items() if name not in taken}
+    own["made_with"] = found["versions"]
+    return verdicts.Verdict(tool, found["verdict"], line, reasons, own)
+
+
+def _reasons(entry: Mapping[str, Any]) -> list[str]:
+    """Why the steps of a lockstep, or those from one checkpoint, are not the same."""
+    if entry["verdict"] == DIFFERENT:
+        return list(entry["differences"])
+    if "undecided_at" not in entry:  # a checkpoint that cannot be read
+        return [entry["line"]]
+    undecided = [f"{name} at {where}" for name, where in entry["undecided_at"].items()]
+    return [*entry["nothing"], *undecided] or [entry["line"]]
+
+
+def _of_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict of an audit in one line: of the first checkpoint that is not the same."""
+    status = joint_status(checkpoints)
+    first = next(entry for entry in checkpoints if entry["exit_status"] == status)
+    count = f"audit of {len(checkpoints)} checkpoints: {first['verdict']}"
+    return count if not status else f"{count} (step {first['step']}: {first['line']})"
 
 
 def known_noise(lines: Sequence[Line]) -> dict[str, float] | None:

@@ -21,6 +21,7 @@ from shared_vit.spec.recipe import pieces
 from twinvit.frameworks import Framework, take_framework
 from twinvit.lockstep import record
 from twinvit.lockstep.twins import LockstepTrainer, Pair, Step, judged_by_reference
+from twinvit.pages.verdicts import Verdict
 
 FLAG = "--lockstep"
 _FIXED = ("leader", "every", "rule")  # with the versions: of all lines of one lockstep
@@ -34,6 +35,13 @@ def wanted(argv: list[str]) -> bool:
 def run(argv: list[str]) -> int:
     """Train by the flags; returns 0 where every compared step is the same, 1 where one differs, 2
     where one is undecided. Raises UserError before any device works."""
+    found = judged(argv)
+    return found if isinstance(found, int) else found.exit_status
+
+
+def judged(argv: list[str]) -> Verdict | int:
+    """Train by the flags; returns the verdict on the compared steps, or the exit status of a run
+    that was interrupted before there was one. Raises UserError before any device works."""
     every, leader, rest = _own_flags(argv)
     requested = parse(rest, prog="twinvit parity --lockstep")
     own = [f"--{n}" for n in ("nudge", "mode") if n in requested.given]
@@ -111,7 +119,7 @@ def _refuse_changes(before: Mapping[str, Any], how: Mapping[str, Any]) -> None:
         )
 
 
-def conclude(run_dir: Path, how: dict[str, Any]) -> int:
+def conclude(run_dir: Path, how: dict[str, Any]) -> Verdict:
     """Judge the lines of a run; print, and write lockstep.json and the figure."""
     lines = record.read_lines(run_dir, record.is_checked(how))
     if not any(not line.altered for line in lines):
@@ -136,7 +144,7 @@ def conclude(run_dir: Path, how: dict[str, Any]) -> int:
         print(f"differs: {difference}")
     print(f"figure: {run_dir / record.FIGURE}")
     print(found["line"], flush=True)
-    return found["exit_status"]
+    return record.verdict_of("lockstep", found | {"run_dir": str(run_dir)})
 
 
 def refuse_fp16(requested: RequestedConfig) -> None:

@@ -443,7 +443,7 @@ def _twin(
     JAX's in float64 takes updates alone, unless it is a `whole` trainer.
     """
     devices = importlib.import_module(f"{framework}_vit.devices")
-    trainer = importlib.import_module(f"twinvit.lockstep_{framework}_step").WatchedTrainer
+    trainer = importlib.import_module(f"twinvit.lockstep.{framework}_step").WatchedTrainer
     remat = plan.runtime.remat == "block"
     if framework == "torch":
         compiles = plan.runtime.compile == "on" and not one

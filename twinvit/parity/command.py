@@ -16,8 +16,10 @@ from shared_vit.errors import UserError
 from shared_vit.run.command_line import help_of_flags, parse
 from shared_vit.run.record import read_record
 from twinvit.lockstep import trainer_run
+from twinvit.pages import verdicts
 from twinvit.parity import noise_rule
-from twinvit.parity.curves import judge, report
+from twinvit.parity.curves import judge, report, verdict_of
+from twinvit.verdict_flags import take_verdict_flags
 
 NUDGES = (1, 2, 3)
 # Nudged runs stop here, and go on only while rounding is still below what the rule decides.
@@ -35,6 +37,10 @@ Exit status 0: same, 1: different, 2: undecided, 3: no verdict.
   --lockstep[=EVERY]     one run instead, of which each step, or every EVERY-th, is taken by both
                          twins from the same state
   --framework=TWIN       of a lockstep: the twin that goes on, torch (default) or jax
+  --json[=PATH]          the verdict as JSON, to a file or to standard output, where nothing else is
+                         written then
+  --quiet                print the verdict's line only
+  --github               print annotations of a GitHub workflow, too
 
 Runs on disk are compared by `twinvit curves RUN_A RUN_B --noise RUN RUN RUN`.
 
@@ -49,8 +55,13 @@ def parity(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(HELP + help_of_flags(without=(*OWN_FLAGS, "run_dir")), end="")
         return 0
-    if trainer_run.wanted(argv):
-        return trainer_run.run(argv)
+    how, argv = take_verdict_flags(argv)
+    run = trainer_run.judged if trainer_run.wanted(argv) else _parity
+    return verdicts.announce(how, lambda: run(argv))
+
+
+def _parity(argv: list[str]) -> verdicts.Verdict:
+    """Train both twins and the nudged ones, and judge their curves. Raises UserError."""
     requested = parse(argv, prog="twinvit parity")
     own = [f"--{n}" for n in OWN_FLAGS if n in requested.given]
     if own:
@@ -85,7 +96,9 @@ def parity(argv: list[str]) -> int:
     report(out / "curves.png", {"JAX": runs["jax"], "PyTorch": runs["torch"]}, verdict)
     if verdict.matched and verdict.rest():
         print(f"every step is decided by: {by_lockstep(flags)}")
-    return verdict.exit_status
+    nudged = [runs[f"torch-nudge-{i}"] for i in NUDGES]
+    figure = out / "curves.png"
+    return verdict_of("parity", verdict, [runs["jax"], runs["torch"]], nudged, figure)
 
 
 def by_lockstep(flags: list[str]) -> str:

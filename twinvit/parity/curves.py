@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from json import loads
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from shared_vit.errors import UserError, some
 from shared_vit.run.record import Record, differences, read_record
 from shared_vit.spec.config import name_of
+from twinvit.pages import verdicts
 from twinvit.parity import noise_rule, plots
 from twinvit.parity.noise_rule import QUANTITIES, Curve, Verdict, gap, machine_epsilon, read_curve
 from twinvit.parity.run_ends import judge_ends
+from twinvit.verdict_flags import checked
 
 
 def curves(
@@ -22,6 +25,9 @@ def curves(
     /,
     noise: tuple[Path, ...] = (),
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("curves.png"),
+    json: str | None = None,
+    quiet: bool = False,
+    github: bool = False,
 ) -> int:
     """Plot the curves of runs on disk, one or several over one another, with the gaps between them.
 
@@ -32,9 +38,16 @@ def curves(
         runs: run directories.
         noise: three or more runs of the second run's twin and flags with --nudge=1, 2, 3, ...
         output: where to write the figure.
+        json: where to write the verdict as JSON; without a path to standard output, where nothing
+            else is written then. It needs --noise, as the next two do.
+        quiet: print the verdict's line only.
+        github: print annotations of a GitHub workflow, too.
     """
+    flags = checked(json, quiet, github)
     if not runs:
         raise UserError("twinvit curves needs a run directory, or several")
+    if flags.given() and not noise:
+        raise UserError("--json, --quiet and --github say a verdict: name three runs by --noise")
     if noise and len(runs) != 2:
         raise UserError(f"--noise judges two runs, not {len(runs)}")
     folders = [run.resolve() for run in (*runs, *noise)]
@@ -43,9 +56,13 @@ def curves(
     plots.check_figure(output)
     labels = _labels(runs)
     if noise:
-        verdict = judge(runs[0], runs[1], list(noise))
-        report(output, dict(zip(labels, runs)), verdict)
-        return verdict.exit_status
+
+        def work() -> verdicts.Verdict:
+            verdict = judge(runs[0], runs[1], list(noise))
+            report(output, dict(zip(labels, runs)), verdict)
+            return verdict_of("curves", verdict, list(runs), list(noise), output)
+
+        return verdicts.announce(flags, work)
     found = {label: read_curve(run) for label, run in zip(labels, runs)}
     trained_by = {label: frameworks_of(run) for label, run in zip(labels, runs)}
     for label, curve in found.items():
@@ -108,6 +125,31 @@ def _check_nudged(base: Path, nudged: list[Path]) -> None:
             )
 
 
+def verdict_of(
+    tool: str, verdict: Verdict, runs: list[Path], noise: list[Path], figure: Path
+) -> verdicts.Verdict:
+    """A verdict on two runs as programs read it."""
+
+    def ends(values: dict[str, np.ndarray]) -> dict[str, float]:
+        """Each quantity's number at the last step that was decided."""
+        at = int(np.searchsorted(verdict.steps, max(verdict.decided_until, int(verdict.steps[0]))))
+        return {name: float(numbers[at]) for name, numbers in values.items()}
+
+    own = {
+        "runs": [str(run) for run in runs],
+        "noise_runs": [str(run) for run in noise],
+        "steps": verdict.total,
+        "decided": verdict.decided_until,
+        "gaps": ends(verdict.gaps),
+        "noise": ends(verdict.noise),
+        "bounds": ends(verdict.bound),
+        "compared": verdict.compared,
+        "not_compared": verdict.left,
+        "figure": str(figure),
+    }
+    return verdicts.Verdict(tool, verdict.verdict, verdict.headline(), verdict.reasons, own)
+
+
 def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
     """Print a verdict on two labelled runs, and write its figure."""
     recipe = read_record(list(runs.values())[1]).recipe
@@ -135,7 +177,7 @@ def frameworks_of(run: Path) -> list[tuple[int, str]]:
     starts: list[tuple[int, str]] = []
     for line in lines:
         try:
-            row = json.loads(line)
+            row = loads(line)
             start = int(row["step"]), str(row["framework"])
         except (ValueError, KeyError, TypeError, OverflowError):  # no start, or a line that was cut
             continue

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from twinvit.pages import verdicts
+from twinvit.port import command_verdicts as told
 from twinvit.port.command_inputs import check_writable, inputs, jax_inputs, load
 from twinvit.port.errors import PortError
 
@@ -45,12 +45,14 @@ def parser() -> argparse.ArgumentParser:
     mapped.add_argument("torch_model", metavar="pkg.mod:make_torch")
     mapped.add_argument("jax_model", metavar="pkg.mod:make_jax")
     mapped.add_argument("-o", "--out", type=Path, required=True, help="the map's file, TOML")
+    _verdict_flags(mapped, "the map and its verdict")
     blind = commands.add_parser("blind_spots", help="what a test with this tolerance lets through")
     blind.add_argument("torch_model", metavar="pkg.mod:make_torch")
     _inputs(blind)
     blind.add_argument("--atol", type=float, default=1e-5)
     blind.add_argument("--rtol", type=float, default=0.0)
     blind.add_argument("--metric", default="allclose", choices=("allclose", "cosine", "kl", "top1"))
+    _verdict_flags(blind, "what passes and the verdict")
     commands.add_parser("causes", help="print the catalogue")
     for command in commands.choices.values():
         command.add_argument(
@@ -95,13 +97,17 @@ def _explain_flags(commands: Any) -> None:
     p.add_argument("--grad", action="store_true", help="compare gradients, too")
     p.add_argument("--train", action="store_true", help="compare train mode, too")
     p.add_argument("--html", type=Path, default=None, help="write the report as a page")
+    _verdict_flags(p, "the report")
+
+
+def _verdict_flags(p: argparse.ArgumentParser, what: str) -> None:
     p.add_argument(
         "--json",
         nargs="?",
         const="-",
         default=None,
         metavar="PATH",
-        help="write the report as JSON to a file, or without a path (or with -) to standard "
+        help=f"write {what} as JSON to a file, or without a path (or with -) to standard "
         "output, where nothing else is written then",
     )
     p.add_argument("--quiet", action="store_true", help="print the verdict's line only")
@@ -148,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit where the arguments are wrong (3) or help was asked for (0).
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser().parse_args(given)
+    arguments = parser().parse_args(spelt(given))
     arguments.command_line = shlex.join(["twinvit", "port", *given])
+    verdicts.command_line.set(arguments.command_line)
     try:
         return _COMMANDS[arguments.command](arguments)
     except PortError as error:
@@ -162,6 +169,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exception(cause)
     print(f"error: {message}", file=sys.stderr)
     return NO_VERDICT
+
+
+def spelt(argv: Sequence[str]) -> list[str]:
+    """A command line with its command and flags as the parser knows them: hyphens and underscores
+    are alike."""
+    found = []
+    for i, arg in enumerate(argv):
+        name, equals, value = arg.partition("=")
+        if i == 0 and not arg.startswith("-"):
+            arg = arg.replace("-", "_")
+        elif name.startswith("--"):
+            arg = name.replace("_", "-") + equals + value
+        found.append(arg)
+    return found
 
 
 def _one_line(error: BaseException) -> str:
@@ -197,9 +218,9 @@ def _progress() -> Callable[[str], None]:
 def _explain(arguments: argparse.Namespace) -> int:
     arrays = inputs(arguments)
     given = jax_inputs(arguments.jax_shapes, arrays)
-    file = None if arguments.json in (None, "-") else Path(arguments.json)
-    check_writable(arguments.html, file)
-    with _standard_output_kept(arguments.json == "-"):
+    check_writable(arguments.html)
+    flags = _flags(arguments)
+    with verdicts.printing(verdicts.Flags(flags.json)):
         model, jax_model = _models(arguments)
         from twinvit.port.explainer import explain
 
@@ -236,55 +257,53 @@ def _print(report: Report, arguments: argparse.Namespace) -> None:
     lines = [verdict_line(report) if arguments.quiet else str(report)]
     if arguments.github:
         lines += workflow_commands(report)
-    codec = sys.stdout.encoding or "utf-8"
-    text = "\n".join(lines).encode(codec, "backslashreplace").decode(codec)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head`: the verdict stands, and the status says it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    verdicts.print_safely("\n".join(lines), sys.stdout)
 
 
-@contextlib.contextmanager
-def _standard_output_kept(kept: bool) -> Iterator[None]:
-    """What is printed within, by the models too, goes to standard error if the other is kept."""
-    if not kept:
-        yield
-        return
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def _flags(arguments: argparse.Namespace) -> verdicts.Flags:
+    """How the verdict is said. Raises PortError for a path that no file can be written to."""
+    check_writable(None if arguments.json in (None, "-") else Path(arguments.json))
+    return verdicts.Flags(arguments.json, arguments.quiet, arguments.github)
 
 
 def _map(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
-    model, jax_model = _models(arguments)
-    from twinvit.port.weight_map import map_weights
 
-    found = map_weights(model, jax_model)
-    found.save(arguments.out)
-    print(f"{len(found.rules)} arrays mapped, written to {arguments.out}")
-    for text in found.ambiguous:
-        print(f"ambiguous: {text}")
-    for text in found.unused:
-        print(f"unused: {text}")
-    return SAME if not found.ambiguous and not found.unused else DIFFERENT
+    def work() -> verdicts.Verdict:
+        model, jax_model = _models(arguments)
+        from twinvit.port.weight_map import map_weights
+
+        found = map_weights(model, jax_model)
+        found.save(arguments.out)
+        print(f"{len(found.rules)} arrays mapped, written to {arguments.out}")
+        for text in found.ambiguous:
+            print(f"ambiguous: {text}")
+        for text in found.unused:
+            print(f"unused: {text}")
+        return told.of_map(found, model, jax_model, arguments.out)
+
+    return verdicts.announce(_flags(arguments), work)
 
 
 def _blind_spots(arguments: argparse.Namespace) -> int:
-    arrays = inputs(arguments)
-    _need("torch")
-    model = load(arguments.torch_model)
-    from twinvit.port.audit import blind_spots
+    def work() -> verdicts.Verdict:
+        arrays = inputs(arguments)
+        _need("torch")
+        model = load(arguments.torch_model)
+        from twinvit.port.audit import blind_spots
 
-    result = blind_spots(
-        model,
-        arrays,
-        atol=arguments.atol,
-        rtol=arguments.rtol,
-        metric=arguments.metric,
-        progress=_progress(),
-    )
-    print(result)
-    return result.exit_status
+        result = blind_spots(
+            model,
+            arrays,
+            atol=arguments.atol,
+            rtol=arguments.rtol,
+            metric=arguments.metric,
+            progress=None if arguments.quiet else _progress(),
+        )
+        print(result)
+        return told.of_blind_spots(result, model, arrays, arguments.seed)
+
+    return verdicts.announce(_flags(arguments), work)
 
 
 def _causes(arguments: argparse.Namespace) -> int:

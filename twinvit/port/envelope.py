@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from twinvit.pages.verdicts import versions
 from twinvit.port.report import Input
 
 
@@ -47,14 +46,3 @@ def described(inputs: Any) -> list[Input]:
         dtype = str(x.dtype).removeprefix("torch.")
         found.append(Input(str(name), tuple(int(n) for n in x.shape), dtype))
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was at work: twinvit, torch, jax, numpy, python."""
-    found = {}
-    for name in ("twinvit", "torch", "jax", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = ""
-    return found | {"python": platform.python_version()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from twinvit.pages import verdicts
+from twinvit.pages.verdicts import SCHEMA, plain
 from twinvit.port.report import (
     FAR,
     Draw,
@@ -21,25 +22,19 @@ from twinvit.port.report import (
     Report,
 )
 
-SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 
 def envelope(report: Report) -> dict[str, Any]:
-    """The report as what JSON can hold; its fields are those of `Report`, after "schema"."""
+    """The report as what JSON can hold: "schema" and "tool", then the fields of `Report`."""
     report.check()
     names = [f.name for f in fields(report) if not f.name.startswith("_")]
-    return {"schema": SCHEMA} | {n: _plain(getattr(report, n)) for n in names}
+    return {"schema": SCHEMA, "tool": "explain"} | {n: plain(getattr(report, n)) for n in names}
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
     """Write a report to a file, or to standard output if the path is "-"."""
-    text = json.dumps(envelope(report), indent=1, allow_nan=False) + "\n"
-    if os.fspath(path) == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    else:
-        Path(path).write_text(text, encoding="utf-8")
+    verdicts.write(envelope(report), path)
 
 
 def read(path: str | os.PathLike[str]) -> Report:
@@ -50,6 +45,7 @@ def read(path: str | os.PathLike[str]) -> Report:
         raise ValueError(f"{path} is no report: it is not JSON ({error})") from error
     if not isinstance(data, dict) or ("schema" not in data and "format" not in data):
         raise ValueError(f"{path} is no report: it has no field schema")
+    data.pop("tool", None)
     version = data.pop("schema") if "schema" in data else data.pop("format")
     if version not in (1, SCHEMA):
         raise ValueError(
@@ -131,21 +127,3 @@ def _draw(data: dict[str, Any]) -> Draw:
 def _numbers(data: dict[str, Any], *names: str) -> dict[str, Any]:
     """`data` with its numbers as floats: "inf" and "nan" are strings in JSON."""
     return data | {n: None if data[n] is None else float(data[n]) for n in names}
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it: dataclasses as objects, tuples as arrays, no NaN or infinity."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, float):  # NumPy's float64 among them
-        value = float(value)
-        return value if value - value == 0 else str(value)
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, str):  # half a surrogate pair, as file names can hold, is not UTF-8
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if value is None or isinstance(value, bool | int):
-        return value
-    return value.item() if hasattr(value, "item") else str(value)  # NumPy's scalars

@@ -7,79 +7,8 @@ import platform
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from twinvit.pages.style import STYLE
 from twinvit.pages.svg import Chart, Series
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0;
-  --panel: #f5f7f9; --good: #14713a; --bad: #b3261e; --warn: #8a5a00; --mine: #1f6feb;
-  --band: #1f6feb22; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --ink: #e7eaee; --soft: #a0a9b4;
-  --rule: #343b44; --panel: #1c2127; --good: #5ccb85; --bad: #ff8a80; --warn: #e3b04b;
-  --mine: #79b0ff; --band: #79b0ff2b; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 24px 20px 64px; }
-h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 8px; }
-h2 { font-size: 1.12rem; margin: 40px 0 12px; }
-p { margin: 0 0 12px; max-width: 75ch; }
-.lead { color: var(--soft); overflow-wrap: anywhere; }
-header { border-left: 6px solid var(--soft); padding: 4px 0 4px 16px; }
-header.good { border-color: var(--good); } header.bad { border-color: var(--bad); }
-header.warn { border-color: var(--warn); }
-.badge { display: inline-block; font-size: .8rem; font-weight: 700; letter-spacing: .04em; }
-.good .badge { color: var(--good); } .bad .badge { color: var(--bad); }
-.warn .badge { color: var(--warn); }
-code, pre, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
-  font-size: .87em; overflow-wrap: anywhere; }
-pre { background: var(--panel); padding: 8px 12px; margin: 4px 0 0; overflow-x: auto;
-  overflow-wrap: normal; border-radius: 4px; }
-pre b { color: var(--bad); }
-table { width: 100%; border-collapse: collapse; font-size: .93rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
-th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td { overflow-wrap: break-word; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-ul { margin: 0; padding-left: 20px; } li { margin-bottom: 4px; max-width: 85ch; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-top: 6px; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .9rem; margin-bottom: 6px; }
-.legend span { display: inline-flex; align-items: center; gap: 6px; }
-.narrow { display: none; }
-.finding { border: 1px solid var(--rule); border-radius: 6px; padding: 14px 16px;
-  margin: 0 0 14px; }
-.finding h3 { margin: 0 0 6px; font-size: 1.02rem; }
-.finding dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 14px; margin: 8px 0 0;
-  font-size: .93rem; }
-dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
-svg { display: block; max-width: 100%; height: auto; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-svg .grid { stroke: var(--rule); stroke-width: 1; }
-svg .group { stroke: var(--rule); stroke-width: 1; stroke-dasharray: 2 4; }
-svg polyline { fill: none; stroke-width: 1.5; }
-svg polyline.good, svg polyline.mine { stroke: var(--mine); }
-svg polyline.bad { stroke: var(--bad); } svg polyline.warn { stroke: var(--warn); }
-svg polyline.soft { stroke: var(--rule); }
-svg .noise { fill: var(--band); }
-svg .point { stroke: var(--paper); stroke-width: 1; }
-svg .point.good, svg .point.mine { fill: var(--mine); } svg .point.bad { fill: var(--bad); }
-svg .point.warn { fill: var(--warn); }
-svg .ring { fill: var(--paper); stroke-width: 1.6; } svg .ring.warn { stroke: var(--warn); }
-svg .ring.good, svg .ring.mine { stroke: var(--mine); } svg .ring.bad { stroke: var(--bad); }
-svg .mark circle { fill: var(--ink); } svg .mark text { fill: var(--paper); font-weight: 700; }
-svg .mark line { stroke: var(--ink); }
-footer { margin-top: 48px; color: var(--soft); font-size: .85rem; }
-@media (max-width: 640px) {
-  main { padding: 16px 14px 48px; } h1 { font-size: 1.25rem; }
-  .wide { display: none; } .narrow { display: block; }
-  .finding dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
-  table.stack thead { display: none; }
-  table.stack td { display: block; border: 0; padding: 1px 0; text-align: left;
-    white-space: normal; }
-  table.stack tr { display: block; border-bottom: 1px solid var(--rule); padding: 8px 0; }
-  table.stack td[data-name]::before { content: attr(data-name) ": "; color: var(--soft); }
-}
-@media print { .wide { display: block; } .narrow { display: none; } }
-"""
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -98,13 +27,28 @@ def document(title: str, body: Iterable[str]) -> str:
     )
 
 
-def header(badge: str, sentence: str, lead: Sequence[str], tone: str) -> str:
-    """The verdict: a word, a sentence, further lines. `tone` is "good", "bad" or "warn"."""
+def header(
+    badge: str,
+    sentence: str,
+    lead: Sequence[str],
+    tone: str,
+    about: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The verdict: a word, a sentence, further lines. `tone` is "good", "bad" or "warn"; `about`
+    stands over it, `facts` are names and values (HTML) under it."""
     lines = "".join(f'<p class="lead">{escape(line)}</p>' for line in lead)
+    over = f'<p class="about">{escape(about)}</p>' if about else ""
+    under = f'<div class="facts">{definitions(facts)}</div>' if facts else ""
     return (
-        f'<header class="{tone}"><span class="badge">{escape(badge)}</span>'
-        f"<h1>{escape(sentence)}</h1>{lines}</header>"
+        f'<header class="{tone}">{over}<span class="badge">{escape(badge)}</span>'
+        f"<h1>{escape(sentence)}</h1>{lines}{under}</header>"
     )
+
+
+def folded(summary: str, *content: str) -> str:
+    """HTML pieces that are shown when their line is opened, and in print."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(content)}</details>"
 
 
 def section(title: str, *content: str) -> str:
@@ -148,12 +92,15 @@ def code(text: str) -> str:
     return f"<code>{escape(text)}</code>"
 
 
-def source_lines(lines: Sequence[str], first: int, marked: int) -> str:
-    """Source lines with their numbers, the first being `first`, line `marked` in bold."""
+def source_lines(lines: Sequence[str], first: int, marked: int, write: str = "") -> str:
+    """Source lines with their numbers, the first being `first`, line `marked` marked; below it what
+    is to be written there, if anything."""
     shown = []
     for number, line in enumerate(lines, first):
-        text = f"{number:>5}  {escape(line.rstrip())}"
+        text = f"{number:>5} {'>' if number == marked else ' '} {escape(line.rstrip())}"
         shown.append(f"<b>{text}</b>" if number == marked else text)
+        if write and number == marked:
+            shown.append(f"<ins>    + {escape(write)}</ins>")
     return "<pre>" + "\n".join(shown) + "</pre>"
 
 
@@ -171,6 +118,12 @@ def figure(chart: Chart, caption: str) -> str:
             f'<rect class="{band.style}" width="18" height="12"/></svg>'
         )
         legend.append(f"<span>{shape}{escape(band.label)}</span>")
+    if chart.strip is not None:
+        shape = (
+            '<svg width="18" height="12" viewBox="0 0 18 12">'
+            f'<path class="cross {chart.strip.style}" d="M6 3l6 6m0 -6l-6 6"/></svg>'
+        )
+        legend.append(f"<span>{shape}{escape(chart.strip.label)}</span>")
     return (
         f'<figure><div class="legend">{"".join(legend)}</div>'
         f'<div class="wide">{chart.draw(1000, 380)}</div>'
@@ -183,6 +136,8 @@ def _sample(style: str, series: Series) -> str:
     if series.points:
         if series.alike == "square":
             return f'<rect class="{style} point" x="6" y="3" width="6" height="6"/>'
+        if series.alike == "diamond":
+            return f'<polygon class="{style} point" points="9,2 13,6 9,10 5,6"/>'
         kind = "ring" if series.alike == "ring" else "point"
         return f'<circle class="{style} {kind}" cx="9" cy="6" r="3.5"/>'
     return f'<polyline class="{style}" points="0,6 18,6"/>'

@@ -9,6 +9,8 @@ from html import escape
 from typing import Any
 
 LOWEST = 1e-17  # where zeros are drawn
+ROW = 24  # height of the row below the axis
+RADIUS = 9  # of a numbered mark
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Series:
     line: bool = True
     points: bool = False
     titles: Sequence[str] = ()
-    alike: str = ""  # another way to tell the series than by colour: "ring", "square"
+    alike: str = ""  # how it is told apart beside colour: "ring", "square", "diamond", "cross"
 
 
 @dataclass
@@ -46,6 +48,16 @@ class Mark:
 
 
 @dataclass
+class Strip:
+    """Places on the x axis that have no value: crosses in a row of their own below the axis."""
+
+    label: str
+    x: Sequence[float]
+    style: str
+    titles: Sequence[str] = ()
+
+
+@dataclass
 class Chart:
     """One chart with a linear x axis and a logarithmic y axis."""
 
@@ -56,10 +68,12 @@ class Chart:
     marks: Sequence[Mark] = ()
     groups: Sequence[tuple[float, float, str]] = ()  # (from, to, label) along the x axis
     description: str = ""
+    strip: Strip | None = None
 
     def draw(self, width: int, height: int) -> str:
         """The chart as an `svg` element of that size in CSS pixels."""
         left, right, top, bottom = 46, 12, 26, 58 if self.groups else 40
+        floor = height - bottom - (ROW if self.strip else 0)
         x0, x1 = self._x_range()
         low, high = self._y_range()
         span = (width - left - right) / max(x1 - x0, 1e-9)
@@ -69,7 +83,7 @@ class Chart:
 
         def py(y: float) -> float:
             place = (math.log10(_drawable(y, low, high)) - low) / (high - low)
-            return height - bottom - place * (height - top - bottom)
+            return floor - place * (floor - top)
 
         parts = [
             f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">',
@@ -78,11 +92,19 @@ class Chart:
         parts += self._grid(width, height, left, right, bottom, low, high, py)
         parts += self._group_labels(width, height, right, bottom, top, px)
         for band in self.bands:
-            parts.append(_area(band, px, py, height - bottom))
+            parts.append(_area(band, px, py, floor))
         for series in self.series:
             parts += _lines(series, px, py)
-        for mark in self.marks:
-            parts.append(_mark(mark, px(mark.x), py(mark.y), top))
+        if self.strip is not None:
+            parts += _strip(self.strip, px, floor, left, width - right)
+        below = floor + ROW / 2
+        parts += _marks(
+            [
+                (m, px(m.x), below if self.strip and not math.isfinite(m.y) else py(m.y))
+                for m in self.marks
+            ],
+            (left + RADIUS, top + RADIUS - 8, width - right - RADIUS, floor - RADIUS),
+        )
         middle = (left + width - right) / 2
         parts.append(
             f'<text class="axis" x="{middle:.1f}" y="{height - 6}" text-anchor="middle">'
@@ -95,7 +117,7 @@ class Chart:
         return "\n".join(parts)
 
     def _x_range(self) -> tuple[float, float]:
-        drawn: list[Any] = [*self.series, *self.bands]
+        drawn: list[Any] = [*self.series, *self.bands, *([self.strip] if self.strip else [])]
         xs = [x for s in drawn for x in s.x]
         return (min(xs), max(xs)) if xs else (0.0, 1.0)
 
@@ -221,6 +243,10 @@ def _lines(series: Series, px: Callable[[float], float], py: Callable[[float], f
 def _point(series: Series, x: float, y: float, title: str) -> str:
     inside = f"<title>{title}</title>" if title else ""
     kind = f'class="{series.style} point"'
+    if series.alike == "diamond":
+        points = f"{x:.1f},{y - 4.2:.1f} {x + 4.2:.1f},{y:.1f} {x:.1f},{y + 4.2:.1f} "
+        points += f"{x - 4.2:.1f},{y:.1f}"
+        return f'<polygon {kind} points="{points}">{inside}</polygon>'
     if series.alike == "square":
         return f'<rect {kind} x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6">{inside}</rect>'
     if series.alike == "ring":
@@ -228,14 +254,69 @@ def _point(series: Series, x: float, y: float, title: str) -> str:
     return f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}" r="3">{inside}</circle>'
 
 
-def _mark(mark: Mark, x: float, y: float, top: int) -> str:
-    above = y - 16 >= top + 4
-    label_y = y - 16 if above else y + 18
-    end = label_y + 8 if above else label_y - 8
+def _strip(
+    strip: Strip, px: Callable[[float], float], floor: float, left: float, right: float
+) -> list[str]:
+    """The row below the axis: a cross for each place."""
+    y = floor + ROW / 2
+    parts = [
+        f'<rect class="strip" x="{left:.1f}" y="{floor + 4:.1f}" width="{right - left:.1f}" '
+        f'height="{ROW - 8}"/>'
+    ]
+    for i, value in enumerate(strip.x):
+        x = px(value)
+        title = escape(strip.titles[i]) if i < len(strip.titles) else ""
+        parts.append(
+            f'<path class="cross {strip.style}" d="M{x - 3:.1f} {y - 3:.1f}l6 6m0 -6l-6 6">'
+            f"<title>{title or escape(strip.label)}</title></path>"
+        )
+    return parts
+
+
+def _marks(
+    marks: Sequence[tuple[Mark, float, float]], box: tuple[float, float, float, float]
+) -> list[str]:
+    """Numbered marks, each near its place, and none over another as far as there is room. `box` is
+    where their centres may be: left, top, right, bottom."""
+    taken: list[tuple[float, float]] = []
+    parts = []
+    for mark, x, y in marks:
+        at = _free(x, y, taken, box)
+        taken.append(at)
+        parts.append(_mark(mark, x, y, at))
+    return parts
+
+
+def _free(
+    x: float,
+    y: float,
+    taken: Sequence[tuple[float, float]],
+    box: tuple[float, float, float, float],
+) -> tuple[float, float]:
+    """The nearest free centre for a mark at a point: above it, below it, then further away."""
+    apart = 2 * RADIUS + 1
+    steps = [(i, j) for i in range(-20, 21) for j in range(-20, 21) if j]
+    steps.sort(key=lambda s: (abs(s[0]) + abs(s[1]), s[1] > 0, abs(s[0])))
+    left, top, right, bottom = box
+    for i, j in steps:
+        place = x + i * apart, y + j * apart - (j > 0) * 2 + (j < 0) * 2
+        place = min(max(place[0], left), right), place[1]
+        if not top <= place[1] <= bottom:
+            continue
+        if all(math.dist(place, other) >= apart - 0.5 for other in taken):
+            return place
+    return min(max(x, left), right), top
+
+
+def _mark(mark: Mark, x: float, y: float, at: tuple[float, float]) -> str:
+    """A number in a circle at `at`, with a line to its point."""
+    far = math.dist((x, y), at) or 1.0
+    share = (RADIUS - 1) / far
+    end = at[0] + (x - at[0]) * share, at[1] + (y - at[1]) * share
     return (
         f'<g class="mark"><title>{escape(mark.title or mark.text)}</title>'
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{end:.1f}" y2="{y:.1f}"/>'
-        f'<circle cx="{x:.1f}" cy="{label_y:.1f}" r="9"/>'
-        f'<text x="{x:.1f}" y="{label_y + 4:.1f}" text-anchor="middle">{escape(mark.text)}'
+        f'<line x1="{x:.1f}" x2="{end[0]:.1f}" y1="{y:.1f}" y2="{end[1]:.1f}"/>'
+        f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{RADIUS}"/>'
+        f'<text x="{at[0]:.1f}" y="{at[1] + 4:.1f}" text-anchor="middle">{escape(mark.text)}'
         "</text></g>"
     )

@@ -39,6 +39,7 @@ from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.steps import other_sides, step_operands
+from twinvit.port.search.unknown import operations_without_unknown
 from twinvit.port.verify import Program
 
 HEADS = ("head", "classifier", "logit")  # in names of modules that make logits
@@ -103,6 +104,8 @@ class Comparison:
     remaining: float
     unknown: bool
     operations: list[Operation]
+    operations_after: list[Operation]
+    """The same with the edits of known causes; empty where there is no finding."""
     narrowings: list[Narrowing]
     found: int
     native: NativeRun
@@ -223,6 +226,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     steps = [] if agrees else other_sides(session)
     start = session.snapshot()
     findings, remaining, unknown = explain_divergences(session, say, pairing)
+    after = operations_without_unknown(session, start) if findings else []
     unpaired = [] if pairing is None else list(pairing.unpaired())
     if pairing is not None:
         before, distance = _before(session, start, pairing)
@@ -243,6 +247,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         remaining,
         unknown,
         operations,
+        after,
         narrowings,
         sum(1 for e in session.match.values() if e is not None),
         native,

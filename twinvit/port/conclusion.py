@@ -118,6 +118,7 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         verified=judged.draws,
         reference=judged.reference,
         seconds=seconds,
+        operations_after=forward.operations_after if findings else [],
         _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
     )

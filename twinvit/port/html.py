@@ -3,81 +3,104 @@
 from __future__ import annotations
 
 import datetime
-import math
-import re
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Iterator
 
 from twinvit.pages import html
-from twinvit.pages.svg import Band, Chart, Mark, Series
-from twinvit.port.report import Draw, Finding, Operation, Output, Report
+from twinvit.port import report_facts as facts
+from twinvit.port.html_finding import card
+from twinvit.port.html_picture import by_step, picture
+from twinvit.port.report import SHOWN, Draw, Output, Report
+from twinvit.port.report_facts import number
 from twinvit.port.report_text import (
     differing_layouts,
     edited_side,
-    lines_of,
     native_text,
-    place_to_change,
     rounding,
     roundings,
 )
-from twinvit.port.sides import NAMES, turned
+from twinvit.port.sides import NAMES
 
-KINDS = {
-    "cause": "proven cause",
-    "precision": "a constant in a narrower type",
-    "weights": "weights",
-    "expression": "an expression of the port's, proven",
-    "unknown": "cause not known",
-}
 TONES = {"same": "good", "different": "bad", "undecided": "warn"}
 
 
 def page(report: Report) -> str:
     """The report as a page that needs no network."""
     badge, sentence, tone = _verdict(report)
-    body = [html.header(badge, sentence, _lead(report), tone)]
-    shown = [op for op in report.operations if op.status]
-    if shown:
-        body.append(html.section(*_picture(report, shown)))
+    return html.document(_title(report, badge), [*_body(report, badge, sentence, tone)])
+
+
+def frame(report: Report) -> str:
+    """The page in a frame of its own, as a notebook shows it."""
+    inside = html.escape(page(report), quote=True)
+    return (
+        f'<iframe srcdoc="{inside}" title="{html.escape(_verdict(report)[1], quote=True)}" '
+        'style="width: 100%; height: 640px; border: 0"></iframe>'
+    )
+
+
+def _body(report: Report, badge: str, sentence: str, tone: str) -> Iterator[str]:
+    yield html.header(badge, sentence, _lead(report), tone, facts.roles(report), _facts(report))
     if report.findings:
-        findings = [_finding(i, f, report) for i, f in enumerate(report.findings, 1)]
-        body.append(html.section("Findings", *findings))
-    body += _proofs(report)
-    if report.narrowings:
-        rows = [
-            (
-                n.side,
-                n.where,
-                n.dtype,
-                "not measured" if n.cost is None else number(n.cost),
-                {True: "none", False: "as well", None: "not known"}[n.alone],
-            )
-            for n in report.narrowings
-        ]
-        body.append(
-            html.section(
-                "Narrowings",
-                "<p class='lead'>Computed in a narrower type than their inputs; ignored above, "
-                "where both sides ran in float64. The cost is what each alone does to the "
-                "outputs.</p>",
-                html.table(("side", "where", "to", "cost", "other side"), rows, numbers=(3,)),
-            )
-        )
+        findings = [card(i, f, report) for i, f in enumerate(report.findings, 1)]
+        yield html.section("Findings", *findings)
+    yield picture(report)
+    yield from _proofs(report)
     if report.unseen:
-        body.append(_texts("Not seen with these inputs", report.unseen, report))
+        specific, fixed = facts.by_kind(report.unseen)
+        parts = [html.bullets(specific)] if specific else []
+        if fixed:
+            parts.append(html.folded("Left out of this comparison", html.bullets(fixed)))
+        yield html.section("Not seen with these inputs", *parts)
+    if report.narrowings:
+        yield _narrowings(report)
     if report.notes:
-        body.append(_texts("How it was compared", report.notes, report))
+        folded = html.folded(f"{len(report.notes)} notes", html.bullets(report.notes))
+        yield html.section("How it was compared", folded)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     made = [f"{name} {version}" for name, version in report.versions.items() if version]
-    body.append(f"<footer>{' · '.join([*(made or html.versions()), now])}</footer>")
-    return html.document(f"{badge}: {sentence}", body)
+    yield f"<footer>{' · '.join([*(made or html.versions()), now])}</footer>"
 
 
-def number(value: float) -> str:
-    """A distance, in words where it is no number."""
-    if math.isnan(value):
-        return "not a number"
-    return "no value of its size" if math.isinf(value) else f"{value:.1e}"
+def _title(report: Report, badge: str) -> str:
+    """The page's title: the verdict, and what it is of."""
+    about = [facts.models(report), facts.inputs(report)]
+    about += [f"seed {report.seed}"] if report.seed is not None else []
+    about += [report.command]
+    told = "; ".join(part for part in about if part)
+    return f"{badge}: {told or _verdict(report)[1]}"
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """Inputs, seed and command, where the report knows them."""
+    told = ", ".join(part for part in (facts.inputs(report), facts.drawn(report)) if part)
+    pairs = [("inputs", html.escape(told))] if told else []
+    return pairs + ([("command", html.code(report.command))] if report.command else [])
+
+
+def _narrowings(report: Report) -> str:
+    """Computations in narrower types, the costliest first; beyond the first ones folded."""
+    rows = [
+        (
+            n.side,
+            n.where,
+            n.dtype,
+            "not measured" if n.cost is None else number(n.cost),
+            {True: "none", False: "as well", None: "not known"}[n.alone],
+        )
+        for n in facts.costliest_first(report.narrowings)
+    ]
+    columns = ("side", "where", "to", "cost", "other side")
+    parts = [html.table(columns, rows[:SHOWN], numbers=(3,))]
+    if rows[SHOWN:]:
+        rest = html.table(columns, rows[SHOWN:], numbers=(3,))
+        parts.append(html.folded(f"{len(rows) - SHOWN} more", rest))
+    return html.section(
+        "Narrowings",
+        "<p class='lead'>Computed in a narrower type than their inputs; ignored above, "
+        "where both sides ran in float64. The cost is what each alone does to the "
+        "outputs.</p>",
+        *parts,
+    )
 
 
 def _verdict(report: Report) -> tuple[str, str, str]:
@@ -117,7 +140,7 @@ def _capital(text: str) -> str:
 
 
 def _lead(report: Report) -> list[str]:
-    what = "Parameters" if _by_step(report) else "Outputs"
+    what = "Parameters" if by_step(report) else "Outputs"
     if report.same:
         first = f"{what} are {number(report.distance)} apart: rounding."
     else:
@@ -131,10 +154,6 @@ def _lead(report: Report) -> list[str]:
     alone = rounding(report)
     said = [f"{_capital(alone)}."] if alone else []
     return [*said, first, *further, *differing_layouts(report)]
-
-
-def _texts(title: str, texts: list[str], report: Report) -> str:
-    return html.section(title, html.bullets([text for text in texts]))
 
 
 def _proofs(report: Report) -> list[str]:
@@ -168,134 +187,3 @@ def _row(output: Output) -> tuple[str, ...]:
 def _draw_row(draw: Draw, report: Report) -> tuple[str, ...]:
     far = ", ".join(f"{n or 'outputs'} {number(d)}" for n, d in draw.distances.items())
     return (draw.kind, far, draw.note)
-
-
-def _picture(report: Report, shown: list[Operation]) -> list[str]:
-    if _by_step(report):
-        return _steps(shown)
-    x = [op.index for op in shown]
-    series = []
-    for status, label, style, alike in (
-        ("found", "equal in the port", "mine", ""),
-        ("passed", "fused or split in the port, equal further on", "warn", "ring"),
-        ("lost", "different", "bad", "square"),
-    ):
-        ops = [op for op in shown if op.status == status]
-        if ops:
-            titles = [f"{_place(op)}: {number(op.distance)}" for op in ops]
-            xs, ys = [op.index for op in ops], [op.distance for op in ops]
-            series.append(
-                Series(turned(label, report.reference), xs, ys, style, False, True, titles, alike)
-            )
-    chart = Chart(
-        series=series,
-        y_label=turned("relative L2 distance to the nearest value in the port", report.reference),
-        x_label=turned("operations of the reference, in order", report.reference),
-        bands=[Band("rounding (nudged by one eps)", x, [op.noise for op in shown])],
-        marks=_marks(report, shown),
-        groups=_groups(shown),
-        description=turned("Distance of every operation from the port's values", report.reference),
-    )
-    caption = (
-        "Before any edit. A number marks a finding of the list below; everything after the first "
-        "different operation differs because of it."
-        if report.findings
-        else "Every value of the reference that says something, and how near the port's is."
-    )
-    return ["Distance through the network", html.figure(chart, turned(caption, report.reference))]
-
-
-def _by_step(report: Report) -> bool:
-    return bool(report.operations) and report.operations[0].scope.startswith("step ")
-
-
-def _steps(shown: list[Operation]) -> list[str]:
-    """An optimizer's report: its operations are steps."""
-    x = [op.index + 1 for op in shown]
-    tone = "mine" if all(op.status == "found" for op in shown) else "bad"
-    distances = [op.distance for op in shown]
-    titles = [f"{op.scope}: {number(op.distance)}" for op in shown]
-    chart = Chart(
-        series=[Series("distance", x, distances, tone, True, True, titles)],
-        y_label="relative L2 distance of the parameters",
-        x_label="step",
-        bands=[Band("rounding (reference, nudged by one eps)", x, [op.noise for op in shown])],
-        description="Distance of the parameters after each step",
-    )
-    return ["Distance by step", html.figure(chart, "Both sides stepped the same gradients.")]
-
-
-def _place(op: Operation) -> str:
-    return f"{op.scope}: {op.name}" if op.scope else op.name
-
-
-def _marks(report: Report, shown: list[Operation]) -> list[Mark]:
-    marks, taken = [], set()
-    for i, finding in enumerate(report.findings, 1):
-        scope, _, name = finding.torch.partition(": ")
-        here = [op for op in shown if op.scope == scope]
-        named = [op for op in here if name.split(" ")[0] == op.name]
-        at = sorted(named or here, key=lambda op: op.status != "lost")
-        if at and at[0].index not in taken:
-            taken.add(at[0].index)
-            marks.append(Mark(at[0].index, at[0].distance, str(i), finding.text))
-    return marks
-
-
-def _groups(shown: list[Operation]) -> list[tuple[float, float, str]]:
-    """Runs of operations of the same outer modules: "layers.0", "head"."""
-
-    def outer(op: Operation) -> str:
-        parts = op.scope.split(".")
-        number = next((i for i, p in enumerate(parts) if p.isdigit()), None)
-        return ".".join(parts[: number + 1]) if number is not None else parts[0]
-
-    groups: list[tuple[float, float, str]] = []
-    for name, ops in groupby(shown, key=outer):
-        indices = [op.index for op in ops]
-        groups.append((indices[0], indices[-1], name))
-    return groups
-
-
-def _finding(i: int, finding: Finding, report: Report) -> str:
-    title = f"{i}. {finding.cause or KINDS[finding.kind]}"
-    pairs = [("kind", html.escape(KINDS[finding.kind]))] if finding.cause else []
-    if finding.fix:
-        at = place_to_change(finding, report.reference)
-        pairs.append((f"fix in {at}" if at else "fix", html.code(finding.fix)))
-    mine, theirs = ("reference", "port") if report.reference == "torch" else ("PyTorch", "JAX")
-    lines = lines_of(finding, "torch")
-    pairs.append((mine, html.code(f"{finding.torch}  {lines}".strip()) + _sources(lines)))
-    if finding.jax:
-        lines = lines_of(finding, "jax")
-        pairs.append((theirs, html.code(lines) + _sources(lines)))
-    if len(finding.places) > 1:
-        places = ", ".join(finding.places)
-        pairs.append((f"{len(finding.places)} places", html.code(places)))
-    pairs.append(
-        (
-            "distance there",
-            f"{number(finding.before)} without the edit, {number(finding.after)} with it",
-        )
-    )
-    return (
-        f'<div class="finding"><h3>{html.escape(title)}</h3>'
-        f"<p>{html.escape(finding.text)}</p>"
-        f"{html.definitions(pairs)}</div>"
-    )
-
-
-def _sources(places: str) -> str:
-    """The source lines around each "path/file.py:118" of a text."""
-    found = re.findall(r"([^\s:(),]+\.py):(\d+)", places)
-    return "".join(_source(Path(path), int(line)) for path, line in found)
-
-
-def _source(path: Path, line: int) -> str:
-    """The source lines around a line where that file can be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    first = max(1, line - 2)
-    return html.source_lines(lines[first - 1 : line + 1], first, line)

@@ -253,6 +253,8 @@ class Report:
         command: the command line; "" where there was none.
         versions: of twinvit, torch, jax, numpy and python.
         seconds: how long it took; None where it was not measured.
+        operations_after: the reference's operations with the edits of known causes made; empty
+            where nothing was found.
     """
 
     verdict: str
@@ -275,6 +277,7 @@ class Report:
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None
+    operations_after: list[Operation] = field(default_factory=list)
     _verify: Verify | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -336,6 +339,12 @@ class Report:
         from twinvit.port.report_text import colours, lines
 
         return "\n".join(lines(self, colours()))
+
+    def _repr_html_(self) -> str:
+        """The page, as a notebook shows it."""
+        from twinvit.port import html
+
+        return html.frame(self)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON to a file, or to standard output if the path is "-".

@@ -85,16 +85,18 @@ def _report(data: dict[str, Any]) -> Report:
             "remaining": float(data["remaining"]),
             "findings": [_finding(f) for f in data["findings"]],
             "narrowings": [_narrowing(n) for n in data["narrowings"]],
-            "operations": [
-                Operation(i, s, n, float(d), float(e), st)
-                for i, s, n, d, e, st in data["operations"]
-            ],
+            "operations": _operations(data["operations"]),
+            "operations_after": _operations(data.get("operations_after", [])),
             "outputs": [_output(o) for o in data.get("outputs", [])],
             "native": None if native is None else Native(**_numbers(native, "torch", "jax")),
             "verified": [_draw(d) for d in data.get("verified", [])],
             "inputs": [Input(**i | {"shape": tuple(i["shape"])}) for i in data.get("inputs", [])],
         }
     )
+
+
+def _operations(rows: list[Any]) -> list[Operation]:
+    return [Operation(i, s, n, float(d), float(e), st) for i, s, n, d, e, st in rows]
 
 
 def _finding(data: dict[str, Any]) -> Finding:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from twinvit.port import report_facts as facts
 from twinvit.port.report import SHOWN, Finding, Narrowing, Output, Report
 from twinvit.port.sides import NAMES
 
@@ -16,6 +17,9 @@ LINES = 6  # of a finding that are printed; all are in the JSON report
 def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
     """The report line by line; `c` holds what switches colours on and off."""
     yield from head(report, c)
+    told = facts.line(report)
+    if told:
+        yield f"   {told}"
     for number, finding in enumerate(report.findings, 1):
         yield ""
         yield from _finding(number, finding, report, c)
@@ -30,12 +34,12 @@ def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
     if report.narrowings:
         yield ""
         yield "Narrowings (ignored above: both sides ran in float64):"
-        for narrow in report.narrowings[:SHOWN]:
+        for narrow in facts.costliest_first(report.narrowings)[:SHOWN]:
             yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{costs(narrow)}"
         if len(report.narrowings) > SHOWN:
             yield f"   and {len(report.narrowings) - SHOWN} more"
     for title, texts in (
-        ("Not seen with these inputs:", report.unseen),
+        ("Not seen with these inputs:", [t for kind in facts.by_kind(report.unseen) for t in kind]),
         ("Notes:", report.notes),
     ):
         if texts:

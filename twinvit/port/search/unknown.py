@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from twinvit.port.index import distance, layouts
 from twinvit.port.ops import LAYOUT, MIXING, MOVES
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
+from twinvit.port.report import Operation
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
@@ -104,6 +106,26 @@ def without_unknown(
     accepted: Sequence[Accepted],
 ) -> float:
     """The outputs' distance with the causes' edits alone; the session is left as it was."""
+    try:
+        with _known_alone(session, start, accepted):
+            return session.output_distance()
+    except Exception:
+        return float("inf")
+
+
+def operations_without_unknown(session: Session, start: Snapshot) -> list[Operation]:
+    """The picture with the causes' edits alone; empty where the reference does not run with
+    them. The session is left as it was."""
+    try:
+        with _known_alone(session, start, session.accepted):
+            return session.operations()
+    except Exception:
+        return []
+
+
+@contextlib.contextmanager
+def _known_alone(session: Session, start: Snapshot, accepted: Sequence[Accepted]) -> Iterator[None]:
+    """The session with the edits of known causes alone, for as long as this lasts."""
     present = session.snapshot()
     session.undo(start)
     try:
@@ -114,9 +136,7 @@ def without_unknown(
                 session.pin(a.values)
             elif a.edits:
                 session.apply(a.edits)
-        return session.output_distance()
-    except Exception:
-        return float("inf")
+        yield
     finally:
         session.undo(present)
 

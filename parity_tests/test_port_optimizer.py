@@ -267,7 +267,7 @@ def test_every_difference_is_named_and_proven(name):
     assert report.explained
     assert report.remaining < 1e-11 and report.distance > 1e-9
     assert report.findings[0].before > 1e-9
-    assert report.findings[0].what == "optimizer"
+    assert report.findings[0].what == "optimizer" and report.findings[0].fix
 
 
 def test_every_cause_is_tested():

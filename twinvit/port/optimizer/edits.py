@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from twinvit.port.optimizer.matrix_edits import adafactor_edits, muon_edits, others_edits
 from twinvit.port.optimizer.model import Settings
+from twinvit.port.optimizer.one_edit import DECAYED, Edit, Number, make
 
 CAUSES = {
     "eps_place": "epsilon inside the square root, or added before the bias correction",
@@ -32,65 +33,6 @@ CAUSES = {
 }
 
 
-@dataclass
-class Number:
-    """A setting to solve for: x is free, `inverse(x)` the setting's value."""
-
-    name: str
-    starts: tuple[float, ...]
-    kind: str = "log"  # "log": positive; "logit": between 0 and 1
-
-    def inside(self, value: float) -> float:
-        if self.kind == "log":
-            return float(np.log(max(value, 1e-30)))  # a setting may be zero
-        return float(np.log(value / (1 - value)))
-
-    def outside(self, x: float) -> float:
-        if self.kind == "log":
-            return float(np.exp(np.clip(x, -80, 80)))
-        return float(1 / (1 + np.exp(-np.clip(x, -40, 40))))
-
-
-@dataclass
-class Edit:
-    """One difference. `apply` changes settings; `numbers` are then solved for."""
-
-    cause: str
-    setting: str
-    says: Callable[[Settings, Settings], str]
-    apply: Callable[[Settings], None]
-    numbers: tuple[Number, ...] = ()
-    conflicts: frozenset[str] = frozenset()  # settings that another edit of the set must not touch
-    late: bool = False  # so free that it is tried when nothing else explains the port
-    mask: bool = False
-    text: str = ""
-    before: float = 0.0
-    places: list[str] = field(default_factory=list)
-
-
-def _set(**values: object) -> Callable[[Settings], None]:
-    def apply(s: Settings) -> None:
-        for name, value in values.items():
-            setattr(s, name, value)
-
-    return apply
-
-
-def _edit(
-    cause: str,
-    setting: str,
-    says: str | Callable[[Settings, Settings], str],
-    numbers: tuple[Number, ...] = (),
-    late: bool = False,
-    mask: bool = False,
-    also: tuple[str, ...] = (),
-    **values: object,
-) -> Edit:
-    text = (lambda a, b: says) if isinstance(says, str) else says
-    touched = frozenset(values) | {n.name for n in numbers} | set(also)
-    return Edit(cause, setting, text, _set(**values), numbers, touched, late, mask)
-
-
 def edits_of(s: Settings, every: int = 1) -> Iterator[Edit]:
     """What may differ from a reference. every: of how many steps the port moves at one."""
     yield from _KINDS[s.kind](s)
@@ -102,14 +44,14 @@ def edits_of(s: Settings, every: int = 1) -> Iterator[Edit]:
 
 def _eps_edits(s: Settings, starts: tuple[float, ...]) -> Iterator[Edit]:
     """Epsilon of what divides by the root of a mean or sum of squares."""
-    yield _edit(
+    yield make(
         "eps_place",
         "eps",
         f"the port adds eps {s.eps:g} inside the square root, the reference outside",
         eps=0.0,
         eps_root=s.eps,
     )
-    yield _edit(
+    yield make(
         "eps_place",
         "eps",
         lambda a, b: (
@@ -120,7 +62,7 @@ def _eps_edits(s: Settings, starts: tuple[float, ...]) -> Iterator[Edit]:
         eps=0.0,
         eps_root=s.eps,
     )
-    yield _edit(
+    yield make(
         "eps_value",
         "eps",
         lambda a, b: f"the port's eps is {b.eps:g}, the reference's {a.eps:g}",
@@ -133,26 +75,26 @@ _EPS = (1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2)
 
 def _rmsprop_edits(s: Settings) -> Iterator[Edit]:
     yield from _eps_edits(s, _EPS)
-    yield _edit(
+    yield make(
         "betas",
         "alpha",
         lambda a, b: f"the port's decay of squares is {b.b2:g}, the reference's alpha {a.b2:g}",
         numbers=(Number("b2", (0.9, 0.95, 0.98, 0.99, 0.999), "logit"),),
     )
     on = "the reference" if s.centered else "the port"
-    yield _edit("centered", "centered", f"only {on} is centered", centered=not s.centered)
-    yield _edit(
+    yield make("centered", "centered", f"only {on} is centered", centered=not s.centered)
+    yield make(
         "bias_correction", "bias correction", "the port corrects the bias of the squares' mean",
         correct_second=True,
     )  # fmt: skip
     yield from _initial_edits(s)
     yield from _momentum_edits(s)
     if s.momentum:
-        yield _edit("nesterov", "nesterov", "only the port uses Nesterov's momentum", nesterov=True)
+        yield make("nesterov", "nesterov", "only the port uses Nesterov's momentum", nesterov=True)
 
 
 def _initial_edits(s: Settings) -> Iterator[Edit]:
-    yield _edit(
+    yield make(
         "initial_accumulator",
         "initial_accumulator_value",
         lambda a, b: f"the port's squares begin at {b.initial:g}, the reference's at {a.initial:g}",
@@ -160,7 +102,7 @@ def _initial_edits(s: Settings) -> Iterator[Edit]:
         initial=s.initial or 0.1,
     )
     if s.initial:
-        yield _edit(
+        yield make(
             "initial_accumulator",
             "initial_accumulator_value",
             f"the port's squares begin at 0, the reference's at {s.initial:g}",
@@ -172,14 +114,14 @@ def _adagrad_edits(s: Settings) -> Iterator[Edit]:
     yield from _eps_edits(s, _EPS)
     yield from _initial_edits(s)
     if s.rate_decay:
-        yield _edit(
+        yield make(
             "learning_rate", "lr_decay", "the port does not decay the learning rate", rate_decay=0.0
         )
 
 
 def _lion_edits(s: Settings) -> Iterator[Edit]:
     for setting, name in (("b1", "beta1"), ("b2", "beta2")):
-        yield _edit(
+        yield make(
             "betas",
             name,
             lambda a, b, x=setting, n=name: (  # type: ignore[misc]
@@ -201,12 +143,12 @@ def _gather_edits(s: Settings, every: int) -> Iterator[Edit]:
     else:
         mine = f"the reference takes the {s.gather.removesuffix('32')} of every {s.every}"
     if every == 1 and s.every > 1:
-        yield _edit("accumulation", "steps", f"the port updates at every step; {mine}", every=1)
+        yield make("accumulation", "steps", f"the port updates at every step; {mine}", every=1)
     for gather, does in ways.items():
         if every == 1 or (every, gather) == (s.every, s.gather):
             continue
         held = every == s.every and {gather, s.gather} == {"mean", "mean32"}
-        yield _edit(
+        yield make(
             "" if held else "accumulation",
             "steps",
             "one side holds the sum of gradients in float32"
@@ -219,27 +161,27 @@ def _gather_edits(s: Settings, every: int) -> Iterator[Edit]:
 
 def _adam_edits(s: Settings) -> Iterator[Edit]:
     place = "eps_place"
-    yield _edit(
+    yield make(
         place,
         "eps",
         f"the port adds eps {s.eps:g} inside the square root, the reference outside",
         eps=0.0,
         eps_root=s.eps,
     )
-    yield _edit(
+    yield make(
         place,
         "eps",
         lambda a, b: f"the port adds eps_root {b.eps_root:g} inside the square root",
         numbers=(Number("eps_root", (1e-15, 1e-12, 1e-10, 1e-8, 1e-6)),),
         eps_root=1e-8,
     )
-    yield _edit(
+    yield make(
         place,
         "eps",
         "the port adds eps before the second moment's bias correction, the reference after",
         eps_hat=True,
     )
-    yield _edit(
+    yield make(
         "eps_value",
         "eps",
         lambda a, b: f"the port's eps is {b.eps:g}, the reference's {a.eps:g}",
@@ -250,32 +192,32 @@ def _adam_edits(s: Settings) -> Iterator[Edit]:
         (False, True, "of the first moment"),
         (True, False, "of the second moment"),
     ):
-        yield _edit(
+        yield make(
             "bias_correction",
             "bias correction",
             f"the port lacks the bias correction {which}",
             correct_first=first,
             correct_second=second,
         )
-    yield _edit(
+    yield make(
         "betas",
         "beta1",
         lambda a, b: f"the port's beta1 is {b.b1:g}, the reference's {a.b1:g}",
         numbers=(Number("b1", (0.5, 0.8, 0.9, 0.95, 0.99), "logit"),),
     )
-    yield _edit(
+    yield make(
         "betas",
         "beta2",
         lambda a, b: f"the port's beta2 is {b.b2:g}, the reference's {a.b2:g}",
         numbers=(Number("b2", (0.9, 0.95, 0.98, 0.99, 0.999, 0.9999), "logit"),),
     )
-    yield _edit("nesterov", "nesterov", "the port uses Nesterov's momentum (NAdam)", nesterov=True)
+    yield make("nesterov", "nesterov", "the port uses Nesterov's momentum (NAdam)", nesterov=True)
     on = "the reference" if s.amsgrad else "the port"
-    yield _edit("amsgrad", "amsgrad", f"only {on} uses AMSGrad", amsgrad=not s.amsgrad)
+    yield make("amsgrad", "amsgrad", f"only {on} uses AMSGrad", amsgrad=not s.amsgrad)
 
 
 def _momentum_edits(s: Settings) -> Iterator[Edit]:
-    yield _edit(
+    yield make(
         "momentum",
         "momentum",
         lambda a, b: f"the port's momentum is {b.momentum:g}, the reference's {a.momentum:g}",
@@ -283,7 +225,7 @@ def _momentum_edits(s: Settings) -> Iterator[Edit]:
         momentum=s.momentum or 0.9,
     )
     if s.momentum:
-        yield _edit(
+        yield make(
             "momentum",
             "momentum",
             f"the port has no momentum, the reference {s.momentum:g}",
@@ -296,17 +238,17 @@ def _sgd_edits(s: Settings) -> Iterator[Edit]:
     if not s.momentum:
         return
     on = "the reference" if s.nesterov else "the port"
-    yield _edit(
+    yield make(
         "nesterov", "nesterov", f"only {on} uses Nesterov's momentum", nesterov=not s.nesterov
     )
     if s.dampening:
-        yield _edit(
+        yield make(
             "dampening",
             "dampening",
             f"the reference dampens gradients by {s.dampening:g}, the port does not",
             dampening=0.0,
         )
-    yield _edit(
+    yield make(
         "dampening",
         "dampening",
         f"the port averages gradients (times {1 - s.momentum:g}, from the first step on)",
@@ -314,14 +256,14 @@ def _sgd_edits(s: Settings) -> Iterator[Edit]:
         dampen_first=True,
     )
     yield (
-        _edit(
+        make(
             "dampening",
             "dampening",
             "the port dampens the first gradient, too",
             dampen_first=True,
         )
         if s.dampening
-        else _edit(
+        else make(
             "dampening",
             "dampening",
             lambda a, b: (
@@ -343,26 +285,26 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
     if not s.decay:
         for cause, some in (("decay_value", ""), ("decay_mask", " on some tensors")):
             for kind, does in names.items():
-                yield _edit(
+                yield make(
                     cause,
                     "weight_decay",
                     lambda a, b, does=does, some=some: (  # type: ignore[misc]
                         f"the port {does} ({b.decay:g}){some}; the reference has none"
                     ),
                     numbers=(value,),
-                    mask=bool(some),
+                    chosen=DECAYED if some else None,
                     decay=1e-2,
                     coupling=kind,
                     decayed=np.ones(len(s.decayed), bool),
                 )
         return
-    yield _edit(
+    yield make(
         "decay_value",
         "weight_decay",
         f"the port has no weight decay, the reference {s.decay:g}",
         decay=0.0,
     )
-    yield _edit(
+    yield make(
         "decay_value",
         "weight_decay",
         lambda a, b: f"the port's weight decay is {b.decay:g}, the reference's {a.decay:g}",
@@ -370,24 +312,24 @@ def _decay_edits(s: Settings) -> Iterator[Edit]:
     )
     for kind, does in names.items():
         if kind != s.coupling:
-            yield _edit(
+            yield make(
                 "decay_coupling",
                 "weight_decay",
                 f"the port {does}; the reference {names[s.coupling]}",
                 coupling=kind,
             )
     if s.coupling == "coupled" and s.clip is not None:
-        yield _edit(
+        yield make(
             "decay_coupling",
             "weight_decay",
             "the port adds weight decay before the clip, the reference after",
             decay_first=True,
         )
-    yield _edit(
+    yield make(
         "decay_mask",
         "weight_decay",
         "the port decays other tensors than the reference",
-        mask=True,
+        chosen=DECAYED,
         decayed=s.decayed,
     )
 
@@ -396,7 +338,7 @@ def _clip_edits(s: Settings) -> Iterator[Edit]:
     starts = (1e-6, 1e-4, 1e-2, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 1e2, 1e3, 1e4, 1e6)
     value = Number("clip", starts)
     if s.clip is None:
-        yield _edit(
+        yield make(
             "clip_value",
             "clip",
             lambda a, b: (
@@ -406,7 +348,7 @@ def _clip_edits(s: Settings) -> Iterator[Edit]:
             clip=1.0,
             clip_eps=0.0,
         )
-        yield _edit(
+        yield make(
             "clip_kind",
             "clip",
             lambda a, b: f"the port clips each element at {b.clip:g}, the reference does not clip",
@@ -415,29 +357,29 @@ def _clip_edits(s: Settings) -> Iterator[Edit]:
             clip_kind="value",
         )
         return
-    yield _edit(
+    yield make(
         "clip_eps",
         "clip_grad_norm_",
         "clip_grad_norm_ adds 1e-6 to the norm before it divides, the port does not",
         clip_eps=0.0,
     )
-    yield _edit(
+    yield make(
         "clip_value",
         "clip_grad_norm_",
         lambda a, b: f"the port clips at {b.clip:g}, the reference at {a.clip:g}",
         numbers=(value,),
     )
-    yield _edit(
+    yield make(
         "clip_value", "clip_grad_norm_", "the port does not clip", clip=None, also=("clip_eps",)
     )
-    yield _edit(
+    yield make(
         "clip_kind",
         "clip_grad_norm_",
         f"the port clips each element at {s.clip:g}, the reference the norm",
         clip_kind="value",
         also=("clip_eps",),
     )
-    yield _edit(
+    yield make(
         "clip_kind",
         "clip_grad_norm_",
         f"the port clips each tensor's RMS at {s.clip:g}, the reference the gradient's norm",
@@ -461,15 +403,15 @@ def shifted(rates: np.ndarray) -> dict[str, np.ndarray]:
 def _rate_edits(s: Settings) -> Iterator[Edit]:
     if np.ptp(s.rates, axis=0).any():
         for text, rates in shifted(s.rates).items():
-            yield _edit("schedule_offset", "lr", text, rates=rates)
-    yield _edit(
+            yield make("schedule_offset", "lr", text, rates=rates)
+    yield make(
         "learning_rate",
         "lr",
         lambda a, b: f"the port's learning rate is {b.rate_scale:g} times the reference's",
         numbers=(Number("rate_scale", (0.1, 0.5, 2.0, 10.0)),),
         also=("rates",),
     )
-    yield _edit(
+    yield make(
         "learning_rate", "lr", _rates_text, late=True, also=("rates", "rate_scale"), solve="rates"
     )
 
@@ -482,7 +424,15 @@ def _rates_text(a: Settings, b: Settings) -> str:
     return f"the port's learning rates are {shown}, ...; the reference's {usual}, ..."
 
 
+def _muon_edits(s: Settings) -> Iterator[Edit]:
+    if s.routed.any():
+        yield from muon_edits(s)
+    if not s.routed.all():
+        yield from others_edits(s)
+        yield from _adam_edits(s)
+
+
 _KINDS: dict[str, Callable[[Settings], Iterator[Edit]]] = {
     "adam": _adam_edits, "sgd": _sgd_edits, "rmsprop": _rmsprop_edits, "adagrad": _adagrad_edits,
-    "lion": _lion_edits,
+    "lion": _lion_edits, "adafactor": adafactor_edits, "muon": _muon_edits,
 }  # fmt: skip

@@ -17,9 +17,11 @@ import numpy as np
 from twinvit.port.envelope import versions
 from twinvit.port.errors import PortError
 from twinvit.port.optimizer import search
+from twinvit.port.optimizer.fixes import fix_of
 from twinvit.port.optimizer.judge import SCALES, Course, Ways, evidence, way, ways
 from twinvit.port.optimizer.model import Problem, Settings, simulate
-from twinvit.port.optimizer.run import Reference, by_names, run_optax, run_torch
+from twinvit.port.optimizer.one_edit import Edit
+from twinvit.port.optimizer.run import Reference, by_names, jax_orders, run_optax, run_torch
 from twinvit.port.report import Finding, Operation, Report
 from twinvit.port.verdict import FACTOR, MOST, Evidence, decide, relative, tolerance
 
@@ -61,15 +63,17 @@ def explain_optimizer(
 
     Args:
         torch_optimizer_factory: takes the parameters and returns an optimizer, or a tuple of an
-            optimizer and, in any order, a scheduler (stepped after each step) and a clip: the
-            `max_norm` of `clip_grad_norm_`, or a function of the parameters called before each
-            step. If its argument is called `model` or `module` it gets a module, if
-            `named_parameters` (or `named_params`) those, else the list of parameters.
+            optimizer (or several: Muon, and AdamW for the rest) and, in any order, schedulers
+            (stepped after each step) and a clip: the `max_norm` of `clip_grad_norm_`, or a function
+            of the parameters called before each step. If its argument is called `model` or
+            `module` it gets a module, if `named_parameters` (or `named_params`) those, else the
+            list of parameters.
         optax_transform: `optax.GradientTransformation`, or a function from parameters to one.
         steps: steps of both; schedules are judged as far as these go.
         shapes: parameters by their PyTorch names; by default a set of eight small ones.
         jax_names: PyTorch name to path in the JAX tree ("linear/kernel"); by default its dots
-            become slashes.
+            become slashes. What is called "kernel" is given to Optax with its axes in Flax's order,
+            (inputs, outputs).
         seed: draws parameters and gradients.
 
     Returns:
@@ -89,6 +93,7 @@ def explain_optimizer(
         shapes, jax_names = SHAPES, jax_names or JAX_NAMES
     named = {name: (jax_names or {}).get(name, name.replace(".", "/")) for name in shapes}
     problem = _draw({name: tuple(shape) for name, shape in shapes.items()}, steps, seed)
+    problem = replace(problem, orders=jax_orders(problem.shapes, named))
     if not problem.size:
         return _nothing(shapes)
     first, *_ = found = _runs(torch_optimizer_factory, optax_transform, problem, named, seed)
@@ -155,7 +160,11 @@ def _report(run: Run, shown: Evidence, tensors: Ways, steps: int) -> Report:
         notes=[
             f"{steps} steps, {course.problem.size} parameters in {len(course.problem.shapes)} "
             "tensors, the same gradients in float64; distances are of parameters, relative to how "
-            "far they moved"
+            "far they moved",
+            *(
+                f"{reference.name} computes in {rounded}, which was left out on both sides"
+                for rounded in reference.rounded
+            ),
         ],
         unseen=unseen,
         reasons=shown.wrong if verdict == "different" else shown.open,
@@ -183,7 +192,12 @@ def _explained(
     noise = np.array([_distances(course.reference, run) for run in course.nudged])
     limit = _limit(noise)
     distances = _distances(course.reference, course.port)
-    found = _search(reference, course.problem, course.port, limit)
+
+    def left(edits: list[Edit], settings: Settings) -> int:
+        rest = [(r, c) for i, (r, c) in enumerate(zip(references, courses)) if i != at]
+        return sum(bool(_tensors_left(r, c, edits, settings)) for r, c in rest if r.settings)
+
+    found = _search(reference, course.problem, course.port, limit, left)
     if found is None:
         findings = [_unknown(reference, course.problem, course.port, distances, limit)]
         return replace(report, verdict="different", explained=False, findings=findings)
@@ -231,17 +245,24 @@ def _left_at(
     reference: Reference, course: Course, found: search.Found, scale: float
 ) -> list[Finding]:
     """What the same edits leave with gradients of another size."""
-    model = copy.copy(found.settings)
-    if reference.settings is not None and not any("clip" in e.conflicts for e in found.edits):
-        model.clip = reference.settings.clip  # it may act here alone
-    noise = max(float(_distances(course.reference, run).max()) for run in course.nudged)
-    tensors = _apart(course, model, noise)
+    tensors = _tensors_left(reference, course, found.edits, found.settings)
     if not tensors:
         return []
     distances = _distances(course.reference, course.port)
     rest = _unknown(reference, course.problem, course.port, distances, 0.0)
     text = f"with gradients {scale:g} times as large, more differs in {', '.join(tensors)}"
     return [replace(rest, text=text, places=tensors)]
+
+
+def _tensors_left(
+    reference: Reference, course: Course, edits: Sequence[Edit], settings: Settings
+) -> list[str]:
+    """Tensors that the edits do not explain with gradients of another size."""
+    model = copy.copy(settings)
+    if reference.settings is not None and not any("clip" in e.conflicts for e in edits):
+        model.clip = reference.settings.clip  # it may act here alone
+    noise = max(float(_distances(course.reference, run).max()) for run in course.nudged)
+    return _apart(course, model, noise)
 
 
 def _apart(course: Course, model: Settings, noise: float) -> list[str]:
@@ -258,7 +279,11 @@ def _apart(course: Course, model: Settings, noise: float) -> list[str]:
 
 
 def _search(
-    reference: Reference, problem: Problem, port: np.ndarray, limit: float
+    reference: Reference,
+    problem: Problem,
+    port: np.ndarray,
+    limit: float,
+    left: Callable[[list[Edit], Settings], int],
 ) -> search.Found | None:
     """The reference's settings changed until it is the port; None where that does not succeed."""
     settings = reference.settings
@@ -268,10 +293,11 @@ def _search(
     if not own <= limit:
         reference.note = f"the model of {reference.name} is {own:.1e} from its own trajectory"
         return None
-    return search.explain(settings, problem, port, limit)
+    return search.explain(settings, problem, port, limit, left)
 
 
-def _finding(edit: search.Edit, reference: Reference, after: float) -> Finding:
+def _finding(edit: Edit, reference: Reference, after: float) -> Finding:
+    fix = "" if reference.settings is None else fix_of(edit, reference.settings)
     return Finding(
         kind="precision" if edit.cause == "" else "cause",
         cause=edit.cause,
@@ -282,6 +308,7 @@ def _finding(edit: search.Edit, reference: Reference, after: float) -> Finding:
         after=after,
         places=edit.places,
         what="optimizer",
+        fix=fix,
     )
 
 

@@ -6,26 +6,69 @@ added to the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
+from twinvit.port.optimizer.matrix_rules import adafactor, muon
 from twinvit.port.optimizer.rules import DIRECTIONS, State, clipped
+
+SHAPED = {"adafactor": adafactor, "muon": muon}
+"""Directions that depend on the shapes of tensors."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Parameters and gradients, flat: start (elements,), gradients (steps, elements), float64."""
+    """Parameters and gradients, flat: start (elements,), gradients (steps, elements), float64.
+
+    `shapes` are PyTorch's; `orders` has, of tensors whose axes JAX holds in another order, that
+    order.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     start: np.ndarray
     gradients: np.ndarray
     owner: np.ndarray  # (elements,) index of the tensor that an element belongs to
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         return len(self.start)
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """Of each tensor where its elements are."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes.values()])
+        starts = [0, *ends[:-1]]
+        return [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """The shape of the tensor number `i`, in PyTorch."""
+        return list(self.shapes.values())[i]
+
+    def axes(self, i: int) -> tuple[int, int] | None:
+        """The axes over which Optax factors tensor number `i`, by PyTorch's order; None for one of
+        less than two axes."""
+        name, shape = list(self.shapes.items())[i]
+        if len(shape) < 2:
+            return None
+        order = self.orders.get(name, tuple(range(len(shape))))
+        size = np.argsort([shape[a] for a in order])
+        return order[int(size[-2])], order[int(size[-1])]
+
+    def jax_tree(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """`flat` as arrays by name, their axes in JAX's order."""
+        return {
+            n: x.transpose(self.orders.get(n, tuple(range(x.ndim))))
+            for n, x in self.tree(flat).items()
+        }
+
+    def from_jax(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An array of the JAX tree, flat, in PyTorch's order."""
+        order = self.orders.get(name)
+        return (array if order is None else array.transpose(np.argsort(order))).ravel()
 
     def tree(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """`flat` as arrays by name."""
@@ -33,6 +76,17 @@ class Problem:
             name: flat[self.owner == i].reshape(shape)
             for i, (name, shape) in enumerate(self.shapes.items())
         }
+
+    def part(self, group: np.ndarray) -> Problem:
+        """The problem of some tensors, (tensors,) True for those."""
+        own = np.isin(self.owner, np.flatnonzero(group))
+        return replace(
+            self,
+            shapes={n: x for (n, x), on in zip(self.shapes.items(), group) if on},
+            start=self.start[own],
+            gradients=self.gradients[:, own],
+            owner=np.unique(self.owner[own], return_inverse=True)[1],
+        )
 
     def nudged(self, seed: int) -> Problem:
         """The same, every number multiplied by 1 + eps or 1 - eps."""
@@ -51,7 +105,7 @@ def nudges(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 class Settings:
     """Everything an update depends on but parameters and gradients."""
 
-    kind: str  # of rules.DIRECTIONS
+    kind: str  # of rules.DIRECTIONS or SHAPED
     rates: np.ndarray  # (steps + 1, tensors) learning rates
     decay: float = 0.0
     decayed: np.ndarray = field(default_factory=lambda: np.ones(1, bool))  # (tensors,)
@@ -80,6 +134,36 @@ class Settings:
     solve: str = ""  # "rates": a scale for each step's rates, from the port's trajectory
     rate_scale: float = 1.0
     scales: np.ndarray | None = None  # what `solve` found, (steps,)
+    # Adafactor's
+    decay_power: float = 0.8  # squares decay by 1 - step ** -power
+    decay_offset: int = 0
+    fixed_decay: float | None = None  # in place of that
+    narrow_decay: bool = False  # computed in float32
+    eps_floor: float = 0.0  # of the squares' root and of their mean
+    eps_inside: float = 0.0  # added to the squares
+    threshold: float | None = None  # of an update's root mean square
+    parameter_scale: float | None = None  # the least; None: updates are not scaled by parameters
+    rate_cap: bool = False  # no rate above 1 / sqrt(step)
+    narrow_momentum: bool = False  # held in float32
+    factored: np.ndarray = field(default_factory=lambda: np.zeros(1, int))  # (tensors,)
+    # Muon's
+    routed: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))  # (tensors,); else Adam's
+    own_routed: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))  # the reference's
+    others_decay: float = 0.0
+    others_scale: float = 1.0  # of Adam's learning rates
+    matrix_nesterov: bool = True
+    correct_momentum: bool = False
+    ns_steps: int = 5
+    ns_a: float = 3.4445
+    ns_b: float = -4.7750
+    ns_c: float = 2.0315
+    ns_table: np.ndarray | None = None  # (steps, 3), in place of these
+    ns_eps: float = 1e-7
+    ns_eps_added: bool = False  # else the larger one of the norm and it
+    precondition: str = "frobenius"
+    scale_rule: np.ndarray = field(default_factory=lambda: np.full(1, "original"))
+    """(tensors,) of matrix_rules.matrix_scale"""
+    scale_factor: float = 0.2
 
 
 def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> np.ndarray:
@@ -91,11 +175,12 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
     p = problem.start.copy()
     state: State = {name: np.zeros_like(p) for name in ("m", "v", "top")}
     owner = problem.owner
-    decay = np.where(s.decayed, s.decay, 0.0)[owner]
+    decay = _decays(s)[owner]
+    all_rates = _rates(s)
     trajectory = [p]
     scales = []
     # Ratios between tensors' rates; the scale of each step is free.
-    base = s.rates[np.argmax(s.rates.max(axis=1))]
+    base = all_rates[np.argmax(all_rates.max(axis=1))]
     base = base / (base.max() or 1.0)
     with np.errstate(all="ignore"):
         for t, g in enumerate(_gathered(s, problem.gradients), 1):
@@ -111,7 +196,11 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
                 g = clipped(s, g, owner)
                 if s.coupling == "coupled":
                     g = g + decay * p
-            u = DIRECTIONS[s.kind](s, g, state, t // s.every)
+            rates = all_rates[t - 1][owner]
+            if s.kind in SHAPED:
+                u = SHAPED[s.kind](s, g, state, t // s.every, (problem, p, s.rate_scale * rates))
+            else:
+                u = DIRECTIONS[s.kind](s, g, state, t // s.every)
             if s.coupling == "decoupled":
                 u = u + decay * p
             constant = decay * p if s.coupling == "constant" else 0.0
@@ -121,11 +210,30 @@ def simulate(s: Settings, problem: Problem, port: np.ndarray | None = None) -> n
                 scales.append(scale)
                 p = p - scale * direction - constant
             else:
-                p = p - s.rate_scale * s.rates[t - 1][owner] * u - constant
+                p = p - s.rate_scale * rates * u - constant
             trajectory.append(p)
     if s.solve:
         s.scales = np.array(scales)
     return np.array(trajectory)
+
+
+def _decays(s: Settings) -> np.ndarray:
+    """(tensors,) weight decay of each."""
+    if s.kind != "muon":
+        return np.where(s.decayed, s.decay, 0.0)
+    return np.where(s.decayed, np.where(s.routed, s.decay, s.others_decay), 0.0)
+
+
+def _rates(s: Settings) -> np.ndarray:
+    """(steps + 1, tensors) learning rates; a tensor that changes between Muon and Adam takes those
+    of its new group."""
+    if s.kind != "muon" or np.array_equal(s.routed, s.own_routed):
+        return s.rates
+    columns = []
+    for i, (now, own) in enumerate(zip(s.routed, s.own_routed)):
+        group = np.flatnonzero(s.own_routed == now)
+        columns.append(i if now == own or not group.size else int(group[0]))
+    return s.rates[:, columns]
 
 
 def _gathered(s: Settings, gradients: np.ndarray) -> Iterator[np.ndarray | None]:

@@ -7,15 +7,16 @@ Kingma and Ba 2015 (Adam), Dozat 2016 (NAdam), Sutskever et al. 2013 (momentum),
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from twinvit.port.optimizer.model import Settings
 
-State = dict[str, np.ndarray]
-"""What an optimizer keeps between updates, arrays of all elements; zeros before the first."""
+State = dict[str, Any]
+"""What an optimizer keeps between updates: "m", "v" and "top" are arrays of all elements, zeros
+before the first; what depends on shapes is kept by tensor."""
 
 
 def clipped(s: Settings, g: np.ndarray, owner: np.ndarray) -> np.ndarray:

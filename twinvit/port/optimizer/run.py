@@ -15,8 +15,9 @@ import optax
 import torch
 
 from twinvit.port.errors import PortError
+from twinvit.port.optimizer.halves import halves_as_they_come, widened
 from twinvit.port.optimizer.model import Problem, Settings, nudges
-from twinvit.port.optimizer.settings import NotModelledError, settings_of
+from twinvit.port.optimizer.settings import FLOOR, NotModelledError, settings_of
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 
@@ -29,6 +30,7 @@ class Reference:
     name: str
     note: str = ""
     acted: np.ndarray | None = None  # (steps,) whether the clip did; None without one
+    rounded: tuple[str, ...] = ()  # the 16-bit types that it asks for, which were left out
 
 
 class _Holder(torch.nn.Module):
@@ -58,15 +60,17 @@ def _argument(factory: Callable[[Any], Any], module: torch.nn.Module) -> Any:
     return list(module.parameters())
 
 
-def _parts(made: Any) -> tuple[torch.optim.Optimizer, Any, Any]:
-    """(optimizer, scheduler or None, clip or None) of what the factory returned."""
+def _parts(made: Any) -> tuple[list[torch.optim.Optimizer], list[Any], Any]:
+    """(optimizers, schedulers, clip or None) of what the factory returned."""
     items = made if isinstance(made, tuple | list) else (made,)
-    optimizer = scheduler = clip = None
+    optimizers: list[torch.optim.Optimizer] = []
+    schedulers: list[Any] = []
+    clip = None
     for item in items:
         if isinstance(item, torch.optim.Optimizer):
-            optimizer = item
+            optimizers.append(item)
         elif hasattr(item, "get_last_lr"):
-            scheduler = item
+            schedulers.append(item)
         elif isinstance(item, int | float) or callable(item):
             clip = item
         elif item is not None:
@@ -74,9 +78,9 @@ def _parts(made: Any) -> tuple[torch.optim.Optimizer, Any, Any]:
                 f"torch_optimizer_factory returned a {type(item).__name__}; return an optimizer, "
                 "or (optimizer, scheduler, clip), clip a number or a function of the parameters"
             )
-    if optimizer is None:
+    if not optimizers:
         raise PortError("torch_optimizer_factory returned no torch.optim.Optimizer")
-    return optimizer, scheduler, clip
+    return optimizers, schedulers, clip
 
 
 @contextlib.contextmanager
@@ -99,8 +103,23 @@ def run_torch(
     module = _Holder(problem.tree(problem.start))
     own = dict(module.named_parameters())  # a module's own come before its children's
     named = {name: own[name] for name in problem.shapes}
-    optimizer, scheduler, clip = _parts(factory(_argument(factory, module)))
-    groups = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    with halves_as_they_come() as rounded:
+        return _moved(factory, problem, module, named, rng if nudge is not None else None, rounded)
+
+
+def _moved(
+    factory: Callable[[Any], Any],
+    problem: Problem,
+    module: _Holder,
+    named: Mapping[str, torch.nn.Parameter],
+    rng: np.random.Generator | None,
+    rounded: set[str],
+) -> Reference:
+    """The run of `run_torch`; `rng` nudges parameters after each step."""
+    optimizers, schedulers, clip = _parts(factory(_argument(factory, module)))
+    _settle_floor(optimizers)
+    groups = {id(p): g for o in optimizers for g in o.param_groups for p in g["params"]}
+    owners = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     missing = [name for name, p in named.items() if id(p) not in groups]
     if missing:
         listed = ", ".join(missing)
@@ -120,20 +139,22 @@ def run_torch(
             torch.nn.utils.clip_grad_norm_(named.values(), float(clip))
         grads = [p.grad.numpy().ravel() for p in named.values() if p.grad is not None]
         clipped.append(np.concatenate(grads))
-        optimizer.step()
-        if scheduler is not None:
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
             scheduler.step()
-        if nudge is not None:
+        if rng is not None:
             for p in named.values():
                 p.data *= torch.tensor(nudges(rng, tuple(p.shape)))
         trajectory.append(np.concatenate([p.detach().numpy().ravel() for p in named.values()]))
-    name = type(optimizer).__name__
-    result = Reference(np.array(trajectory), None, name)
+    name = " and ".join(dict.fromkeys(type(o).__name__ for o in optimizers))
+    result = Reference(np.array(trajectory), None, name, rounded=tuple(sorted(rounded)))
     if clip is not None:
         result.acted = (np.array(clipped) != problem.gradients).any(axis=1)
     try:
+        own_of = {n: owners[id(p)] for n, p in named.items()}
         result.settings = settings_of(
-            optimizer, first, np.array(rates), problem, np.array(clipped), result.trajectory
+            own_of, first, np.array(rates), problem, np.array(clipped), result.trajectory
         )
     except NotModelledError as error:
         result.note = str(error)
@@ -147,24 +168,48 @@ def run_optax(
     """Of each problem the parameters before and after each step; compiled once."""
     found = []
     with float64_on_cpu():
-        params = _nest(problems[0].tree(problems[0].start), names)
+        params = _nest(problems[0].jax_tree(problems[0].start), names)
         transform = _transform(transform, params)
 
-        @jax.jit
-        def step(params: Any, state: Any, gradients: Any) -> Any:
+        def update(params: Any, state: Any, gradients: Any) -> Any:
             updates, state = transform.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
+        step = widened(update, params, transform.init(params)) or jax.jit(update)
         for problem in problems:
-            params = _nest(problem.tree(problem.start), names)
+            params = _nest(problem.jax_tree(problem.start), names)
             state = transform.init(params)
             trajectory = [problem.start]
             for gradient in problem.gradients:
-                params, state = step(params, state, _nest(problem.tree(gradient), names))
-                leaves = [np.asarray(_leaf(params, names[n])).ravel() for n in problem.shapes]
+                params, state = step(params, state, _nest(problem.jax_tree(gradient), names))
+                leaves = [
+                    problem.from_jax(n, np.asarray(_leaf(params, names[n]))) for n in problem.shapes
+                ]
                 trajectory.append(np.concatenate(leaves).astype(np.float64))
             found.append(np.array(trajectory))
     return found
+
+
+def jax_orders(
+    shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Of weights that Flax and Keras call "kernel", (inputs, outputs) and (height, width, inputs,
+    outputs), the order of PyTorch's axes."""
+    return {
+        name: (*range(2, len(shape)), 1, 0)
+        for name, shape in shapes.items()
+        if names[name].rpartition("/")[2] == "kernel" and len(shape) > 1
+    }
+
+
+def _settle_floor(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Give Adafactor the eps that it takes where parameters are float32, as models run: here they
+    are float64."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.Adafactor):
+            for group in optimizer.param_groups:
+                floor, least = group["eps"]
+                group["eps"] = (FLOOR if floor is None else floor, least)
 
 
 def _transform(transform: Any, params: Any) -> Any:
@@ -223,7 +268,7 @@ def _program(transform: Any, problem: Problem, names: Mapping[str, str]) -> str:
     """What the transformation computes, as text; why it cannot be traced where it cannot."""
     try:
         with float64_on_cpu():
-            params = _nest(problem.tree(problem.start), names)
+            params = _nest(problem.jax_tree(problem.start), names)
             made = _transform(transform, params)
             state = made.init(params)
             text = str(jax.make_jaxpr(made.update)(params, state, params))

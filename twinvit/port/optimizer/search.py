@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinvit.port.optimizer.edits import Edit, Number, edits_of, shifted
-from twinvit.port.optimizer.model import Problem, Settings, period, simulate
+from twinvit.port.optimizer.edits import edits_of, shifted
+from twinvit.port.optimizer.model import SHAPED, Problem, Settings, period, simulate
+from twinvit.port.optimizer.one_edit import Edit, Number
 
 MOST_EDITS = 4
+MOST_OF_MATRICES = 3
+SOLVED = 24  # sets of edits, the nearest ones, whose numbers are solved for where updates are slow
 BEAM = 6
+TIED = 8  # sets that explain the port, which are tried on other gradients
 NARROW = 1e-6  # rates that a schedule in float32 is off by, at most
 Beam = list[tuple[float, list[Edit], Settings]]
 
@@ -29,13 +33,22 @@ class Found:
     settings: Settings
 
 
-def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Found | None:
-    """The smallest set of edits after which the model reproduces `port`, or None."""
+def explain(
+    s: Settings,
+    problem: Problem,
+    port: np.ndarray,
+    limit: float,
+    left: Callable[[list[Edit], Settings], int] = lambda edits, settings: 0,
+) -> Found | None:
+    """The smallest set of edits after which the model reproduces `port`, or None. `left`: of
+    several such sets, how much each leaves on other gradients; the one that leaves least is
+    taken."""
     edits = list(edits_of(s, period(port)))
     usual = [e for e in edits if not e.late]
     start: Beam = [(np.inf, [], s)]
     beam = start
-    for size in range(1, MOST_EDITS + 1):
+    most = MOST_OF_MATRICES if s.kind in SHAPED else MOST_EDITS
+    for size in range(1, most + 1):
         beam = _grow(beam, usual, s, problem, port, limit)
         tried = [beam]
         if size == 2:  # free rates explain much: after single edits and pairs, before more
@@ -43,11 +56,85 @@ def explain(s: Settings, problem: Problem, port: np.ndarray, limit: float) -> Fo
             tried.append(_grow(tried[-1], edits, s, problem, port, limit))
         for sets in tried:
             proven = [item for item in sets if item[0] <= limit]
+            proven += _narrowed(sets, usual, s, problem, port, limit) if not proven else []
             if proven:
                 proven.sort(key=lambda item: sum(e.late + len(e.numbers) for e in item[1]))
+                if len(proven) > 1:
+                    proven[:TIED] = sorted(proven[:TIED], key=lambda item: left(item[1], item[2]))
                 return _report(s, proven, problem, port, limit)
+        if size == 1 and s.kind == "muon":
+            apart = _by_groups(s, problem, port, limit, left)
+            if apart is not None:
+                return apart
         beam = beam[:BEAM]
     return None
+
+
+def _by_groups(
+    s: Settings,
+    problem: Problem,
+    port: np.ndarray,
+    limit: float,
+    left: Callable[[list[Edit], Settings], int],
+) -> Found | None:
+    """Muon's tensors and Adam's explained apart, where that explains all: neither moves the other,
+    but for a clip."""
+    if s.routed.all() or not s.routed.any() or s.clip is not None:
+        return None
+    settings = copy.copy(s)
+    chosen: list[Edit] = []
+    touched: set[str] = set()
+    for group in (s.routed, ~s.routed):
+        own = np.isin(problem.owner, np.flatnonzero(group))
+        if _distance(_of_group(s, group), part := problem.part(group), port[:, own]) <= limit:
+            continue
+        found = explain(_of_group(s, group), part, port[:, own], limit)
+        if found is None:
+            return None
+        names = {n for e in found.edits for n in e.conflicts}
+        if names & touched:
+            return None
+        touched |= names
+        for name in names:
+            _put(settings, name, getattr(found.settings, name), group)
+        chosen += found.edits
+    distance = _distance(settings, problem, port)
+    if not chosen or distance > limit:
+        return None
+    return _report(s, [(distance, chosen, settings)], problem, port, limit)
+
+
+_BY_TENSOR = ("decayed", "routed", "own_routed", "factored", "scale_rule")
+
+
+def _of_group(s: Settings, group: np.ndarray) -> Settings:
+    """The settings of some tensors, (tensors,) True for those."""
+    own = copy.copy(s)
+    own.rates = s.rates[:, group]
+    for name in _BY_TENSOR:
+        value = getattr(s, name)
+        setattr(own, name, value[group] if len(value) == len(group) else value)
+    return own
+
+
+def _put(settings: Settings, name: str, value: object, group: np.ndarray) -> None:
+    """Set what was found for a group of tensors."""
+    if name in _BY_TENSOR or name == "rates":
+        whole = getattr(settings, name).copy()
+        whole[..., group] = value
+        value = whole
+    setattr(settings, name, value)
+
+
+def _narrowed(
+    sets: Beam, pool: list[Edit], s: Settings, problem: Problem, port: np.ndarray, limit: float
+) -> Beam:
+    """Sets that are near, with what one side computes in a narrower type, where that proves
+    them."""
+    near = [item for item in sets if item[0] <= NARROW][:BEAM]
+    precise = [e for e in pool if not e.cause]
+    found = _grow(near, precise, s, problem, port, limit) if near and precise else []
+    return [item for item in found if item[0] <= limit]
 
 
 def _grow(
@@ -63,8 +150,17 @@ def _grow(
             key = frozenset(id(e) for e in together)
             if key not in seen:
                 seen.add(key)
-                settings, distance = _solve(s, together, problem, port, limit)
+                settings, distance = _started(s, together, problem, port)
                 grown.append((distance, together, settings))
+    grown.sort(key=lambda item: item[0])
+    solved = SOLVED if s.kind in SHAPED else len(grown)
+    for k, (distance, together, settings) in enumerate(grown[:solved]):
+        numbers = [n for e in together for n in e.numbers]
+        if numbers and distance > limit:
+            settle = _settling(settings, together, problem, port)
+            grown[k] = (
+                _gauss_newton(settings, numbers, problem, port, settle), together, settings,
+            )  # fmt: skip
     return sorted(grown, key=lambda item: item[0])
 
 
@@ -87,11 +183,9 @@ def _report(
         done = copy.copy(edit)
         done.before = _distance(without, problem, port) if rest else _distance(s, problem, port)
         done.text = edit.says(s, settings)
-        if edit.mask:
-            names = list(problem.shapes)
-            done.places = [
-                n for n, a, b in zip(names, s.decayed, settings.decayed, strict=True) if a != b
-            ]
+        if edit.chosen is not None:
+            now, then = getattr(s, edit.chosen[0]), getattr(settings, edit.chosen[0])
+            done.places = [n for n, a, b in zip(problem.shapes, now, then, strict=True) if a != b]
         if edit.setting == "lr" and settings.solve:
             _name_rates(done, s, settings)
         edits.append(done)
@@ -117,36 +211,42 @@ def _residual(s: Settings, problem: Problem, port: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(r), r, 1e6)
 
 
-def _solve(
-    s: Settings, edits: list[Edit], problem: Problem, port: np.ndarray, limit: float
+def _started(
+    s: Settings, edits: list[Edit], problem: Problem, port: np.ndarray
 ) -> tuple[Settings, float]:
-    """The settings with these edits, numbers solved for, and their distance."""
+    """The settings with these edits, each number at the best of its starting points, and their
+    distance."""
     settings = copy.copy(s)
     for edit in edits:
         edit.apply(settings)
     numbers = [n for e in edits for n in e.numbers]
-    masked = any(e.mask for e in edits)
-
-    def settle() -> float:
-        if masked:
-            _choose_mask(settings, problem, port)
-        return _distance(settings, problem, port)
-
+    settle = _settling(settings, edits, problem, port)
     best = settle()
     # Starting points, one number after another.
     for _ in range(2 if len(numbers) > 1 else 1):
         for number in numbers:
-            chosen = getattr(settings, number.name)
+            kept = getattr(settings, number.name)
             for start in number.starts:
                 setattr(settings, number.name, start)
                 distance = settle()
                 if distance < best:
-                    best, chosen = distance, start
-            setattr(settings, number.name, chosen)
-    best = settle()
-    if numbers and best > limit:
-        best = _gauss_newton(settings, numbers, problem, port, settle)
-    return settings, best
+                    best, kept = distance, start
+            setattr(settings, number.name, kept)
+    return settings, settle()
+
+
+def _settling(
+    settings: Settings, edits: list[Edit], problem: Problem, port: np.ndarray
+) -> Callable[[], float]:
+    """Chooses what the edits leave to be chosen by tensor, and returns the distance."""
+    chosen = [e.chosen for e in edits if e.chosen is not None]
+
+    def settle() -> float:
+        for name, options in chosen:
+            _choose(settings, name, options, problem, port)
+        return _distance(settings, problem, port)
+
+    return settle
 
 
 def _gauss_newton(
@@ -194,16 +294,25 @@ def _gauss_newton(
     return settle()
 
 
-def _choose_mask(settings: Settings, problem: Problem, port: np.ndarray) -> None:
-    """For each tensor, decayed or not, by which is nearer to the port."""
+def _choose(
+    settings: Settings, name: str, options: tuple[object, ...], problem: Problem, port: np.ndarray
+) -> None:
+    """For each tensor the one of a setting's options that is nearest to the port; of those that
+    rounding alone tells apart the first."""
     count = len(problem.shapes)
+    ways = np.nan_to_num(np.abs(port - port[0]), posinf=0.0)
+    moved = np.bincount(problem.owner, weights=(ways**2).sum(axis=0), minlength=count)
     errors = []
-    for on in (False, True):
-        settings.decayed = np.full(count, on)
+    for option in options:
+        setattr(settings, name, np.full(count, option))
         r = simulate(settings, problem, port if settings.solve else None) - port
-        squares = np.where(np.isfinite(r), r, 1e6) ** 2
+        squares = np.clip(np.where(np.isfinite(r), r, 1e6), -1e6, 1e6) ** 2
         errors.append(np.bincount(problem.owner, weights=squares.sum(axis=0), minlength=count))
-    settings.decayed = errors[1] < errors[0]
+    near = np.array(errors) <= np.min(errors, axis=0) + 1e-24 * moved
+    chosen = np.array(options)[np.argmax(near, axis=0)]
+    if name == "routed":  # Muon takes matrices alone
+        chosen &= np.array([len(shape) > 1 for shape in problem.shapes.values()])
+    setattr(settings, name, chosen)
 
 
 def plain_number(value: float, good: Callable[[float], bool]) -> float:

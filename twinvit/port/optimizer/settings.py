@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,31 +16,19 @@ _CLASSES = (
     (torch.optim.SGD, "sgd"),
     (torch.optim.RMSprop, "rmsprop"),
     (torch.optim.Adagrad, "adagrad"),
+    (torch.optim.Adafactor, "adafactor"),
+    (torch.optim.Muon, "muon"),
 )
+FLOOR = float(torch.finfo(torch.float32).eps)
+"""What Adafactor takes for an eps of None where parameters are float32, as models run."""
 
 
 class NotModelledError(Exception):
     """Why an optimizer has no model, in words."""
 
 
-def settings_of(
-    optimizer: torch.optim.Optimizer,
-    groups: dict[str, dict],
-    rates: np.ndarray,
-    problem: Problem,
-    clipped: np.ndarray,
-    trajectory: np.ndarray,
-) -> Settings:
-    """The settings of a run.
-
-    Args:
-        optimizer: what was run; a subclass of one of PyTorch's is taken for it, and its model must
-            then reproduce the run.
-        groups: by parameter, its group before the first step.
-        rates: (steps + 1, tensors) learning rates.
-        problem: what it was run on.
-        clipped: (steps, elements) gradients after the clip.
-        trajectory: (steps + 1, elements) parameters.
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """The kind of an optimizer, of rules.DIRECTIONS or model.SHAPED.
 
     Raises:
         NotModelledError: there is no model of it.
@@ -50,23 +39,85 @@ def settings_of(
         kind = "lion"
     if not kind:
         raise NotModelledError(
-            f"{name} is not modelled (Adam, AdamW, SGD, RMSprop, Adagrad and a class Lion are)"
+            f"{name} is not modelled (Adam, AdamW, SGD, RMSprop, Adagrad, Adafactor, Muon and a "
+            "class Lion are)"
         )
-    one = _Common(name, list(groups.values()))
-    if one("maximize"):
+    return kind
+
+
+def settings_of(
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    groups: Mapping[str, dict],
+    rates: np.ndarray,
+    problem: Problem,
+    clipped: np.ndarray,
+    trajectory: np.ndarray,
+) -> Settings:
+    """The settings of a run.
+
+    Args:
+        optimizers: by parameter, what was run; a subclass of one of PyTorch's is taken for it, and
+            its model must then reproduce the run.
+        groups: by parameter, its group before the first step.
+        rates: (steps + 1, tensors) learning rates.
+        problem: what it was run on.
+        clipped: (steps, elements) gradients after the clip.
+        trajectory: (steps + 1, elements) parameters.
+
+    Raises:
+        NotModelledError: there is no model of it.
+    """
+    kinds = [kind_of(o) for o in optimizers.values()]
+    name = type(next(iter(optimizers.values()))).__name__
+    own = list(groups.values())
+    routed = np.array([k == "muon" for k in kinds])
+    if len(set(kinds)) > 1 and set(kinds) != {"muon", "adam"}:
+        raise NotModelledError(f"{' and '.join(sorted(set(kinds)))} together are not modelled")
+    kind = "muon" if routed.any() else kinds[0]
+    if any(g.get("maximize") for g in own):
         raise NotModelledError(f"{name}: maximize is not modelled")
-    decay = np.array([float(g.get("weight_decay", 0.0)) for g in one.groups])
+    decay = np.array([float(g.get("weight_decay", 0.0)) for g in own])
+    value, others = _values(name, decay, routed)
     settings = Settings(
         kind=kind,
         rates=rates,
-        decay=float(decay.max()),
-        decayed=decay == decay.max() if decay.max() else np.ones(len(decay), bool),
+        decay=value,
+        decayed=_decayed(decay, routed),
         clip=_clip_of(problem.gradients, clipped),
+        others_decay=others,
+        routed=routed,
+        own_routed=routed,
     )
-    if decay.max() and len(set(decay[decay > 0])) > 1:
-        raise NotModelledError(f"{name}: parameter groups with several weight decays")
-    _READ[kind](settings, one)
+    if kind == "muon":
+        _muon(settings, _Common("Muon", [g for g, on in zip(own, routed) if on]))
+        if not routed.all():
+            _beside_muon(settings, _Common("Adam", [g for g, on in zip(own, routed) if not on]))
+    else:
+        _READ[kind](settings, _Common(name, own))
+    if kind == "adafactor":
+        settings.factored = np.array([int(len(x) > 1) for x in problem.shapes.values()])
     return _gathering(settings, problem, trajectory)
+
+
+def _decayed(decay: np.ndarray, routed: np.ndarray) -> np.ndarray:
+    """(tensors,) True for those that decay, or whose group of tensors has no decay at all."""
+    found = decay != 0
+    for group in (routed, ~routed) if routed.any() else (~routed,):
+        if not decay[group].any():
+            found = found | group
+    return found
+
+
+def _values(name: str, decay: np.ndarray, routed: np.ndarray) -> tuple[float, float]:
+    """The weight decay, and that of Adam's tensors beside Muon's."""
+    if not routed.any():
+        routed = np.ones_like(routed)
+    found = []
+    for group in (decay[routed], decay[~routed]):
+        if len(set(group[group > 0])) > 1:
+            raise NotModelledError(f"{name}: parameter groups with several weight decays")
+        found.append(float(group.max(initial=0.0)))
+    return found[0], found[1]
 
 
 class _Common:
@@ -114,7 +165,33 @@ def _lion(s: Settings, one: _Common) -> None:
     s.b1, s.b2, s.coupling = float(b1), float(b2), "decoupled"
 
 
-_READ = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad, "lion": _lion}
+def _adafactor(s: Settings, one: _Common) -> None:
+    floor, least = one("eps")
+    s.eps_floor = FLOOR if floor is None else float(floor)
+    s.parameter_scale, s.rate_cap = float(least), True
+    s.decay_power, s.threshold = -float(one("beta2_decay")), float(one("d"))
+    s.coupling = "decoupled"
+
+
+def _muon(s: Settings, one: _Common) -> None:
+    s.momentum, s.matrix_nesterov = float(one("momentum")), bool(one("nesterov"))
+    s.ns_a, s.ns_b, s.ns_c = (float(x) for x in one("ns_coefficients"))
+    s.ns_steps, s.ns_eps = int(one("ns_steps")), float(one("eps"))
+    rule = "rms" if one("adjust_lr_fn") == "match_rms_adamw" else "original"
+    s.scale_rule = np.full(len(s.routed), rule)
+    s.coupling = "decoupled"
+
+
+def _beside_muon(s: Settings, one: _Common) -> None:
+    """Adam's settings of the tensors that Muon has not."""
+    _adam(s, one)
+    if s.coupling == "coupled" and s.others_decay:
+        raise NotModelledError("Adam with coupled weight decay beside Muon is not modelled")
+    s.coupling = "decoupled"
+
+
+_READ = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad, "lion": _lion,
+         "adafactor": _adafactor}  # fmt: skip
 
 
 def _gathering(s: Settings, problem: Problem, trajectory: np.ndarray) -> Settings:

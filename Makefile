@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo quick test test-slow test-mutations lint docs setup clean
+.PHONY: demo quick test test-slow test-mutations test-minimal lint docs package setup clean
 
 demo: setup
 	@set -e; run=runs/demo-$$(date +%Y%m%d-%H%M%S); \
@@ -38,6 +38,29 @@ lint: setup
 docs: .venv/docs/ready
 	PATH=$(CURDIR)/.venv/docs/bin:$$PATH NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 	@echo "the site: build/site; to read and search it: $(PYTHON) -m http.server --bind 127.0.0.1 --directory build/site"
+
+# The explainer, the models and conversion without what only training needs.
+MINIMAL := numpy scipy safetensors ml_dtypes
+MINIMAL_TESTS := logits.py gradients.py port_ops.py port_short.py rates.py verdict_arithmetic.py weights_native.py
+test-minimal:
+	$(PYTHON) -m venv build/minimal
+	build/minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	build/minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(MINIMAL) jax flax pytest
+	build/minimal/bin/pip install --quiet --disable-pip-version-check --no-deps .
+	OMP_NUM_THREADS=1 build/minimal/bin/python -m pytest -m quick $(addprefix parity_tests/test_,$(MINIMAL_TESTS))
+
+# What is uploaded (RELEASE.md): built, its metadata checked, and the installed wheel run where nothing else is.
+package:
+	rm -rf dist build/package build/installed
+	$(PYTHON) -m venv build/package
+	build/package/bin/pip install --quiet --disable-pip-version-check build twine
+	build/package/bin/python -m build --quiet
+	build/package/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	build/installed/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build/installed && bin/twinvit --version && bin/twinvit models && bin/twinvit port causes > causes.txt
+	cd build/installed && bin/twinvit train --preset=digits --device=cpu --world_size=1 --steps=20 --run_dir=run
 
 setup: .venv/ready
 

@@ -1,7 +1,10 @@
 """What the tests share: small models, weights that hide nothing, and the twins side by side."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from twin_pairs import (
@@ -14,14 +17,15 @@ from twin_pairs import (
     worst,
 )
 
-from shared_vit.data import batches
-from shared_vit.data.batch import Batch
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState, first_state
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.parity.noise_rule import Curve, relative_l2
+
+if TYPE_CHECKING:  # the tests of models, ports and conversion run without what only training needs
+    from shared_vit.data.batch import Batch
 
 __all__ = [
     "jax_trainer",
@@ -117,6 +121,8 @@ def random_state(
 
 def first_batches(train: Recipe, steps: int) -> list[Batch]:
     """The batches of a run's first updates."""
+    from shared_vit.data import batches
+
     stream = batches(train, "train")
     taken = [next(stream) for _ in range(steps)]
     stream.close()
@@ -132,6 +138,8 @@ def run(
     runtime: RuntimeConfig = IN_THREADS,
 ) -> Curve:
     """Train `steps` updates; the curve."""
+    from shared_vit.data import batches
+
     stream = batches(train, "train", runtime=runtime)
     results = []
     for step in range(steps):

@@ -143,6 +143,15 @@ def test_noise_is_of_the_second_run_s_twin(runs, tmp_path):
         judge(runs / "jax", noise[0], noise)
 
 
+def test_the_verdict_needs_no_figure(runs, tmp_path, monkeypatch, capsys):
+    """matplotlib is an extra."""
+    monkeypatch.setattr(curves_command.plots, "can_plot", lambda: False)
+    noise = tuple(runs / f"torch-{n}" for n in NUDGED)
+    output = tmp_path / "x.png"
+    assert curves((runs / "jax", runs / "torch"), noise=noise, output=output) == 0
+    assert "pip install 'twinvit[plots]'" in capsys.readouterr().out and not output.exists()
+
+
 def test_a_page_and_a_figure_say_up_to_which_step(runs, tmp_path, monkeypatch, capsys):
     """Chaos from step 51 on, by curves edited so."""
     for path in runs.iterdir():

@@ -36,6 +36,7 @@ def same(a, b) -> bool:
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 def test_there_and_back(dtype, tmp_path):
     arrays = random_arrays(SMALL, dtype=dtype)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
@@ -161,6 +160,8 @@ class _Job:
         names = self.source.class_names if same else None
         size = sum(array.nbytes for array in self.arrays.values())
         certificate_path(self.there).unlink(missing_ok=True)
+        from tqdm import tqdm
+
         with tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
             notes = write_weights(self.there, self.cfg, self.arrays, to, bar.update, names)
         for note in notes:

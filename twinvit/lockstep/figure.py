@@ -12,6 +12,7 @@ from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.record import Line
 from twinvit.lockstep.steps import WHOLE
 from twinvit.parity.noise_rule import FACTOR, FLOOR_EPS, machine_epsilon
+from twinvit.parity.plots import NO_FIGURE, can_plot
 
 PANELS = {"loss": "loss", "grad_norm": "grad norm", WHOLE: "whole gradient"}
 
@@ -54,8 +55,11 @@ def phases(about: Mapping[str, Any]) -> list[tuple[int, int, str]]:
     return [(a, b, name) for a, b, name in found if b > a]
 
 
-def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, Any]) -> None:
-    """Write a PNG (or what the suffix says) of the compared steps and their verdict."""
+def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, Any]) -> str:
+    """Write a PNG (or what the suffix says) of the compared steps and their verdict. Returns the
+    line that says where it is, or why there is none."""
+    if not can_plot():
+        return NO_FIGURE
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained", dpi=130)
@@ -85,6 +89,7 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
         f"{about['model']}, {about['data']['name']}, {about['precision']}: {about['line']}"
     )
     figure.savefig(path)
+    return f"figure: {path}"
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

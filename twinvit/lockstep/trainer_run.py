@@ -136,13 +136,13 @@ def conclude(run_dir: Path, how: dict[str, Any]) -> Verdict:
     from twinvit.lockstep.figure import plot_lockstep
 
     lines = [line for line in lines if not line.altered]
-    plot_lockstep(run_dir / record.FIGURE, lines, found)
+    figure = plot_lockstep(run_dir / record.FIGURE, lines, found)
     print("\n" + record.table(lines, lines[0].gradients.distances is not None))
     for name, where in found["undecided_at"].items():
         print(f"undecided: {name} at {where}")
     for difference in found["differences"]:
         print(f"differs: {difference}")
-    print(f"figure: {run_dir / record.FIGURE}")
+    print(figure)
     print(found["line"], flush=True)
     return record.verdict_of("lockstep", found | {"run_dir": str(run_dir)})
 

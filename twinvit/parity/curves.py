@@ -77,8 +77,7 @@ def curves(
             )
     if len(runs) == 2:
         print("no verdict: name three nudged runs by --noise to judge the gap by rounding's own")
-    plots.plot_curves(output, found, None, " and ".join(labels[:3]), trained_by)
-    print(f"figure: {output}")
+    print(plots.plot_curves(output, found, None, " and ".join(labels[:3]), trained_by))
     return 0
 
 
@@ -158,10 +157,8 @@ def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
     if verdict.matched:
         said = f"same up to step {verdict.decided_until:,} of {verdict.total:,}"
     title = f"{name_of(recipe.model)}, {recipe.data}, {recipe.precision}: curves {said}"
-    plots.plot_curves(
-        figure, {label: read_curve(run) for label, run in runs.items()}, verdict, title
-    )
-    print(f"figure: {figure}")
+    found = {label: read_curve(run) for label, run in runs.items()}
+    print(plots.plot_curves(figure, found, verdict, title))
 
 
 def frameworks_of(run: Path) -> list[tuple[int, str]]:

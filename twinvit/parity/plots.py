@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ import numpy as np
 from shared_vit.errors import UserError
 from twinvit.parity.noise_rule import QUANTITIES, Curve, Verdict, gap
 
+NO_FIGURE = "no figure: matplotlib, which draws it, is missing: pip install 'twinvit[plots]'"
 COLORS = ("#4c9be8", "#111111", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#a6761d")
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is installed, which is an extra."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def check_figure(path: Path) -> None:
     """Raise UserError for a path at which no figure can be written, before the work for it."""
+    if not can_plot():
+        return
     from matplotlib.backend_bases import FigureCanvasBase
 
     if not path.parent.is_dir():
@@ -33,14 +42,17 @@ def plot_curves(
     verdict: Verdict | None,
     title: str,
     trained_by: Mapping[str, Sequence[tuple[int, str]]] | None = None,
-) -> None:
-    """Write a PNG (or what the suffix says): loss and grad norm of each labelled run.
+) -> str:
+    """Write a PNG (or what the suffix says): loss and grad norm of each labelled run. Returns the
+    line that says where it is, or why there is none.
 
     `trained_by` has `(step, framework)` of each run's first start, which is not drawn, and of each
     change of framework after it, which is.
     Of several runs, below, the gaps: with a verdict against the noise, else of each run to the
     first. Raises UserError for runs of other steps.
     """
+    if not can_plot():
+        return NO_FIGURE
     from matplotlib.figure import Figure
 
     rows = 1 if len(curves) == 1 else 2
@@ -68,6 +80,7 @@ def plot_curves(
             bottom.legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     figure.savefig(path)
+    return f"figure: {path}"
 
 
 def _plot_change(axes: Any, step: int, framework: str, color: str) -> None:

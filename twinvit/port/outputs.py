@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from twinvit.port import verdict
 from twinvit.port.errors import PortError
@@ -70,6 +69,8 @@ class Paired:
 
 def leaves_of(out: Any) -> Leaves:
     """Names and arrays of what the PyTorch model returned, numbers among them, in its own order."""
+    import torch  # here, so that a port can be recorded where PyTorch is not installed
+
     if isinstance(out, torch.Tensor):
         return [("", out)]
     if isinstance(out, bool | int | float):

@@ -15,7 +15,8 @@ from twinvit.port import verdict
 from twinvit.port.constant_inputs import rows_of
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
-from twinvit.port.pair import Pair, jax_input
+from twinvit.port.pair import Pair
+from twinvit.port.port_side import jax_input
 from twinvit.port.record import jax_trace, torch_program, torch_values
 from twinvit.port.record.graph import Graph, Node, Ref
 from twinvit.port.record.jax_interpreter import Interpreter, Sink
@@ -85,7 +86,7 @@ class Program:
         self.edits = [a for a in session.accepted if a.kind != "unknown"]
         self.keys, self.inputs = (
             torch_values.split_inputs(pair.inputs)[0],
-            list(pair.torch_arrays),
+            list(pair.arrays),
         )
         self.arrays = list(recorded.arrays)
         self.sources = [_source(x, k, self.inputs) for k, x in enumerate(self.arrays)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import ml_dtypes
 import numpy as np
 
 Types = frozenset[str]
@@ -51,8 +50,16 @@ class OwnTypes:
         self.held[value] = self.held.get(value, frozenset()) | frozenset(dtypes)
 
 
+_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "complex64": 23}
+_DIGITS |= {"float64": 52, "complex128": 52}
+
+
 def digits(dtype: str) -> int:
     """Binary digits of a floating-point type after the first; of a complex one those of a part."""
+    if dtype in _DIGITS:
+        return _DIGITS[dtype]
+    import ml_dtypes  # which PyTorch alone does not bring
+
     return int(ml_dtypes.finfo(np.dtype(getattr(ml_dtypes, dtype, dtype))).nmant)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from twinvit.port.errors import PortError
+from twinvit.port.record.given import float_type, split_inputs
 
 WIDE = {
     torch.float32: torch.float64,
@@ -60,13 +61,6 @@ def numbers(t: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(t.detach().numpy())
 
 
-def split_inputs(inputs: Any) -> tuple[list[str], list[Any]]:
-    """Names (none for positional inputs) and arrays; an array alone is the only input."""
-    if isinstance(inputs, Mapping):
-        return list(inputs), list(inputs.values())
-    return [], [inputs] if hasattr(inputs, "shape") else list(inputs)
-
-
 def call(model: Any, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> Any:
     """What the model returns for inputs as `split_inputs` gives them."""
     return model(**dict(zip(names, tensors))) if names else model(*tensors)
@@ -95,9 +89,3 @@ def as_given(
     if own is torch.float64:
         tries.reverse()
     return model, names, [[cast(x, to) for x in given] for to in tries]
-
-
-def float_type(x: Any) -> str:
-    """The name of the type of an input's numbers, "bfloat16"."""
-    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-    return str(dtype).removeprefix("torch.")

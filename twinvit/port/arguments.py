@@ -10,7 +10,9 @@ from typing import Any
 
 from twinvit.port.errors import PortError
 from twinvit.port.given_inputs import checked_inputs
-from twinvit.port.given_models import check_not_exchanged, checked_jax, checked_torch
+from twinvit.port.given_jax import checked_jax
+from twinvit.port.given_models import check_not_exchanged
+from twinvit.port.given_torch import checked_torch
 
 WHAT = ("forward", "grad", "train")
 

@@ -6,3 +6,8 @@ class PortError(Exception):
 
     The command line turns it into exit status 3.
     """
+
+
+def article(name: str) -> str:
+    """A name with its article, "an Encoder"."""
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

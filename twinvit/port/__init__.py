@@ -12,12 +12,16 @@ if TYPE_CHECKING:  # what type checkers and the documentation read
     from twinvit.port.explainer import assert_same, explain
     from twinvit.port.models import Function
     from twinvit.port.optimizer import explain_optimizer
+    from twinvit.port.recording.explain import explain_recordings
+    from twinvit.port.recording.record import record_model
     from twinvit.port.report import Draw, Finding, Narrowing, Native, Output, Report
     from twinvit.port.weight_map import WeightMap, map_weights
 
 __all__ = [
     "explain",
     "assert_same",
+    "record_model",
+    "explain_recordings",
     "explain_optimizer",
     "Report",
     "Finding",
@@ -44,6 +48,8 @@ _WHERE = {
     "Report": "report",
     "Function": "models",
     "explain": "explainer",
+    "record_model": "recording.record",
+    "explain_recordings": "recording.explain",
     "assert_same": "explainer",
     "explain_optimizer": "optimizer",
     "WeightMap": "weight_map",

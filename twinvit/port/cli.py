@@ -1,4 +1,4 @@
-"""`twinvit port explain | map | blind_spots | causes`."""
+"""`twinvit port explain | record | map | blind_spots | causes`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from twinvit.pages import verdicts
 from twinvit.port import command_verdicts as told
-from twinvit.port.command_inputs import check_writable, inputs, jax_inputs, load
+from twinvit.port.command_inputs import arrays_of, check_writable, inputs, jax_inputs, load
 from twinvit.port.errors import PortError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     _explain_flags(commands)
+    _record_flags(commands)
     mapped = commands.add_parser("map", help="propose a map of weights")
     mapped.add_argument("torch_model", metavar="pkg.mod:make_torch")
     mapped.add_argument("jax_model", metavar="pkg.mod:make_jax")
@@ -66,13 +67,14 @@ def _explain_flags(commands: Any) -> None:
     p.add_argument(
         "torch_model",
         metavar="pkg.mod:make_torch",
-        help="an nn.Module, or a function that makes one; a file works as well: net.py:make",
+        help="an nn.Module, or a function that makes one; a file works as well: net.py:make; or a "
+        "recording, of the side that is right",
     )
     p.add_argument(
         "jax_model",
         metavar="pkg.mod:make_jax",
         help="the port, or a function that makes it; one that "
-        "takes an argument is given the PyTorch model",
+        "takes an argument is given the PyTorch model; or a recording",
     )
     _inputs(p)
     p.add_argument(
@@ -90,9 +92,10 @@ def _explain_flags(commands: Any) -> None:
     )
     p.add_argument(
         "--reference",
-        default="torch",
+        default=None,
         choices=("torch", "jax"),
-        help="the side that is right: texts speak of the other, which is to be changed",
+        help="the side that is right, torch by default (of recordings the first): texts speak of "
+        "the other, which is to be changed",
     )
     p.add_argument("--grad", action="store_true", help="compare gradients, too")
     p.add_argument("--train", action="store_true", help="compare train mode, too")
@@ -114,6 +117,36 @@ def _verdict_flags(p: argparse.ArgumentParser, what: str) -> None:
     p.add_argument(
         "--github", action="store_true", help="print annotations of a GitHub workflow, too"
     )
+
+
+def _record_flags(commands: Any) -> None:
+    p = commands.add_parser(
+        "record", help="write one model's program into a folder, where the other is not installed"
+    )
+    p.add_argument("model", metavar="pkg.mod:make", help="a model, or a function that makes one")
+    p.add_argument("--framework", required=True, choices=("torch", "jax"))
+    p.add_argument("-o", "--out", type=Path, required=True, help="the folder to make")
+    p.add_argument(
+        "--inputs",
+        dest="inputs_file",
+        type=Path,
+        default=None,
+        metavar="inputs.npz",
+        help="arrays as the PyTorch model takes them, the same for both sides; names but arr_0, "
+        "arr_1 are those of its arguments",
+    )
+    _inputs(p)
+    p.add_argument(
+        "--jax-inputs",
+        dest="jax_inputs_file",
+        type=Path,
+        default=None,
+        metavar="own.npz",
+        help="arrays as the JAX model takes them, where it takes others",
+    )
+    p.add_argument("--grad", action="store_true", help="so that gradients can be compared")
+    p.add_argument("--train", action="store_true", help="so that train mode can be compared")
+    p.add_argument("--quiet", action="store_true", help="print nothing")
 
 
 def _seed(text: str) -> int:
@@ -197,13 +230,11 @@ def _models(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return model, load(arguments.jax_model, model)
 
 
-def _need(framework: str) -> None:
+def _need(framework: str, why: str = "explaining a port needs both frameworks") -> None:
     try:
         importlib.import_module(framework)
     except ImportError as error:
-        raise PortError(
-            f"{framework} is not installed; explaining a port needs both frameworks"
-        ) from error
+        raise PortError(f"{framework} is not installed; {why}") from error
 
 
 def _progress() -> Callable[[str], None]:
@@ -216,27 +247,26 @@ def _progress() -> Callable[[str], None]:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    arrays = inputs(arguments)
-    given = jax_inputs(arguments.jax_shapes, arrays)
+    from twinvit.port.recording.folder import is_recording
+
+    paths = (arguments.torch_model, arguments.jax_model)
+    recorded = [is_recording(path) for path in paths]
+    if any(recorded) and not all(recorded):
+        raise PortError(
+            f"{paths[recorded.index(False)]} is no recording, and the other is; give two recordings "
+            "or two models"
+        )
+    if recorded[0] and (arguments.inputs or arguments.jax_shapes):
+        raise PortError("recordings hold their inputs; leave --shape, --int and --jax-shape out")
+    explained = _of_recordings if recorded[0] else _of_models
     check_writable(arguments.html)
     flags = _flags(arguments)
     with verdicts.printing(verdicts.Flags(flags.json)):
-        model, jax_model = _models(arguments)
-        from twinvit.port.explainer import explain
-
-        report = explain(
-            model,
-            jax_model,
-            arrays,
-            jax_inputs=given,
+        report = explained(
+            arguments,
             weights=arguments.weights,
-            what=(
-                "forward",
-                *(("grad",) if arguments.grad else ()),
-                *(("train",) if arguments.train else ()),
-            ),
+            what=_what(arguments),
             output=arguments.output,
-            reference=arguments.reference,
             progress=None if arguments.quiet else _progress(),
         )
         report.seed, report.command = arguments.seed, arguments.command_line
@@ -246,6 +276,53 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         report.to_html(arguments.html)
     return report.exit_status
+
+
+def _what(arguments: argparse.Namespace) -> tuple[str, ...]:
+    chosen = [k for k in ("grad", "train") if getattr(arguments, k)]
+    return ("forward", *chosen)
+
+
+def _of_models(arguments: argparse.Namespace, **rest: Any) -> Report:
+    arrays = inputs(arguments)
+    given = jax_inputs(arguments.jax_shapes, arrays)
+    model, jax_model = _models(arguments)
+    from twinvit.port.explainer import explain
+
+    side = arguments.reference or "torch"
+    return explain(model, jax_model, arrays, jax_inputs=given, reference=side, **rest)
+
+
+def _of_recordings(arguments: argparse.Namespace, **rest: Any) -> Report:
+    _need("torch")
+    _need("jax")
+    from twinvit.port.recording.explain import explain_recordings
+
+    paths = arguments.torch_model, arguments.jax_model
+    return explain_recordings(*paths, right=arguments.reference, **rest)
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from twinvit.port.recording.folder import check_new
+    from twinvit.port.recording.record import record_model
+
+    check_new(arguments.out)
+    if arguments.inputs_file is not None and arguments.inputs:
+        raise PortError("give --inputs, or --shape and --int, not both")
+    file = arguments.inputs_file
+    arrays = inputs(arguments) if file is None else arrays_of(file)
+    own = None if arguments.jax_inputs_file is None else arrays_of(arguments.jax_inputs_file)
+    _need(arguments.framework, "recording its model needs it")
+    record_model(
+        arguments.out,
+        load(arguments.model),
+        arrays,
+        framework=arguments.framework,
+        what=_what(arguments),
+        jax_inputs=own,
+        progress=None if arguments.quiet else _progress(),
+    )
+    return SAME
 
 
 def _print(report: Report, arguments: argparse.Namespace) -> None:
@@ -317,6 +394,7 @@ def _causes(arguments: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": _explain,
+    "record": _record,
     "map": _map,
     "blind_spots": _blind_spots,
     "causes": _causes,

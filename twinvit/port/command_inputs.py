@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +126,26 @@ def inputs(arguments: argparse.Namespace) -> tuple[np.ndarray, ...]:
     if not made:
         raise PortError("no input: give --shape 2,3,224,224 (or --int 2,16:100 for tokens)")
     return tuple(made)
+
+
+def arrays_of(file: Path) -> tuple[np.ndarray, ...] | dict[str, np.ndarray]:
+    """The arrays of an .npz file; by name, where one of them has another than arr_0, arr_1.
+
+    Raises:
+        PortError: it is none, or holds something else than numbers.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            found = {name: held[name] for name in held.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise PortError(
+            f"{file} is no .npz file of arrays ({error}); np.savez writes one"
+        ) from error
+    if not found:
+        raise PortError(f"{file} holds no array")
+    if all(name == f"arr_{k}" for k, name in enumerate(found)):
+        return tuple(found.values())
+    return found
 
 
 def _shape(text: str) -> tuple[int, ...]:

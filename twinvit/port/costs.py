@@ -113,7 +113,10 @@ def port_costs(
         elif pair.apart:
             continue
         else:
-            traced = jax_trace.trace(pure.call, *pair.typed(arrays), place)
+            rounding = pair.rounding(pure, arrays, place)
+            if rounding is None:
+                continue
+            traced = rounding
         changed = _outputs(traced, values, place)
         without = plain if place in made else dict(named)
         outs = [(of, without[n], changed[n]) for of, (n, _) in zip(logits, named)]

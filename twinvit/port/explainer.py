@@ -92,12 +92,7 @@ def explain(
             evaluate="train" in given.what,
         )
         pair.notes += given.notes
-        if isinstance(weights, str) and weights == "as_is":
-            round_alike(pair)
-            order_layers(pair, given.what == ("train",), say)
-        else:
-            pair.transfer(weights)
-        return _explain(pair, given.what, further, started, say, reference)
+        return explain_pair(pair, weights, given.what, further, started, reference)
     except PortError as error:
         more = hint(str(error), given.inputs)
         if not more:
@@ -105,6 +100,23 @@ def explain(
         raise PortError(f"{error}{more}") from error
     finally:
         torch.set_num_threads(threads)
+
+
+def explain_pair(
+    pair: Pair,
+    weights: Any,
+    kinds: tuple[str, ...],
+    further: Further,
+    started: float,
+    reference: str,
+) -> Report:
+    """The report of a pair of models; the arguments are those of `explain`, checked."""
+    if isinstance(weights, str) and weights == "as_is":
+        round_alike(pair)
+        order_layers(pair, kinds == ("train",), pair.say)
+    else:
+        pair.transfer(weights)
+    return _explain(pair, kinds, further, started, pair.say, reference)
 
 
 def assert_same(

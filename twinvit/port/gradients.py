@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
@@ -18,7 +17,6 @@ from twinvit.port.ops import STRAIGHT_THROUGH
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
-from twinvit.port.record.jax_outputs import ordered_leaves
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Finding
 from twinvit.port.search.session import Session
@@ -208,29 +206,13 @@ def _port_gradients(
         _as_port(numbers(graph.values[o]), c.numpy(), theirs)
         for o, c, theirs in zip(graph.outputs, cotangents, recorded.port)
     ]
-    floats = [
-        i for i, x in enumerate(pair.leaves) if isinstance(x, np.ndarray) and x.dtype == np.float64
-    ]
-
-    def loss(some: list[Any], rest: list[Any], *xs: Any) -> Any:
-        leaves = list(rest)
-        for i, x in zip(floats, some):
-            leaves[i] = x
-        out = recorded.pure.call(leaves, *xs)
-        found = [x for _, x in ordered_leaves(out)]
-        return sum((found[p] * c).sum() for p, c in zip(chosen, aligned) if c.any())
-
-    def gradient(leaves: list[Any], *xs: Any) -> Any:
-        return jax.grad(loss)([leaves[i] for i in floats], leaves, *xs)
-
-    values = [*pair.leaves, *recorded.arrays]
-    index = Index()
-    outs, _ = jax_trace.evaluate(
-        pair.program(gradient, recorded.arrays),
-        values,
-        [-1] * len(values),
-        Interpreter(index.add),
+    floats = pair.floats()
+    traced, given = pair.gradient(
+        recorded.pure, recorded.arrays, {p: c for p, c in zip(chosen, aligned) if c.any()}
     )
+    values = [*pair.leaves, *given]
+    index = Index()
+    outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), Interpreter(index.add))
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):
         index.add(np.array(g), "gradient", pair.pure.names[i], [])

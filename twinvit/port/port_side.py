@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,8 +15,13 @@ from twinvit.port.outputs import apply_output
 from twinvit.port.record import jax_place, jax_trace, jax_types
 from twinvit.port.record.given import float_type, split_inputs
 from twinvit.port.record.jax_dependence import as_it_runs
+from twinvit.port.record.jax_outputs import flattened, ordered_leaves
 from twinvit.port.record.jax_place import Place
+from twinvit.port.record.jax_settings import on_cpu
 from twinvit.port.record.jax_trace import Traced
+
+if TYPE_CHECKING:
+    from twinvit.port.recording.stored_port import StoredPort
 
 
 class PortSide:
@@ -46,6 +51,7 @@ class PortSide:
         self.arrays = list(arrays)
         self.jax_inputs = jax_inputs
         self.output = output
+        self.stored: StoredPort | None = jax_model if hasattr(jax_model, "stored_pure") else None
         self.pure = models.pure(jax_model, evaluate=evaluate)
         self.leaves = [jax_types.widen(x) for x in self.pure.leaves]
         self.given = (
@@ -88,6 +94,8 @@ class PortSide:
 
     def trace(self, *, train: bool = False) -> tuple[Traced, list[np.ndarray], models.Pure]:
         """The port's jaxpr, the inputs that it took, and the port with the call that took them."""
+        if self.stored is not None:
+            return self.stored.trace(self, train)
         pure = models.pure(self.jax_model, train=True) if train else self.pure
         if self.given is not None:
             tries = [("", self.given)]
@@ -108,7 +116,7 @@ class PortSide:
             errors += refused
             if found is not None:
                 if own and len(errors):
-                    self._note(
+                    self.note(
                         f"the port refuses float64 ({errors[0]}); it was recorded with inputs and "
                         "parameters of its own types and computed in float64: numbers that it "
                         "makes in those types keep their rounding"
@@ -153,11 +161,12 @@ class PortSide:
                 except Exception:
                     continue
                 note = "the port was mapped over the batch"
-            self._note(note)
+            self.note(note)
             return (traced, arrays, called), errors
         return None, errors
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Take up a note, once."""
         if text and text not in self.notes:
             self.notes.append(text)
 
@@ -183,17 +192,80 @@ class PortSide:
             return traced  # random numbers are drawn in other widths
         if found.apart:
             self.apart = True
-            self._note(
+            self.note(
                 "the port's program depends on the types that it is given "
                 f"({found.apart}); it was recorded in its own and computed in float64"
             )
             return Traced(closed, own.labels, {}, found.marks, closed)
         for place in found.constants:
-            self._note(
+            self.note(
                 f"a number of the port depends on the type of what it is computed with ({place}); "
                 "it was taken as the port runs"
             )
         return replace(traced, closed=closed, marks=found.marks, own=own.closed)
+
+    def gradient(
+        self,
+        pure: models.Pure,
+        arrays: Sequence[np.ndarray],
+        cotangents: Mapping[int, np.ndarray],
+    ) -> tuple[Traced, list[np.ndarray]]:
+        """The jaxpr of the gradients of sum(outputs * cotangents) by the floating-point leaves, and
+        what it takes after the leaves.
+
+        Args:
+            cotangents: by the place of an output among all that the port returns; float64.
+        """
+        if self.stored is not None:
+            return self.stored.gradient(arrays, cotangents)
+        places = list(cotangents)
+        floats = self.floats()
+
+        def loss(some: list[Any], rest: list[Any], xs: Any, cotangents: Any) -> Any:
+            leaves = list(rest)
+            for i, x in zip(floats, some):
+                leaves[i] = x
+            found = [x for _, x in ordered_leaves(pure.call(leaves, *xs))]
+            return sum((found[p] * c).sum() for p, c in zip(places, cotangents))
+
+        def gradient(leaves: list[Any], *given: Any) -> Any:
+            xs, cotangents = given[: len(arrays)], given[len(arrays) :]
+            return jax.grad(loss)([leaves[i] for i in floats], leaves, xs, cotangents)
+
+        given = [*arrays, *cotangents.values()]
+        return self.program(gradient, given), given
+
+    def floats(self) -> list[int]:
+        """Places of the leaves of floating-point numbers."""
+        held = enumerate(self.leaves)
+        return [i for i, x in held if isinstance(x, np.ndarray) and x.dtype == np.float64]
+
+    def own_program(self, pure: models.Pure, arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
+        """The jaxpr of the port as it runs, in its own types, and its outputs' names."""
+        if self.stored is not None:
+            return self.stored.own_program()
+        with on_cpu(x64=False):
+            call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
+            closed, shapes = call(self.own_leaves(), *self.own_inputs(arrays))
+        return closed, shapes.names
+
+    def wide_program(self, pure: models.Pure, arrays: Sequence[np.ndarray]) -> Any:
+        """The jaxpr of the port with 64-bit types."""
+        if self.stored is not None:
+            return self.stored.wide_program()
+        with on_cpu(x64=True):
+            leaves, inputs = self.typed(arrays)
+            call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
+            return call(list(leaves), *inputs)[0]
+
+    def rounding(
+        self, pure: models.Pure, arrays: Sequence[np.ndarray], place: Place
+    ) -> Traced | None:
+        """The port traced with the rounding to a narrower type at one place; None where the port is
+        a recording, which holds the program that rounds nowhere."""
+        if self.stored is not None:
+            return None
+        return jax_trace.trace(pure.call, *self.typed(arrays), place)
 
     def own_narrowings(self, places: Iterable[Place]) -> list[Place]:
         """Of a recording's narrowings those that the port makes: not the types that it was given,
@@ -226,9 +298,9 @@ class PortSide:
         float32."""
         given = split_inputs(self.inputs if self.jax_inputs is None else self.jax_inputs)[1]
         result = []
-        for array, x in zip(arrays, given):
+        for k, array in enumerate(arrays):  # cotangents may follow
             if array.dtype.kind == "f":
-                dtype = float_type(x)
+                dtype = float_type(given[k]) if k < len(given) else "float32"
                 array = array.astype(jax.numpy.dtype("float32" if dtype == "float64" else dtype))
             result.append(array)
         return result

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twinvit.port.errors import PortError
-from twinvit.port.models import equinox, function, haiku, keras, linen, nnx, pytree
+from twinvit.port.models import equinox, function, haiku, keras, linen, nnx, pytree, recorded
 from twinvit.port.models.base import Function, Mode, Pure
 
 __all__ = ["Function", "Mode", "Pure", "pure"]
 
-ADAPTERS = (function, linen, equinox, haiku, nnx, keras, pytree)
+ADAPTERS = (recorded, function, linen, equinox, haiku, nnx, keras, pytree)
 """Modules with `accepts(port)` and `pure(port, mode)`; the first that accepts a port is asked."""
 
 

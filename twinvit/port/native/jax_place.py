@@ -13,11 +13,11 @@ from twinvit.port.native.jax_side import Identified, named, narrow_on_cpu, numer
 from twinvit.port.pair import Pair
 from twinvit.port.record import jax_equations, jax_types
 from twinvit.port.record.jax_interpreter import Interpreter, Sink
-from twinvit.port.record.jax_outputs import Outputs, flattened
+from twinvit.port.record.jax_outputs import Outputs
 from twinvit.port.record.jax_settings import float64_on_cpu
 
 
-class _Watch(Interpreter):
+class Watch(Interpreter):
     """Evaluates a jaxpr in its own types, or widened, and tells of every equation's results."""
 
     def __init__(self, sink: Sink, narrow: bool) -> None:
@@ -56,9 +56,7 @@ def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> di
     """
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
     try:
-        with narrow_on_cpu():
-            call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
-            closed, shapes = call(leaves, *inputs)
+        closed, names = pair.own_program(pure, arrays)
         finite = _finite_in_float64(closed, leaves, inputs)
         bad: list[bool] = []
         parents: list[list[int]] = []
@@ -73,10 +71,10 @@ def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> di
 
         with narrow_on_cpu():
             values = [*leaves, *inputs]
-            _, ids = _Watch(sink, narrow=True).closed(closed, values, [-1] * len(values))
+            _, ids = Watch(sink, narrow=True).closed(closed, values, [-1] * len(values))
     except Exception:
         return {}
-    outputs = named(pair, pure, Outputs([Identified(i) for i in ids], shapes.names))
+    outputs = named(pair, pure, Outputs([Identified(i) for i in ids], names))
     return {name: _origin(x.id, bad, parents, places) for name, x in outputs}
 
 
@@ -97,7 +95,7 @@ def _finite_in_float64(
 
     values = [jax_types.widen(x) for x in (*leaves, *inputs)]
     with float64_on_cpu():
-        _Watch(sink, narrow=False).closed(closed, values, [-1] * len(values))
+        Watch(sink, narrow=False).closed(closed, values, [-1] * len(values))
     return finite
 
 

@@ -14,7 +14,7 @@ from twinvit.port import models
 from twinvit.port.native import overflows
 from twinvit.port.native.result import Found, Named, NativeRun, first_line
 from twinvit.port.outputs import labelled, pick
-from twinvit.port.pair import Pair
+from twinvit.port.port_side import PortSide
 from twinvit.port.record import jax_types
 from twinvit.port.record.jax_outputs import Outputs, flattened
 from twinvit.port.record.jax_settings import float64_on_cpu
@@ -30,10 +30,19 @@ def narrow_on_cpu() -> Iterator[None]:
 
 
 def jax_outputs(
-    pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], native: NativeRun
+    pair: PortSide, pure: models.Pure, arrays: Sequence[np.ndarray], native: NativeRun
 ) -> Named:
     """The port's compared outputs as it runs, compiled if it can be."""
-    leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
+    if pair.stored is not None:
+        return named(pair, pure, pair.stored.as_it_ran(pair, native))
+    return named(pair, pure, run_alone(pair, pure, arrays, native))
+
+
+def run_alone(
+    side: PortSide, pure: models.Pure, arrays: Sequence[np.ndarray], native: NativeRun
+) -> Outputs:
+    """All that the port returns as it runs."""
+    leaves, inputs = side.own_leaves(), side.own_inputs(arrays)
     flat = flattened(pure.call)
     with narrow_on_cpu():
         try:
@@ -51,10 +60,10 @@ def jax_outputs(
                 "operation by operation"
             )
     outs.arrays = [np.asarray(x) if numeric(x) else x for x in outs.arrays]
-    return named(pair, pure, outs)
+    return outs
 
 
-def named(pair: Pair, pure: models.Pure, outputs: Outputs) -> Named:
+def named(pair: PortSide, pure: models.Pure, outputs: Outputs) -> Named:
     """The compared outputs by their names."""
     leaves = labelled(outputs.names, outputs.arrays, pure.stateful)
     return pick(leaves, pair.output, "JAX")
@@ -68,26 +77,26 @@ def numeric(x: Any) -> bool:
     return not jax_types.extended(getattr(x, "dtype", None))
 
 
-def overflow(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray], outputs: Found) -> str:
+def overflow(
+    pair: PortSide, pure: models.Pure, arrays: Sequence[np.ndarray], outputs: Found
+) -> str:
     """The first place of the port where an integer leaves its type as it runs, and none does in the
     comparison; of the outputs that are others for it. Empty if there is none."""
     leaves, inputs = pair.own_leaves(), pair.own_inputs(arrays)
-    call = jax.make_jaxpr(flattened(pure.call), return_shape=True)
     apart = {n for n, _, a, b in outputs if not np.allclose(a, b, rtol=1e-4, atol=0)}
     try:
         with float64_on_cpu():
             wide = [*pair.leaves, *arrays]
-            first, given = pair.typed(arrays)
-            closed, _ = call(list(first), *given)
+            closed = pair.wide_program(pure, arrays)
             known = frozenset(w for _, w in overflows.watched(closed, wide, len(leaves))[0].found)
         with narrow_on_cpu():
-            closed, shapes = call(leaves, *inputs)
+            closed, names = pair.own_program(pure, arrays)
             watch, ids = overflows.watched(closed, [*leaves, *inputs], len(leaves))
     except Exception:
         return ""
     found = (
         watch.first(x.id, known)
-        for name, x in named(pair, pure, Outputs([Identified(i) for i in ids], shapes.names))
+        for name, x in named(pair, pure, Outputs([Identified(i) for i in ids], names))
         if name in apart
     )
     return next((place for place in found if place is not None), "")

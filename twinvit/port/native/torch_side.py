@@ -27,7 +27,11 @@ def _eager() -> Iterator[None]:
 
 
 def torch_outputs(pair: Pair, train: bool) -> Named:
-    """The reference's compared outputs as it runs."""
+    """The reference's compared outputs as it runs; of a recording those that it returned."""
+    recorded = getattr(pair.torch_model, "as_it_ran", None)
+    found = None if recorded is None else recorded(train)
+    if found is not None:
+        return pick_torch(found, pair.output)
     model, names, tries = torch_values.as_given(pair.torch_model, pair.inputs, train)
     with _eager():
         for k, tensors in enumerate(tries):

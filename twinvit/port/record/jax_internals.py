@@ -156,3 +156,56 @@ def computed_at_once(chosen: Callable[[str, Sequence[Any], Any], bool]) -> Itera
 @functools.cache
 def _tracing() -> Any:
     return jax.make_user_context(None)
+
+
+_PRIMITIVES = (
+    "lax.lax", "lax.slicing", "lax.convolution", "lax.special", "lax.windowed_reductions",
+    "lax.linalg", "lax.fft", "lax.ann", "lax.parallel", "lax.control_flow.loops",
+    "lax.control_flow.conditionals", "random.prng", "random.threefry2x32", "random.core",
+    "ad_util", "ad_checkpoint", "custom_derivatives", "pjit", "dispatch", "core", "shard_map",
+    "state.discharge",
+)  # fmt: skip
+
+
+@functools.cache
+def primitives() -> dict[str, Any]:
+    """JAX's primitives by name; modules that this version lacks are left out."""
+    kind = _part("core", "Primitive")
+    found: dict[str, Any] = {}
+    for module in _PRIMITIVES:
+        with contextlib.suppress(ImportError):
+            for value in vars(importlib.import_module(f"jax._src.{module}")).values():
+                if isinstance(value, kind):
+                    found.setdefault(value.name, value)
+    return found
+
+
+def random_implementation(x: Any) -> str | None:
+    """The name of an implementation of random numbers, "threefry2x32"; None for anything else."""
+    implementation = type(jax.random.key(0).dtype._impl)
+    return str(x.name) if isinstance(x, implementation) else None
+
+
+def key_type(name: str) -> Any:
+    """The type of random keys of an implementation. Raises ValueError for none of that name."""
+    return jax.random.key(0, impl=name).dtype
+
+
+class Told(_part("source_info_util", "SourceInfo")):  # type: ignore[misc]
+    """A source that says its places itself: the user's, and the innermost."""
+
+    __slots__ = ("places",)
+
+    def __init__(self, user: str, inner: str) -> None:
+        empty = _part("source_info_util", "new_source_info")()
+        super().__init__(None, empty.name_stack)
+        self.places = (user, inner)
+
+
+def debug_info(within_jax: bool) -> Any:
+    """What a jaxpr says of where it was traced: within JAX itself, or not."""
+    made = jax.make_jaxpr(lambda: 0)().jaxpr.debug_info
+    place = os.path.join("", "jax", "_src", "") if within_jax else "a recording"
+    return made._replace(
+        func_src_info=place, traced_for="recording", arg_names=None, result_paths=None
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from twinvit.port.places import short_path, user_place
-from twinvit.port.record.jax_internals import user_frames
+from twinvit.port.record.jax_internals import Told, user_frames
 
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -17,6 +17,8 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def frames(source: Any) -> tuple[str, str]:
     """Where an equation stands: the user's place, "file.py:12", or "layer NAME" where the model is
     put together from a library's layers alone; and the innermost place outside JAX."""
+    if isinstance(source, Told):
+        return source.places
     called = user_frames(source)
     outside = [(name, line) for name, line, _ in called if not name.startswith((_JAX, _HERE))]
     inner = f"{short_path(outside[0][0])}:{outside[0][1]}" if outside else ""

@@ -78,6 +78,10 @@ def record(
     Returns:
         The graph, with every value kept.
     """
+    replayed = getattr(model, "replayed", None)  # the model is a recording
+    if replayed is not None:
+        graph: Graph = replayed(inputs, pick, train)
+        return graph
     if like is not None:
         if like.own:
             return _recorded_in(like.own, model, inputs, pick, like.rows)
@@ -99,6 +103,21 @@ def record(
         for where in dict.fromkeys(operation.where for operation in others.values())
     ]
     return replace(graph, notes=(*graph.notes, *notes), types=own_types(graph, own))
+
+
+def record_native(
+    model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, train: bool
+) -> Graph | None:
+    """One forward pass of the model as it runs, in its own types; None if it does not run in
+    them."""
+    copy, names, tries = as_given(model, inputs, train)
+    for tensors in tries:
+        given = dict(zip(names, tensors)) if names else tensors
+        try:
+            return _recorded(copy, given, pick, train, own=True)
+        except Exception:
+            continue
+    return None
 
 
 def _listened(

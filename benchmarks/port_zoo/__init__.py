@@ -7,19 +7,20 @@ All weights are drawn, none is zero or constant, and no two dimensions agree by 
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from .conv_config import ConvConfig
 from .decoder_config import DecoderConfig
 from .mutations import MUTATIONS, Mutation
 from .sequence_config import SequenceConfig
 from .vit_config import ViTConfig
+
+if TYPE_CHECKING:  # where a port is recorded, PyTorch need not be there
+    from torch import nn
 
 CONFIGS = {
     "vit": ViTConfig,
@@ -47,21 +48,19 @@ class Case:
     style: str
     cfg: Any
     port_cfg: Any
-    torch_model: nn.Module
+    torch_model: "nn.Module"
     jax_model: Any
     inputs: tuple[np.ndarray, ...]
     jax_inputs: tuple[np.ndarray, ...]
 
     def explainable(self) -> Any:
         """The port as `twinvit.port.explain` takes it."""
-        if self.style != "scan":
-            return self.jax_model
-        from twinvit import port
-
-        return port.Function(*self.jax_model)
+        return explainable(self.style, self.jax_model)
 
     def run_torch(self) -> np.ndarray:
         """The reference's output."""
+        import torch
+
         with torch.no_grad():
             return self.torch_model(*map(torch.from_numpy, self.inputs)).numpy()
 
@@ -78,8 +77,10 @@ class Case:
         return np.asarray(self.jax_model(*self.jax_inputs))
 
 
-def fill(module: nn.Module, rng: np.random.Generator) -> None:
+def fill(module: "nn.Module", rng: np.random.Generator) -> None:
     """Draw every parameter and statistic: weights by fan-in, scales near 1."""
+    import torch
+
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or "inv_freq" in name:
@@ -110,6 +111,56 @@ def inputs(model: str, cfg: Any, rng: np.random.Generator) -> tuple[np.ndarray, 
     return images, images.transpose(0, 2, 3, 1)
 
 
+def configs(
+    model: str, seed: int, mutations: Sequence[str], **reference: Any
+) -> tuple[np.random.Generator, Any, Any]:
+    """What draws the weights, and the configs of the reference and of the port."""
+    rng = np.random.default_rng([seed, list(CONFIGS).index(model)])
+    cfg = dataclasses.replace(CONFIGS[model].draw(rng), **reference)
+    chosen = [find(model, name) for name in mutations]
+    for mutation in chosen:
+        cfg = dataclasses.replace(cfg, **mutation.reference)
+    port_cfg = cfg
+    for mutation in chosen:
+        change = dict(mutation.change)
+        if "extra" in change:
+            change["extra"] = port_cfg.extra | change["extra"]
+        port_cfg = dataclasses.replace(port_cfg, **change)
+    return rng, cfg, port_cfg
+
+
+def reference_of(
+    model: str, cfg: Any, rng: np.random.Generator, dtype: type = np.float32
+) -> tuple["nn.Module", np.ndarray]:
+    """The reference with its weights drawn, and its input."""
+    import torch
+
+    package = importlib.import_module(f"{__name__}.{model}_torch")
+    torch_model = getattr(package, REFERENCES[model])(cfg)
+    fill(torch_model, rng)
+    torch_model.to(getattr(torch, np.dtype(dtype).name)).train(getattr(cfg, "train", False))
+    mine, _ = inputs(model, cfg, rng)
+    return torch_model, mine.astype(dtype) if mine.dtype == np.float32 else mine
+
+
+def port_of(
+    model: str, style: str, port_cfg: Any, state: Mapping[str, np.ndarray], mine: np.ndarray
+) -> tuple[Any, np.ndarray]:
+    """The port of a reference with these weights, and its input."""
+    channels_last = mine.ndim == 4 and style != "equinox"
+    load = importlib.import_module(f"{__name__}.{model}_{style}").load
+    return load(port_cfg, state), mine.transpose(0, 2, 3, 1) if channels_last else mine
+
+
+def explainable(style: str, jax_model: Any) -> Any:
+    """A port as `twinvit.port.explain` takes it."""
+    if style != "scan":
+        return jax_model
+    from twinvit import port
+
+    return port.Function(*jax_model)
+
+
 def build(
     model: str,
     style: str,
@@ -123,29 +174,11 @@ def build(
     `mutations` are names in `MUTATIONS` of that model; `reference` changes the config of both
     sides. Float64 ports need JAX's x64 mode.
     """
-    rng = np.random.default_rng([seed, list(CONFIGS).index(model)])
-    cfg = dataclasses.replace(CONFIGS[model].draw(rng), **reference)
-    chosen = [find(model, name) for name in mutations]
-    for mutation in chosen:
-        cfg = dataclasses.replace(cfg, **mutation.reference)
-    port_cfg = cfg
-    for mutation in chosen:
-        change = dict(mutation.change)
-        if "extra" in change:
-            change["extra"] = port_cfg.extra | change["extra"]
-        port_cfg = dataclasses.replace(port_cfg, **change)
-    package = importlib.import_module(f"{__name__}.{model}_torch")
-    torch_model = getattr(package, REFERENCES[model])(cfg)
-    fill(torch_model, rng)
-    torch_model.to(getattr(torch, np.dtype(dtype).name)).train(getattr(cfg, "train", False))
+    rng, cfg, port_cfg = configs(model, seed, mutations, **reference)
+    torch_model, mine = reference_of(model, cfg, rng, dtype)
     state = {k: v.numpy() for k, v in torch_model.state_dict().items()}
-    mine, theirs = inputs(model, cfg, rng)
-    if mine.dtype == np.float32:
-        mine, theirs = mine.astype(dtype), theirs.astype(dtype)
-    if style == "equinox":
-        theirs = mine  # channels first
-    load = importlib.import_module(f"{__name__}.{model}_{style}").load
-    return Case(model, style, cfg, port_cfg, torch_model, load(port_cfg, state), (mine,), (theirs,))
+    port, theirs = port_of(model, style, port_cfg, state, mine)
+    return Case(model, style, cfg, port_cfg, torch_model, port, (mine,), (theirs,))
 
 
 def find(model: str, name: str) -> Mutation:

@@ -80,6 +80,6 @@ def _arrays(argument: str, inputs: Any) -> Any:
 
 def _array(name: str, x: Any) -> np.ndarray:
     array = np.asarray(x)
-    if array.dtype.kind in "OUSMm" or not array.size:
-        raise PortError(f"{name} holds {array.dtype} values of shape {array.shape}; give numbers")
+    if array.dtype.kind in "OUSMm":
+        raise PortError(f"{name} holds {array.dtype} values; give an array of numbers")
     return array

@@ -21,6 +21,7 @@ from shared_vit import model_config
 from shared_vit.run.command_line import parse
 from shared_vit.weights import write_weights
 from twinvit import cli
+from twinvit.port.cli import parser
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = r"python|twinvit|pytest|make|pip|torchrun|srun|tensorboard|mkdocs"
@@ -34,6 +35,8 @@ NOT_RUN = {  # a command that begins so: why
     "srun": "needs SLURM: test_launch.py",
     "twinvit prepare imagenet": "needs ImageNet's tars: test_data_prepare.py",
     "twinvit parity": "five trainings: test_commands.py",
+    "twinvit port record": "an environment of its own: test_port_recordings.py",
+    "twinvit port explain reference.rec": "needs what those record: test_port_recordings.py",
 }
 
 
@@ -193,6 +196,8 @@ def test_commands_work(where, command, here, monkeypatch, capfd):
     if reason:
         if words[:2] == ["twinvit", "parity"]:  # its flags are checked here all the same
             parse([w for w in words[2:] if not w.startswith(("--lockstep", "--framework"))], "x")
+        if words[:2] == ["twinvit", "port"]:
+            parser().parse_args(words[2:])
         return
     if words[0] == "python" and words[1].startswith("train_"):
         train(words[1].removeprefix("train_").removesuffix(".py"), words[2:])

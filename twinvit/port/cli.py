@@ -253,8 +253,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     recorded = [is_recording(path) for path in paths]
     if any(recorded) and not all(recorded):
         raise PortError(
-            f"{paths[recorded.index(False)]} is no recording, and the other is; give two recordings "
-            "or two models"
+            f"{paths[recorded.index(False)]} is no recording, and the other is; give two "
+            "recordings or two models"
         )
     if recorded[0] and (arguments.inputs or arguments.jax_shapes):
         raise PortError("recordings hold their inputs; leave --shape, --int and --jax-shape out")

@@ -106,3 +106,5 @@ CALLS = {
     for name in TABLE.of(kind)
 }  # fmt: skip
 """Primitives that call a function, and the parameter that holds its jaxpr."""
+BY_VALUE = "recorded by its value: "
+"""What the name of a primitive begins with that a recording holds by its value."""

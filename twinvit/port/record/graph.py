@@ -106,6 +106,8 @@ class Graph:
             runs.
         own: the types that the program was recorded in, by parameter and input ("input:0"), where
             its operations depend on them; empty for a recording in float64.
+        by_value: positions of operations that a recording holds by their value: they are run on
+            the numbers that were recorded alone, and not edited.
         recorded: the graph as it was recorded, of one with edits.
     """
 
@@ -126,6 +128,7 @@ class Graph:
     numbers: Mapping[int, Heard] = field(default_factory=dict)
     own: Mapping[str, torch.dtype] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    by_value: frozenset[int] = frozenset()
     recorded: Graph | None = None
 
     @cached_property

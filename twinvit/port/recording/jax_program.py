@@ -16,6 +16,7 @@ from jax.extend import core as jex_core
 
 from twinvit.port.errors import PortError
 from twinvit.port.index import fingerprint
+from twinvit.port.ops.primitives import BY_VALUE
 from twinvit.port.record.jax_internals import (
     Told,
     debug_info,
@@ -31,7 +32,6 @@ from twinvit.port.recording.jax_primitives import Unwritable, dtype_name, dtype_
 NUMBERS = 1 << 36  # of one value
 SAME = 1e-9
 """Relative: operands whose fingerprints are nearer are those that a value was recorded of."""
-BY_VALUE = "recorded by its value: "
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)
 Run = tuple[list[Any], list[Any]]
 """Operands and results of an equation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -197,7 +198,9 @@ def _encoder(side: PortSide, traces: Sequence[_Traces], arrays: Written) -> Enco
         for trace in traces:
             for traced, values in trace.programs(side.leaves):
                 watching = _Watching(encoder.wanted, runs)
-                jax_trace.evaluate(traced, values, [-1] * len(values), watching)
+                own = traced.closed is trace.traced.own
+                with contextlib.suppress(*([PortError] if own else [])):
+                    _evaluated(traced, values, watching)  # in its own types it may have others
     final = Encoder(arrays)
     final.runs = runs
     return final
@@ -213,6 +216,18 @@ def _write(encoder: Encoder, closed: Any) -> None:
         ) from reason
 
 
+def _evaluated(traced: Traced, values: Sequence[Any], interpreter: Interpreter) -> list[Any]:
+    """What a program returns in float64. Raises PortError where it does not run in it."""
+    try:
+        return jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)[0]
+    except PortError:
+        raise
+    except Exception as error:
+        raise PortError(
+            f"the JAX model cannot be computed in float64: {first_line(error)}"
+        ) from error
+
+
 def _check(side: PortSide, traces: Sequence[_Traces | None]) -> None:
     """Raises PortError for a model that differs from itself."""
     if sum(int(np.size(x)) for x in side.leaves) > CHECKED:
@@ -222,9 +237,8 @@ def _check(side: PortSide, traces: Sequence[_Traces | None]) -> None:
             continue
         traced, arrays, _ = side.trace()
         values = [*side.leaves, *arrays]
-        ids = [-1] * len(values)
-        one, _ = jax_trace.evaluate(first.traced, values, ids, Interpreter())
-        two, _ = jax_trace.evaluate(traced, values, ids, Interpreter())
+        one = _evaluated(first.traced, values, Interpreter())
+        two = _evaluated(traced, values, Interpreter())
         for a, b in zip(map(np.asarray, one), map(np.asarray, two)):
             apart = align_distance(a, b) if a.dtype.kind in "fc" else 0.0
             if a.shape != b.shape or apart > 1e-9:

@@ -158,6 +158,7 @@ class StoredGraph:
             written=frozenset(_below(i, count) for i in found["written"]),
             own={str(k): dtype_of(v) for k, v in found["own"].items()},
             notes=tuple(map(str, found["notes"])),
+            by_value=frozenset(n.index for n in nodes if isinstance(n.op, ByValue) and n.refs),
             types=None if found["types"] is None else _types(found["types"], count),
         )
 

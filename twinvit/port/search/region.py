@@ -16,6 +16,7 @@ import numpy as np
 
 from twinvit.port.index import distance, merges
 from twinvit.port.ops import LAYOUT, SHAPE_ONLY
+from twinvit.port.ops.primitives import BY_VALUE
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_tape import Step, Tape
 from twinvit.port.record.torch_values import numbers
@@ -262,6 +263,8 @@ def _region(
         step = tape.steps[slot.step]
         if any(step.name.startswith(part) for part in DRAWING):
             raise Refused("it draws random numbers")
+        if step.name.startswith(BY_VALUE):
+            raise Refused(f"{step.name.removeprefix(BY_VALUE)} was recorded by its value")
         steps.add(slot.step)
         if len(steps) > limit:
             raise Refused(f"it is more than {limit} steps")

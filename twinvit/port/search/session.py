@@ -403,6 +403,8 @@ class Session:
         """What an edit regains; None if the reference cannot run with it, or makes NaN of
         numbers."""
         self.trials += 1
+        if not self.graph.by_value.isdisjoint(edits):
+            return None
         placed = dict(values or {})
         first = min([*edits, *(self.graph.first_use(v) for v in placed)])
         tally = Tally(self, edits, placed)

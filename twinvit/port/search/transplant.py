@@ -349,6 +349,8 @@ def build(session: Session, tape: Tape, site: Site, region: Region, order: Order
         {site.node.index: edit.refs},
         gone,
     )
+    if not graph.by_value.isdisjoint({site.node.index, *dead}):
+        raise Refused("the reference's operation there was recorded by its value")
     theirs = port_formula(tape, region, graph)
     inside = set(dead)
     mine = reference_formula(graph, site.value, inside)

@@ -152,7 +152,9 @@ def norm_groups(call: Call) -> Iterator[Variant]:
     x = call.args[0]
     channels, groups = x.shape[1], call.args[6]
 
-    def grouped(x: torch.Tensor, g: int, interleaved: bool, spatial: bool) -> torch.Tensor:
+    def grouped(
+        x: torch.Tensor, g: int, interleaved: bool, spatial: bool, eps: float
+    ) -> torch.Tensor:
         shape = (
             (x.shape[0], g, channels // g, -1)
             if not interleaved
@@ -162,7 +164,7 @@ def norm_groups(call: Call) -> Iterator[Variant]:
         axis = 2 if not interleaved else 1
         axes = (axis, 3) if spatial else (axis,)
         d = y - y.mean(axes, keepdim=True)
-        return (d * (d.pow(2).mean(axes, keepdim=True) + call.args[7]).rsqrt()).reshape(x.shape)
+        return (d * (d.pow(2).mean(axes, keepdim=True) + eps).rsqrt()).reshape(x.shape)
 
     for g in (g for g in range(1, channels + 1) if channels % g == 0):
         for interleaved, spatial in ((False, True), (True, True), (False, False)):
@@ -174,8 +176,8 @@ def norm_groups(call: Call) -> Iterator[Variant]:
             def fn(
                 *args: Any, g: int = g, i: bool = interleaved, s: bool = spatial, **_: Any
             ) -> torch.Tensor:
-                x, w, b, _eps = parts(call, args)
-                return affine(call, x, grouped(x, g, i, s), w, b)
+                x, w, b, eps = parts(call, args)
+                return affine(call, x, grouped(x, g, i, s, eps), w, b)
 
             detail = (
                 " of every g-th channel"

@@ -16,7 +16,7 @@ from twinvit.port.record.torch_values import numbers
 from twinvit.port.search.edits import checked, edits_of
 from twinvit.port.search.places import drop_worse
 from twinvit.port.search.proof import felt
-from twinvit.port.search.session import Session
+from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.trial import NARROW, Accepted, Trial
 
 _Place = tuple[Node, dict[int, Edit]]
@@ -24,7 +24,7 @@ _Place = tuple[Node, dict[int, Edit]]
 
 
 @dataclass
-class _Made:
+class Made:
     """An edit made at several places.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Made:
     extended: list[tuple[Accepted, Node, dict[int, Edit]]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, site: Node, edits: Mapping[int, Edit], others: Sequence[_Place] = ()) -> _Made:
+    def of(cls, site: Node, edits: Mapping[int, Edit], others: Sequence[_Place] = ()) -> Made:
         """Of an edit at its own place and at others."""
         made = cls(dict(edits), [site], [list(edits)])
         for node, more in others:
@@ -55,15 +55,15 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
 
     A provisional trial regains its own result alone: what comes after it may differ, too.
     """
-    before = _distance(session, trial)
+    before = distance_of(session, trial)
     snapshot = session.snapshot()
     lost_before = session.lost()
     made = _everywhere(session, trial)
     proof = trial.judged.proof
-    if proof is not None and not _distance(session, trial) <= 10 * session.tolerance(proof[0]):
+    if proof is not None and not distance_of(session, trial) <= 10 * session.tolerance(proof[0]):
         # Made at the other places too, it undoes itself here: make it here alone.
         session.undo(snapshot)
-        made = _Made.of(trial.site, trial.edits)
+        made = Made.of(trial.site, trial.edits)
         session.apply(made.edits)
     also = [list(more) for _, _, more in made.extended]
     if _adds_zeros(session, trial, snapshot.graph.nodes) or not _stands(
@@ -76,7 +76,13 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
             del made.edits[i]
     for a, node, more in made.extended:
         a.extend(node, more, snapshot.graph, session.graph)
-    after = _distance(session, trial)
+    return accepted_of(session, trial, made, snapshot, before)
+
+
+def accepted_of(
+    session: Session, trial: Trial, made: Made, start: Snapshot, before: float
+) -> Accepted:
+    """What a trial was made as. `start`: the session without it, `before`: the distance then."""
     name = trial.cause.name if trial.cause else ""
     kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
     if trial.variant.solved is not None:
@@ -96,16 +102,16 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
         {},
         _port_place(session, trial),
         before,
-        after,
+        distance_of(session, trial),
         [p.place for p in made.places],
         trial,
-        replaced={i: snapshot.graph.nodes[i] for i in made.edits},
+        replaced={i: start.graph.nodes[i] for i in made.edits},
         made={i: session.graph.nodes[i] for i in made.edits},
         groups=made.groups,
     )
 
 
-def _everywhere(session: Session, trial: Trial) -> _Made:
+def _everywhere(session: Session, trial: Trial) -> Made:
     """Make a trial's edit at its site and at every similar place where it is confirmed, those of
     earlier findings among them."""
     snapshot = session.snapshot()
@@ -120,7 +126,7 @@ def _everywhere(session: Session, trial: Trial) -> _Made:
         rest = [(node, edits) for node, edits in own if node.index not in earlier]
         everywhere = [*rest, *((node, edits) for _, node, edits in earlier.values())]
         if len(_confirmed(session, trial.edits, everywhere)) == len(everywhere):
-            made = _Made.of(trial.site, trial.edits, rest)
+            made = Made.of(trial.site, trial.edits, rest)
             made.extended = list(earlier.values())
             return made
         session.undo(snapshot)
@@ -129,7 +135,7 @@ def _everywhere(session: Session, trial: Trial) -> _Made:
         session.undo(snapshot)
         own = _steps(session, trial.site, own) or own
         confirmed = _confirmed(session, trial.edits, own)
-    made = _Made.of(trial.site, trial.edits, confirmed)
+    made = Made.of(trial.site, trial.edits, confirmed)
     if not own or len(confirmed) < len(own):
         if own:
             session.undo(snapshot)
@@ -213,13 +219,16 @@ def same_edits(session: Session, trial: Trial, node: Node) -> dict[int, Edit] | 
     """A trial's edit, made at another operation of the same name; None if its cause has none
     there."""
     variant = trial.variant
-    if variant.refs is None and not variant.also and variant.node is None:
+    alone = variant.refs is None and not variant.also and variant.node is None
+    if alone and not trial.stacked:
         fn = checked(session.graph, node, variant.fn, variant.reshapes)
         return {node.index: Edit(fn)}
     assert trial.cause is not None
     key = variant.key or variant.text
+    index = session.index if trial.stacked else None
     try:
-        for other in trial.cause.generate(Call(session.graph, node, None)) or ():
+        call = Call(session.graph, node, index, session.claimed() if index else ())
+        for other in trial.cause.generate(call) or ():
             if (other.key or other.text) == key:
                 return edits_of(session.graph, node, other)
     except Exception:  # a cause that does not apply there
@@ -296,7 +305,7 @@ def _confirmed(
     return confirmed
 
 
-def _distance(session: Session, trial: Trial) -> float:
+def distance_of(session: Session, trial: Trial) -> float:
     """The distance of the first regained value, as it is now, to the port's that it is with the
     edit."""
     proof = trial.judged.proof

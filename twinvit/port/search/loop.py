@@ -15,6 +15,7 @@ from twinvit.port.search.constants import narrow_constants, rounded_positions
 from twinvit.port.search.dropout import Pairing
 from twinvit.port.search.formula import alike
 from twinvit.port.search.lines import lines_of
+from twinvit.port.search.pairs import joint
 from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
@@ -164,12 +165,25 @@ class _Walk:
         if session.random.get(front.index) is front:  # what it draws is no formula
             self.skip.add(front.index)
             return
+        if self._joint(front):
+            return
         done = self._transplant(front) or substitute(session, front)
         if done.kind != "expression" and not done.values:
             self.skip.add(front.index)
         session.accepted.append(done)
         if done.kind == "expression":
             self._settle()
+
+    def _joint(self, front: Node) -> bool:
+        """Two causes that meet at this divergence; a cell's few numbers tell no pairs apart."""
+        session = self.session
+        if session.recurrent(front):
+            return False
+        done = safely(session, front, partial(joint, session, front))
+        session.accepted += done or []
+        if done:
+            self._settle()
+        return bool(done)
 
     def _transplant(self, front: Node) -> Accepted | None:
         """A part of the port's program at this divergence, or at another one that is open, too: a

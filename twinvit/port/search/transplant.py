@@ -7,7 +7,7 @@ holds. Which belongs where is found with the port's numbers; what is made and pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -116,6 +116,7 @@ def transplant(session: Session, front: Node) -> Accepted | None:
         return None
     held = held_by(session, tape, front)
     tried = sorted(_regaining(session, tape, held, front), key=lambda c: c[:3])
+    tried = _parts_first(tape, tried)
     for *_, site, region, order in tried[:TRIED]:
         try:
             made = build(session, tape, site, region, order)
@@ -233,6 +234,18 @@ def _regaining(session: Session, tape: Tape, held: Held, front: Node) -> Iterato
                     reach = _reach(tape, site, region, front)
                     yield reach, -min(gain, ENOUGH), size, site, region, order
                     break
+
+
+def _parts_first(tape: Tape, tried: Sequence[_Candidate]) -> list[_Candidate]:
+    """The candidates in their order, but for those that are a part of an earlier one: they go
+    before it. What it computes besides may have a cause."""
+    ordered: list[_Candidate] = []
+    for candidate in tried:
+        region = candidate[4]
+        inside = {o for k in region.steps for o in tape.steps[k].outs} - {region.out}
+        parts = [c for c in tried if c[4].out in inside and c[0] == candidate[0]]
+        ordered += [c for c in (*parts, candidate) if c not in ordered]
+    return ordered
 
 
 def _gain(session: Session, site: Site, front: Node, value: torch.Tensor) -> int:

@@ -116,7 +116,8 @@ class Judged:
 
 @dataclass
 class Trial:
-    """A candidate edit and what it regains."""
+    """A candidate edit and what it regains. `stacked`: it was made with another edit in the
+    graph, which its function may run."""
 
     cause: Cause | None
     variant: Variant
@@ -124,6 +125,7 @@ class Trial:
     edits: dict[int, Edit]
     judged: Judged
     rank: int
+    stacked: bool = False
 
     @property
     def gain(self) -> int:

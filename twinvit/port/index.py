@@ -57,6 +57,9 @@ def evidence(x: np.ndarray) -> bool:
     if x.size < SMALLEST or x.dtype != np.float64:
         return False
     flat = x.reshape(-1) if x.flags.c_contiguous else x.ravel()
+    few = flat[:: max(1, flat.size // FEW)][:FEW]
+    if np.unique(few[np.isfinite(few)]).size >= SMALLEST:
+        return True
     step = max(1, flat.size // 4096)
     sample = flat[::step] if step > 1 else flat
     distinct = np.unique(sample[np.isfinite(sample)]).size
@@ -118,6 +121,7 @@ class Index:
         self._table: dict[int, np.ndarray] = {}
         self._sorted: OrderedDict[int, np.ndarray] = OrderedDict()
         self._sorted_bytes = 0
+        self._keys: dict[int, tuple[int, str, str]] = {}
 
     def add(self, value: Any, name: str, where: str, parents: list[int]) -> int:
         entry = Entry(len(self.entries), name, where, parents, tuple(np.shape(value)))
@@ -147,6 +151,12 @@ class Index:
 
     def key(self, entry_id: int) -> tuple[int, str, str]:
         """What equal values have in common, to nine digits."""
+        found = self._keys.get(entry_id)
+        if found is None:
+            found = self._keys[entry_id] = self._key(entry_id)
+        return found
+
+    def _key(self, entry_id: int) -> tuple[int, str, str]:
         entry = self.entries[entry_id]
         size = int(np.prod(entry.shape)) if entry.shape else 1
         if entry.slot < 0:

@@ -318,3 +318,8 @@ def alike(text: str) -> str:
     """A place or a formula with the numbers of layers left out, so that those of one kind are
     equal."""
     return re.sub(r"(?<=[A-Za-z_])\.\d+", "", text)
+
+
+def same_kind(node: Node, other: Node) -> bool:
+    """True for the same operation of the same module, of whichever layer."""
+    return node.name == other.name and alike(node.scope) == alike(other.scope)

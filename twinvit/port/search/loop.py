@@ -13,7 +13,7 @@ from twinvit.port.search.accept import accept
 from twinvit.port.search.candidates import equals, search
 from twinvit.port.search.constants import narrow_constants, rounded_positions
 from twinvit.port.search.dropout import Pairing
-from twinvit.port.search.formula import alike
+from twinvit.port.search.formula import alike, same_kind
 from twinvit.port.search.lines import lines_of
 from twinvit.port.search.pairs import joint
 from twinvit.port.search.places import forget_undone, take_back_places
@@ -104,6 +104,7 @@ class _Walk:
         self.skip: set[int] = set()
         self.barred: set[tuple[int, str, str]] = set()
         self.pending: list[_Pending] = []
+        self.single: list[Node] = []  # divergences that no two edits explain
 
     def run(self) -> None:
         session = self.session
@@ -177,12 +178,14 @@ class _Walk:
     def _joint(self, front: Node) -> bool:
         """Two causes that meet at this divergence; a cell's few numbers tell no pairs apart."""
         session = self.session
-        if session.recurrent(front):
+        if session.recurrent(front) or any(same_kind(front, other) for other in self.single):
             return False
         done = safely(session, front, partial(joint, session, front))
         session.accepted += done or []
         if done:
             self._settle()
+        else:
+            self.single.append(front)
         return bool(done)
 
     def _transplant(self, front: Node) -> Accepted | None:

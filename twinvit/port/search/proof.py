@@ -7,6 +7,7 @@ of an operation near it, and a constant can be solved to meet one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,12 +68,16 @@ class Tally:
         self.edits = edits
         self.bits = {index: 2 << k for k, index in enumerate(edits)}
         self.reach = dict.fromkeys(values, PINNED)  # by value: the edits that it depends on
-        self.claims = {session.index.key(e) for e in session.claimed()}
         self.covered = 0
         self.regained: list[int] = []
         self.own = self.broken = self.misses = self.arrays = 0
         self.seen: dict[int, bool] = {}  # by value: found in this run
         self.proof: tuple[int, int, torch.Tensor] | None = None
+
+    @cached_property
+    def claims(self) -> set[tuple[int, str, str]]:
+        """What is found without the edits."""
+        return {self.session.index.key(e) for e in self.session.claimed()}
 
     def follow(self, node: Node) -> None:
         """Note which edits an operation's results depend on."""

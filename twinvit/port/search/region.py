@@ -99,6 +99,8 @@ class Held:
     tolerance: Callable[[int], float]
     near: Mapping[int, int] = field(default_factory=dict)
     _known: dict[int, list[tuple[int, Order]]] = field(default_factory=dict)
+    _further: dict[int, bool] = field(default_factory=dict)
+    _best: dict[tuple[int, int], tuple[int, Order] | None] = field(default_factory=dict)
 
     def all_of(self, slot: int) -> list[tuple[int, Order]]:
         """The reference's values that a slot is, with the order of axes that makes it of them."""
@@ -109,6 +111,11 @@ class Held:
     def further(self, slot: int) -> bool:
         """True for one more value of these numbers than the reference has: an operation of the
         port's that changes nothing here (a clip that nothing exceeds) and that it lacks."""
+        if slot not in self._further:
+            self._further[slot] = self._is_further(slot)
+        return self._further[slot]
+
+    def _is_further(self, slot: int) -> bool:
         key, depth = self._key(slot), 0
         step = self.tape.step_of(slot)
         while key is not None and step is not None:
@@ -126,6 +133,11 @@ class Held:
 
     def best(self, slot: int, before: int) -> tuple[int, Order] | None:
         """The one of them that is meant, of those that are computed before an operation."""
+        if (slot, before) not in self._best:
+            self._best[slot, before] = self._meant(slot, before)
+        return self._best[slot, before]
+
+    def _meant(self, slot: int, before: int) -> tuple[int, Order] | None:
         usable = [(i, o) for i, o in self.all_of(slot) if _computed(self.graph, i) < before]
         name = self.tape.index.entries[e].where if (e := self.tape.slots[slot].entry) >= 0 else ""
 

@@ -27,6 +27,7 @@ from twinvit.port.search.formula import (
     port_formula,
     printed,
     reference_formula,
+    same_kind,
     value_name,
 )
 from twinvit.port.search.program import operand_edit, piece_of, result_edit
@@ -103,9 +104,6 @@ class Template:
     front: Node
     used: set[int] = field(default_factory=set)
     """The port's entries that were put in place."""
-
-    def alike(self, node: Node, other: Node) -> bool:
-        return node.name == other.name and alike(node.scope) == alike(other.scope)
 
 
 def transplant(session: Session, front: Node) -> Accepted | None:
@@ -460,7 +458,7 @@ def _everywhere(session: Session, tape: Tape, done: Accepted, template: Template
     """Make a transplant at each next divergence that is one of the same kind."""
     skip: set[int] = set()
     for _ in range(len(session.graph.nodes)):
-        fronts = (f for f in session.frontier(skip) if template.alike(f, template.front))
+        fronts = (f for f in session.frontier(skip) if same_kind(f, template.front))
         front = next(fronts, None)
         if front is None:
             return
@@ -471,11 +469,11 @@ def _everywhere(session: Session, tape: Tape, done: Accepted, template: Template
 def _again(session: Session, tape: Tape, done: Accepted, template: Template, front: Node) -> bool:
     """Make a transplant at another place of the same kind, if it is the port's program there."""
     first = template.made.site
-    if not template.alike(front, template.front):
+    if not same_kind(front, template.front):
         return False
     index = front.index + first.node.index - template.front.index
     nodes = session.graph.nodes
-    if not 0 <= index < len(nodes) or not template.alike(nodes[index], first.node):
+    if not 0 <= index < len(nodes) or not same_kind(nodes[index], first.node):
         return False
     site = _site_at(nodes[index], first)
     if site is None:
@@ -578,7 +576,7 @@ def _silent_sites(session: Session, held: Held, slot: int, template: Template) -
     graph, first = session.graph, template.made.site
     roots = {i for i, _ in held.all_of(slot)}
     for node in graph.nodes:
-        if node.index not in session.live or not template.alike(node, first.node):
+        if node.index not in session.live or not same_kind(node, first.node):
             continue
         site = _site_at(node, first)
         if site is not None and session.root[site.value] in roots:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,12 +16,14 @@ from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.report import Operation
 from twinvit.port.search.constants import narrow_everywhere
+from twinvit.port.search.formula import same_kind
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
 from twinvit.port.search.transplant import at_value, described, first_lacking, safely
 from twinvit.port.search.trial import NARROW, Accepted
 
 TRIES = 800  # values of the port that are put in place for one unknown
+NEXT = 4  # values of one line of the port that are put in place for a further unknown
 LATER = 8  # operations after an unknown at which the search can begin again
 
 _Put = tuple[int, float, int, np.ndarray, int]
@@ -86,7 +89,7 @@ def substitute(session: Session, front: Node) -> Accepted:
                 "precision",
                 f"a constant that one side makes in a narrower type, {far:.1e} apart",
             )
-    return Accepted(
+    done = Accepted(
         kind,
         "",
         text,
@@ -98,6 +101,54 @@ def substitute(session: Session, front: Node) -> Accepted:
         after,
         [front.place],
     ).took(*pinned)
+    if told and kind == "unknown":
+        done.again = partial(_again, session, done, _Kind(front, place, entry, {entry}))
+    return done
+
+
+@dataclass
+class _Kind:
+    """What an unknown at one place has in common with others: the divergence, the value that was
+    put in place and the port's entry, and all entries of the kind that were put in place."""
+
+    front: Node
+    place: int
+    entry: int
+    used: set[int]
+
+
+def _again(session: Session, done: Accepted, kind: _Kind, front: Node) -> bool:
+    """Put what the same line of the port computes in place at another divergence of the same kind,
+    if that regains as much as anything can be asked of."""
+    graph, entries = session.graph, session.index.entries
+    first = graph.producer[kind.place]
+    if first is None or not same_kind(front, kind.front):
+        return False
+    index = front.index + first - kind.front.index
+    if not 0 <= index < len(graph.nodes) or not same_kind(graph.nodes[index], graph.nodes[first]):
+        return False
+    place = graph.nodes[index].outs[graph.nodes[first].outs.index(kind.place)]
+    if place is None or graph.values[place].shape != graph.values[kind.place].shape:
+        return False
+    model = entries[kind.entry]
+    alike = (
+        e.id
+        for e in entries[kind.entry + 1 :]
+        if (e.name, e.where, e.shape) == (model.name, model.where, model.shape)
+        and e.id not in kind.used
+    )
+    best = _best_of(session, front, place, list(alike)[:NEXT])
+    if best is None or best[0] <= 1:
+        return False
+    kind.used.add(best[2])
+    values = {place: torch.from_numpy(best[3])}
+    replaced, made, originals = session.pin(values)
+    done.values.update(values)
+    done.replaced.update(replaced)
+    done.made.update(made)
+    done.originals.update(originals)
+    done.places.append(front.place)
+    return True
 
 
 def without_unknown(
@@ -170,26 +221,43 @@ def _put(
             if latest < e and e not in claims and e not in near
         ][:breadth]
         for entry in near:
-            theirs = session.index.entries[entry].value
-            if theirs is None:
-                continue
-            moved = layouts(theirs, present.shape, clean=True)[:24]
-            ranked = sorted((distance(present, m), k) for k, m in enumerate(moved))
-            for far, k in ranked[:4]:
-                tries += 1
-                if tries > TRIES:
-                    return best
-                value = torch.from_numpy(np.array(moved[k]))
-                judged = session.judge({}, front, {place: value}, patience=3, enough=0)
-                if judged is None:
-                    continue
-                gain = judged.regained - judged.broken
-                if gain == 1 and judged.proof is not None:
-                    proof = session.graph.producer[judged.proof[0]]
-                    gain += proof is not None and session.graph.nodes[proof].name in MIXING
-                nearer = best is not None and best[4] == place and -far > -best[1]
-                if best is None or gain > best[0] or (gain == best[0] and nearer):
-                    best = (gain, far, entry, np.array(moved[k]), place)
+            tried, best = _tried(session, front, place, entry, best)
+            tries += tried
+            if tries > TRIES:
+                return best
+    return best
+
+
+def _tried(
+    session: Session, front: Node, place: int, entry: int, best: _Put | None
+) -> tuple[int, _Put | None]:
+    """Put one value of the port at one place, in the likeliest orders of its axes: how many were
+    tried, and the best of all so far."""
+    present = numbers(session.graph.values[place])
+    theirs = session.index.entries[entry].value
+    if theirs is None:
+        return 0, best
+    moved = layouts(theirs, present.shape, clean=True)[:24]
+    ranked = sorted((distance(present, m), k) for k, m in enumerate(moved))[:4]
+    for far, k in ranked:
+        value = torch.from_numpy(np.array(moved[k]))
+        judged = session.judge({}, front, {place: value}, patience=3, enough=0)
+        if judged is None:
+            continue
+        gain = judged.regained - judged.broken
+        if gain == 1 and judged.proof is not None:
+            proof = session.graph.producer[judged.proof[0]]
+            gain += proof is not None and session.graph.nodes[proof].name in MIXING
+        nearer = best is not None and best[4] == place and -far > -best[1]
+        if best is None or gain > best[0] or (gain == best[0] and nearer):
+            best = (gain, far, entry, np.array(moved[k]), place)
+    return len(ranked), best
+
+
+def _best_of(session: Session, front: Node, place: int, entries: Sequence[int]) -> _Put | None:
+    best: _Put | None = None
+    for entry in entries:
+        best = _tried(session, front, place, entry, best)[1]
     return best
 
 

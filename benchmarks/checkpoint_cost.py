@@ -63,7 +63,7 @@ def measure(
     twin: str, trainer: Trainer, recipe: Recipe, machine: RuntimeConfig, stretch: int, folder: Path
 ) -> float:
     """Print the times of a twin; returns the cost of a checkpoint in steps."""
-    batch = trainer.put(_batch(recipe.batch_size))
+    batch = trainer.to_device(_batch(recipe.batch_size))
     in_flight: deque = deque()
 
     def steps(count: int, save: bool) -> float:

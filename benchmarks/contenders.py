@@ -102,7 +102,7 @@ class Jax(Contender):
 
         self.jax = jax
         self.trainer, _, _ = trainers.jax_trainer(self.cfg, **self.flags())
-        self.on_device = self.trainer.put(self.batch)
+        self.on_device = self.trainer.to_device(self.batch)
         self.images = self.on_device.images[0]
         self.logits = jax.jit(self.trainer.objective.logits)
         self.result = self.output = None
@@ -172,7 +172,7 @@ class TorchTwin(Torch):
     def build(self) -> None:
         flags = self.flags() | {"compile": "on" if self.compile else "off"}
         self.trainer, _, _ = trainers.torch_trainer(self.cfg, **flags)
-        self.on_device = self.trainer.put(self.batch)
+        self.on_device = self.trainer.to_device(self.batch)
 
     def step(self) -> None:
         self.trainer.train_step(self.on_device, StepScalars(LR))

@@ -428,7 +428,7 @@ def train(args, twin: str, seed: str, epochs: str, path: str) -> None:
                 step,
             )
             lr = learning_rate(step, steps, cfg.lr, cfg.warmup_steps)
-            in_flight.append(trainer.train_step(trainer.put(batch), StepScalars(lr)))
+            in_flight.append(trainer.train_step(trainer.to_device(batch), StepScalars(lr)))
             read(2)
         read(0)
         training += time.perf_counter() - begin if epoch else 0.0  # the first compiles
@@ -458,7 +458,7 @@ def evaluate(trainer, images, labels, size: int) -> float:
         weight = np.r_[np.ones(len(part), np.float32), np.zeros(pad, np.float32)]
         part, own = np.pad(part, [(0, pad), (0, 0), (0, 0), (0, 0)]), np.pad(own, (0, pad))
         batch = Batch(part, own, weight, np.arange(size), begin // size)
-        results.append(trainer.eval_step(trainer.put(batch)))
+        results.append(trainer.eval_step(trainer.to_device(batch)))
     counts = [r.get() for r in results]
     return sum(c.correct1 for c in counts) / sum(c.examples for c in counts)
 

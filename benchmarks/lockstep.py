@@ -317,7 +317,7 @@ def cost(leader: str, flags: tuple[str, ...], steps: int) -> dict[str, Any]:
     trainer = pair.leader.trainer
 
     def alone(batch):
-        pair.free_step(trainer.put(batch), scalars, False).get()
+        pair.free_step(trainer.to_device(batch), scalars, False).get()
 
     kinds = {
         "own": alone,

@@ -75,7 +75,7 @@ def measure(name: str, precision: str) -> dict[str, float]:
         batch = one_image(cfg.image_size)
         after = []
         for trainer in (pairs.jax_trainer(state, recipe), pairs.torch_trainer(state, recipe)):
-            trainer.train_step(trainer.put(batch), StepScalars(1e-3)).get()
+            trainer.train_step(trainer.to_device(batch), StepScalars(1e-3)).get()
             after.append(trainer.state())
         row["adamw_step"] = pairs.state_distance(*after)[0]
     return row

@@ -23,10 +23,10 @@ def check_inputs(model: VisionTransformer, images: jax.Array, dropout: Dropout) 
         )
     shape, (height, width) = tuple(images.shape), model.cfg.image_shape
     if len(shape) != 4 or shape[3] != 3:
-        mend = ""
+        fix = ""
         if len(shape) == 4 and shape[1] == 3:
-            mend = ", which images.transpose(0, 2, 3, 1) makes of PyTorch's layout"
-        raise UserError(f"images are {shape}, and jax_vit takes [batch, height, width, 3]{mend}")
+            fix = ", which images.transpose(0, 2, 3, 1) makes of PyTorch's layout"
+        raise UserError(f"images are {shape}, and jax_vit takes [batch, height, width, 3]{fix}")
     if shape[1:3] != (height, width):
         raise UserError(
             f"images are {shape[1]} x {shape[2]} px, and this model takes {height} x {width}: "

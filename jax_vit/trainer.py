@@ -163,7 +163,7 @@ class Trainer:
             scalars={"adam_count": self.adam_count},
         )
 
-    def put(self, batch: Batch) -> DeviceBatch:
+    def to_device(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to its devices."""
         weight, rows = batch.weight.astype(self.dtype), batch.rows.astype(np.int32)
         parts = self.train.grad_accum

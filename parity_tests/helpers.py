@@ -144,7 +144,7 @@ def run(
     results = []
     for step in range(steps):
         rate = lr(step) if lr else learning_rate(step, total or steps, train.lr, train.warmup_steps)
-        results.append(trainer.train_step(trainer.put(next(stream)), StepScalars(rate)).get())
+        results.append(trainer.train_step(trainer.to_device(next(stream)), StepScalars(rate)).get())
     stream.close()
     loss, grad_norm = (
         np.array([getattr(r, name) for r in results]) for name in ("loss", "grad_norm")

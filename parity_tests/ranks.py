@@ -51,7 +51,7 @@ def train(trainer, cfg: Recipe, job: Job) -> dict[str, np.ndarray]:
 
     def take(batch):
         own = rows_of(batch, trainer.process, trainer.num_processes)
-        return trainer.put(local_rows(own) if job.mutation == "local rows" else own)
+        return trainer.to_device(local_rows(own) if job.mutation == "local rows" else own)
 
     def counts(trainer, averaged):
         return np.array(trainer.eval_step(take(job.held_out), averaged=averaged).get()[:4])
@@ -133,7 +133,8 @@ def torch_rank_nudges(job: Job, cfg: Recipe, device) -> None:
 def _updates(trainer, data: list[Batch]) -> None:
     for batch in data:
         trainer.train_step(
-            trainer.put(rows_of(batch, trainer.process, trainer.num_processes)), StepScalars(1e-3)
+            trainer.to_device(rows_of(batch, trainer.process, trainer.num_processes)),
+            StepScalars(1e-3),
         ).get()
 
 

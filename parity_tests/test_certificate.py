@@ -30,7 +30,7 @@ def certified(tmp_path, monkeypatch, module="", precision="fp64", share=0.0, lev
     sound = {name: rng.standard_normal((2, 10)) for name in MODULES}
     if head is not None:
         sound[""] = np.full((2, 10), head)
-    images = {certificate._PIXELS: in_pixels(0), certificate._ON_PICTURES: np.ones((4, 10))}
+    images = {certificate._PIXELS: in_pixels(0), certificate._ON_IMAGES: np.ones((4, 10))}
 
     def run(task):
         who = {"torch": "torch twin", "jax": "jax twin"}[task["run"]]

@@ -50,7 +50,7 @@ def test_both_twins_count_as_an_independent_count(trainers, case):
     expected = [counted(LOGITS[case], batch.labels, k) for k in (1, 5)]
     for trainer in twins:
         trainer.load_params(dict(state.params) | {"head.bias": bias})
-        counts = trainer.eval_step(trainer.put(batch)).get()
+        counts = trainer.eval_step(trainer.to_device(batch)).get()
         assert [counts.correct1, counts.correct5] == expected
         assert counts.examples == len(batch.labels)
     assert expected[1] == {"all NaN": 0, "one NaN": 12}.get(case, expected[1])

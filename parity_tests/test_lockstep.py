@@ -223,13 +223,13 @@ def mean_of_means(monkeypatch):
 
 
 def stale_batch(monkeypatch):
-    sound = torch_vit.trainer.Trainer.put
+    sound = torch_vit.trainer.Trainer.to_device
 
-    def put(self, batch):
+    def to_device(self, batch):
         last, self.last = getattr(self, "last", batch), batch
         return sound(self, last)
 
-    monkeypatch.setattr(torch_vit.trainer.Trainer, "put", put)
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "to_device", to_device)
 
 
 def average_one_update_late(monkeypatch):

@@ -215,7 +215,7 @@ def test_watching_changes_no_bit():
         for kind in sound, watched:
             trainer = kind(state, recipe, device)
             step = getattr(trainer, "watched_step", None)
-            put, scalars = trainer.put(batch), StepScalars(1e-3)
+            put, scalars = trainer.to_device(batch), StepScalars(1e-3)
             if step is None:
                 trainer.train_step(put, scalars)
             else:
@@ -537,13 +537,13 @@ def test_every_second_step_is_said_and_all_batches_are_compared(
     assert trainer_run.run(flags) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "lockstep: decided 2 of 2 steps (every 2nd of 4, and all batches), same"
-    sound_put = torch_vit.trainer.Trainer.put
+    sound_put = torch_vit.trainer.Trainer.to_device
 
-    def put(self, batch):
+    def to_device(self, batch):
         own = sound_put(self, batch)
         return own._replace(labels=own.labels.flip(0)) if batch.step == 1 else own
 
-    monkeypatch.setattr(torch_vit.trainer.Trainer, "put", put)
+    monkeypatch.setattr(torch_vit.trainer.Trainer, "to_device", to_device)
     for leader in ("torch", "jax"):
         flags = [*RUN, "--lockstep=2", f"--framework={leader}", f"--run_dir={tmp_path / leader}"]
         assert trainer_run.run(flags) == 1
@@ -619,6 +619,6 @@ def test_a_recorder_sees_each_compared_step():
     )
     stream = batches(plan.recipe, "train", dataset=plan.dataset, runtime=plan.runtime)
     for _ in range(4):
-        trainer.train_step(trainer.put(next(stream)), StepScalars(1e-3))
+        trainer.train_step(trainer.to_device(next(stream)), StepScalars(1e-3))
     stream.close()
     assert seen == [1, 3] and not altered

@@ -112,7 +112,7 @@ def _without_processes(patch, run, noise):
         names = ("", *(f"blocks.{i}" for i in range(TINY.depth)), "norm")
         who = {"torch": "torch twin", "jax": "jax twin"}[task["run"]]
         pixels = {certificate._PIXELS: in_pixels(0)}
-        pixels[certificate._ON_PICTURES] = np.ones((len(pictures(TINY.image_size)), 10))
+        pixels[certificate._ON_IMAGES] = np.ones((len(pictures(TINY.image_size)), 10))
         found = {}
         for side in task["files"]:
             found |= {

@@ -192,7 +192,7 @@ def test_sharded_gradients_and_update(state, data, x64):
     plain, sharded = torch_trainer(state, TRAIN), jax_trainer(state, TRAIN, 8, shard=True)
     grads = {}
     for trainer in (plain, sharded):
-        metrics, grads[trainer] = trainer.gradients(trainer.put(data[0]))
+        metrics, grads[trainer] = trainer.gradients(trainer.to_device(data[0]))
         assert np.isfinite(metrics.get().grad_norm)
         trainer.update(grads[trainer], StepScalars(1e-3))
     assert list(grads[plain]) == list(grads[sharded])
@@ -252,16 +252,18 @@ def test_torch_resumes_bit_for_bit_and_into_other_shardings(job, data):
     assert list(whole.params) == list(job.state.params)
     plain = torch_trainer(job.state, TRAIN)
     for batch in job.data:
-        plain.train_step(plain.put(batch), StepScalars(1e-3)).get()
-    then = [plain.train_step(plain.put(data[8]), StepScalars(1e-3)).get().loss]
+        plain.train_step(plain.to_device(batch), StepScalars(1e-3)).get()
+    then = [plain.train_step(plain.to_device(data[8]), StepScalars(1e-3)).get().loss]
     other = torch_trainer(resumed, TRAIN, remat=True)
-    then.append(other.train_step(other.put(data[8]), StepScalars(1e-3)).get().loss)
+    then.append(other.train_step(other.to_device(data[8]), StepScalars(1e-3)).get().loss)
     assert then[0] == pytest.approx(then[1], abs=1e-12)
 
 
 def test_jax_resumes_bit_for_bit_and_into_other_shardings(state, data, x64):
     def updates(trainer, taken) -> list[float]:
-        return [trainer.train_step(trainer.put(b), StepScalars(1e-3)).get().loss for b in taken]
+        return [
+            trainer.train_step(trainer.to_device(b), StepScalars(1e-3)).get().loss for b in taken
+        ]
 
     whole = jax_trainer(state, TRAIN, 8, **BOTH)
     updates(whole, data[:4])

@@ -115,8 +115,8 @@ def test_gradients_and_update_are_the_step(grad_accum, precision):
     gradients = {}
     for twin, make in (("jax", jax_trainer), ("torch", torch_trainer)):
         whole, parts = make(state, train), make(state, train)
-        expected = whole.train_step(whole.put(batch), scalars).get()
-        metrics, grads = parts.gradients(parts.put(batch))
+        expected = whole.train_step(whole.to_device(batch), scalars).get()
+        metrics, grads = parts.gradients(parts.to_device(batch))
         unmoved = parts.state()
         assert unmoved.step == 0 and all(
             (unmoved.params[n] == state.params[n]).all() for n in grads
@@ -131,7 +131,7 @@ def test_gradients_and_update_are_the_step(grad_accum, precision):
             assert distance(a, b)[0] == 0
         elif precision == "fp64":
             assert distance(a, b)[0] <= LIMIT
-        assert parts.train_step(parts.put(batch), scalars).get().loss < expected.loss
+        assert parts.train_step(parts.to_device(batch), scalars).get().loss < expected.loss
         gradients[twin] = grads
     assert list(gradients["jax"]) == list(gradients["torch"]) == list(state.slots["exp_avg"])
     a, b = (without_key_bias(model, grads) for grads in gradients.values())
@@ -145,8 +145,8 @@ def test_gradients_and_update_under_a_gradient_scaler():
     train, scalars = dataclasses.replace(DIGITS, precision="fp16"), StepScalars(1e-3)
     state, batch = random_state(TINY, "fp16"), first_batch(train)
     whole, parts = torch_trainer(state, train), torch_trainer(state, train)
-    metrics = whole.train_step(whole.put(batch), scalars).get()
-    lazy, grads = parts.gradients(parts.put(batch))
+    metrics = whole.train_step(whole.to_device(batch), scalars).get()
+    lazy, grads = parts.gradients(parts.to_device(batch))
     assert lazy.get() == metrics and not metrics.skipped
     parts.update(grads, scalars)
     assert distance(whole.state(), parts.state())[0] == 0

@@ -377,7 +377,7 @@ def test_a_skipped_step_is_a_step():
     trainer = fp16_trainer(scale=2.0**30)  # overflows for certain
     before = trainer.state()
     stream = batches(config("fp16"), "train")
-    metrics = trainer.train_step(trainer.put(next(stream)), RATE).get()
+    metrics = trainer.train_step(trainer.to_device(next(stream)), RATE).get()
     after = trainer.state()
     assert metrics.skipped and np.isfinite(metrics.loss) and not np.isfinite(metrics.grad_norm)
     assert after.step == 1
@@ -385,7 +385,7 @@ def test_a_skipped_step_is_a_step():
     for name in before.params:
         np.testing.assert_array_equal(after.params[name], before.params[name])
     assert not any(array.any() for arrays in after.slots.values() for array in arrays.values())
-    while trainer.train_step(trainer.put(next(stream)), RATE).get().skipped:
+    while trainer.train_step(trainer.to_device(next(stream)), RATE).get().skipped:
         pass
     stream.close()
     later = trainer.state()
@@ -402,15 +402,15 @@ def test_fp16_resumes_bit_for_bit_with_its_scaler():
     data = [next(stream) for _ in range(12)]
     stream.close()
     for batch in data:
-        whole.train_step(whole.put(batch), RATE)
+        whole.train_step(whole.to_device(batch), RATE)
     for batch in data[:5]:
-        first.train_step(first.put(batch), RATE)
+        first.train_step(first.to_device(batch), RATE)
     state = first.state()
     # the skipped steps are among those before the stop
     assert state.scalars["adam_count"] < state.step
     second = torch_trainer(state, train)
     for batch in data[5:]:
-        second.train_step(second.put(batch), RATE)
+        second.train_step(second.to_device(batch), RATE)
     a, b = whole.state(), second.state()
     assert (a.step, a.scalars) == (b.step, b.scalars)
     for name in a.params:

@@ -81,7 +81,7 @@ def taken(trainer, recipe: Recipe, steps: int = 3) -> list:
     found = []
     for step in range(steps):
         batch = batch_of(recipe, step)
-        found.append(trainer.train_step(trainer.put(batch), StepScalars(RATE)).get())
+        found.append(trainer.train_step(trainer.to_device(batch), StepScalars(RATE)).get())
     return found
 
 
@@ -91,8 +91,8 @@ def distance_of(a, b, recipe: Recipe, steps: int = 3) -> float:
     for step in range(steps):
         batch, found = batch_of(recipe, step), []
         for trainer in (a, b):
-            metrics, grads = trainer.gradients(trainer.put(batch))
-            moved = trainer.train_step(trainer.put(batch), StepScalars(RATE)).get()
+            metrics, grads = trainer.gradients(trainer.to_device(batch))
+            moved = trainer.train_step(trainer.to_device(batch), StepScalars(RATE)).get()
             assert moved.loss == pytest.approx(metrics.get().loss, rel=1e-12)
             found.append((moved, without_key_bias(recipe.model, grads)))
         (m, g), (n, h) = found
@@ -160,14 +160,14 @@ def test_sgd(twin):
     p, buf = dict(trainer.state().params), None
     for step in range(3):
         batch = batch_of(recipe, step)
-        metrics, g = trainer.gradients(trainer.put(batch))
+        metrics, g = trainer.gradients(trainer.to_device(batch))
         scale = min(1, 0.5 / metrics.get().grad_norm)
         g = {n: scale * a for n, a in g.items()}
         buf = g if buf is None else {n: 0.9 * buf[n] + a for n, a in g.items()}
         for n in p:
             decay = 0.1 * p[n] if canonical.is_decayed(n) else 0
             p[n] = p[n] - RATE * scales[n] * (buf[n] + decay)
-        trainer.train_step(trainer.put(batch), StepScalars(RATE)).get()
+        trainer.train_step(trainer.to_device(batch), StepScalars(RATE)).get()
     state = trainer.state()
     assert max(relative_l2(state.params[n], p[n]) for n in p) < 1e-13
     assert max(relative_l2(state.slots["momentum_buffer"][n], buf[n]) for n in p) < 1e-12
@@ -192,7 +192,7 @@ def test_frozen_tensors(twin):
     recipe = recipe_of(freeze="1", clip=0.5)
     state = state_of(recipe)
     trainer = twin(state, recipe)
-    metrics, grads = trainer.gradients(trainer.put(batch_of(recipe)))
+    metrics, grads = trainer.gradients(trainer.to_device(batch_of(recipe)))
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
     assert metrics.get().grad_norm == pytest.approx(norm, rel=1e-12)
     taken(trainer, recipe)
@@ -211,7 +211,7 @@ def test_moving_average(twin):
     average = dict(trainer.state().params)
     assert [ema_decay(0.2, n) for n in (1, 2, 3)] == [2 / 11, 0.2, 0.2]
     for step in range(3):
-        trainer.train_step(trainer.put(batch_of(recipe, step)), StepScalars(RATE)).get()
+        trainer.train_step(trainer.to_device(batch_of(recipe, step)), StepScalars(RATE)).get()
         d, p = ema_decay(0.2, step + 1), trainer.state().params
         average = {n: e + (1 - d) * (p[n] - e) for n, e in average.items()}
     state = trainer.state()
@@ -220,7 +220,7 @@ def test_moving_average(twin):
     other = twin(dataclasses.replace(state, params=average), recipe)
     batch = batch_of(recipe)
     counts = [
-        t.eval_step(t.put(batch), averaged=averaged).get()
+        t.eval_step(t.to_device(batch), averaged=averaged).get()
         for t, averaged in ((trainer, True), (other, False), (trainer, False))
     ]
     assert counts[0].loss_sum == pytest.approx(counts[1].loss_sum, rel=1e-12)
@@ -232,17 +232,17 @@ def test_sharpness_aware_minimization(twin):
     recipe, plain = recipe_of(sam_rho=0.1, sam_groups=2), recipe_of(batch_size=ROWS // 2)
     state, batch = state_of(recipe), batch_of(recipe)
     trainer, half = twin(state, recipe), twin(state_of(plain), plain)
-    metrics, found = trainer.gradients(trainer.put(batch))
+    metrics, found = trainer.gradients(trainer.to_device(batch))
     sums, losses = dict.fromkeys(found, 0.0), []
     for group in range(2):
         own = batch.rows // 2 % 2 == group
         cut = {n: getattr(batch, n)[own] for n in ("images", "labels", "weight", "rows")}
         half.load_params(state.params)
-        first, g = half.gradients(half.put(dataclasses.replace(batch, **cut)))
+        first, g = half.gradients(half.to_device(dataclasses.replace(batch, **cut)))
         losses.append(first.get().loss)
         norm = np.sqrt(sum((a**2).sum() for a in g.values()))
         half.load_params({n: p + 0.1 * g[n] / norm for n, p in state.params.items()})
-        _, g = half.gradients(half.put(dataclasses.replace(batch, **cut)))
+        _, g = half.gradients(half.to_device(dataclasses.replace(batch, **cut)))
         sums = {n: s + g[n] / 2 for n, s in sums.items()}
     assert max(relative_l2(found[n], sums[n]) for n in found if "qkv.bias" not in n) < 1e-12
     assert metrics.get().loss == pytest.approx(np.mean(losses), rel=1e-12)

@@ -165,7 +165,7 @@ def test_one_step_of_adamw_is_timms(name, x64, tmp_path):
     batch = Batch(images, labels, np.ones(4, np.float32), np.arange(4), 0)
     state = first_state(cfg, arrays, "fp64", recipe)
     for trainer in (helpers.torch_trainer(state, recipe), helpers.jax_trainer(state, recipe)):
-        trainer.train_step(trainer.put(batch), StepScalars(1e-3)).get()
+        trainer.train_step(trainer.to_device(batch), StepScalars(1e-3)).get()
         found = without_key_bias(cfg, trainer.state().params)
         before = without_key_bias(cfg, arrays)
         gap, where = helpers.worst(

@@ -153,7 +153,7 @@ def test_jax_in_two_processes_of_two_devices(grad_accum, job, judge, base, tmp_p
 def test_evaluation_gathers_no_batch_in_jax(state, held_out, x64):
     """Each device evaluates its own rows, in the layout of accumulation as well."""
     trainer = jax_trainer(state, dataclasses.replace(TRAIN, grad_accum=2), 4)
-    args = (trainer.params, trainer.fixed, trainer.put(held_out)[:4], trainer._flag(False))
+    args = (trainer.params, trainer.fixed, trainer.to_device(held_out)[:4], trainer._flag(False))
     program = trainer.compute_counts.lower(*args).compile().as_text()
     assert "all-reduce" in program and "all-gather" not in program
 
@@ -162,8 +162,10 @@ def test_the_held_out_batch_tells_a_mean_of_means_apart(state, held_out, base):
     """Had devices averaged their own means, the evaluation above would have differed."""
     trainer = torch_trainer(state, TRAIN)
     correct1, _, loss_sum, count = base["counts"]
-    halves = [trainer.eval_step(trainer.put(ranks.rows_of(held_out, i, 2))).get() for i in range(2)]
-    whole = trainer.eval_step(trainer.put(held_out)).get()
+    halves = [
+        trainer.eval_step(trainer.to_device(ranks.rows_of(held_out, i, 2))).get() for i in range(2)
+    ]
+    whole = trainer.eval_step(trainer.to_device(held_out)).get()
     assert sum(h.examples for h in halves) == whole.examples == count
     mean_of_means = np.mean([h.loss_sum / h.examples for h in halves])
     assert abs(mean_of_means - whole.loss_sum / whole.examples) > 1e-3

@@ -74,7 +74,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     try:
         if path.is_dir():
             raise UserError(f"cannot write {path}: there is a folder of that name")
-        candidate = beside(path)
+        candidate = temporary_path(path)
         with open(candidate, "x+b") as file:
             temporary = candidate
             yield file
@@ -90,7 +90,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A temporary name in the folder of `path`, hidden and not taken."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 

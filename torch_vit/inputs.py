@@ -19,10 +19,10 @@ def check_inputs(model: VisionTransformer, images: torch.Tensor, dropout: Dropou
         raise UserError(f"images are a {type(images).__name__}, and torch_vit takes torch.Tensor")
     shape, (height, width) = tuple(images.shape), model.cfg.image_shape
     if len(shape) != 4 or shape[1] != 3:
-        mend = ""
+        fix = ""
         if len(shape) == 4 and shape[3] == 3:
-            mend = ", which images.permute(0, 3, 1, 2) makes of JAX's layout"
-        raise UserError(f"images are {shape}, and torch_vit takes [batch, 3, height, width]{mend}")
+            fix = ", which images.permute(0, 3, 1, 2) makes of JAX's layout"
+        raise UserError(f"images are {shape}, and torch_vit takes [batch, 3, height, width]{fix}")
     if shape[2:] != (height, width):
         raise UserError(
             f"images are {shape[2]} x {shape[3]} px, and this model takes {height} x {width}: "

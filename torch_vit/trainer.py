@@ -199,7 +199,7 @@ class Trainer:
             scalars={"adam_count": self._adam_count()},
         )
 
-    def put(self, batch: Batch) -> DeviceBatch:
+    def to_device(self, batch: Batch) -> DeviceBatch:
         """Start copying this process's rows to the device."""
         arrays = (batch.images, batch.labels.astype(np.int64), batch.weight, batch.rows)
         tensors = (self._to_device(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays)

@@ -9,7 +9,7 @@ import numpy as np
 from shared_vit.data.dataset import Dataset, Split
 from shared_vit.errors import UserError
 
-SHARE = 100  # one example of so many is held out
+ONE_OF = 100  # one example of so many is held out
 
 
 def with_minival(dataset: Dataset) -> Dataset:
@@ -27,7 +27,7 @@ def with_minival(dataset: Dataset) -> Dataset:
     number = len(dataset.train)
     if number < 2:
         raise UserError("--minival=on needs at least 2 training examples")
-    held_out = max(1, number // SHARE)
+    held_out = max(1, number // ONE_OF)
     order = permutation(number, seed=0, epoch=0)
     train, val = np.sort(order[held_out:]), np.sort(order[:held_out])
     return dataclasses.replace(

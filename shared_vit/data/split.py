@@ -11,7 +11,7 @@ from shared_vit.data.sources.hold_out import hold_out
 from shared_vit.data.sources.left_out import describe
 from shared_vit.data.sources.listing import Listing, list_split, printable
 from shared_vit.errors import UserError
-from shared_vit.files import beside
+from shared_vit.files import temporary_path
 
 
 def split_folder(root: Path, out: Path, share: float, seed: int, copy: bool) -> None:
@@ -34,7 +34,7 @@ def split_folder(root: Path, out: Path, share: float, seed: int, copy: bool) -> 
         raise UserError(f"{out} exists already: choose another --out, or remove it")
     listing = list_split(root, split)
     train, val = hold_out(listing, split, share, seed)
-    temporary = beside(Path(os.path.abspath(out)))
+    temporary = temporary_path(Path(os.path.abspath(out)))
     try:
         for name, part in (("train", train), ("val", val)):
             _place(root, split, temporary / name, part, copy)

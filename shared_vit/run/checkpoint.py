@@ -19,7 +19,7 @@ import numpy as np
 
 from shared_vit.checksummed import write_checksummed
 from shared_vit.errors import UserError
-from shared_vit.files import beside, sync
+from shared_vit.files import sync, temporary_path
 from shared_vit.run.best import Best, write_best
 from shared_vit.run.directory import METRICS, RunDir
 from shared_vit.run.record import Record
@@ -109,7 +109,7 @@ class Writer:
     ) -> None:
         final = self.folder / f"step_{step}"
         state = snapshot()
-        temporary = beside(final)
+        temporary = temporary_path(final)
         try:
             self.run_dir.check()
             _check_finite(state)

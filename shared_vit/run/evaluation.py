@@ -59,7 +59,7 @@ def _sums(plan: Plan, trainer: Trainer, interrupt: Interrupt, averaged: bool) ->
                     raise
                 failure, batch = error, empty_batch(plan, trainer.num_processes, step)
             stop = interrupt.requested or failure is not None
-            in_flight.append(trainer.eval_step(trainer.put(batch), stop, averaged))
+            in_flight.append(trainer.eval_step(trainer.to_device(batch), stop, averaged))
             read(LAG)
             if stopping:
                 break

@@ -19,14 +19,14 @@ from shared_vit.run.best import Best, better, of_state, write_best
 from shared_vit.run.directory import RunDir
 from shared_vit.run.evaluation import describe_evaluated, evaluate
 from shared_vit.run.feed import LAG, Feed
+from shared_vit.run.free_space import check_free_space
 from shared_vit.run.interrupt import EXIT_INTERRUPTED, Interrupt
 from shared_vit.run.plan import Plan, first_or_given_state, state_to_evaluate
-from shared_vit.run.room import check_room
 from shared_vit.run.start_from import describe_start
 from shared_vit.run.state import Lazy, StepMetrics, StepScalars, Trainer, TrainState
 from shared_vit.run.tracking import Tracker
 from shared_vit.spec.config import name_of
-from shared_vit.spec.recipe import pieces
+from shared_vit.spec.recipe import enabled_features
 from shared_vit.spec.sides import shown
 from shared_vit.weights.checkpoints import STATE
 
@@ -51,7 +51,9 @@ def run(plan: Plan, process: int, make_trainer: Callable[[TrainState], Trainer])
             if run_dir is not None:
                 print(_nothing_to_do(plan, state.step), flush=True)
             return 0
-        if run_dir is not None and (text := check_room(plan.run_dir, state, plan.runtime.keep)):
+        if run_dir is not None and (
+            text := check_free_space(plan.run_dir, state, plan.runtime.keep)
+        ):
             print(f"notice: {text}", flush=True)
         trainer = make_trainer(state)
         loop = _Loop(plan, trainer, run_dir, interrupt, best)
@@ -147,7 +149,7 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
         f"{recipe.seed}",
         flush=True,
     )
-    if beyond := pieces(recipe):
+    if beyond := enabled_features(recipe):
         speak(f"recipe: {', '.join(beyond)}", flush=True)
     if recipe.warmup_steps >= recipe.steps:
         speak(
@@ -280,7 +282,7 @@ class _Loop:
         batch = feed.take() if feed is not None else None
         if self.tracker is not None:
             self.tracker.waited += time.perf_counter() - begin
-        return None if batch is None else self.trainer.put(batch)
+        return None if batch is None else self.trainer.to_device(batch)
 
     def _read(self, lag: int) -> None:
         """Take in the results of all but the last `lag` steps."""

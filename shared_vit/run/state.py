@@ -91,7 +91,7 @@ class Trainer(Protocol):
 
     def snapshot(self) -> Callable[[], TrainState]: ...
 
-    def put(self, batch: Batch) -> Any:
+    def to_device(self, batch: Batch) -> Any:
         """Start the batch's copy to the device; the result goes to a step."""
         ...
 

@@ -328,13 +328,13 @@ def parse_freeze(text: str) -> Freeze:
     )
 
 
-PIECES = (
+FEATURES = (
     "class_order", "pad_crop", "min_area", "randaug", "repeat_aug", "mixup", "cutmix", "minival",
     "loss", "label_smoothing", "layer_decay", "freeze", "ema", "sam_rho", "sam_groups",
 )  # fmt: skip
 
 
-def pieces(recipe: Recipe) -> list[str]:
+def enabled_features(recipe: Recipe) -> list[str]:
     """What a recipe has beyond the plain one, in words: `mixup 0.2`, ..."""
     plain = Recipe()
     found = [f"drop path {recipe.model.drop_path}"] if recipe.model.drop_path else []
@@ -342,7 +342,7 @@ def pieces(recipe: Recipe) -> list[str]:
     if recipe.class_weights:
         least, most = min(recipe.class_weights), max(recipe.class_weights)
         found += [f"class weights {least:.3g} to {most:.3g}"]
-    shown = [n for n in PIECES if getattr(recipe, n) != getattr(plain, n)]
+    shown = [n for n in FEATURES if getattr(recipe, n) != getattr(plain, n)]
     return found + [f"{n.replace('_', ' ')} {getattr(recipe, n)}" for n in shown]
 
 

@@ -65,10 +65,10 @@ def check_memory(cfg: ModelConfig, dtype: np.dtype) -> None:
         there = f"{_gigabytes(free)} of memory are free"
     if free is not None and need > free:
         narrow = 2 * count
-        mend = "a machine with more memory can hold them"
+        fix = "a machine with more memory can hold them"
         if dtype.itemsize > 2 and narrow <= free:
-            mend = f"dtype='bf16' holds them in {_gigabytes(narrow)}"
-        raise UserError(f"this model does not fit: its {size}, and {there}: {mend}")
+            fix = f"dtype='bf16' holds them in {_gigabytes(narrow)}"
+        raise UserError(f"this model does not fit: its {size}, and {there}: {fix}")
     if count >= LARGE:
         print(f"notice: {size}; {there}", file=sys.stderr, flush=True)
 

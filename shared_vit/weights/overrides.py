@@ -59,7 +59,7 @@ def _numbers(value: Colours | None) -> tuple[float, ...] | None:
     return colours(value) if isinstance(value, str) else None if value is None else tuple(value)
 
 
-def for_pictures(source: Source, **changes: Any) -> tuple[Source, list[str]]:
+def for_images(source: Source, **changes: Any) -> tuple[Source, list[str]]:
     """Weights with the input of `with_input`, to be shown pictures, and what is to be said.
 
     Files of other programs do not say what becomes of EXIF orientation: pictures are turned upright

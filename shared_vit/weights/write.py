@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import atomic_write, beside
+from shared_vit.files import atomic_write, temporary_path
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.sides import plain
@@ -121,7 +121,7 @@ def _write_folder(
     progress: Progress | None,
     names: naming.Names,
 ) -> None:
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
         temporary.mkdir()
         _write_file(temporary / "model.safetensors", fmt, cfg, arrays, progress, names)

@@ -40,7 +40,7 @@ from twinvit.convert.same_function import (
     settings_apart,
     weights_apart,
 )
-from twinvit.convert.synthetic_images import pictures, plain_pictures
+from twinvit.convert.synthetic_images import pictures, plain_images
 from twinvit.pages.verdicts import Verdict
 from twinvit.parity.noise_rule import relative_l2
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, Evidence, decide
@@ -50,7 +50,7 @@ PRECISIONS = ("fp64", "fp32")
 LEVELS = 1.01
 _BATCH, _SEED = 2, 0
 _REFERENCE = "torch twin, source"
-_PIXELS, _ON_PICTURES, _PLAIN = "pixels", "logits of pictures", "pixels of one colour"
+_PIXELS, _ON_IMAGES, _PLAIN = "pixels", "logits of pictures", "pixels of one colour"
 _ROUNDING = "rounding, "
 _WHOLE = 0.01  # levels: float32's rounding of what mean and std do is 1e-4
 _WORDS = {SAME: "same", DIFFERENT: "DIFFERENT", UNDECIDED: "UNDECIDED"}
@@ -271,7 +271,7 @@ def _worker(task: Task) -> None:
             if f"{who}, {side}" == _REFERENCE:
                 moved = rounding(cfg, arrays, images, precision, traced)
                 outputs |= {f"{_ROUNDING}{precision}|{name}": moved[name] for name in _wanted(cfg)}
-        for name, array in _on_pictures(task["run"], file, cfg, arrays).items():
+        for name, array in _on_images(task["run"], file, cfg, arrays).items():
             outputs[f"{who}, {side}, pictures|{name}"] = array
     np.savez(task["out"], **outputs)  # type: ignore[arg-type]
 
@@ -304,7 +304,7 @@ def _traced_by_peer(
     return {name: value.double().numpy() for name, value in traced.items()}
 
 
-def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outputs:
+def _on_images(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outputs:
     """What is made of images, and their logits: by a library, or by this project in PyTorch."""
     if run == "jax":
         return {}
@@ -319,8 +319,8 @@ def _on_pictures(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Outp
         preprocess = libraries.preprocess(run, Path(file["path"]), cfg)
         pixels = np.stack([preprocess(image) for image in images])
         logits = _traced_by_peer(run, file, cfg, pixels, "fp32")[""]
-    plain = np.stack([preprocess(image) for image in plain_pictures(cfg.image_shape)])
-    return {_PIXELS: pixels, _ON_PICTURES: logits, _PLAIN: plain}
+    plain = np.stack([preprocess(image) for image in plain_images(cfg.image_shape)])
+    return {_PIXELS: pixels, _ON_IMAGES: logits, _PLAIN: plain}
 
 
 def _preprocess(cfg: ModelConfig, image: np.ndarray) -> np.ndarray:
@@ -373,7 +373,7 @@ def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict
                 shifted_by_a_pixel=shifted,
                 largest_in_levels=float(np.max(plain)),
                 mean_in_levels=float(np.mean(plain)),
-                logits=_gap(outputs[_ON_PICTURES], reference[_ON_PICTURES]),
+                logits=_gap(outputs[_ON_IMAGES], reference[_ON_IMAGES]),
             )
         )
     return rows
@@ -401,7 +401,7 @@ def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray)
 
 def _wrong_colours(theirs: np.ndarray, cfg: ModelConfig) -> str:
     """The same of pictures of one colour each, which every resize leaves as they are."""
-    ours = np.stack([evaluation_input(image, cfg) for image in plain_pictures(cfg.image_shape)])
+    ours = np.stack([evaluation_input(image, cfg) for image in plain_images(cfg.image_shape)])
     apart = float(np.abs(theirs - ours).max())
     return (
         f"one colour becomes another by {apart:.2g} levels: mean or std" if apart > _WHOLE else ""

@@ -16,7 +16,7 @@ def pictures(size: Sides, seed: int = 0) -> list[np.ndarray]:
     return [_picture(max(2, round(height * h)), max(2, round(width * w)), rng) for h, w in shapes]
 
 
-def plain_pictures(size: Sides) -> list[np.ndarray]:
+def plain_images(size: Sides) -> list[np.ndarray]:
     """Images of one colour each, uint8 RGB, of the shapes of `pictures`: every resize and crop
     leaves their colour as it is."""
     colours = [(0, 128, 255), (255, 0, 128), (37, 255, 0), (90, 201, 64)]

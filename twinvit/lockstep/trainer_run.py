@@ -17,7 +17,7 @@ from shared_vit.run.plan import Plan, make_plan
 from shared_vit.run.requested import RequestedConfig
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.spec.config import name_of
-from shared_vit.spec.recipe import pieces
+from shared_vit.spec.recipe import enabled_features
 from twinvit.frameworks import Framework, take_framework
 from twinvit.lockstep import record
 from twinvit.lockstep.twins import LockstepTrainer, Pair, Step, judged_by_reference
@@ -190,7 +190,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "grad_accum": recipe.grad_accum,
         "dropout": recipe.model.dropout,
         "optimizer": recipe.optimizer,
-        "pieces": pieces(recipe),
+        "pieces": enabled_features(recipe),
         "device": plan.runtime.device,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }

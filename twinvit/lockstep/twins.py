@@ -63,7 +63,7 @@ class Twin:
             if self._holds is not params:
                 self.trainer.load_params(params)
                 self._holds = params
-            metrics, grads = self.trainer.gradients(self.put(batch))
+            metrics, grads = self.trainer.gradients(self.to_device(batch))
             return metrics.get(), grads
 
     def stepped(
@@ -76,7 +76,7 @@ class Twin:
                 self.restore()
             else:
                 self.trainer.load(before)
-            metrics, grads = self.trainer.watched_step(self.put(batch), scalars)
+            metrics, grads = self.trainer.watched_step(self.to_device(batch), scalars)
             after = self._state = self.trainer.state()
             self._holds = after.params
             return metrics.get(), grads, after
@@ -91,9 +91,9 @@ class Twin:
             self.forget()
             return self.trainer.state()
 
-    def put(self, batch: Batch) -> Any:
+    def to_device(self, batch: Batch) -> Any:
         """The batch on the trainer's device; notes what is not there as it was handed over."""
-        own = self.trainer.put(batch)
+        own = self.trainer.to_device(batch)
         self.altered += [(batch.step + 1, name) for name in fed.altered(batch, own)]
         return own
 
@@ -517,14 +517,14 @@ class LockstepTrainer:
     def snapshot(self) -> Callable[[], TrainState]:
         return self.leader.snapshot()
 
-    def put(self, batch: Batch) -> Any:
+    def to_device(self, batch: Batch) -> Any:
         # An evaluation's batches come this way too: the copy is made when it is asked for.
         return _Fed(batch, None if self._is_due(batch) else self._put(batch))
 
     def _put(self, batch: Batch) -> Any:
         """The batch where the leader takes it; the follower has a look at it too."""
-        self.pair.follower.put(batch)
-        own = self.pair.leader.put(batch)
+        self.pair.follower.to_device(batch)
+        own = self.pair.leader.to_device(batch)
         self._note_altered()
         return own
 
@@ -558,4 +558,4 @@ class LockstepTrainer:
         return batch.step % self.every == 0
 
     def _own(self, batch: _Fed) -> Any:
-        return self.leader.put(batch.batch) if batch.own is None else batch.own
+        return self.leader.to_device(batch.batch) if batch.own is None else batch.own

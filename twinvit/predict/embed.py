@@ -24,7 +24,14 @@ from shared_vit.weights.overrides import Exif, Interpolation, of_size
 from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from twinvit.predict.image_files import batches_of, check_order, files_of, set_up_jax
-from twinvit.predict.predictor import Device, Framework, Picture, Predictor, check_sizes, preprocess
+from twinvit.predict.predictor import (
+    Device,
+    Framework,
+    ImageFile,
+    Predictor,
+    check_sizes,
+    preprocess,
+)
 
 
 class Embedder:
@@ -57,12 +64,12 @@ class Embedder:
         what it is given."""
         return self._model.model
 
-    def embed(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
+    def embed(self, images: ImageFile | Sequence[ImageFile], batch_size: int = 32) -> np.ndarray:
         """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
         picture without a list, [width]. Raises UserError for what cannot be decoded."""
         return self._parts(self.features, (self.width,), images, batch_size)
 
-    def tokens(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> np.ndarray:
+    def tokens(self, images: ImageFile | Sequence[ImageFile], batch_size: int = 32) -> np.ndarray:
         """The patches' tokens after the last norm, float32 [B, rows, columns, width]; of one
         picture without a list, [rows, columns, width]. Otherwise as `embed`."""
         shape = (*self.cfg.grid, self.cfg.width)
@@ -72,7 +79,7 @@ class Embedder:
         self,
         compute: Callable[[np.ndarray], np.ndarray],
         shape: tuple[int, ...],
-        images: Picture | Sequence[Picture],
+        images: ImageFile | Sequence[ImageFile],
         batch_size: int,
     ) -> np.ndarray:
         check_sizes(1, batch_size)

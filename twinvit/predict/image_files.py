@@ -24,7 +24,7 @@ _OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 
 def check_order(weights: str, command: str = "predict") -> None:
     """Raise UserError for pictures in the place of the weights."""
-    if _is_pictures(weights):
+    if _is_images(weights):
         kind = "a folder of pictures" if os.path.isdir(weights) else "a picture"
         raise UserError(
             f"{printable(weights)} is {kind}; the weights come first: "
@@ -32,7 +32,7 @@ def check_order(weights: str, command: str = "predict") -> None:
         )
 
 
-def _is_pictures(path: str) -> bool:
+def _is_images(path: str) -> bool:
     """Whether a path is an image by its name, or a folder with images and without weights."""
     if not os.path.isdir(path):
         return os.fsencode(path).lower().endswith(ENDINGS) and os.path.isfile(path)

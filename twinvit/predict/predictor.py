@@ -22,7 +22,7 @@ from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.precision import Precision
 from shared_vit.spec.sides import Sides
 from shared_vit.weights import Source, open_weights
-from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_pictures, of_size
+from shared_vit.weights.overrides import Colours, Exif, Interpolation, for_images, of_size
 from shared_vit.weights.positions import Positions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Framework = Literal["torch", "jax"]
 Device = Literal["auto", "cpu", "gpu"]
 # A path, a PIL image, or uint8 [H, W, 3].
-Picture: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray"
+ImageFile: TypeAlias = "str | os.PathLike | Image.Image | np.ndarray"
 
 TRAIN_ONE = "`twinvit train --preset=linear_probe --init_from=...` trains one"
 
@@ -60,7 +60,7 @@ class Predictor:
         _check("device", device, ("auto", "cpu", "gpu"))
         if not source.cfg.num_classes:
             raise UserError(f"{source.path} has no head, so that it names no classes: {TRAIN_ONE}")
-        source, told = for_pictures(source, **changes)
+        source, told = for_images(source, **changes)
         self.cfg, self.framework = source.cfg, framework
         self.class_names, more = names_of(source)
         self.notices = [*told, *more]
@@ -75,7 +75,7 @@ class Predictor:
         return self._logits.model
 
     def predict(
-        self, images: Picture | Sequence[Picture], top_k: int = 5, batch_size: int = 32
+        self, images: ImageFile | Sequence[ImageFile], top_k: int = 5, batch_size: int = 32
     ) -> Any:
         """The `top_k` likeliest classes of a picture, likeliest first; of a list, a list of them.
 
@@ -164,7 +164,7 @@ def load(
     return predictor
 
 
-def preprocess(images: Picture | Sequence[Picture], cfg: ModelConfig) -> np.ndarray:
+def preprocess(images: ImageFile | Sequence[ImageFile], cfg: ModelConfig) -> np.ndarray:
     """What a model is shown of pictures in evaluation, uint8 [B, *cfg.image_shape, 3].
 
     `twinvit.normalize(batch, cfg)` makes the floats that the models take of it: (x / 255 - mean) /
@@ -179,7 +179,7 @@ def preprocess(images: Picture | Sequence[Picture], cfg: ModelConfig) -> np.ndar
     return out
 
 
-def _prepared(picture: Picture, cfg: ModelConfig) -> np.ndarray:
+def _prepared(picture: ImageFile, cfg: ModelConfig) -> np.ndarray:
     turn = cfg.exif == "turn"
     if not isinstance(picture, str | os.PathLike):
         return evaluation_input(_pixels(picture, turn), cfg)
@@ -216,13 +216,13 @@ def names_of(source: Source) -> tuple[list[str], list[str]]:
     return [str(i) for i in range(source.cfg.num_classes)], []
 
 
-def _listed(images: Any) -> tuple[list[Picture], bool]:
+def _listed(images: Any) -> tuple[list[ImageFile], bool]:
     """A list of pictures, and whether there was one without a list."""
     if isinstance(images, np.ndarray):
         one = images.ndim != 4
         return ([images] if one else list(images)), one
     if isinstance(images, Sequence | Iterator) and not isinstance(images, str | bytes):
-        return cast(list[Picture], list(images)), False
+        return cast(list[ImageFile], list(images)), False
     return [images], True
 
 

@@ -16,14 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shared_vit.errors import UserError
-from shared_vit.files import atomic_write, beside, sync
+from shared_vit.files import atomic_write, sync, temporary_path
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides, plain
 from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
-from shared_vit.weights.overrides import for_pictures, of_size
+from shared_vit.weights.overrides import for_images, of_size
 from shared_vit.weights.positions import Positions
 from shared_vit.weights.read import Source, open_weights
 from twinvit.predict.predictor import TRAIN_ONE
@@ -83,7 +83,7 @@ def export(
     item = np.dtype(PRECISIONS[precision].param).itemsize
     weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
     target.check_size(weights)
-    source, told = for_pictures(source, **input)
+    source, told = for_images(source, **input)
     for notice in resized + told:
         print(f"notice: {notice}", file=sys.stderr)
     code, most = target.code(), target.largest if most_inside is None else most_inside
@@ -125,7 +125,7 @@ def _data_file(target: Target, out: Path, wanted: bool) -> Iterator[Path | None]
     if not wanted:
         yield None
         return
-    folder = beside(out).absolute()
+    folder = temporary_path(out).absolute()
     try:
         folder.mkdir()
         yield folder / target.data_path(out).name

@@ -100,7 +100,7 @@ class Stepper:
         """One update; its loss and the gradient's norm, once they are computed. `lr` in place of
         the schedule's rate."""
         rate = self.plan.lr(self.step_count) if lr is None else lr
-        result = self.trainer.train_step(self.trainer.put(batch), StepScalars(rate))
+        result = self.trainer.train_step(self.trainer.to_device(batch), StepScalars(rate))
         self.step_count += 1
         return result.get()
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from shared_vit.data.sources.listing import Listing, Names
 
-SHARE = 0.2  # of each class
+FRACTION = 0.2  # of each class
 
 
 def hold_out(
-    listing: Listing, split: str = "", share: float = SHARE, seed: int = 0
+    listing: Listing, split: str = "", fraction: float = FRACTION, seed: int = 0
 ) -> tuple[Listing, Listing]:
     """`(train, val)` of a listing: `share` of each class's images, at least one of two or more.
 
@@ -24,7 +24,7 @@ def hold_out(
     paths = listing.files.part(0, len(listing.files)) if len(listing.files) else []
     for label in range(len(listing.class_names)):
         numbers = np.flatnonzero(listing.labels == label).tolist()
-        count = min(max(1, round(share * len(numbers))), len(numbers) - 1)
+        count = min(max(1, round(fraction * len(numbers))), len(numbers) - 1)
         if count > 0:
             ranked = sorted(numbers, key=lambda i: _rank(paths[i], split, seed))
             held[ranked[:count]] = True

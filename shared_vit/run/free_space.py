@@ -12,7 +12,7 @@ from shared_vit.weights import checkpoints
 _BESIDE = 1 << 20  # bytes: headers, state.json, lines of metrics
 
 
-def check_room(run_dir: Path, state: TrainState, keep: int) -> str:
+def check_free_space(run_dir: Path, state: TrainState, keep: int) -> str:
     """A notice where the disk has room for one checkpoint and not for those that are kept; "" else.
 
     `keep` checkpoints stay (0: all), and a new one is written before the oldest is removed. Raises

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import TINY, random_arrays
 from test_certificate import in_pixels
-from test_limits import recorded
+from test_limits import STEPS, by_the_noise_rule, recorded
 
 from shared_vit import weights
 from shared_vit.run.plan import make_plan
@@ -24,6 +24,7 @@ from twinvit.convert.synthetic_images import pictures
 from twinvit.lockstep import trainer_run
 from twinvit.pages.verdicts import SCHEMA_FILE, Verdict, envelope, optional_path, take_flags
 from twinvit.parity import command as parity
+from twinvit.parity import page as parity_page
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/machine.md"
@@ -278,6 +279,20 @@ def test_what_has_no_verdict_says_none(commands, capsys):
     assert "a folder that exists" in capsys.readouterr().err
     run("compare", "a.safetensors", "none.safetensors", "--json", status=3)
     assert not capsys.readouterr().out
+
+
+def test_pages_of_curves_and_layers_say_the_verdict_before_the_numbers(documents, monkeypatch):
+    until_60 = by_the_noise_rule(0.0, np.where(STEPS > 60, 0.1, 0))
+    monkeypatch.setattr(parity_page.curves, "judge", lambda *_: until_60)
+    text = parity_page.parity_page(Path("five")).read_text()
+    decided = text[text.index("<h2>Decided steps") : text.index("<h2>Loss")]
+    assert "Decided: steps 1 to 60 of 100." in decided
+    assert "Not decided: steps 61 to 100" in decided
+    assert "decided: 1 to 60</text>" in text and "not decided: to 100</text>" in text
+    a, b = "a.safetensors", "b.safetensors"
+    run("compare", a, b, "--html=page.html", "--twin_a=torch", "--quiet", status=1)
+    layers = Path("page.html").read_text().partition("<h2>Layers")[2]
+    assert layers.index("<details>") < layers.index("<table") < layers.index("</details>")
 
 
 def test_hyphens_and_underscores_are_alike(commands, capsys):

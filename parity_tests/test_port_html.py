@@ -1,5 +1,7 @@
 """The page of a report: whole, well formed, and without a need for anything else."""
 
+import html
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -8,9 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from twinvit.pages.svg import Chart, Series
+from twinvit.pages.svg import Chart, Mark, Series
 from twinvit.port.html import page
-from twinvit.port.report import Draw, Finding, Narrowing, Native, Operation, Output, Report
+from twinvit.port.report import Draw, Finding, Input, Narrowing, Native, Operation, Output, Report
 
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "polygon"}
 
@@ -187,3 +189,116 @@ def test_a_name_that_is_not_unicode_is_written(tmp_path):
     report.findings[0].jax = "\udcff.py:3"
     report.to_html(tmp_path / "report.html")
     assert "\\udcff.py:3" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def drawn():
+    """A report whose operations differed and are rounding with the edits, two without a value."""
+    report = explained()
+    report.operations_after = operations([0.0, 1e-16, 2e-16, 3e-16, 4e-16, 5e-16])
+    report.models = {"torch": "Net", "jax": "apply"}
+    report.inputs = [Input("tokens", (2, 16), "int64")]
+    report.seed, report.command = 7, "twinvit port explain a:b c:d"
+    return report
+
+
+def test_the_title_and_the_top_say_what_was_compared():
+    text = page(drawn())
+    title = re.search(r"<title>(.*?)</title>", text)[1]
+    top = text[text.index("<header") : text.index("</header>")]
+    for word in ("Net (PyTorch)", "apply (JAX)", "tokens int64 (2, 16)", "seed 7"):
+        assert word in title and word in top, word
+    assert "twinvit port explain a:b c:d" in title and "twinvit port explain a:b c:d" in top
+
+
+def test_findings_come_before_the_picture_and_what_was_not_seen_after_it():
+    text = page(drawn())
+    places = [
+        text.index(f"<h2>{title}")
+        for title in ("Findings", "Distance through", "Not seen", "Narrowings", "How it was")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_proof_is_drawn_below_what_differed():
+    (picture,) = re.findall(r'<div class="wide">(.*?)</div>', page(drawn()), flags=re.S)
+    before = float(re.search(r'class="bad point" x="[\d.]+" y="([\d.]+)"', picture)[1])
+    after = re.findall(r'<polygon class="good point" points="[\d.]+,([\d.]+) ', picture)
+    assert len(after) == 2  # of what differed: the equal ones are drawn once
+    assert all(float(y) > before + 100 for y in after)
+    no_edits = drawn()
+    no_edits.operations_after = []
+    assert "good point" not in page(no_edits)
+
+
+def test_operations_without_a_value_stand_below_the_axis():
+    (picture,) = re.findall(r'<div class="wide">(.*?)</div>', page(drawn()), flags=re.S)
+    crosses = [float(y) + 3 for y in re.findall(r'class="cross bad" d="M[\d.]+ ([\d.]+)', picture)]
+    floor = max(float(y) for y in re.findall(r'class="grid".*?y1="([\d.]+)"', picture))
+    assert len(crosses) == 2 and all(y > floor for y in crosses)
+    assert "no value of its size in the port" in page(drawn())
+
+
+@pytest.mark.parametrize("count", [2, 12, 30])
+def test_numbers_do_not_overlap_at_400_px(count):
+    marks = [Mark(i // 3, 10.0 ** -(i % 2), str(i)) for i in range(count)]
+    chart = Chart([Series("d", [0, 60], [1e-16, 1.0], "mine")], "d", "step", marks=marks)
+    places = [
+        (float(x), float(y))
+        for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="9"', chart.draw(370, 320))
+    ]
+    assert len(places) == count
+    assert all(0 <= x <= 370 and 0 <= y <= 320 for x, y in places)
+    pairs = itertools.combinations(places, 2)
+    assert min(math.dist(a, b) for a, b in pairs) >= 18
+
+
+def test_both_sides_stand_side_by_side_with_what_to_write(tmp_path):
+    (tmp_path / "net.py").write_text("def f(x):\n    return gelu(x)\n")
+    (tmp_path / "port.py").write_text("def g(x):\n    return jax.nn.gelu(x)\n")
+    report = drawn()
+    report.findings[0].torch_line = f"{tmp_path}/net.py:2"
+    report.findings[0].jax = f"{tmp_path}/port.py:2"
+    report.findings[0].fix = "approximate=False"
+    sides = page(report).split('<div class="side')[2:4]  # "sides" comes first
+    assert "PyTorch, the reference" in sides[0] and "<b>    2 &gt; " in sides[0]
+    assert "JAX, the port" in sides[1] and "jax.nn.gelu(x)</b>\n<ins>" in sides[1]
+    assert "fix: approximate=False</ins>" in sides[1] and "<ins>" not in sides[0]
+    turned = page(replace(report, reference="jax"))
+    right = turned.split('<div class="side')[2:4]
+    assert "JAX" in right[0] and "PyTorch, to be changed" in right[1]
+    assert "fix: approximate=False" in right[1] and "<ins>" not in right[0]
+
+
+def test_what_every_comparison_leaves_out_is_folded_after_what_these_inputs_hide():
+    report = drawn()
+    report.unseen = ["gradients are not compared (x)", "no position is masked", *[]]
+    text = page(report)
+    part = text[text.index("<h2>Not seen") : text.index("<h2>Narrowings")]
+    assert part.index("no position is masked") < part.index("<details>")
+    assert part.index("<details>") < part.index("gradients are not compared")
+    words = str(report)
+    assert words.index("no position is masked") < words.index("gradients are not compared")
+
+
+def test_the_costliest_narrowing_leads():
+    report = drawn()
+    costs = [1e-9, None, 1e-3, 1e-5]
+    report.narrowings = [Narrowing("jax", f"at_{c}.py:1", "float16", c) for c in costs]
+    for text in (page(report), str(report)):
+        text = text[text.index("Narrowings") :]
+        order = [text.index(f"at_{c}.py") for c in (1e-3, 1e-5, 1e-9, None)]
+        assert order == sorted(order)
+
+
+def test_a_notebook_shows_the_page_in_a_frame():
+    shown = drawn()._repr_html_()
+    assert shown.startswith("<iframe srcdoc=") and shown.count("<iframe") == 1
+    inside = html.unescape(re.search(r'srcdoc="(.*?)"', shown, flags=re.S)[1])
+    assert inside == page(drawn()) or abs(len(inside) - len(page(drawn()))) < 9  # the minute
+
+
+def test_colours_are_for_light_dark_and_print():
+    from twinvit.pages.style import STYLE
+
+    assert STYLE.count("--good:") == 3 and "@media print" in STYLE
+    assert "prefers-color-scheme: dark" in STYLE and "details-content" in STYLE

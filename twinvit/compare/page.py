@@ -37,7 +37,8 @@ def compare_page(
         body.append(html.section("To be known", html.bullets([*functions, *notes])))
     if found.distances:
         body.append(html.section("Distance by layer", _chart(found)))
-        body.append(html.section("Layers", _table(found)))
+        folded = html.folded(f"{len(found.distances)} layers by number", _table(found))
+        body.append(html.section("Layers", folded))
     made = [
         (f"weights of a: {found.name_a}", digest(arrays[0])),
         (f"weights of b: {found.name_b}", digest(arrays[1])),

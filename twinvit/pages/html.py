@@ -97,7 +97,7 @@ def source_lines(lines: Sequence[str], first: int, marked: int, write: str = "")
     is to be written there, if anything."""
     shown = []
     for number, line in enumerate(lines, first):
-        text = f"{number:>5} {'>' if number == marked else ' '} {escape(line.rstrip())}"
+        text = f"{number:>5} {'&gt;' if number == marked else ' '} {escape(line.rstrip())}"
         shown.append(f"<b>{text}</b>" if number == marked else text)
         if write and number == marked:
             shown.append(f"<ins>    + {escape(write)}</ins>")

@@ -48,7 +48,8 @@ def parity_page(folder: Path) -> Path:
         flags = [f"--preset={record.preset}"] if record.preset else []
         sentence += f": {by_lockstep([*flags, f'--precision={recipe.precision}'])} decides them"
         badge, tone = f"SAME UP TO STEP {verdict.decided_until:,}", "warn"
-    body = [html.header(badge, sentence, [lead, *verdict.compared], tone)]
+    body = [html.header(badge, sentence, [lead], tone)]
+    body.append(html.section("Decided steps", html.bullets(_decided(verdict))))
     for quantity in QUANTITIES:
         body.append(_chart(verdict, quantity))
     body.append(html.section("Curves", *_curves(jax, torch)))
@@ -66,12 +67,41 @@ def parity_page(folder: Path) -> Path:
     return folder / PAGE
 
 
+def _decided(verdict: noise_rule.Verdict) -> list[str]:
+    """Which steps are decided, which are not, and why."""
+    until = verdict.decided_until
+    lines = [f"Decided: steps 1 to {until:,} of {verdict.total:,}." if until else "Decided: none."]
+    if rest := verdict.rest():
+        lines.append(f"Not decided: steps {rest}.")
+    lines += [f"Compared at the end, too: {what}." for what in verdict.compared]
+    return lines + [f"Not compared: {what}." for what in verdict.left]
+
+
+def _phases(verdict: noise_rule.Verdict) -> list[tuple[float, float, str]]:
+    """The decided steps and the others, along a chart's axis."""
+    first, last = int(verdict.steps[0]), int(verdict.steps[-1])
+    until = min(verdict.decided_until, last)
+    found = (
+        [(float(first), float(until), f"decided: {first:,} to {until:,}")] if until >= first else []
+    )
+    if until < last:
+        found.append((float(max(until + 1, first)), float(last), f"not decided: to {last:,}"))
+    return found
+
+
 def _chart(verdict: noise_rule.Verdict, quantity: str) -> str:
     steps = verdict.steps.tolist()
     gap = Series("jax against torch", steps, verdict.gaps[quantity].tolist(), "mine")
     band = Band("rounding alone", steps, verdict.noise[quantity].tolist())
     title = quantity.replace("_", " ")
-    chart = Chart([gap], "largest gap so far", "step", [band], description=f"{title}: gap by step")
+    chart = Chart(
+        [gap],
+        "largest gap so far",
+        "step",
+        [band],
+        groups=_phases(verdict) if verdict.rest() else (),
+        description=f"{title}: gap by step",
+    )
     caption = f"Largest gap of the {title} up to each step."
     return html.section(title.capitalize(), html.figure(chart, caption))
 

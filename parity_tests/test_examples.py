@@ -13,6 +13,7 @@ from helpers import random_arrays
 from nbclient import NotebookClient
 from whole_runs import environment, metrics
 
+from examples import agent_rounds
 from shared_vit import model_config, weights
 
 ROOT = Path(__file__).parent.parent
@@ -197,3 +198,13 @@ def texts(notebook: nbformat.NotebookNode, digits: bool = False) -> list[str]:
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     found = [o["text"] if o.output_type == "stream" else o.data["text/plain"] for o in outputs]
     return found if digits else [re.sub(r"\d+", "#", text) for text in found]
+
+
+def test_agent_rounds(tmp_path):
+    """The loop ends in "same" after three edits, as docs/agents.md shows it."""
+    found = agent_rounds.rounds(tmp_path)
+    assert [r["verdict"] for r in found] == ["different"] * 3 + ["same"]
+    assert [len(r["findings"]) for r in found] == [3, 2, 1, 0]
+    page = (ROOT / "docs/agents.md").read_text()
+    (shown,) = re.findall(r"```json\n(.*?)```", page, flags=re.S)
+    assert json.loads(shown) == found

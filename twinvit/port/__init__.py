@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # what type checkers and the documentation read
     from twinvit.port.causes import cause
     from twinvit.port.errors import PortError
     from twinvit.port.explainer import assert_same, explain
+    from twinvit.port.hugging_face import small_model
     from twinvit.port.models import Function
     from twinvit.port.optimizer import explain_optimizer
     from twinvit.port.recording.explain import explain_recordings
@@ -33,6 +34,7 @@ __all__ = [
     "map_weights",
     "WeightMap",
     "blind_spots",
+    "small_model",
     "cause",
     "PortError",
 ]
@@ -54,6 +56,7 @@ _WHERE = {
     "explain_optimizer": "optimizer",
     "WeightMap": "weight_map",
     "map_weights": "weight_map",
+    "small_model": "hugging_face",
     "blind_spots": "audit",
     "cause": "causes",
 }

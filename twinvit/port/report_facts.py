@@ -60,7 +60,8 @@ def drawn(report: Report) -> str:
 
 def line(report: Report) -> str:
     """What was compared, on one line; "" where the report does not say."""
-    parts = [models(report), inputs(report), drawn(report)]
+    seed = "" if report.seed is None else drawn(report)
+    parts = [models(report), inputs(report), seed]
     return "; ".join(part for part in parts if part) if parts[0] else ""
 
 

@@ -45,6 +45,7 @@ FAMILIES = ("dinov2_s14", "dinov2r_g14", "dinov3_splus16", "siglip_b16", "eva02_
 SMALL = dict(
     image_size=8, patch_size=2, width=64, depth=4, num_heads=4, mlp_dim=128, num_classes=10
 )
+NANO = dict(depth=2, num_classes=0)
 ROUNDS = 5
 QUIET = ("--eval_every=0", "--checkpoint_every=0")
 AUDITED = (
@@ -128,7 +129,7 @@ def headless(work: Path, names: tuple[str, ...] = FAMILIES) -> dict[str, dict]:
 
     found = {}
     for name in names:
-        cfg, first = model_config(name, **SMALL | {"num_classes": 0}), work / f"{name}_headless"
+        cfg, first = model_config(name, **SMALL | NANO), work / f"{name}_headless"
         if not first.exists():
             weights.write(first, cfg, init.draw(cfg, 1), "timm")
         flags = (*DIGITS, *QUIET, f"--init_from={first}", "--warmup_steps=20", "--precision=fp32")

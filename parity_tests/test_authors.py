@@ -394,5 +394,32 @@ def test_what_an_author_has_not_is_refused(tmp_path):
         weights.write(tmp_path / "a.pth", cfg, helpers.random_arrays(cfg), "clip")
 
 
+def test_big_visions_attention_pooling_is_timms_model(tmp_path):
+    """SigLIP's image tower in big_vision's file, by the loader that timm has for those."""
+    side = 3 * 16
+    pair = timm_zoo.drawn(
+        "vit_so400m_patch16_siglip_256", tmp_path / "model", img_size=(side, side)
+    )
+    cfg, arrays = weights.read(pair.folder, "timm")
+    cfg = dataclasses.replace(cfg, gelu="tanh")
+    with warnings.catch_warnings(action="ignore"):
+        weights.write(tmp_path / "a.npz", cfg, arrays, "big_vision")
+    model = copy.deepcopy(pair.model).float()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.load_pretrained(str(tmp_path / "a.npz"))
+    expected = pair.model.float().state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
+    (tmp_path / "a.npz.json").unlink()  # what big_vision's own file does not have
+    with pytest.warns(UserWarning, match="tanh GELU"):
+        found, again = weights.read(tmp_path / "a.npz")
+    same = "pool", "gelu", "num_classes", "num_heads", "mlp_dim", "class_token"
+    assert all(getattr(found, n) == getattr(cfg, n) for n in same) and found.pool == "map"
+    assert again.keys() == arrays.keys()
+    assert all(np.array_equal(again[n], arrays[n]) for n in arrays)
+    with pytest.raises(UserError, match="google cannot hold a model with pool='map'"):
+        weights.write(tmp_path / "b.npz", cfg, arrays, "google")
+
+
 def test_the_commands_know_the_formats():
     assert set(get_args(To)) == set(NAMES)

@@ -283,10 +283,11 @@ def test_big_vision_with_fixed_positions(x64, tmp_path):
 
 
 def test_map_head_is_refused_by_name(tmp_path):
-    arrays = flax_arrays(GAP, "big_vision", LINEN) | {
+    """Of Google's ViT, which has none; big_vision's is read in test_authors.py."""
+    arrays = flax_arrays(GAP, "google", LINEN) | {
         "MAPHead_0/probe": np.ones((1, 1, 80), np.float32)
     }
-    save(tmp_path / "x.npz", arrays, prefix="params/")
+    save(tmp_path / "x.npz", arrays)
     with pytest.raises(UserError, match=r"attention-pooling \(MAP\) head \(MAPHead_0/probe\)"):
         weights.read(tmp_path / "x.npz")
 

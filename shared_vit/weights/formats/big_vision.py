@@ -15,6 +15,13 @@ class BigVision(GoogleLayout):
     position = "pos_embedding"
     block = LINEN
     eval_resize = 256 / 224
+    holds = {
+        **GoogleLayout.holds,
+        # tok, gap or map, whose sizes are the blocks'
+        "pool": lambda cfg: cfg.pool == "token" or not cfg.class_token,
+        "map_heads": lambda cfg: cfg.pooling_heads == cfg.num_heads,
+        "map_mlp": lambda cfg: cfg.pooling_mlp == cfg.mlp_dim,
+    }
 
     def found(self, names: Arrays) -> bool:
         return any(name.endswith("embedding/kernel") for name in names) and any(
@@ -61,9 +68,9 @@ class BigVision(GoogleLayout):
         return out
 
     def how_to_load(self, cfg: ModelConfig) -> str:
-        pool = "tok" if cfg.class_token else "gap"
+        pool = {"token": "tok", "mean": "gap", "map": "map"}[cfg.pool]
         return (
-            f"big_vision.models.vit.Model(num_classes={cfg.num_classes}, "
+            f"big_vision.models.vit.Model(num_classes={cfg.num_classes or None}, "
             f"patch_size=({cfg.patch_size}, {cfg.patch_size}), width={cfg.width}, "
             f"depth={cfg.depth}, mlp_dim={cfg.mlp_dim}, num_heads={cfg.num_heads}, "
             f"posemb='learn', pool_type={pool!r}, rep_size={cfg.pre_logits or False})"

@@ -13,6 +13,7 @@ class Google(GoogleLayout):
     position = "Transformer/posembed_input/pos_embedding"
     block = PRE_LINEN
     eval_resize = 0.0
+    foreign = {**GoogleLayout.foreign, "MAPHead_0": "an attention-pooling (MAP) head"}
 
     def found(self, names: Arrays) -> bool:
         return any(name.endswith(self.position) for name in names)
@@ -38,7 +39,7 @@ class Google(GoogleLayout):
     def how_to_load(self, cfg: ModelConfig) -> str:
         classifier = "token" if cfg.class_token else "gap"
         return (
-            f"vit_jax.models_vit.VisionTransformer(num_classes={cfg.num_classes}, "
+            f"vit_jax.models_vit.VisionTransformer(num_classes={cfg.num_classes or None}, "
             f"patches=({cfg.patch_size}, {cfg.patch_size}), hidden_size={cfg.width}, "
             f"transformer=dict(mlp_dim={cfg.mlp_dim}, num_heads={cfg.num_heads}, "
             f"num_layers={cfg.depth}), representation_size={cfg.pre_logits or None}, "

@@ -57,6 +57,7 @@ _OUTER = {
     "pre_logits": "pre_logits",
     "head": "head",
 }
+POOLING = "MAPHead_0"
 _BLOCK, _STACK = "Transformer/encoderblock_{}/", "Transformer/encoderblock/"
 
 NameOf = Callable[[str], Any]  # canonical name -> a name, or those of q, k and v
@@ -73,10 +74,10 @@ class GoogleLayout(Format):
         "class_token": BOTH,
         # tok or gap
         "pool": lambda cfg: cfg.pool == "token" or (cfg.pool == "mean" and not cfg.class_token),
+        "num_classes": ANY,
         "pre_logits": ANY,
     }
     foreign = {
-        "MAPHead_0": "an attention-pooling (MAP) head",
         "conv_root": "a convolutional stem",
         "mlp_head": "a head with a hidden layer",
     }
@@ -107,6 +108,7 @@ class GoogleLayout(Format):
         query = name_of("blocks.0.attn.qkv.bias")[0]
         said = int(flat[query].shape[0]) if query in flat and len(flat[query].shape) == 2 else None
         class_token = "cls" in arrays
+        pool = "map" if f"{POOLING}/probe" in arrays else "token" if class_token else "mean"
         size, kind = self.positions(arrays, values["patch_size"], class_token, hints, notes)
         cfg = model(
             hints,
@@ -114,7 +116,7 @@ class GoogleLayout(Format):
             num_heads=heads(values, said, hints, notes),
             image_size=size,
             class_token=class_token,
-            pool="token" if class_token else "mean",
+            pool=pool,
             pos_embed=kind,
             gelu="tanh",
             mean=HALF[0],
@@ -159,6 +161,8 @@ class GoogleLayout(Format):
 def _namer(prefix: str, parts: dict[str, str]) -> NameOf:
     def name_of(canonical_name: str) -> str | list[str]:
         layer, module, leaf = split_name(canonical_name)
+        if not layer and module.startswith("attn_pool"):
+            return _pooling_name(module.removeprefix("attn_pool").removeprefix("."), leaf)
         if not layer:
             return "cls" if module == "cls_token" else f"{_OUTER[module]}/{_leaf(module, leaf)}"
         block = prefix.format(layer)
@@ -170,6 +174,23 @@ def _namer(prefix: str, parts: dict[str, str]) -> NameOf:
         return f"{block}{parts[part]}{inner}/{_leaf(module, leaf)}"
 
     return name_of
+
+
+def _pooling_name(module: str, leaf: str) -> str | list[str]:
+    """Of attention pooling's tensors; two for keys and values."""
+    attention = f"{POOLING}/{LINEN['attn']}"
+    places = {
+        "q": f"{attention}/query",
+        "proj": f"{attention}/out",
+        "norm": f"{POOLING}/LayerNorm_0",
+        "mlp.fc1": f"{POOLING}/MlpBlock_0/Dense_0",
+        "mlp.fc2": f"{POOLING}/MlpBlock_0/Dense_1",
+    }
+    if leaf == "latent":
+        return f"{POOLING}/probe"
+    if module == "kv":
+        return [f"{attention}/{n}/{_leaf(module, leaf)}" for n in ("key", "value")]
+    return f"{places[module]}/{_leaf(module, leaf)}"
 
 
 def _leaf(module: str, leaf: str) -> str:
@@ -214,7 +235,11 @@ def _pieces(cfg: ModelConfig, name: str, shape: tuple[int, ...], target: Any) ->
         return split_qkv(target, lambda n: split_heads(n, width, num_heads), width)
     if name.endswith("attn.qkv.bias"):
         return split_qkv(target, lambda n: split_heads_bias(n, width, num_heads), width)
-    if name.endswith("attn.proj.weight"):
+    if name.startswith(("attn_pool.q.", "attn_pool.kv.")):
+        names = [target] if isinstance(target, str) else target
+        split = split_heads if name.endswith("weight") else split_heads_bias
+        return split_qkv(names, lambda n: split(n, width, num_heads), width)
+    if name.endswith(("attn.proj.weight", "attn_pool.proj.weight")):
         return [joined_heads(target, width, num_heads)]
     if len(shape) == 4:
         return [channels_last(target, shape)]

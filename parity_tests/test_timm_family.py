@@ -27,6 +27,8 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, model_config
 from shared_vit.spec.families import MODELS, timm_name
 from shared_vit.spec.optimizers import BETA1, BETA2, EPS
+from shared_vit.weights.formats.base import Hints
+from shared_vit.weights.formats.timm import Timm
 from shared_vit.weights.formats.timm_architectures import architectures, function_of
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -379,3 +381,18 @@ def test_scales_that_two_families_have_are_not_guessed(tmp_path):
     cfg, arrays = weights.read(pair.folder)
     weights.write(tmp_path / "back", cfg, arrays, format="timm")
     assert weights.read(tmp_path / "back")[0] == cfg
+
+
+@pytest.mark.parametrize(("name", "gelu"), [("weights", "erf"), ("gap", "tanh")])
+def test_the_gelu_of_a_file_that_nothing_names_is_said(name, gelu, tmp_path):
+    """SigLIP's mean-pooled models have one set of tensors and two forms of GELU."""
+    sizes = dict(depth=27, width=1152, num_heads=16, mlp_dim=4304, patch_size=16)
+    cfg = model_config("vit_b16", 0, 32, class_token=False, pool="mean", **sizes)
+    arrays = {n: np.lib.stride_tricks.as_strided(np.ones(1, np.float16), s, [0] * len(s))
+              for n, s in canonical.shapes(cfg).items()}  # fmt: skip
+    named = "vit_so400m_patch16_siglip_gap_256" if name == "gap" else "weights"
+    found = Timm().read(arrays, Hints(f"{named}.pth"))
+    assert found.cfg.gelu == gelu
+    assert any(text.startswith(f"{gelu} GELU") for text in found.notes.assumed)
+    said = [text for text in found.notes.notices if "siglip_gap" in text and "tanh GELU" in text]
+    assert len(said) == (name == "weights")

@@ -5,6 +5,7 @@ Function and sizes follow from the name of the architecture and the arguments of
 preprocessing is in `pretrained_cfg`. The first ViTs need no name.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shared_vit.errors import UserError
+from shared_vit.errors import UserError, some
 from shared_vit.spec.config import SIZES, ModelConfig
 from shared_vit.spec.settings import settings_of
 from shared_vit.spec.sides import plain
@@ -39,6 +40,7 @@ from shared_vit.weights.formats.timm_architectures import (
     architectures,
     arguments,
     candidates,
+    function_of,
     named,
     nearest_to,
 )
@@ -214,8 +216,11 @@ class Timm(Format):
         )
         if not config:
             notes.assumed.append(
-                "erf GELU, eps 1e-6, mean and std 0.5, bicubic resize, crop 0.9 (timm's defaults)"
+                f"{gelu} GELU, eps {cfg.norm_eps:g}, mean and std 0.5, bicubic resize, crop 0.9 "
+                "(timm's defaults)"
             )
+        if not config and said is None:
+            _say_other_gelu(cfg, notes)
         table = torch_table(cfg, str, has_head(arrays, str))
         if bare:
             table["pos_embed"] = [without_prefix_rows("pos_embed", cfg)]
@@ -292,6 +297,23 @@ class Timm(Format):
     def how_to_preprocess(self, cfg: ModelConfig) -> str:
         args = ", ".join(f"{key}={value!r}" for key, value in data_config(cfg).items())
         return f"timm.data.create_transform({args})"
+
+
+def _say_other_gelu(cfg: ModelConfig, notes: Notes) -> None:
+    """Tell that models of tanh GELU have the same tensors as a file that nothing names."""
+    of_size = "width", "depth", "mlp_dim", "patch_size"
+    other = dataclasses.replace(cfg, gelu="tanh")
+    names = [
+        name
+        for name, each in architectures().items()
+        if function_of(each.cfg) == function_of(other)
+        and all(getattr(each.cfg, field) == getattr(cfg, field) for field in of_size)
+    ]
+    if names:
+        notes.notices.append(
+            f"its GELU is taken as erf; {some(names, 3, ', ')} have the same tensors and tanh GELU "
+            "(SigLIP's authors compute that): the file's own name or timm's config.json would say"
+        )
 
 
 def _oblong(

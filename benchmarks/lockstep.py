@@ -145,8 +145,9 @@ def _handed_over(run_dir: Path, *flags: str) -> dict[str, Any]:
     log = run_dir / "metrics.jsonl"
     for framework, stop in (("jax", 20), ("torch", 40)):
         if not log.exists() or len(log.read_text().splitlines()) < stop:
-            more = ("--steps=40", f"--stop_at={stop}", f"--run_dir={run_dir}", *begun(run_dir))
-            if status := twinvit("train", f"--framework={framework}", *flags, *more):
+            more = begun(run_dir) or [*flags, "--steps=40"]  # a run that goes on has its weights
+            more += ["--device=cpu", f"--stop_at={stop}", f"--run_dir={run_dir}"]
+            if status := twinvit("train", f"--framework={framework}", *more):
                 raise SystemExit(f"{run_dir} in {framework}: exit status {status}")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     starts = map(json.loads, (run_dir / "timing.jsonl").read_text().splitlines())

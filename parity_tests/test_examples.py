@@ -1,5 +1,6 @@
 """Claim: the examples run, and show what their text says."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -11,10 +12,12 @@ import nbformat
 import pytest
 from helpers import random_arrays
 from nbclient import NotebookClient
-from whole_runs import environment, metrics
+from safetensors.torch import load_file, save_file
+from whole_runs import environment, metrics, train_here
 
 from examples import agent_rounds
 from shared_vit import model_config, weights
+from twinvit import cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -86,6 +89,42 @@ def test_finetune_hugging_face(pictures, tmp_path):
         9 * metrics(out / "run")[-1]["val_top1"]
     )
     assert frameworks(out / "run") == ["jax"]
+
+
+def test_finetune_dinov2(pictures, tmp_path, monkeypatch, capsys):
+    """With its commands in this process."""
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "finetune_dinov2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out, flags = tmp_path / "out", (*SMALL, "--steps=20", "--lr=0.05", "--min_area=0.5")
+
+    def command(name, *words):
+        words = [str(word) for word in words]
+        if name == "train":  # sets JAX up, which is set up here
+            assert words.pop(0) == "--framework=jax"
+            train_here("jax", out / "run", *words)
+            return
+        monkeypatch.setattr(sys, "argv", ["twinvit", name, *words])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+
+    monkeypatch.setattr(module, "command", command)
+    mine = ["finetune_dinov2.py", str(pictures), str(out), *flags]
+    monkeypatch.setattr(sys, "argv", mine)
+    assert module.main() == 0
+    shown = capsys.readouterr().out
+    gap = re.search(r"features of 9 pictures: (\S+) from timm's", shown)
+    assert float(gap[1]) < 1e-12
+    assert "format dinov2" in shown and "the weights have none" in shown
+    assert re.search(r"on folder, validation split.*on 9 examples", shown)
+    assert (out / "program.pt2").stat().st_size > 10_000
+    # Weights of another training are told apart.
+    state = load_file(out / "timm/model.safetensors")
+    state["blocks.1.ls1.gamma"] *= 1.01
+    save_file(state, out / "timm/model.safetensors")
+    monkeypatch.setattr(module, "command", lambda *words: None)
+    monkeypatch.setattr(sys, "argv", mine)
+    assert module.main() == 1
 
 
 def test_phone_pictures(tmp_path):

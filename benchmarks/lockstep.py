@@ -142,23 +142,28 @@ def headless(work: Path, names: tuple[str, ...] = FAMILIES) -> dict[str, dict]:
 
 def _handed_over(run_dir: Path, *flags: str) -> dict[str, Any]:
     """What a run says at its end, whose first half was JAX's and whose second half is PyTorch's."""
-    log = run_dir / "metrics.jsonl"
     for framework, stop in (("jax", 20), ("torch", 40)):
-        if not log.exists() or len(log.read_text().splitlines()) < stop:
+        if len(_losses(run_dir)) < stop:
             more = begun(run_dir) or [*flags, "--steps=40"]  # a run that goes on has its weights
             more += ["--device=cpu", f"--stop_at={stop}", f"--run_dir={run_dir}"]
             if status := twinvit("train", f"--framework={framework}", *more):
                 raise SystemExit(f"{run_dir} in {framework}: exit status {status}")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = _losses(run_dir)
     starts = map(json.loads, (run_dir / "timing.jsonl").read_text().splitlines())
     frameworks = [line["framework"] for line in starts if "framework" in line]
-    first, last = lines[0]["loss"], lines[-1]["loss"]
-    went_on = frameworks == ["jax", "torch"] and len(lines) == 40 and last < first
+    first, last = losses[0], losses[-1]
+    went_on = frameworks == ["jax", "torch"] and len(losses) == 40 and last < first
     return {
         "frameworks": frameworks,
         "line": f"20 steps of JAX, 20 of PyTorch: loss {first:.4f} to {last:.4f}",
         "exit_status": int(not went_on),
     }
+
+
+def _losses(run_dir: Path) -> list[float]:
+    """Of the steps of a run; none where it has not begun."""
+    rows = _read_rows(run_dir / "metrics.jsonl")
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def _curves(run_dir: Path, *flags: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jax_vit import gpu
 from shared_vit import weights
 from shared_vit.data.preprocess import normalize
 from shared_vit.errors import UserError
+from shared_vit.spec.config import model_config
 from shared_vit.weights.locate import card_path
 from twinvit.cli import main
 from twinvit.programs import check, read, target, to_jax, to_torch, write
@@ -425,3 +426,47 @@ def test_onnx_is_quiet_and_well_formed(programs, tmp_path, capfd):
     streams = capfd.readouterr()
     assert (streams.out, streams.err) == ("", "")
     onnx.checker.check_model(onnx.load_from_string((tmp_path / "x.onnx").read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("model", "to", "suffix"),
+    [
+        ("eva02_b14", "torch", ".pt2"),
+        ("siglip_b16", "jax", ".jax"),
+        ("dinov2r_s14", "onnx", ".onnx"),
+    ],
+)
+def test_features_of_weights_without_a_head(model, to, suffix, tmp_path, capsys):
+    """The card says what a program gives; a head is left out, and changes nothing of them."""
+    side = 32 if model.endswith("16") else 28
+    cfg = model_config(model, 5, side, width=64, depth=1, num_heads=2, mlp_dim=96)
+    arrays = random_arrays(cfg)
+    headless = {n: a for n, a in arrays.items() if not n.startswith("head.")}
+    weights.write(tmp_path / "head.safetensors", cfg, arrays)
+    cfg = dataclasses.replace(cfg, num_classes=0)
+    weights.write(tmp_path / "none.safetensors", cfg, headless)
+    out, given = tmp_path / f"a{suffix}", "head" if to == "torch" else "none"
+    card = twinvit.export(tmp_path / f"{given}.safetensors", out, to, output="features")
+    assert card["output"] == {"name": "features", "dtype": "float32", "shape": ["batch", 64]}
+    assert card["check"]["verdict"] == "same" and card["check"]["of"] == "features"
+    found = twinvit.load_program(out)(images(cfg, 3))
+    x = torch.from_numpy(normalize(images(cfg, 3), cfg).transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        expected = torch_vit.from_arrays(cfg, headless).features(x).pooled.numpy()
+    assert relative_l2(found, expected) <= 1e-5
+    with pytest.raises(UserError, match="none.safetensors has no head.*--output=features"):
+        twinvit.export(tmp_path / "none.safetensors", tmp_path / f"b{suffix}", to)
+
+
+def test_features_that_are_not_the_twins_are_told():
+    """One number in a thousand of them, by ten times what rounding makes of it."""
+    rng = np.random.default_rng(0)
+    wanted = rng.standard_normal((5, 1000))
+    nudged = [wanted * (1 + 1e-7 * rng.standard_normal(wanted.shape)) for _ in range(3)]
+    found = wanted.astype(np.float32)
+    assert check.compared(found, wanted, nudged, 4, "fp32", of_head=False).verdict == "same"
+    found[1, 7] += 1e-4
+    assert check.compared(found, wanted, nudged, 4, "fp32", of_head=False).verdict == "different"
+    alike = [np.repeat(each[:1], 5, axis=0) for each in nudged]
+    result = check.compared(alike[0], alike[0], alike, 4, "fp32", of_head=False)
+    assert result.verdict == "undecided" and "the same features" in result.why

@@ -2,6 +2,7 @@
 
 A program gives probabilities alone. Their logarithms are the logits but for what a softmax leaves
 out, a number for each picture, and show a class however unlikely it is, down to what float32 holds.
+Features are compared as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class NotKept(UserError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What comparing log-probabilities [pictures, classes] found.
+    """What comparing log-probabilities [pictures, classes], or features, found.
 
     verdict: "same", "different" or "undecided", and why. relative_l2: the distance over what the
     logits are from their mean. limit: of that. worst: the largest difference of a number in units
@@ -72,10 +73,12 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
         logits = twin.logits(normalize(images, cfg), seed)
         if options.batch_size is None:
             logits = np.concatenate([logits, logits[:1]])
-        return log_softmax(logits.astype(np.float64))
+        logits = logits.astype(np.float64)
+        return log_softmax(logits) if of_head else logits
 
+    of_head = options.output == "probabilities"
     nudged = [wanted(seed) for seed in range(NUDGED_RUNS)]
-    result = compared(found, wanted(None), nudged, number, options.precision)
+    result = compared(found, wanted(None), nudged, number, options.precision, of_head)
     if result.verdict != SAME:
         raise NotKept(
             result.verdict,
@@ -85,7 +88,7 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
         )
     return {
         "verdict": result.verdict,
-        "of": "logits, as logarithms of the probabilities",
+        "of": "logits, as logarithms of the probabilities" if of_head else "features",
         "relative_l2": result.relative_l2,
         "limit": result.limit,
         "worst_in_units_of_rounding": result.worst,
@@ -96,11 +99,16 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
 
 
 def compared(
-    found: np.ndarray, wanted: np.ndarray, nudged: list[np.ndarray], number: int, precision: str
+    found: np.ndarray,
+    wanted: np.ndarray,
+    nudged: list[np.ndarray],
+    number: int,
+    precision: str,
+    of_head: bool = True,
 ) -> Checked:
     """Probabilities of the program against log-probabilities of the twin, [pictures, classes], and
-    those of the twin with weights and pictures moved by one unit in the last place. The first
-    `number` rows are of other pictures each."""
+    those of the twin with weights and pictures moved by one unit in the last place; without a head,
+    features of each. The first `number` rows are of other pictures each."""
     if found.shape != wanted.shape:
         why = f"the program's output is {list(found.shape)}, the twin's {list(wanted.shape)}"
         return Checked(DIFFERENT, why, np.inf, 0.0, np.inf, 0.0)
@@ -108,11 +116,13 @@ def compared(
         both = np.array_equal(kinds(found) != 0, kinds(wanted) != 0)
         why = "outputs are not finite"
         return Checked(UNDECIDED if both else DIFFERENT, why, np.inf, 0.0, np.inf, 0.0)
+    least = _LEAST if of_head else -np.inf
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.maximum(np.log(found.astype(np.float64)), _LEAST)
-    mine = np.maximum(wanted, _LEAST)
-    seen = (mine > _LEAST) | (logs > _LEAST)
-    moved = np.max([np.abs(np.maximum(n, _LEAST) - mine) for n in nudged], axis=0)
+        logs = found.astype(np.float64)
+        logs = np.maximum(np.log(logs), least) if of_head else logs
+    mine = np.maximum(wanted, least)
+    seen = (mine > least) | (logs > least)
+    moved = np.max([np.abs(np.maximum(n, least) - mine) for n in nudged], axis=0)
     unit = moved.max(axis=0, keepdims=True) + _EPS * (1 + np.abs(mine))
     gap = np.where(seen, np.abs(logs - mine), 0.0)
     spread = mine - mine.mean(axis=1, keepdims=True)
@@ -125,18 +135,17 @@ def compared(
     if worst > most or far > limit:
         hidden = precision == "bf16" and worst <= 10 and far <= 10 * noise
         verdict = UNDECIDED if hidden else DIFFERENT
+        what = "logits" if of_head else "features"
         why = (
-            f"the program's logits are {far:.1e} away from the twin's (relative L2, limit "
+            f"the program's {what} are {far:.1e} away from the twin's (relative L2, limit "
             f"{limit:.1e}; a number by {worst:.2g} times its rounding, limit {most:g})"
         )
         if hidden:
             why += ": another rounding or another formula, which bf16 cannot tell apart"
     elif (np.ptp(mine[:number], axis=0) <= 10 * unit[:number].max(axis=0)).all():
         verdict = UNDECIDED
-        why = (
-            "every picture has the same probabilities (a head of zeros, or one class alone), so "
-            "that nothing was compared"
-        )
+        what = "probabilities (a head of zeros, or one class alone)" if of_head else "features"
+        why = f"every picture has the same {what}, so that nothing was compared"
     elif share < _LEAST_SEEN:
         verdict, why = UNDECIDED, f"{1 - share:.0%} of the probabilities are 0 in float32"
     return Checked(verdict, why, far, limit, worst, share)

@@ -11,7 +11,7 @@ from shared_vit.weights.overrides import Exif, Interpolation
 from shared_vit.weights.positions import Positions
 from twinvit.convert.same_function import VERDICTS
 from twinvit.programs.check import NotKept
-from twinvit.programs.target import BATCH, Platform, Precision, To
+from twinvit.programs.target import BATCH, Output, Platform, Precision, To
 from twinvit.programs.write import export as write
 
 
@@ -19,6 +19,7 @@ def export(
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     to: To,
+    output: Output = "probabilities",
     precision: Precision = "fp32",
     batch_size: int | None = None,
     platforms: tuple[Platform, ...] | None = None,
@@ -33,7 +34,7 @@ def export(
     eval_resize: float | None = None,
     exif: Exif | None = None,
 ) -> int:
-    """Write uint8 images [B, S, S, 3] -> probabilities [B, classes] as one file.
+    """Write uint8 images [B, S, S, 3] -> probabilities [B, classes], or features, as one file.
 
     Exit status: 0 written, and checked to be the same; 1 different from the twin and 2 undecided,
     not written; 3 not exported.
@@ -42,6 +43,7 @@ def export(
         path: Run or checkpoint directory, or a weight file of any known format.
         out: File to write: .pt2 (torch), .jax or .onnx; its card is OUT.json.
         to: Framework that is to run the program.
+        output: What the program gives: probabilities, or the features that a head is given.
         precision: Of the products inside; onnx has fp32 only.
         batch_size: Fix the batch size; by default any can be given to the program.
         platforms: Of a program for jax; by default cpu and cuda.
@@ -63,6 +65,7 @@ def export(
             path,
             out,
             to,
+            output=output,
             precision=precision,
             batch_size=batch_size,
             platforms=platforms,
@@ -91,5 +94,6 @@ def _said(card: dict[str, Any]) -> str:
     check = card["check"]
     if check is None:
         return f"{kind}; not checked"
-    found = f"logits {check['relative_l2']:.1e} from the twin's"
+    what = "features" if check["of"] == "features" else "logits"
+    found = f"{what} {check['relative_l2']:.1e} from the twin's"
     return f"{kind}; same: {found} on {check['pictures']} pictures, limit {check['limit']:.1e}"

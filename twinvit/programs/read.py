@@ -13,7 +13,8 @@ from twinvit.programs.write import FORMAT, VERSION
 
 
 def load_program(path: str | os.PathLike) -> Run:
-    """The program at `path`, on the CPU: uint8 [B, S, S, 3] -> probabilities float32 [B, classes].
+    """The program at `path`, on the CPU: uint8 [B, S, S, 3] -> probabilities float32 [B, classes],
+    or features [B, width], as its card says.
 
     Without this package, the framework's own call loads it (docs/export.md). Raises UserError for a
     file without its card, one that was altered since, and a missing package.

@@ -18,21 +18,26 @@ To = Literal["torch", "jax", "onnx"]
 Precision = Literal["fp32", "bf16"]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
-# The input and the output of every program, by name.
-INPUT, OUTPUT, BATCH = "images", "probabilities", "batch"
+Output = Literal["probabilities", "features"]
 
-Run = Callable[[np.ndarray], np.ndarray]  # uint8 [B, S, S, 3] -> float32 [B, classes]
+# The input of every program by name, and its free size.
+INPUT, BATCH = "images", "batch"
+
+# uint8 [B, S, S, 3] -> float32 [B, classes], or [B, width] of features
+Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Options:
     """How a program is to be made: None is any batch size; platforms are JAX's alone; data is the
-    file for weights that the program's own cannot hold."""
+    file for weights that the program's own cannot hold; output is also its name, and features are
+    those of a model without a head."""
 
     precision: str = "fp32"
     batch_size: int | None = None
     platforms: tuple[str, ...] = ("cpu", "cuda")
     data: Path | None = None
+    output: Output = "probabilities"
 
 
 def moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -45,8 +50,9 @@ class Twin(Protocol):
     """A twin on its weights, and how it becomes a program."""
 
     def logits(self, images: np.ndarray, seed: int | None = None) -> np.ndarray:
-        """Normalised images float32 [B, S, S, 3] -> logits [B, classes], by the twin itself; with a
-        seed, weights and images are moved by one unit in the last place."""
+        """Normalised images float32 [B, S, S, 3] -> logits [B, classes], or the features of a model
+        without a head, by the twin itself; with a seed, weights and images are moved by one unit in
+        the last place."""
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         """Write the program, and return what its card says of this target alone."""

@@ -53,9 +53,10 @@ class JaxTwin:
         scale, shift = (a.astype(np.float32) for a in normalization(self.cfg))
 
         def program(images: Array) -> Array:
-            """uint8 RGB [B, S, S, 3] -> probabilities float32 [B, classes]."""
+            """uint8 RGB [B, S, S, 3] -> probabilities float32 [B, classes], or features."""
             x = images.astype(jnp.float32) * scale + shift
-            return jax.nn.softmax(nnx.merge(self.graphdef, self.state)(x), axis=-1)
+            found = nnx.merge(self.graphdef, self.state)(x)
+            return jax.nn.softmax(found, axis=-1) if self.cfg.num_classes else found
 
         size = self.options.batch_size
         with _on_cpu(), _without_paths():

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from twinvit.programs.target import BATCH, INPUT, OUTPUT, Run
+from twinvit.programs.target import BATCH, INPUT, Run
 from twinvit.programs.to_torch import TorchTwin
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -29,7 +29,7 @@ class OnnxTwin(TorchTwin):
                 dynamo=True,
                 verbose=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[self.options.output],
                 dynamic_shapes=None if self.options.batch_size else {INPUT: {0: BATCH}},
             )
             opset = program.model.opset_imports[""]
@@ -72,4 +72,4 @@ def load(file: BinaryIO, folder: Path | None = None) -> Run:
     if folder is not None:
         options.add_session_config_entry(_FOLDER, str(folder))
     session = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+    return lambda images: session.run(None, {INPUT: np.ascontiguousarray(images)})[0]

@@ -18,18 +18,19 @@ from twinvit.programs.target import BATCH, INPUT, Options, Run, moved
 
 
 class Program(nn.Module):
-    """uint8 RGB [B, S, S, 3] -> probabilities float32 [B, classes]."""
+    """uint8 RGB [B, S, S, 3] -> probabilities float32 [B, classes], or features [B, width]."""
 
     def __init__(self, model: nn.Module, cfg: ModelConfig):
         super().__init__()
-        self.model = model
+        self.model, self.of_head = model, bool(cfg.num_classes)
         scale, shift = (torch.from_numpy(a).float() for a in normalization(cfg))
         self.scale, self.shift = nn.Buffer(scale), nn.Buffer(shift)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.to(self.scale.dtype) * self.scale + self.shift
-        return torch.softmax(self.model(x.permute(0, 3, 1, 2)), dim=-1)
+        found = self.model(x.permute(0, 3, 1, 2))
+        return torch.softmax(found, dim=-1) if self.of_head else found
 
 
 class TorchTwin:

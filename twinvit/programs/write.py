@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.sides import Sides, plain
 from shared_vit.version import __version__
 from shared_vit.weights import class_names as naming
+from shared_vit.weights.adapt import adapt
 from shared_vit.weights.lazy import in_memory
 from shared_vit.weights.locate import card_path, checksum
 from shared_vit.weights.overrides import for_images, of_size
@@ -29,7 +30,7 @@ from shared_vit.weights.read import Source, open_weights
 from twinvit.predict.predictor import TRAIN_ONE
 from twinvit.programs.check import check as check_program
 from twinvit.programs.preparation import code_of
-from twinvit.programs.target import BATCH, INPUT, OUTPUT, Options, Target, Twin, target_of
+from twinvit.programs.target import BATCH, INPUT, Options, Output, Target, Twin, target_of
 
 FORMAT, VERSION = "twinvit_program", 1
 
@@ -40,6 +41,7 @@ def export(
     to: str,
     *,
     precision: str = "fp32",
+    output: Output = "probabilities",
     batch_size: int | None = None,
     platforms: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -53,9 +55,10 @@ def export(
     """Write a program of the weights at `path` to `out`; the content of its card, `<out>.json`.
 
     The program takes uint8 RGB images [B, S, S, 3], as `shared_vit.data.evaluation_input` makes
-    them of any image, and gives probabilities float32 [B, classes]. `to` is torch (`.pt2`), jax
-    (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free, or
-    `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
+    them of any image, and gives probabilities float32 [B, classes]; or, with `output` "features",
+    what the model's head is given, [B, width], of weights with a head or without. `to` is torch
+    (`.pt2`), jax (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free,
+    or `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
     `image_size` (pixels, or height and width) is for another size than the weights', for which
     learned positions are resampled by the rule `positions` (`shared_vit.weights.positions`).
     `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
@@ -67,7 +70,7 @@ def export(
     the twin's ("different") or show nothing ("undecided"); nothing is left behind.
     """
     target, out = target_of(to), Path(out)
-    options = _options(target, precision, batch_size, platforms)
+    options = replace(_options(target, precision, batch_size, platforms), output=output)
     target.check(options)
     if verify and options.platforms and "cpu" not in options.platforms:
         raise UserError(
@@ -78,8 +81,7 @@ def export(
     target.require(target.packages + (target.to_run if verify else ()))
     source = open_weights(path, num_heads=num_heads, image_size=image_size)
     source, resized = of_size(source, image_size, positions)
-    if not source.cfg.num_classes:
-        raise UserError(f"{path} has no head, and a program gives probabilities: {TRAIN_ONE}")
+    source = _with_output(source, path, output)
     item = np.dtype(PRECISIONS[precision].param).itemsize
     weights = sum(item * int(np.prod(array.shape)) for array in source.arrays.values())
     target.check_size(weights)
@@ -103,6 +105,22 @@ def export(
     with atomic_write(card_path(out)) as file:
         file.write((json.dumps(card, indent=2) + "\n").encode())
     return card
+
+
+def _with_output(source: Source, path: str | os.PathLike, output: Output) -> Source:
+    """The model that gives what is asked for. Raises UserError where it has no head for it."""
+    if output not in get_args(Output):
+        raise UserError(f"output is {' or '.join(get_args(Output))}, not {output!r}")
+    if output == "features":
+        cfg, arrays = adapt(source.cfg, source.arrays, num_classes=0)
+        kept = {name: source.arrays[name] for name in arrays}
+        return replace(source, cfg=cfg, arrays=kept, class_names=None)
+    if not source.cfg.num_classes:
+        raise UserError(
+            f"{path} has no head, and a program gives probabilities: say --output=features, or "
+            f"{TRAIN_ONE}"
+        )
+    return source
 
 
 def _check_out(out: Path, target: Target, overwrite: bool) -> None:
@@ -177,7 +195,11 @@ def _card(
             "shape": [batch, *cfg.image_shape, 3],
             "of": "RGB, as the preprocessing makes them",
         },
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": [batch, cfg.num_classes]},
+        "output": {
+            "name": options.output,
+            "dtype": "float32",
+            "shape": [batch, cfg.num_classes or cfg.pooled_width],
+        },
         "num_classes": cfg.num_classes,
         **({} if source.class_names is None else {naming.KEY: source.class_names}),
         "preprocessing": {

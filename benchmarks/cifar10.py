@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10.py --cifar DIR --work DIR --json benchmarks/results/cifar10_cpu.json
 
-`--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's pictures. The twins train
+`--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's images. The twins train
 one after the other, each on all cores. A run that is done in `--work` is read and not run again,
 one that was interrupted goes on. The curve in the results is of means over 50 updates.
 """

@@ -4,7 +4,7 @@ compared step costs.
     python benchmarks/lockstep.py --work DIR --cifar DIR --json benchmarks/results/lockstep_cpu.json
     python benchmarks/lockstep.py --work DIR --only sound_pairs --pairs 200 --json FILE
 
-`--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's pictures; without it that
+`--cifar` is a folder of train/<class>/ and val/<class>/ with CIFAR-10's images; without it that
 part is left out. A part that is done in `--work` is read and not run again, one that was
 interrupted goes on. The exit status is 1 where a verdict is not "same"; of short runs that diverge
 in float32 or bfloat16 (`DIVERGES`), where it is "different".

@@ -68,7 +68,7 @@ def _sizes(model: Any, names: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _naflex_size(model: Any, patch: tuple[int, int]) -> tuple[int, int]:
-    """The picture that needs no resampling of a NaFlexVit's positions."""
+    """The image that needs no resampling of a NaFlexVit's positions."""
     if model.embeds.pos_embed_type not in ("learned", "none"):
         raise UserError(f"its positions are {model.embeds.pos_embed_type}")
     grid = model.embeds.pos_embed_grid_size or (16, 16)

@@ -1,4 +1,4 @@
-"""A model that takes pictures as they are decoded. Twin of `torch_vit/classifier.py`."""
+"""A model that takes images as they are decoded. Twin of `torch_vit/classifier.py`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -31,7 +31,7 @@ class Features:
     num_prefix_tokens: int
 
     def spatial(self, layer: int | None = None) -> Array:
-        """The patches as pictures [B, rows, columns, width]: of `tokens`, or `layers[layer]`."""
+        """The patches as images [B, rows, columns, width]: of `tokens`, or `layers[layer]`."""
         tokens = self.tokens if layer is None else self.layers[layer]
         patches = tokens[:, self.num_prefix_tokens :]
         return patches.reshape(len(tokens), *self.grid, -1)

@@ -20,7 +20,7 @@ from shared_vit.spec.runtime import RuntimeConfig
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
-    """A smooth coloured picture with some detail, uint8 [height, width, 3]; one for each seed."""
+    """A smooth coloured image with some detail, uint8 [height, width, 3]; one for each seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     coarse = coarse.resize((width, height), Image.Resampling.BICUBIC)

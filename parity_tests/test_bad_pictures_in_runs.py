@@ -1,4 +1,4 @@
-"""A picture that cannot be decoded ends a run with everything before it saved, and is named."""
+"""An image that cannot be decoded ends a run with everything before it saved, and is named."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from shared_vit.errors import UserError
 from shared_vit.run import checkpoint
 from shared_vit.weights.checkpoints import steps
 
-BATCH, STEPS, BAD_STEP = 4, 14, 9  # the bad picture is in the batch of that step, counted from 0
+BATCH, STEPS, BAD_STEP = 4, 14, 9  # the bad image is in the batch of that step, counted from 0
 MODEL = ("--model=vit_nano2", "--image_size=8", "--data=folder")
 FLAGS = (
     *MODEL, f"--batch_size={BATCH}", f"--steps={STEPS}", "--warmup_steps=2", "--workers=0",
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 def folder(root, bad: str = "", row: int = 1):
-    """40 training and 12 validation pictures; one of a split is no picture, in this row of its
+    """40 training and 12 validation images; one of a split is no image, in this row of its
     batch."""
     for split, count in (("train", 20), ("val", 6)):
         for name in ("ant", "bee"):
@@ -113,7 +113,7 @@ def test_several_processes_stop_and_save_together(tmp_path, split):
 
 @pytest.mark.parametrize("split, process", [("train", 1), ("val", 0)])
 def test_several_processes_of_jax_save_and_then_stop(tmp_path, split, process):
-    """Also where the one that writes has no bad picture: each ends with status 2, one says why."""
+    """Also where the one that writes has no bad image: each ends with status 2, one says why."""
     bad = folder(tmp_path / "photos", split, row=1 + 2 * process)
     argv = [
         f"--data_dir={tmp_path}/photos", *FLAGS, "--eval_every=6", "--device=cpu",

@@ -19,7 +19,7 @@ MODULES = ("", *(f"blocks.{i}" for i in range(TINY.depth)), "norm")
 
 
 def in_pixels(levels: float) -> np.ndarray:
-    """The four pictures as this project makes inputs of them, `levels` of 255 brighter."""
+    """The four images as this project makes inputs of them, `levels` of 255 brighter."""
     made = np.stack([evaluation_input(image, TINY) for image in pictures(TINY.image_size)])
     return (((made + levels) / 255) - TINY.mean) / TINY.std
 
@@ -43,7 +43,7 @@ def certified(tmp_path, monkeypatch, module="", precision="fp64", share=0.0, lev
                 found[f"{who}, {side}, {p}"] = outputs
             if who == "torch twin":
                 own = {certificate._PIXELS: in_pixels(levels if side == "target" else 0)}
-                found[f"{who}, {side}, pictures"] = images | own
+                found[f"{who}, {side}, images"] = images | own
         return found
 
     monkeypatch.setattr(certificate, "_run", run)

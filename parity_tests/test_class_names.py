@@ -206,7 +206,7 @@ def test_names_that_cannot_be_written_become_such(tmp_path):
 
 
 def pictures(root, classes):
-    """One tiny picture of each class in each split."""
+    """One tiny image of each class in each split."""
     for split in ("train", "val"):
         for name in classes:
             (root / split / name).mkdir(parents=True)

@@ -161,7 +161,7 @@ def test_a_padded_crop_is_any_window_of_the_padded_image_as_often_as_the_others(
     assert len(windows) == 50
     for crop in padded_crops(image, 6, 2):
         assert crop.shape == (6, 6, 3) and crop.dtype == np.uint8
-        windows[crop.tobytes()] += 1  # a KeyError for any other picture
+        windows[crop.tobytes()] += 1  # a KeyError for any other image
     counts = np.array(list(windows.values()))
     assert ((counts - 80) ** 2 / 80).sum() < 85.4  # 49 degrees of freedom: 0.1 % exceed this
 

@@ -1,4 +1,4 @@
-"""Claim: a run goes on with the pictures that it began with: other content of equal size, which the
+"""Claim: a run goes on with the images that it began with: other content of equal size, which the
 fingerprint does not see, is refused."""
 
 import numpy as np
@@ -19,14 +19,14 @@ FLAGS = (
 
 
 def picture(seed: int) -> bytes:
-    """A PNG; all are of one size, as what follows a picture's end is not read."""
+    """A PNG; all are of one size, as what follows an image's end is not read."""
     rng = np.random.default_rng(seed)
     return encoded(rng.integers(0, 256, (9, 9, 3), np.uint8), "PNG").ljust(600, b"\0")
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes, four training and two validation pictures each."""
+    """Two classes, four training and two validation images each."""
     for label in "ab":
         for split, count in (("train", 4), ("val", 2)):
             folder = tmp_path / "photos" / split / label

@@ -48,7 +48,7 @@ def test_jpeg_is_byte_for_byte_what_pillow_gives(subsampling, progressive):
     assert np.array_equal(decode(data), expected)
     assert (
         np.abs(decode(data).astype(int) - PIXELS).mean() < 12
-    )  # and it is the picture that was written
+    )  # and it is the image that was written
 
 
 def test_the_fast_decoder_is_the_one_that_runs(monkeypatch):

@@ -1,7 +1,7 @@
 """Claim: every command in a block of the documents works; what no test can run is said to be so.
 
 Each command runs in miniature, in a folder that holds what the documents name: a run, weights,
-pictures, a data set, all of them tiny.
+images, a data set, all of them tiny.
 """
 
 import re

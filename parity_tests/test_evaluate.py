@@ -24,7 +24,7 @@ FLAGS = ("--batch_size=16", "--steps=4", "--warmup_steps=2", "--workers=0", "--l
 
 
 def folder_of_pictures(root, classes: int):
-    """`train/` and `val/` of smooth pictures that are easy to tell apart."""
+    """`train/` and `val/` of smooth images that are easy to tell apart."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 6)):
         for label in range(classes):

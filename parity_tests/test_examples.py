@@ -177,7 +177,7 @@ def test_their_pipelines(pictures, tmp_path):
         weights.write(path, cfg, random_arrays(cfg), format=format, class_names=names)
     ours, for_timm = files["torch"], files["timm"]
     shown = example("their_pipelines.py", ours, files["huggingface"], for_timm, pictures / "val")
-    assert shown.endswith("the same class for 9 of 9 pictures\n")
+    assert shown.endswith("the same class for 9 of 9 images\n")
     line = r"\d.png: (\w+) \(twinvit\)  \1 \(transformers\)  \1 \(timm\)"
     assert len(set(re.findall(line, shown))) > 1  # not always one class
     weights.write(tmp_path / "other", cfg, random_arrays(cfg, 1), "timm", class_names=names)

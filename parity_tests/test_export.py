@@ -407,11 +407,11 @@ def test_the_command_says_what_it_found(tmp_path, monkeypatch, capsys):
 
     wrote = rf"wrote {re.escape(str(out))} "
     status, streams = run(path)
-    found = r"\(jax, fp32, any batch; same: logits \S+ from the twin's on 4 pictures, limit \S+\)\n"
+    found = r"\(jax, fp32, any batch; same: logits \S+ from the twin's on 4 images, limit \S+\)\n"
     assert status == 0 and re.fullmatch(wrote + found, streams.out) and streams.err == ""
     status, streams = run(zero, "--overwrite")
     assert status == 2 and streams.out == "" and "not kept: --no_verify" in streams.err
-    assert streams.err.startswith("undecided: every picture has the same probabilities")
+    assert streams.err.startswith("undecided: every image has the same probabilities")
     status, streams = run(zero, "--overwrite", "--no_verify", "--batch_size=2")
     assert status == 0
     assert re.fullmatch(wrote + r"\(jax, fp32, batch 2; not checked\)\n", streams.out)

@@ -102,7 +102,7 @@ def test_what_shows_nothing_is_not_kept(checked):
         arrays["head.weight"][:] = 0
 
     verdict, said = checked(start=zero)
-    assert verdict == "undecided" and "every picture has the same probabilities" in said
+    assert verdict == "undecided" and "every image has the same probabilities" in said
 
     def certain(arrays):
         biased(arrays, 1e6)
@@ -121,7 +121,7 @@ def test_numbers_that_are_none_are_different(checked):
 
 
 def test_a_program_that_fixes_one_class_is_different(checked):
-    """The same number for each picture, where the twin's are not."""
+    """The same number for each image, where the twin's are not."""
 
     def fixed(p):
         p = p.copy()

@@ -189,7 +189,7 @@ def _without_key_bias(cfg, gradients):
 
 
 def test_spatial(cfg):
-    """The patches row by row, as pictures of each framework's layout."""
+    """The patches row by row, as images of each framework's layout."""
     in_jax, in_torch, images, channels_first = twins(cfg)
     a, b = in_jax.features(images, (1,)), in_torch.features(channels_first, (1,))
     rows, columns = cfg.grid

@@ -19,7 +19,7 @@ TUNED = ("--preset=finetune", "--lr=0.1", "--warmup_steps=10", "--steps=200")
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """Folders of pictures of the digits 0 to 3, and of 4 to 9."""
+    """Folders of images of the digits 0 to 3, and of 4 to 9."""
     root = tmp_path_factory.mktemp("halves")
     dataset = open_dataset("digits")
     for split, most in (("train", 1000), ("val", 300)):

@@ -23,7 +23,7 @@ def write_run(folder, preset: str | None = "digits", model: str = "vit_nano2", *
 
 @pytest.mark.parametrize("flag", ["--resume", "--mode=eval"])
 def test_the_data_of_a_run_stay_where_only_their_place_is_given(flag, tmp_path):
-    """Of a new run of cifar10 a --data_dir means a folder of pictures."""
+    """Of a new run of cifar10 a --data_dir means a folder of images."""
     write_run(tmp_path, "cifar10", data="tfds:cifar10")
     requested = parse([flag, f"--run_dir={tmp_path}", "--data_dir=x"], "x")
     assert (requested.data, requested.data_dir) == ("tfds:cifar10", "x")

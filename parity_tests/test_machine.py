@@ -120,7 +120,7 @@ def _without_processes(patch, run, noise):
                 f"{who}, {side}, {p}": dict.fromkeys(names, sound) for p in task["precisions"]
             }
             if who == "torch twin":
-                found[f"{who}, {side}, pictures"] = pixels
+                found[f"{who}, {side}, images"] = pixels
         return found
 
     def resolve(asked):

@@ -117,7 +117,7 @@ def test_the_twins_agree(file, folder, capsys):
 
 
 def test_json(file, folder, capsys):
-    """One object a picture and line, in a stable form, the likeliest first."""
+    """One object an image and line, in a stable form, the likeliest first."""
     assert predict(str(file), (str(folder / "b.bmp"), str(folder)), json=True, top_k=3) == 0
     found = lines(capsys)
     in_order = ["b.bmp", "a/b.PNG", "a/z.png", "b.bmp", "c.png"]
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said_before_any_work(file, folder, tmp_path, monkeypat
         "twinvit.predict.command.open_weights", lambda *_, **__: pytest.fail("opened")
     )
     for images, complaint in (
-        ((), "needs pictures"),
+        ((), "needs images"),
         ((str(folder), str(tmp_path / "no.png")), "no.png is not there"),
         ((str(tmp_path),), "is a folder without images"),
     ):
@@ -175,7 +175,7 @@ def test_what_is_wrong_is_said_before_any_work(file, folder, tmp_path, monkeypat
     for wrong in ({"top_k": 0}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} must be at least 1, not 0"):
             predict(str(file), (str(folder),), **wrong)
-    for given, kind in ((folder / "b.bmp", "a picture"), (folder, "a folder of pictures")):
+    for given, kind in ((folder / "b.bmp", "an image"), (folder, "a folder of images")):
         with pytest.raises(UserError, match=f"is {kind}; the weights come first"):
             predict(str(given), (str(file),))
 
@@ -239,7 +239,7 @@ def test_what_is_no_picture_is_an_error_that_says_what_to_do(file, tmp_path):
         (np.zeros((20, 20, 3), np.float32), r"uint8 \[H, W, 3\], not float32 \[20, 20, 3\]"),
         (np.zeros((3, 20, 20), np.uint8), r"uint8 \[H, W, 3\], not uint8 \[3, 20, 20\]"),
         (np.zeros((2, 3, 20, 20), np.uint8), r"uint8 \[H, W, 3\], not uint8 \[(2, )?3, 20, 20\]"),
-        (7, "a picture is a path, a PIL image or a uint8 array .*, not int"),
+        (7, "an image is a path, a PIL image or a uint8 array .*, not int"),
         (str(tmp_path / "no.png"), "cannot read .*no.png: it is not there"),
         (tmp_path / "broken.png", "cannot decode .*broken.png: not an image of a known format"),
     ):

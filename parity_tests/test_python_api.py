@@ -167,7 +167,7 @@ def test_the_command_writes_features_beside_the_names(tmp_path, capsys):
 
 
 def photos(root, layout: str, count: int = 6):
-    """Pictures of two classes, `count` each, in one of the layouts that people have."""
+    """Images of two classes, `count` each, in one of the layouts that people have."""
     splits = {"flat": [""], "split": ["train/", "val/"], "val": ["val/"]}[layout]
     for split in splits:
         for name in ("ant", "bee"):

@@ -110,7 +110,7 @@ def test_training_crops_have_the_shape():
 
 
 def folder(path: Path) -> None:
-    """Two classes of pictures of several shapes, bright on the left or on the right."""
+    """Two classes of images of several shapes, bright on the left or on the right."""
     rng = np.random.default_rng(0)
     for split, name, i in itertools.product(("train", "val"), ("left", "right"), range(4)):
         height, width = 40 + 7 * i, 130 - 9 * i

@@ -13,7 +13,7 @@ def examples(split: str, count: int) -> list[tuple[bytes, int]]:
 
 
 class TwinvitPhotos(tfds.core.GeneratorBasedBuilder):
-    """Fourteen training pictures and five to test on."""
+    """Fourteen training images and five to test on."""
 
     VERSION = tfds.core.Version("1.2.0")
     SPLITS = {"train": 14, "test": 5}

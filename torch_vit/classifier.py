@@ -1,4 +1,4 @@
-"""A model that takes pictures as they are decoded. Twin of `jax_vit/classifier.py`."""
+"""A model that takes images as they are decoded. Twin of `jax_vit/classifier.py`."""
 
 import numpy as np
 import torch

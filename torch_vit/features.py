@@ -25,7 +25,7 @@ class Features:
     num_prefix_tokens: int
 
     def spatial(self, layer: int | None = None) -> Tensor:
-        """The patches as pictures [B, width, rows, columns]: of `tokens`, or `layers[layer]`."""
+        """The patches as images [B, width, rows, columns]: of `tokens`, or `layers[layer]`."""
         tokens = self.tokens if layer is None else self.layers[layer]
         patches = tokens[:, self.num_prefix_tokens :]
         return patches.mT.unflatten(-1, self.grid)

@@ -1,5 +1,5 @@
 """What knows both frameworks: proofs that the twins are the same, conversion, export, the `twinvit`
-command; `twinvit.load` for the classes of pictures."""
+command; `twinvit.load` for the classes of images."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

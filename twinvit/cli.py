@@ -26,11 +26,11 @@ COMMANDS = {
         "evaluate",
         "a run's newest checkpoint, or any weights, on the validation split",
     ),
-    "predict": ("twinvit.predict.command", "predict", "class names and probabilities of pictures"),
+    "predict": ("twinvit.predict.command", "predict", "class names and probabilities of images"),
     "embed": (
         "twinvit.predict.embed",
         "embed",
-        "features of pictures, what a model's head is given, to an .npz",
+        "features of images, what a model's head is given, to an .npz",
     ),
     "presets": ("twinvit.presets", "presets", "the named settings, with published accuracies"),
     "models": ("twinvit.models", "models", "every named model: sizes, family, paper, formats"),

@@ -93,7 +93,7 @@ def _decode_any(data: bytes, turn: bool) -> np.ndarray:
 def _with_heif() -> tuple[str, ...]:
     """The formats with HEIF among them. Raises DecodeError where Pillow cannot read it."""
     if not heic_is_read():
-        raise DecodeError("it is a HEIC picture: pip install pillow-heif, by which it is read")
+        raise DecodeError("it is a HEIC image: pip install pillow-heif, by which it is read")
     import pillow_heif  # type: ignore[import-not-found, unused-ignore]
 
     pillow_heif.register_heif_opener()

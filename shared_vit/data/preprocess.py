@@ -14,7 +14,7 @@ from shared_vit.spec.sides import Sides, sides
 def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
     """What a model is shown of an image in evaluation: uint8 RGB [H, W, 3] -> uint8 [S, T, 3].
 
-    S and T are `cfg.image_shape`. The picture is resized until it covers `cfg.eval_resize` times
+    S and T are `cfg.image_shape`. The image is resized until it covers `cfg.eval_resize` times
     S x T, in a square by its shorter side, then the centre is cropped; with `eval_resize` 0 the
     whole image is resized to S x T. Pillow's filter of
     `cfg.interpolation`, with antialias; sizes and offsets are rounded as torchvision's `Resize` and

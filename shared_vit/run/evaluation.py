@@ -99,7 +99,7 @@ def describe_evaluated(plan: Plan, result: dict[str, float]) -> str:
 
 
 def describe_preprocessing(plan: Plan) -> str:
-    """What turns a picture of the validation split into the model's input."""
+    """What turns an image of the validation split into the model's input."""
     model = plan.model
     if plan.dataset.photographs:
         return describe_input(model)

@@ -15,7 +15,7 @@ _TUNED: dict[str, Any] = dict(
 )  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Evaluated as they are, 8 x 8 pixels, which for other pictures means squashed to a square.
+    # Evaluated as they are, 8 x 8 pixels, which for other images means squashed to a square.
     "digits": dict(
         model="vit_nano2", image_size=8, data="digits", epochs=60.0, batch_size=64, lr=3e-3,
         weight_decay=0.1, warmup_steps=200, eval_every=220, eval_resize=0.0,

@@ -225,7 +225,7 @@ def other_data(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
 
 
 SIZE_FLAGS = ("patch_size", "width", "depth", "num_heads", "mlp_dim")
-INPUT_FLAGS = ("eval_resize", "mean", "std", "interpolation", "exif")  # a picture to the input
+INPUT_FLAGS = ("eval_resize", "mean", "std", "interpolation", "exif")  # an image to the input
 MODEL_FLAGS = frozenset(
     (
         "image_size",

@@ -239,7 +239,7 @@ class ModelConfig:
 
     @property
     def resized_shape(self) -> tuple[int, int]:
-        """Evaluation: the height and width in pixels that the resized picture covers, one of them
+        """Evaluation: the height and width in pixels that the resized image covers, one of them
         exactly, before the centre is cropped; with `eval_resize` 0, the image's."""
         scale = self.eval_resize or 1
         # Of a square rounded to the nearest, as torchvision's recipes are. One number scales both

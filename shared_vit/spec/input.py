@@ -1,4 +1,4 @@
-"""What turns a picture into a model's input, in words and from flags; it imports no numpy."""
+"""What turns an image into a model's input, in words and from flags; it imports no numpy."""
 
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
@@ -22,7 +22,7 @@ def colours(text: str) -> tuple[float, float, float]:
 
 
 def describe_input(cfg: ModelConfig) -> str:
-    """What turns a picture into the model's input, in words."""
+    """What turns an image into the model's input, in words."""
     size, whole = shown(cfg.image_shape), shown(cfg.resized_shape)
     how = "to cover" if cfg.image_width else "shorter side to"
     colour = f"mean {numbers(cfg.mean)}, std {numbers(cfg.std)}"

@@ -1,4 +1,4 @@
-"""What a user sets of the way from a picture to the input, in place of what weights say."""
+"""What a user sets of the way from an image to the input, in place of what weights say."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _numbers(value: Colours | None) -> tuple[float, ...] | None:
 
 
 def for_images(source: Source, **changes: Any) -> tuple[Source, list[str]]:
-    """Weights with the input of `with_input`, to be shown pictures, and what is to be said.
+    """Weights with the input of `with_input`, to be shown images, and what is to be said.
 
-    Files of other programs do not say what becomes of EXIF orientation: pictures are turned upright
+    Files of other programs do not say what becomes of EXIF orientation: images are turned upright
     for them, unless `exif` says otherwise.
     """
     cfg, assumed = with_input(source.cfg, **changes), list(source.assumed)

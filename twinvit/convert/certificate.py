@@ -50,7 +50,7 @@ PRECISIONS = ("fp64", "fp32")
 LEVELS = 1.01
 _BATCH, _SEED = 2, 0
 _REFERENCE = "torch twin, source"
-_PIXELS, _ON_IMAGES, _PLAIN = "pixels", "logits of pictures", "pixels of one colour"
+_PIXELS, _ON_IMAGES, _PLAIN = "pixels", "logits of images", "pixels of one colour"
 _ROUNDING = "rounding, "
 _WHOLE = 0.01  # levels: float32's rounding of what mean and std do is 1e-4
 _WORDS = {SAME: "same", DIFFERENT: "DIFFERENT", UNDECIDED: "UNDECIDED"}
@@ -89,7 +89,7 @@ def certify(
             "a test of the head: every image has the same logits, so that they show nothing of it; "
             "it is compared as an array"
         )
-    seen = {name: runs.pop(name) for name in [n for n in runs if n.endswith(", pictures")]}
+    seen = {name: runs.pop(name) for name in [n for n in runs if n.endswith(", images")]}
     rows = _rows(runs, rounding)
     images = _preprocessing_rows(cfg, seen)
     names = None if cfg.num_classes != source.cfg.num_classes else source.class_names
@@ -232,7 +232,7 @@ def _without_float64(tasks: list[Task], not_run: list[str], cfg: ModelConfig) ->
 
 
 def _run(task: Task) -> dict[str, Outputs]:
-    """`{"who, file, precision": outputs}` of one process; "who, file, pictures" for images."""
+    """`{"who, file, precision": outputs}` of one process; "who, file, images" for images."""
     x64 = task["run"] == "jax" and task["precisions"] == ["fp64"]
     own = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "JAX_ENABLE_X64": str(int(x64))}
     where = os.pathsep.join(path for path in sys.path if path)
@@ -272,7 +272,7 @@ def _worker(task: Task) -> None:
                 moved = rounding(cfg, arrays, images, precision, traced)
                 outputs |= {f"{_ROUNDING}{precision}|{name}": moved[name] for name in _wanted(cfg)}
         for name, array in _on_images(task["run"], file, cfg, arrays).items():
-            outputs[f"{who}, {side}, pictures|{name}"] = array
+            outputs[f"{who}, {side}, images|{name}"] = array
     np.savez(task["out"], **outputs)  # type: ignore[arg-type]
 
 
@@ -352,7 +352,7 @@ def _rows(runs: dict[str, Outputs], rounding: dict[str, Outputs]) -> list[dict[s
 
 def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict[str, Any]]:
     """A row for each preprocessing that was run, against this project's on the source."""
-    reference, images = seen[f"{_REFERENCE}, pictures"], pictures(cfg.image_shape)
+    reference, images = seen[f"{_REFERENCE}, images"], pictures(cfg.image_shape)
     rows = []
     for name, outputs in seen.items():
         if name.startswith(_REFERENCE):
@@ -366,7 +366,7 @@ def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict
             why = _wrong_colours(levels(outputs[_PLAIN], cfg), cfg)
         rows.append(
             dict(
-                who=name.removesuffix(", pictures"),
+                who=name.removesuffix(", images"),
                 verdict=DIFFERENT if why else SAME,
                 why=why,
                 images=len(found),
@@ -385,7 +385,7 @@ def levels(pixels: np.ndarray, cfg: ModelConfig) -> np.ndarray:
 
 
 def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray) -> str:
-    """Why pictures become other inputs than ours; "" where they do not.
+    """Why images become other inputs than ours; "" where they do not.
 
     Resizes give whole levels, which mean and std only scale: levels that are not whole are of
     another mean or std. Two right resizes round a level apart, at most.
@@ -400,7 +400,7 @@ def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray)
 
 
 def _wrong_colours(theirs: np.ndarray, cfg: ModelConfig) -> str:
-    """The same of pictures of one colour each, which every resize leaves as they are."""
+    """The same of images of one colour each, which every resize leaves as they are."""
     ours = np.stack([evaluation_input(image, cfg) for image in plain_images(cfg.image_shape)])
     apart = float(np.abs(theirs - ours).max())
     return (

@@ -17,7 +17,7 @@ def pictures(size: Sides, seed: int = 0) -> list[np.ndarray]:
 
 
 def plain_images(size: Sides) -> list[np.ndarray]:
-    """Images of one colour each, uint8 RGB, of the shapes of `pictures`: every resize and crop
+    """Images of one colour each, uint8 RGB, of the shapes of `images`: every resize and crop
     leaves their colour as it is."""
     colours = [(0, 128, 255), (255, 0, 128), (37, 255, 0), (90, 201, 64)]
     shapes = [image.shape for image in pictures(size)]

@@ -1,1 +1,1 @@
-"""Pages that need nothing else: one HTML file, no network, pictures as inline SVG."""
+"""Pages that need nothing else: one HTML file, no network, images as inline SVG."""

@@ -1,4 +1,4 @@
-"""`twinvit predict`: the likeliest classes of pictures, by either twin."""
+"""`twinvit predict`: the likeliest classes of images, by either twin."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def predict(
     eval_resize: float | None = None,
     exif: Exif | None = None,
 ) -> int:
-    """Name the likeliest classes of pictures, each with its probability.
+    """Name the likeliest classes of images, each with its probability.
 
-    Pictures are preprocessed as an evaluation of the weights does it. The exit status is 1 where
+    Images are preprocessed as an evaluation of the weights does it. The exit status is 1 where
     one of them could not be decoded.
 
     Args:
         weights: a run (its newest checkpoint), a checkpoint, or weights of any known format.
         images: image files, and folders whose images are taken in sorted order.
-        json: print an object a picture and line: {"image", "top": [{"class", "index",
+        json: print an object an image and line: {"image", "top": [{"class", "index",
             "probability"}]}.
-        top_k: classes to print of each picture, the likeliest first.
+        top_k: classes to print of each image, the likeliest first.
         framework: the twin that computes them.
-        batch_size: pictures computed at once.
+        batch_size: images computed at once.
         device: auto takes a GPU where there is one.
         precision: of the computation.
         dtype: of the weights in memory, by default that of the precision's parameters.
@@ -72,7 +72,7 @@ def predict(
         std: by which the pixels are divided, in the same way.
         interpolation: filter of the resize.
         eval_resize: shorter side over the centre crop; 0 squashes to a square.
-        exif: ignore the orientation in EXIF, or turn pictures upright; by default as the weights
+        exif: ignore the orientation in EXIF, or turn images upright; by default as the weights
             were trained, and turned for weights that this project did not write.
     """
     check_sizes(top_k, batch_size)
@@ -101,7 +101,7 @@ def _print_all(
     top_k: int,
     show: Callable[[str, list[Guess]], str],
 ) -> int:
-    """Print the guesses of each picture; how many could not be decoded."""
+    """Print the guesses of each image; how many could not be decoded."""
     failed = 0
     with tqdm(total=len(paths), unit=" images", disable=None, leave=False) as bar:
         for names, inputs in batches_of(paths, predictor.cfg, batch_size):

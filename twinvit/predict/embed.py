@@ -1,4 +1,4 @@
-"""`twinvit embed` and `twinvit.embedder`: features of pictures, what a model's head is given."""
+"""`twinvit embed` and `twinvit.embedder`: features of images, what a model's head is given."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Embedder:
     """A model whose output is its features: the pooled tokens after the last norm.
 
     A head, and a pre-logits layer before it, are left out; weights without a head are as good. cfg:
-    how pictures are prepared; width: numbers of a picture; notices: what was guessed or taken for
+    how images are prepared; width: numbers of an image; notices: what was guessed or taken for
     granted about the weights.
     """
 
@@ -65,13 +65,13 @@ class Embedder:
         return self._model.model
 
     def embed(self, images: ImageFile | Sequence[ImageFile], batch_size: int = 32) -> np.ndarray:
-        """Features of pictures (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
-        picture without a list, [width]. Raises UserError for what cannot be decoded."""
+        """Features of images (paths, PIL images, uint8 RGB [H, W, 3]), float32 [B, width]; of one
+        image without a list, [width]. Raises UserError for what cannot be decoded."""
         return self._parts(self.features, (self.width,), images, batch_size)
 
     def tokens(self, images: ImageFile | Sequence[ImageFile], batch_size: int = 32) -> np.ndarray:
         """The patches' tokens after the last norm, float32 [B, rows, columns, width]; of one
-        picture without a list, [rows, columns, width]. Otherwise as `embed`."""
+        image without a list, [rows, columns, width]. Otherwise as `embed`."""
         shape = (*self.cfg.grid, self.cfg.width)
         return self._parts(lambda x: self.features_and_tokens(x)[1], shape, images, batch_size)
 
@@ -148,11 +148,11 @@ def embed(
     eval_resize: float | None = None,
     exif: Exif | None = None,
 ) -> int:
-    """Write the features of pictures, what the model's head is given, to an .npz file.
+    """Write the features of images, what the model's head is given, to an .npz file.
 
     It holds `images`, their paths, and `features`, float32 [images, width], in the same order; with
     --tokens also `tokens`, those of the patches, float32 [images, rows, columns, width]. The exit
-    status is 1 where a picture could not be decoded, which is left out.
+    status is 1 where an image could not be decoded, which is left out.
 
     Args:
         weights: a run (its newest checkpoint), a checkpoint, or weights of any known format.
@@ -161,7 +161,7 @@ def embed(
         overwrite: replace the file where it exists.
         tokens: write the tokens of the patches too, after the last norm.
         framework: the twin that computes them.
-        batch_size: pictures computed at once.
+        batch_size: images computed at once.
         device: auto takes a GPU where there is one.
         precision: of the computation.
         dtype: of the weights in memory, by default that of the precision's parameters.
@@ -174,7 +174,7 @@ def embed(
         std: by which the pixels are divided, in the same way.
         interpolation: filter of the resize.
         eval_resize: shorter side over the centre crop; 0 squashes to a square.
-        exif: ignore the orientation in EXIF, or turn pictures upright.
+        exif: ignore the orientation in EXIF, or turn images upright.
     """
     check_sizes(1, batch_size)
     check_order(weights, "embed")

@@ -1,4 +1,4 @@
-"""Pictures of a command line: found, prepared in threads, in batches."""
+"""Images of a command line: found, prepared in threads, in batches."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 
 
 def check_order(weights: str, command: str = "predict") -> None:
-    """Raise UserError for pictures in the place of the weights."""
+    """Raise UserError for images in the place of the weights."""
     if _is_images(weights):
-        kind = "a folder of pictures" if os.path.isdir(weights) else "a picture"
+        kind = "a folder of images" if os.path.isdir(weights) else "an image"
         raise UserError(
             f"{printable(weights)} is {kind}; the weights come first: "
             f"twinvit {command} RUN_OR_WEIGHTS IMAGE_OR_FOLDER..."
@@ -45,7 +45,7 @@ def files_of(images: tuple[str, ...], command: str = "predict") -> list[str]:
     """The image files of the arguments, in their order. Raises UserError before any work."""
     if not images:
         raise UserError(
-            f"twinvit {command} needs pictures: twinvit {command} RUN_OR_WEIGHTS IMAGE..."
+            f"twinvit {command} needs images: twinvit {command} RUN_OR_WEIGHTS IMAGE..."
         )
     files = []
     for path in images:

@@ -1,4 +1,4 @@
-"""What classes a model sees in pictures: weights, preprocessing, a twin and names in one object."""
+"""What classes a model sees in images: weights, preprocessing, a twin and names in one object."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Guess = TypedDict("Guess", {"class": str, "index": int, "probability": float})
 
 
 class Predictor:
-    """A model with all that it takes to name what is in a picture. `twinvit.load` makes it.
+    """A model with all that it takes to name what is in an image. `twinvit.load` makes it.
 
     model: the twin itself, in eval mode. class_names: one for each class; numbers where nobody said
     them. notices: what was guessed about the weights, and may be wrong.
@@ -77,9 +77,9 @@ class Predictor:
     def predict(
         self, images: ImageFile | Sequence[ImageFile], top_k: int = 5, batch_size: int = 32
     ) -> Any:
-        """The `top_k` likeliest classes of a picture, likeliest first; of a list, a list of them.
+        """The `top_k` likeliest classes of an image, likeliest first; of a list, a list of them.
 
-        A picture is a path, a PIL image, or uint8 RGB [H, W, 3], and is preprocessed as in an
+        An image is a path, a PIL image, or uint8 RGB [H, W, 3], and is preprocessed as in an
         evaluation; a class is `{"class": name, "index": number, "probability": share of 1}`. Raises
         UserError for anything else and for what cannot be decoded.
         """
@@ -150,7 +150,7 @@ def load(
     `positions` (`shared_vit.weights.positions`); `dtype` is that of the weights in memory, as for
     `torch_vit.load`; `mean`, `std`, `interpolation`, `eval_resize`
     (shorter side over crop; 0 squashes) and `exif` go before what the weights say or leave open.
-    Pictures are turned upright by EXIF where the weights were not written by this project. Warns
+    Images are turned upright by EXIF where the weights were not written by this project. Warns
     where something was guessed or taken for granted. Raises UserError.
     """
     source = open_weights(path, format, num_heads, num_classes, image_size)
@@ -165,11 +165,11 @@ def load(
 
 
 def preprocess(images: ImageFile | Sequence[ImageFile], cfg: ModelConfig) -> np.ndarray:
-    """What a model is shown of pictures in evaluation, uint8 [B, *cfg.image_shape, 3].
+    """What a model is shown of images in evaluation, uint8 [B, *cfg.image_shape, 3].
 
     `twinvit.normalize(batch, cfg)` makes the floats that the models take of it: (x / 255 - mean) /
     std, as [B, H, W, 3] for JAX; PyTorch's layout is `.transpose(0, 3, 1, 2)` of it. Raises
-    UserError for what is no picture or cannot be decoded.
+    UserError for what is no image or cannot be decoded.
     """
     check_config(cfg)
     pictures, _ = _listed(images)
@@ -198,7 +198,7 @@ def _pixels(picture: Image.Image | np.ndarray, turn: bool) -> np.ndarray:
     if hasattr(picture, "convert") and hasattr(picture, "mode"):  # without an import of Pillow
         return decoded(picture, turn)
     raise UserError(
-        f"a picture is a path, a PIL image or a uint8 array [H, W, 3], not {type(picture).__name__}"
+        f"an image is a path, a PIL image or a uint8 array [H, W, 3], not {type(picture).__name__}"
     )
 
 
@@ -217,7 +217,7 @@ def names_of(source: Source) -> tuple[list[str], list[str]]:
 
 
 def _listed(images: Any) -> tuple[list[ImageFile], bool]:
-    """A list of pictures, and whether there was one without a list."""
+    """A list of images, and whether there was one without a list."""
     if isinstance(images, np.ndarray):
         one = images.ndim != 4
         return ([images] if one else list(images)), one

@@ -145,7 +145,7 @@ def compared(
     elif (np.ptp(mine[:number], axis=0) <= 10 * unit[:number].max(axis=0)).all():
         verdict = UNDECIDED
         what = "probabilities (a head of zeros, or one class alone)" if of_head else "features"
-        why = f"every picture has the same {what}, so that nothing was compared"
+        why = f"every image has the same {what}, so that nothing was compared"
     elif share < _LEAST_SEEN:
         verdict, why = UNDECIDED, f"{1 - share:.0%} of the probabilities are 0 in float32"
     return Checked(verdict, why, far, limit, worst, share)

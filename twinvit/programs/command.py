@@ -96,4 +96,4 @@ def _said(card: dict[str, Any]) -> str:
         return f"{kind}; not checked"
     what = "features" if check["of"] == "features" else "logits"
     found = f"{what} {check['relative_l2']:.1e} from the twin's"
-    return f"{kind}; same: {found} on {check['pictures']} pictures, limit {check['limit']:.1e}"
+    return f"{kind}; same: {found} on {check['pictures']} images, limit {check['limit']:.1e}"

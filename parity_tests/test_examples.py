@@ -113,7 +113,7 @@ def test_finetune_dinov2(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", mine)
     assert module.main() == 0
     shown = capsys.readouterr().out
-    gap = re.search(r"features of 9 pictures: (\S+) from timm's", shown)
+    gap = re.search(r"features of 9 images: (\S+) from timm's", shown)
     assert float(gap[1]) < 1e-12
     assert "format dinov2" in shown and "the weights have none" in shown
     assert re.search(r"on folder, validation split.*on 9 examples", shown)

@@ -42,8 +42,8 @@ def test_a_headless_file_is_tuned_by_both_twins(name, x64, tmp_path):
     assert len(handed) == len(alone) == 4 and handed[0]["loss"] == pytest.approx(np.log(10))
     assert [m["loss"] for m in handed] == pytest.approx([m["loss"] for m in alone], rel=1e-11)
     assert handed[-1]["loss"] != handed[0]["loss"]
-    asked = parse([*RUN, start, f"--run_dir={tmp_path / 'none'}"], "train")
-    plan = trainer_run.resolve(asked)
+    requested = parse([*RUN, start, f"--run_dir={tmp_path / 'none'}"], "train")
+    plan = trainer_run.resolve(requested)
     assert plan.recipe.model.num_classes == 10 and plan.recipe.model.registers == cfg.registers
     pair, stream = Pair(plan, first_or_given_state(plan), "torch"), plan.batches("train", 0)
     scalars = [StepScalars(plan.lr(i)) for i in range(3)]

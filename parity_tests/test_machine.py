@@ -123,9 +123,11 @@ def _without_processes(patch, run, noise):
                 found[f"{who}, {side}, images"] = pixels
         return found
 
-    def resolve(asked):
-        own = dict(device="cpu", world_size=1, precision=asked.precision or "fp32", compile="off")
-        return make_plan(asked.replace(**own, workers=0), "lockstep")
+    def resolve(requested):
+        own = dict(
+            device="cpu", world_size=1, precision=requested.precision or "fp32", compile="off"
+        )
+        return make_plan(requested.replace(**own, workers=0), "lockstep")
 
     patch.setattr(parity, "_run_all", copied)
     patch.setattr(certificate, "_run", outputs)

@@ -1,7 +1,7 @@
 """Whether a program computes what the twin does: logits, number by number, within rounding.
 
 A program gives probabilities alone. Their logarithms are the logits but for what a softmax leaves
-out, a number for each picture, and show a class however unlikely it is, down to what float32 holds.
+out, a number for each image, and show a class however unlikely it is, down to what float32 holds.
 Features are compared as they are.
 """
 
@@ -41,7 +41,7 @@ class NotKept(UserError):
 
 @dataclass(frozen=True)
 class Checked:
-    """What comparing log-probabilities [pictures, classes], or features, found.
+    """What comparing log-probabilities [images, classes], or features, found.
 
     verdict: "same", "different" or "undecided", and why. relative_l2: the distance over what the
     logits are from their mean. limit: of that. worst: the largest difference of a number in units
@@ -82,7 +82,7 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
     if result.verdict != SAME:
         raise NotKept(
             result.verdict,
-            f"{result.why} ({number} pictures, {options.precision}), so the program was not kept: "
+            f"{result.why} ({number} images, {options.precision}), so the program was not kept: "
             + ("please report this; " if result.verdict == DIFFERENT else "")
             + "--no_verify exports it unchecked",
         )
@@ -106,9 +106,9 @@ def compared(
     precision: str,
     of_head: bool = True,
 ) -> Checked:
-    """Probabilities of the program against log-probabilities of the twin, [pictures, classes], and
-    those of the twin with weights and pictures moved by one unit in the last place; without a head,
-    features of each. The first `number` rows are of other pictures each."""
+    """Probabilities of the program against log-probabilities of the twin, [images, classes], and
+    those of the twin with weights and images moved by one unit in the last place; without a head,
+    features of each. The first `number` rows are of other images each."""
     if found.shape != wanted.shape:
         why = f"the program's output is {list(found.shape)}, the twin's {list(wanted.shape)}"
         return Checked(DIFFERENT, why, np.inf, 0.0, np.inf, 0.0)

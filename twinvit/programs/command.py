@@ -58,7 +58,7 @@ def export(
         std: By which the pixels are divided, in the same way.
         interpolation: Filter of the resize, in the card.
         eval_resize: Shorter side over the centre crop, in the card; 0 squashes to a square.
-        exif: Ignore the orientation in EXIF, or turn pictures upright, in the card.
+        exif: Ignore the orientation in EXIF, or turn images upright, in the card.
     """
     try:
         card = write(

@@ -1,4 +1,4 @@
-"""Draw a small data set of class folders: pictures of circles, squares and triangles.
+"""Draw a small data set of class folders: images of circles, squares and triangles.
 
 python examples/draw_pictures.py FOLDER [--train=60] [--val=10]
 
@@ -41,7 +41,7 @@ def main() -> None:
             below.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 picture(shape, rng).save(below / f"{number}.png")
-    print(f"{len(SIDES) * (args.train + args.val)} pictures in {args.folder}")
+    print(f"{len(SIDES) * (args.train + args.val)} images in {args.folder}")
 
 
 if __name__ == "__main__":

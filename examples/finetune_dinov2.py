@@ -82,7 +82,7 @@ def main() -> int:
         ours = model.features(images).pooled.numpy()
     theirs = features_in_timm(out / "timm", images)
     gap = np.abs(ours - theirs).max() / np.abs(theirs).max()
-    print(f"\nfeatures of {len(files)} pictures: {gap:.0e} from timm's")
+    print(f"\nfeatures of {len(files)} images: {gap:.0e} from timm's")
     return 0 if gap < 1e-6 else 1
 
 

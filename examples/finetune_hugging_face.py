@@ -1,4 +1,4 @@
-"""Fine-tune a Hugging Face ViT on your own pictures in JAX, and give it back to transformers.
+"""Fine-tune a Hugging Face ViT on your own images in JAX, and give it back to transformers.
 
     python examples/finetune_hugging_face.py VIT PICTURES OUT [--flag=value ...]
 
@@ -35,7 +35,7 @@ def main() -> int:
     )
     command("convert", str(run), str(back), "--to=huggingface")
 
-    # Both sides name what is in the validation pictures.
+    # Both sides name what is in the validation images.
     without_torchvision_operators()  # not needed where torchvision is of torch's own build
     from transformers import pipeline
 
@@ -46,7 +46,7 @@ def main() -> int:
     for file, [their], [our] in zip(files, theirs, ours):
         same += their["label"] == our["class"]
         print(f"{file}: {their['label']} (transformers)  {our['class']} (twinvit)")
-    print(f"the same class for {same} of {len(files)} pictures")
+    print(f"the same class for {same} of {len(files)} images")
     return 0 if same == len(files) else 1
 
 

@@ -1,11 +1,11 @@
-"""Pictures as a phone leaves them: fine-tune in JAX, evaluate, predict and export in PyTorch.
+"""Images as a phone leaves them: fine-tune in JAX, evaluate, predict and export in PyTorch.
 
     python examples/phone_pictures.py OUT
 
 It draws OUT/photos, class folders without a split into training and validation: rooms with a lamp
 at the ceiling, on the floor or at a wall. A third of the photographs lie on their side and say so
 in EXIF, one is HEIC, and one was cut while it was copied. A short run on handwritten digits is the
-checkpoint that the fine-tuning begins with; for real pictures it is weights of the hub. It shows
+checkpoint that the fine-tuning begins with; for real images it is weights of the hub. It shows
 each command, and takes less than two minutes on two cores.
 """
 

@@ -2,7 +2,7 @@
 
     python examples/their_pipelines.py RUN_OR_WEIGHTS HUGGING_FACE_FOLDER TIMM_FOLDER PICTURES
 
-Each library prepares the pictures by its own code and names the likeliest class, as `twinvit
+Each library prepares the images by its own code and names the likeliest class, as `twinvit
 predict` does. The exit status is 1 where they differ.
 """
 
@@ -39,7 +39,7 @@ def main() -> int:
     weights, hugging_face, for_timm, pictures = sys.argv[1:]
     files = sorted(str(path) for path in Path(pictures).rglob("*") if path.is_file())
     if not files:
-        sys.exit(f"no pictures in {pictures}")
+        sys.exit(f"no images in {pictures}")
     without_torchvision_operators()  # not needed where torchvision is of torch's own build
     classes = {
         "twinvit": [top[0]["class"] for top in twinvit.load(weights).predict(files, top_k=1)],
@@ -50,7 +50,7 @@ def main() -> int:
     for file, *names in zip(files, *classes.values()):
         same += len(set(names)) == 1
         print(f"{file}: " + "  ".join(f"{name} ({by})" for name, by in zip(names, classes)))
-    print(f"the same class for {same} of {len(files)} pictures")
+    print(f"the same class for {same} of {len(files)} images")
     return 0 if same == len(files) else 1
 
 

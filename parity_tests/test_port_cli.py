@@ -277,3 +277,27 @@ def test_a_file_is_as_good_as_a_package(tmp_path, capsys, monkeypatch):
     assert "there is no file" in capsys.readouterr().err
     assert cli.main(["explain", str(file), f"{file}:good", *SHAPE]) == 3
     assert "write pkg.mod:function or file.py:function" in capsys.readouterr().err
+
+
+def test_help_has_the_look_of_the_other_commands(capsys):
+    for name in ("explain", "map", "blind-spots", "causes"):
+        with pytest.raises(SystemExit) as left:
+            cli.main([name, "--help"])
+        text = capsys.readouterr().out
+        assert left.value.code == 0 and text.startswith(f"usage: twinvit port {name[:5]}")
+        assert max(map(len, text.splitlines())) <= 100 and "positional arguments" not in text
+        assert "--traceback" in text
+        if name != "causes":
+            assert all(f"  --{flag} " in text for flag in ("json", "quiet", "github"))
+
+
+def test_map_and_blind_spots_take_a_file_and_a_function_name(tmp_path, capsys, monkeypatch):
+    (tmp_path / "net.py").write_text(FACTORIES)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    model = f"{tmp_path / 'net.py'}:make_torch"
+    out = tmp_path / "map.toml"
+    assert cli.main(["map", model, f"{tmp_path / 'net.py'}:good", "-o", str(out)]) == 0
+    assert "SAME" not in capsys.readouterr().out and out.is_file()
+    assert cli.main(["blind_spots", f"{tmp_path / 'none.py'}:f", *SHAPE]) == 3
+    assert cli.main(["map", f"{tmp_path / 'net.py'}:nothing", model, "-o", str(out)]) == 3
+    assert "has no nothing" in capsys.readouterr().err

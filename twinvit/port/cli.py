@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from twinvit.pages import verdicts
+from twinvit.pages.help_text import Parser
 from twinvit.port import command_verdicts as told
 from twinvit.port.command_inputs import arrays_of, check_writable, inputs, jax_inputs, load
 from twinvit.port.errors import PortError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 SAME, DIFFERENT, UNDECIDED, NO_VERDICT = 0, 1, 2, 3
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Leaves with status 3 where the arguments are wrong: 2 means undecided."""
 
     def error(self, message: str) -> NoReturn:
@@ -43,23 +44,34 @@ def parser() -> argparse.ArgumentParser:
     _explain_flags(commands)
     _record_flags(commands)
     mapped = commands.add_parser("map", help="propose a map of weights")
-    mapped.add_argument("torch_model", metavar="pkg.mod:make_torch")
-    mapped.add_argument("jax_model", metavar="pkg.mod:make_jax")
+    mapped.add_argument("torch_model", metavar="pkg.mod:make_torch", help="as of explain")
+    mapped.add_argument("jax_model", metavar="pkg.mod:make_jax", help="as of explain")
     mapped.add_argument("-o", "--out", type=Path, required=True, help="the map's file, TOML")
     _verdict_flags(mapped, "the map and its verdict")
     blind = commands.add_parser("blind_spots", help="what a test with this tolerance lets through")
-    blind.add_argument("torch_model", metavar="pkg.mod:make_torch")
+    blind.add_argument("torch_model", metavar="pkg.mod:make_torch", help="as of explain")
     _inputs(blind)
-    blind.add_argument("--atol", type=float, default=1e-5)
-    blind.add_argument("--rtol", type=float, default=0.0)
-    blind.add_argument("--metric", default="allclose", choices=("allclose", "cosine", "kl", "top1"))
+    blind.add_argument("--atol", type=float, default=1e-5, help="the test's absolute tolerance")
+    blind.add_argument("--rtol", type=float, default=0.0, help="the test's relative tolerance")
+    blind.add_argument(
+        "--metric",
+        default="allclose",
+        choices=("allclose", "cosine", "kl", "top1"),
+        help="what the test compares by",
+    )
     _verdict_flags(blind, "what passes and the verdict")
     commands.add_parser("causes", help="print the catalogue")
+    for listed in commands._choices_actions:
+        commands.choices[listed.dest].description = _sentence(listed.help or "")
     for command in commands.choices.values():
         command.add_argument(
             "--traceback", action="store_true", help="show where an error comes from"
         )
     return top
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _explain_flags(commands: Any) -> None:
@@ -176,6 +188,7 @@ def _inputs(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--seed",
         type=_seed,
+        metavar="N",
         default=0,
         help="of the inputs, drawn from a standard normal distribution",
     )

@@ -278,9 +278,21 @@ def test_what_has_no_verdict_says_none(commands, capsys):
     run("convert", "a.safetensors", "d.safetensors", "--to=torch", "--quiet", status=3)
     assert "add --verify" in capsys.readouterr().err
     run(*commands["compare"][0], "--json", "none/x.json", status=3)
-    assert "a folder that exists" in capsys.readouterr().err
+    assert "its folder does not exist" in capsys.readouterr().err
     run("compare", "a.safetensors", "none.safetensors", "--json", status=3)
     assert not capsys.readouterr().out
+
+
+def test_no_old_verdict_stays_and_no_other_file_is_replaced(commands, capsys):
+    argv, status = commands["compare"]
+    run(*argv, "--json", "said.json", status=status)
+    run("compare", "a.safetensors", "none.safetensors", "--json", "said.json", status=3)
+    assert not Path("said.json").exists()
+    before = Path("b.safetensors").read_bytes()
+    run("compare", "a.safetensors", "a.safetensors", "--json", "b.safetensors", status=3)
+    assert "is no JSON object" in capsys.readouterr().err
+    run("port", "explain", "net.py:make", "no:f", "--shape", "4,6", "--json", "net.py", status=3)
+    assert Path("b.safetensors").read_bytes() == before and Path("net.py").read_text() == NET
 
 
 def test_pages_of_curves_and_layers_say_the_verdict_before_the_numbers(documents, monkeypatch):

@@ -219,6 +219,25 @@ FIRST_FINDING = {
 }
 
 
+def test_files_without_the_newest_fields_load(tmp_path: Path):
+    data = envelope(full())
+    for name in ("tool", "operations_after"):
+        del data[name]
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    read = Report.from_json(tmp_path / "report.json")
+    assert read.verdict == "different" and read.operations_after == []
+
+
+def test_operations_after_the_edits_are_rounding_where_it_is_explained(reports):
+    report = reports["explained"]
+    before = {op.index: op for op in report.operations}
+    assert any(op.status == "lost" for op in report.operations)
+    assert [op.index for op in report.operations_after] == list(before)
+    assert all(op.status != "lost" and op.distance < 1e-12 for op in report.operations_after)
+    assert reports["same"].operations_after == []
+    assert any(op.status == "lost" for op in reports["unknown"].operations_after)
+
+
 def test_files_of_the_first_format_load(tmp_path: Path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(FIRST))

@@ -13,7 +13,18 @@ from twinvit import port
 from twinvit.port.hugging_face import LAYERS, WIDTH, smaller
 
 PAGE = (Path(__file__).parents[1] / "docs/port.md").read_text()
-TEXT = ("bert", "gpt2", "llama", "gemma2", "qwen3", "mixtral", "deepseek_v3", "mamba", "t5", "bart")
+TEXT = (
+    "bert",
+    "gpt2",
+    "llama",
+    "gemma2",
+    "qwen3",
+    "mixtral",
+    "deepseek_v3",
+    "mamba",
+    "t5",
+    "bart",
+)
 OTHERS = ("vit", "dinov2", "siglip", "swin", "convnext", "whisper", "clip", "wav2vec2")
 
 

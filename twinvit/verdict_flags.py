@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from shared_vit.errors import UserError
-from twinvit.pages.verdicts import Flags, take_flags
+from twinvit.pages.verdicts import Flags, not_writable, take_flags
 
 
 def checked(json: str | None, quiet: bool, github: bool) -> Flags:
     """The flags, with a path that can be written to. Raises UserError."""
-    if json not in (None, "-"):
-        path = Path(str(json))
-        if path.is_dir() or not path.resolve().parent.is_dir():
-            raise UserError(f"--json={json}: name a file in a folder that exists")
-        if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-            raise UserError(f"--json={json}: the file cannot be written; name another")
+    if why := not_writable(json):
+        raise UserError(f"--json={json}: {why}")
     return Flags(json, quiet, github)
 
 

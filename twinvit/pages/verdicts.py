@@ -83,6 +83,7 @@ def announce(flags: Flags, work: Callable[[], Verdict | int]) -> int:
         The exit status: 0 same, 1 different, 2 undecided, or what `work` returned.
     """
     started = time.perf_counter()
+    clear(flags.json)
     with printing(flags):
         found = work()
     if isinstance(found, int):
@@ -94,6 +95,32 @@ def announce(flags: Flags, work: Callable[[], Verdict | int]) -> int:
     if flags.json is not None:
         write(envelope(found, time.perf_counter() - started), flags.json)
     return found.exit_status
+
+
+def not_writable(path: str | None) -> str:
+    """Why no JSON is written to a path, in words; "" where it can be. A file that is no JSON object
+    is not replaced: it may be one that was to be read."""
+    if path in (None, "-"):
+        return ""
+    file = Path(str(path))
+    if file.is_dir():
+        return "is a folder; name a file in it"
+    if not file.resolve().parent.is_dir():
+        return "its folder does not exist"
+    if not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
+        return "cannot be written; name another file"
+    if file.is_file():
+        with file.open("rb") as held:
+            start = held.read(64).lstrip()
+        if start and not start.startswith(b"{"):
+            return "exists and is no JSON object; name another file"
+    return ""
+
+
+def clear(path: str | None) -> None:
+    """Remove what a former command wrote there: where there is no verdict there is no file."""
+    if path not in (None, "-"):
+        Path(str(path)).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -274,6 +274,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     explained = _of_recordings if recorded[0] else _of_models
     check_writable(arguments.html)
     flags = _flags(arguments)
+    verdicts.clear(flags.json)
     with verdicts.printing(verdicts.Flags(flags.json)):
         report = explained(
             arguments,
@@ -352,7 +353,8 @@ def _print(report: Report, arguments: argparse.Namespace) -> None:
 
 def _flags(arguments: argparse.Namespace) -> verdicts.Flags:
     """How the verdict is said. Raises PortError for a path that no file can be written to."""
-    check_writable(None if arguments.json in (None, "-") else Path(arguments.json))
+    if why := verdicts.not_writable(arguments.json):
+        raise PortError(f"--json {arguments.json}: {why}")
     return verdicts.Flags(arguments.json, arguments.quiet, arguments.github)
 
 

@@ -119,7 +119,9 @@ def smaller(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's fields with small sizes, those of the configurations within it, too."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and ("model_type" in value or name.endswith("_config")):
+        if isinstance(value, dict) and "mrope_section" in value:  # parts of half a head
+            found[name] = value | {"mrope_section": [WIDTH // HEADS // 2 - 2, 1, 1]}
+        elif isinstance(value, dict) and ("model_type" in value or name.endswith("_config")):
             found[name] = smaller(value)
         else:
             found[name] = _smaller(name, value)

@@ -82,7 +82,7 @@ def test_finetune_hugging_face(pictures, tmp_path):
     flags = (*SMALL, "--steps=60", "--lr=0.1", "--min_area=0.5", "--eval_every=60")
     out = tmp_path / "out"
     shown = example("finetune_hugging_face.py", tmp_path / "vit", pictures, out, *flags)
-    assert "the same class for 9 of 9 pictures" in shown
+    assert "the same class for 9 of 9 images" in shown
     named = re.findall(r"val/(\w+)/\d.png: (\w+) \(transformers\)  (\w+) \(twinvit\)", shown)
     assert len(named) == 9 and len({ours for _, _, ours in named}) > 1  # not always one class
     assert sum(truth == ours for truth, _, ours in named) == round(

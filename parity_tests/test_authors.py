@@ -421,5 +421,28 @@ def test_big_visions_attention_pooling_is_timms_model(tmp_path):
         weights.write(tmp_path / "b.npz", cfg, arrays, "google")
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "eva02_tiny_patch14_224"])
+def test_transformers_folder_of_a_model_of_timms(name, tmp_path):
+    """`TimmWrapperModel.save_pretrained`: transformers' config.json around timm's architecture."""
+    import transformers
+
+    args = timm_zoo.small_arguments(name) | {"img_size": (42, 42)}
+    config = transformers.TimmWrapperConfig(architecture=name, model_args=args, num_labels=2)
+    wrapped = transformers.TimmWrapperModel(config).eval()
+    for parameter in wrapped.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path / "wrapped")
+    said = json.loads((tmp_path / "wrapped/config.json").read_text())
+    assert (said["model_type"], said["architecture"]) == ("timm_wrapper", name)
+    source = weights.open_weights(tmp_path / "wrapped")
+    assert source.format == "timm" and source.cfg.num_classes == 0
+    images = torch.randn(2, 3, 42, 42)
+    arrays = {n: np.asarray(a) for n, a in source.arrays.items()}
+    with torch.no_grad():
+        expected = wrapped(images).pooler_output
+        ours = torch_vit.from_arrays(source.cfg, arrays)(images)
+    assert relative_l2(ours.numpy(), expected.numpy()) < 5e-6
+
+
 def test_the_commands_know_the_formats():
     assert set(get_args(To)) == set(NAMES)

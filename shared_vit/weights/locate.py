@@ -34,6 +34,8 @@ _WITH_CONFIG = (
     "flax_model",
 )  # how files begin that a config.json beside them is about
 
+TIMM_WRAPPER = "timm_wrapper"
+
 JsonObject = Mapping[str, Any]
 
 
@@ -239,6 +241,8 @@ def _foreign_config(config: Path, where: str) -> JsonObject | None:
     theirs = read_json(config)
     if "model_type" not in theirs and "architecture" not in theirs:
         return None
+    if theirs.get("model_type") == TIMM_WRAPPER:  # transformers' folder of a model of timm's
+        return {key: value for key, value in theirs.items() if key != "model_type"}
     said = theirs.get("model_type", "vit")
     if not isinstance(said, str) or said not in MODEL_TYPES:
         raise UserError(

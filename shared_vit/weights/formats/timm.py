@@ -124,7 +124,7 @@ class Timm(Format):
         return "blocks.0.attn.proj.weight" in names
 
     def strip(self, arrays: Arrays) -> Arrays:
-        arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model."))
+        arrays = strip_prefixes(arrays, ("module.", "_orig_mod.", "model.", "timm_model."))
         return {_canonical(name): array for name, array in arrays.items()}
 
     def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:

@@ -9,7 +9,7 @@ from shared_vit.errors import UserError
 from shared_vit.spec import config, families, rules
 from shared_vit.spec.config import ModelConfig, model_config, name_of
 from shared_vit.spec.families import MODELS, Family
-from twinvit.models import formats_of, models, row, table
+from twinvit.models import files_table, formats_of, models, row, table
 
 pytestmark = pytest.mark.quick
 
@@ -59,12 +59,14 @@ def test_every_model_is_listed_and_knows_its_name(capsys):
         assert name_of(model_config(name)) == name
     assert "vit_b16" in said and "86.6" in said and "arXiv:2010.11929" in said
     assert formats_of("vit_b16") == [
-        "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision"
+        "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision",
+        "mae", "dino",
     ]  # fmt: skip
 
 
 def test_the_documents_have_the_table():
-    assert table() in (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    document = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    assert table() in document and files_table() in document
 
 
 def test_a_family_is_a_row(monkeypatch):

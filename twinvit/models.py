@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from shared_vit.spec import canonical
 from shared_vit.spec.config import model_config
 from shared_vit.spec.families import FAMILIES, MODELS, family_of
-from shared_vit.weights.formats import FOREIGN
+from shared_vit.weights.formats import AUTHORS, FOREIGN
 
 
 def models(image_size: int = 224, num_classes: int = 1000) -> None:
@@ -35,9 +37,23 @@ def row(name: str, image_size: int = 224, num_classes: int = 1000) -> str:
 
 
 def formats_of(name: str) -> list[str]:
-    """The formats that can hold a named model, with a head."""
+    """The formats that can hold a named model, with a head or without."""
     cfg = model_config(name)
-    return ["torch", "jax", *(n for n, fmt in FOREIGN.items() if not fmt.not_held(cfg))]
+    both = cfg, dataclasses.replace(cfg, num_classes=0)
+    known = {**FOREIGN, **AUTHORS}.items()
+    return ["torch", "jax", *(n for n, fmt in known if not all(map(fmt.not_held, both)))]
+
+
+def files_table() -> str:
+    """Which formats read and write each family, as rows of Markdown, for docs/models.md."""
+    lines = ["| family | libraries' formats | its authors' |", "|---|---|---|"]
+    for family, about in FAMILIES.items():
+        name = f"{family}_{about.models.split()[0]}"
+        found = formats_of(name)
+        parts = ([n for n in found if (n in AUTHORS) == own] for own in (False, True))
+        cells = (" ".join(f"`{n}`" for n in part) for part in parts)
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table() -> str:

@@ -22,9 +22,14 @@ from helpers import relative_l2
 import torch_vit
 from shared_vit import weights
 from shared_vit.errors import UserError
+from shared_vit.spec import canonical
 from shared_vit.spec.config import model_config
+from shared_vit.weights import table
+from shared_vit.weights.formats import AUTHORS as AUTHORS_FORMATS
 from shared_vit.weights.formats import NAMES
 from shared_vit.weights.formats.authors.programs import PROGRAMS
+from shared_vit.weights.formats.base import Hints
+from shared_vit.weights.lazy import LazyArray
 from shared_vit.weights.locate import checksum
 from twinvit.convert.command import To
 
@@ -63,11 +68,18 @@ def clip(state):
     out["positional_embedding"] = out["positional_embedding"][0]
     out["proj"] = out.pop("head.weight").T
     out.pop("head.bias")
-    return {f"visual.{name}": t for name, t in out.items()} | {
-        "ln_final.weight": torch.ones(8),
-        "token_embedding.weight": torch.ones(9, 8),
-        "logit_scale": torch.ones(1),
-    }
+    # The text's tower has blocks of the same names.
+    text = {n: t for n, t in out.items() if n.startswith("transformer.")}
+    return (
+        text
+        | {f"visual.{name}": t for name, t in out.items()}
+        | {
+            "positional_embedding": torch.ones(9, 8),
+            "ln_final.weight": torch.ones(8),
+            "token_embedding.weight": torch.ones(9, 8),
+            "logit_scale": torch.ones(1),
+        }
+    )
 
 
 def perception_encoder(state):
@@ -319,6 +331,8 @@ def test_what_is_written_is_the_authors_file(name, tmp_path):
 
 def is_beside(name):
     """What an author's file has that no model's function needs."""
+    if name.startswith(("transformer.", "positional_embedding")):
+        return True  # of CLIP's text
     beside = "mask_token|text|logit_scale|ln_final|token_embedding|[.]B[.]|freqs_|periods|bias_mask"
     return re.search(beside, name) is not None
 
@@ -331,6 +345,16 @@ def masked(name, values):
         values = values.clone()
         values.view(3, -1)[1] = 0
     return values
+
+
+def test_a_file_without_patches_is_told(tmp_path):
+    state = eva02(
+        dict(timm_zoo.drawn("eva02_base_patch14_224", tmp_path / "model").model.state_dict())
+    )
+    del state["patch_embed.proj.weight"]
+    torch.save(state, tmp_path / "eva02_base_patch14_224.pth")
+    with pytest.raises(UserError, match="missing: patch_embed.proj.weight"):
+        weights.open_weights(tmp_path / "eva02_base_patch14_224.pth")
 
 
 def test_an_unknown_tensor_is_an_error(tmp_path):
@@ -419,6 +443,39 @@ def test_big_visions_attention_pooling_is_timms_model(tmp_path):
     assert all(np.array_equal(again[n], arrays[n]) for n in arrays)
     with pytest.raises(UserError, match="google cannot hold a model with pool='map'"):
         weights.write(tmp_path / "b.npz", cfg, arrays, "google")
+
+
+PUBLISHED = {
+    "dinov2": "vit_giant_patch14_reg4_dinov2",
+    "dinov3": "vit_small_patch16_dinov3_qkvb",
+    "deit3": "deit3_base_patch16_384",
+    "perception_encoder": "vit_pe_spatial_base_patch16_512",
+    "eva02": "eva02_tiny_patch14_224",
+    "beit3": "beit3_large_patch16_224",
+}
+
+
+@pytest.mark.parametrize("format", PUBLISHED)
+def test_a_published_size_is_known_by_its_tensors(format):
+    """In its author's format, once that is said; DINOv3 and LingBot, DeiT-III and RoPE-ViT have the
+    same tensors and other functions, and are told apart by nothing else."""
+    cfg = timm_zoo.architectures()[PUBLISHED[format]].cfg
+    fmt, one = AUTHORS_FORMATS[format], np.dtype(np.float32)
+    arrays = {
+        name: LazyArray(shape, one, lambda shape=shape: np.zeros(shape, one))
+        for name, shape in canonical.shapes(cfg).items()
+    }
+    file = {**fmt.written(cfg, arrays), **fmt.beside(cfg, one)}
+    every = fmt.in_known_names(fmt.strip(file))
+    read, _ = fmt.without_ignored(every)
+    found = fmt.read(read, Hints("weights.pth", format_said=True)).cfg
+    assert dataclasses.replace(found, layer_scale_init=cfg.layer_scale_init) == dataclasses.replace(
+        cfg, **{n: getattr(found, n) for n in ("mean", "std", "eval_resize", "interpolation")}
+    )
+    table.check(fmt.table(found), read, "w", fmt.about)
+    if format in ("dinov3", "deit3"):
+        with pytest.raises(UserError, match="compute different functions of the same tensors"):
+            fmt.read(read, Hints("weights.pth"))
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "eva02_tiny_patch14_224"])

@@ -96,7 +96,8 @@ def open_weights(
     path, said = found.path, Said()
     arrays, metadata = _contents(found.files, found.which, said)
     side = None if image_size is None else sides(image_size)[0]
-    hints = Hints(str(path), found.config, found.processor, num_heads, num_classes, side)
+    said_it = format != "auto"
+    hints = Hints(str(path), found.config, found.processor, num_heads, num_classes, side, said_it)
     if metadata.get("format") == twinvit.FORMAT:
         if format not in ("auto", *twinvit.OWN):
             raise UserError(f"{path} is a file of this project (torch, jax), not of {format}")

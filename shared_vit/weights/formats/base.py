@@ -25,6 +25,7 @@ class Hints:
     num_heads: int | None = None
     num_classes: int | None = None
     image_size: int | None = None
+    format_said: bool = False  # whether the caller said which format it is
 
 
 @dataclass

@@ -103,6 +103,7 @@ class Timm(Format):
     name = "timm"
     about = "a ViT of timm"
     suffixes: tuple[str, ...] = (".safetensors", ".pth", "")
+    models = ".*"  # timm's names of models that it has, as a pattern
     holds = {
         "num_classes": ANY,
         "class_token": BOTH,
@@ -144,7 +145,7 @@ class Timm(Format):
         if plain_said and not _is_later(arrays):
             return self._read_plain(arrays, said, hints, notes)
         pretrained = section(config, "pretrained_cfg", hints.where) or config
-        architecture = architecture_of_file(arrays, said, hints, notes)
+        architecture = architecture_of_file(arrays, said, hints, notes, self.models)
         values = read_family(arrays, architecture, args, pretrained, hints)
         if not pretrained:
             pretrained = architecture.pretrained

@@ -69,9 +69,10 @@ class Names:
 
 
 def architecture_of_file(
-    arrays: Arrays, said: Architecture | None, hints: Hints, notes: Notes
+    arrays: Arrays, said: Architecture | None, hints: Hints, notes: Notes, models: str
 ) -> Architecture:
-    """The architecture that JSON or the file's name say, else the one that has its tensors.
+    """The architecture that JSON or the file's name say, else the one that has its tensors; where
+    the caller said the format, of those whose names are as the pattern `models`.
 
     Raises UserError where several have them, with different functions, or none.
     """
@@ -79,6 +80,8 @@ def architecture_of_file(
         return said
     shapes = {name: tuple(map(int, array.shape)) for name, array in arrays.items()}
     found = list(candidates(shapes))
+    if hints.format_said:
+        found = [each for each in found if re.fullmatch(models, each.name)]
     if not found:
         raise UserError(
             f"{hints.where} has other tensors than the first ViTs ({_strange(arrays)}), and those "
@@ -320,6 +323,8 @@ def _image(
 ) -> dict[str, Any]:
     """Height and width, and which tokens have positions: as the rows of the positions allow it."""
     patch, prefix = found["patch_size"], found["class_token"] + found["distilled"]
+    if not patch:
+        raise UserError(f"{hints.where} is not a ViT of timm: missing: patch_embed.proj.weight")
     prefix += found["registers"]
     rows = _position_rows(names)
     table = names.shape("pos_embed")

@@ -28,6 +28,7 @@ class Author(Timm):
         self.name, self.program = name, program
         self.about = program.about
         self.suffixes = (".pth", *([] if program.under else [".safetensors"]))
+        self.models = program.of if isinstance(program.of, str) else ".*"
         self.under, self.prefix = program.under, program.prefix
 
     def found(self, names: Arrays) -> bool:

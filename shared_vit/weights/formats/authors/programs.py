@@ -101,6 +101,8 @@ def _mask_token(cfg: ModelConfig) -> dict[str, np.ndarray]:
 
 def _periods(cfg: ModelConfig) -> dict[str, np.ndarray]:
     """DINOv3's wavelengths over 2 pi, float64 [width of a head / 4]."""
+    if cfg.rope != "centred":
+        return {}
     d = cfg.head_width
     return {"rope_embed.periods": cfg.rope_base ** (4.0 * np.arange(d // 4) / d)}
 
@@ -112,11 +114,15 @@ def _bias_masks(cfg: ModelConfig) -> dict[str, np.ndarray]:
 
 def _rotary_tables(cfg: ModelConfig) -> dict[str, np.ndarray]:
     """EVA-02's, of the patches: float64 [patches, width of a head]."""
+    if not cfg.rope.startswith("axial"):
+        return {}
     sin, cos = (table[cfg.num_prefix :] for table in rope.tables(cfg))
     return {"rope.freqs_sin": sin, "rope.freqs_cos": cos}
 
 
 def _indices(cfg: ModelConfig) -> dict[str, np.ndarray]:
+    if not cfg.relative_bias:
+        return {}
     index = relative.index(cfg.grid)
     return {f"blocks.{i}.attn.relative_position_index": index for i in range(cfg.depth)}
 
@@ -178,7 +184,7 @@ def _clip() -> Program:
         "open_clip.create_model(NAME).load_state_dict(weights, strict=False), whose text tower "
         "these weights do not have",
         r"vit_.*_clip_.*",
-        known=lambda names: _FIRST_BLOCK in names and "class_embedding" in names,
+        known=lambda names: {"conv1.weight", "class_embedding", _FIRST_BLOCK} <= set(names),
         read=_FROM_RESBLOCKS,
         after_reading=(*_FROM_TOKENS, change.projection_as_head),
         write=_TO_RESBLOCKS,
@@ -195,7 +201,8 @@ def _perception_encoder() -> Program:
         "core.vision_encoder.pe.VisionTransformer(...).load_ckpt(FILE)",
         r"vit_pe_.*",
         known=lambda names: (
-            _FIRST_BLOCK in names and ("attn_pool.probe" in names or "ln_post.weight" not in names)
+            {"conv1.weight", _FIRST_BLOCK} <= set(names)
+            and ("attn_pool.probe" in names or "ln_post.weight" not in names)
         ),
         read={
             r"^attn_pool\.probe$": "attn_pool.latent",

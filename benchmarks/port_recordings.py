@@ -6,7 +6,7 @@
 made in three processes of their own. The first cannot import JAX, the second not PyTorch, and the
 third, which explains, neither the libraries of layers nor the models. A pair is equal if the
 verdict and every finding are: kind, cause, text, lines, places, formulas and fix, beside what is
-unseen, the narrowings and the reasons.
+unseen, the narrowings and the reasons. With `--only` the other rows of the results are kept.
 """
 
 import argparse
@@ -225,6 +225,8 @@ def main() -> None:
             for c in held
             if c in cases
         }
+    if arguments.only and RESULTS.is_file():  # the others stay
+        rows = json.loads(RESULTS.read_text())["rows"] | rows
     from about import origin
 
     result = {
@@ -238,8 +240,7 @@ def main() -> None:
     for case, row in rows.items():
         if not row["equal"]:
             print(case, row.get("errors") or row.get("apart"))
-    if not arguments.only:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

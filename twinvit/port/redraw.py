@@ -6,6 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import overload
 
 import numpy as np
 
@@ -122,6 +124,27 @@ def _is_whole(x: np.ndarray) -> bool:
     return bool((x == np.floor(x)).all() and (x != x.flat[0]).any())
 
 
+class Drawn(Sequence[np.ndarray]):
+    """Arrays that are computed each time that they are asked for, and not kept."""
+
+    def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, k: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, k: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(k, slice):
+            return [self._make(i) for i in range(*k.indices(self._count))]
+        if not -self._count <= k < self._count:
+            raise IndexError(k)
+        return self._make(k % self._count)
+
+
 @dataclass
 class Weights:
     """Other weights of both models.
@@ -135,8 +158,8 @@ class Weights:
             its weights before stays with the old ones there.
     """
 
-    mine: list[np.ndarray]
-    theirs: list[np.ndarray]
+    mine: Sequence[np.ndarray]
+    theirs: Sequence[np.ndarray]
     moved: int
     alone: tuple[list[int], list[int]]
 
@@ -173,21 +196,26 @@ def redrawn_weights(
     function = _function(mine, seed)
     zero = _open(sides, {Held(x).whole for x in fixed}) if opened else set()
     gate = _typical(mine) * GATE
-    moved = [0, 0]
-    made: list[list[np.ndarray]] = [[], []]
-    for number, (side, values) in enumerate(zip(sides, (mine, theirs))):
-        for a, x in zip(side, values):
-            new = x
-            if (a.moves or not a.strong) and x.size:
-                new = function(x)
-                if pinned.size and (still := _among(x, pinned)).any():
-                    new = np.where(still, x, new)
-            if id(a) in zero:
-                new = np.full(x.shape, gate)
-            moved[number] += not np.array_equal(new, x)
-            made[number].append(np.asarray(new).reshape(x.shape))
+    gates = [[id(a) in zero for a in side] for side in sides]
+    goes = [[(a.moves or not a.strong) for a in side] for side in sides]
+
+    def made(number: int, values: Sequence[np.ndarray], k: int) -> np.ndarray:
+        x = new = values[k]
+        if gates[number][k]:
+            return np.full(x.shape, gate)
+        if goes[number][k] and x.size:
+            new = function(x)
+            if pinned.size and (still := _among(x, pinned)).any():
+                new = np.where(still, x, new)
+        return np.asarray(new).reshape(x.shape)
+
+    drawn = [
+        Drawn(len(values), partial(made, number, values))
+        for number, values in enumerate((mine, theirs))
+    ]
+    moved = sum(not np.array_equal(new, x) for new, x in zip(drawn[0], mine))
     alone = tuple([i for i, a in enumerate(side) if a.alone(pinned)] for side in sides)
-    return Weights(made[0], made[1], moved[0], (alone[0], alone[1]))
+    return Weights(drawn[0], drawn[1], moved, (alone[0], alone[1]))
 
 
 class Held:
@@ -223,7 +251,8 @@ class Held:
 def _settle(sides: Sequence[Sequence[Held]]) -> None:
     """Of the arrays that move keep those that the other side's make up."""
     for a in itertools.chain(*sides):
-        a.value = a.value + 0.0  # one zero
+        if ((a.value == 0) & np.signbit(a.value)).any():
+            a.value = a.value + 0.0  # one zero
     while True:
         tables = [{k for a in side if a.moves for k in a.parts} for side in sides]
         open_ = [

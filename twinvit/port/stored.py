@@ -6,9 +6,9 @@ Such a port agrees with its reference on these weights and on no others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def stored_parameters(program: Program) -> list[Finding]:
         if all(moved):
             name = list(program.params)[found.live[0]] if len(found.live) == 1 else ""
             findings.append(_finding(program, found.name, name, mine[found.live[0]], max(moved)))
-    own = {n: x for n, x in learned.items() if n not in program.params}
+    own = {n: learned[n] for n in learned if n not in program.params}
     for found in unread(used, used, mine, own):
         moved = [program.moves(Weights(mine, _other(used, k), 1, ([], []))) for k in found.live]
         if all(moved):
@@ -128,7 +128,24 @@ def _is_wide(x: object) -> bool:
     return isinstance(x, np.ndarray) and x.dtype == np.float64
 
 
-def _learned(program: Program) -> dict[str, np.ndarray]:
+class _Wide(Mapping[str, np.ndarray]):
+    """Tensors by name, each in float64 when it is asked for, and not kept."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found: np.ndarray = self._tensors[name].detach().double().numpy()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _learned(program: Program) -> Mapping[str, np.ndarray]:
     """The reference's parameters and running statistics in float64. Parameters that are not trained
     beside others that are, and other buffers, are tables that a port may compute."""
     model = program.pair.torch_model
@@ -138,7 +155,8 @@ def _learned(program: Program) -> dict[str, np.ndarray]:
     frozen = not any(p.requires_grad for p in parameters.values())
     held = {n: p for n, p in parameters.items() if frozen or p.requires_grad}
     held |= {n: b for n, b in model.named_buffers() if n.rsplit(".", 1)[-1].startswith("running_")}
-    return {n: p.detach().double().numpy() for n, p in held.items() if p.is_floating_point()}
+    named = {n: p for n, p in held.items() if p.is_floating_point()}
+    return _Wide(named)
 
 
 def _other(arrays: Sequence[np.ndarray], place: int) -> list[np.ndarray]:

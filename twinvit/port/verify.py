@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
 from twinvit.port.port_side import jax_input
 from twinvit.port.record import jax_trace, torch_program, torch_values
-from twinvit.port.record.graph import Graph, Node, Ref
-from twinvit.port.record.jax_interpreter import Interpreter, Sink
+from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
+from twinvit.port.record.jax_interpreter import Deferred, Interpreter, Sink
 from twinvit.port.record.torch_values import numbers
 from twinvit.port.redraw import Weights
 from twinvit.port.search.noise import measure_noise
@@ -110,8 +110,8 @@ class Program:
         every value that it computes."""
         leaves = list(self.pair.leaves)
         if weights is not None:
-            for k, x in zip(self.leaves, weights.theirs):
-                leaves[k] = x
+            for i, k in enumerate(self.leaves):
+                leaves[k] = Deferred(partial(weights.theirs.__getitem__, i))
         values = [*leaves, *arrays]
         with np.errstate(all="ignore"):
             outs, _ = jax_trace.evaluate(self.traced, values, [-1] * len(values), Interpreter(sink))
@@ -125,7 +125,7 @@ class Program:
         """
         model = torch_values.widened(self.pair.torch_model)
         if weights is not None:
-            _put(model, dict(zip(self.params, weights.mine)))
+            _put(model, zip(self.params, weights.mine))
         given: Any = dict(zip(self.keys, inputs)) if self.keys else tuple(inputs)
 
         def pick(out: Any) -> list[Any]:
@@ -254,24 +254,11 @@ class Program:
 
 def nudged(graph: Graph, size: float, runs: int) -> list[float]:
     """How far the outputs move when every input, parameter and constant is changed by `size`."""
-    generator = torch.Generator().manual_seed(0)
-    sources = [
-        i
-        for i, s in enumerate(graph.source)
-        if s != "node" and graph.values[i].dtype == torch.float64
-    ]
-    outs = set(graph.outputs)
     most = [0.0] * len(graph.outputs)
     live = _live(graph)
-    for _ in range(runs):
-        nudged = {
-            i: graph.values[i]
-            * (1 + size * (2 * torch.randint(0, 2, graph.values[i].shape, generator=generator) - 1))
-            for i in sources
-        }
+    for seed in range(runs):
         try:
-            with torch.no_grad():
-                run = live.run({}, nudged, everything=True, keep=lambda i: i in outs)
+            run = _nudged_run(live, size, seed)
         except Exception:
             return [np.inf] * len(most)
         for k, o in enumerate(graph.outputs):
@@ -280,6 +267,34 @@ def nudged(graph: Graph, size: float, runs: int) -> list[float]:
                     most[k], verdict.judge(numbers(graph.values[o]), numbers(run[o])).relative
                 )
     return most
+
+
+def _nudged_run(live: Graph, size: float, seed: int) -> dict[int, torch.Tensor]:
+    """The outputs of a graph whose parameters, inputs and constants are changed by `size`; each of
+    these is made where it is used, and not kept."""
+    sources = {i for i, s in enumerate(live.source) if s != "node"}
+    wanted = set(live.outputs)
+    held: dict[int, torch.Tensor] = {}
+
+    def nudge(i: int) -> torch.Tensor:
+        value = live.values[i]
+        if value.dtype != torch.float64:
+            return value
+        generator = torch.Generator().manual_seed(1000003 * seed + i)
+        signs = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.int8)
+        return torch.where(signs > 0, value * (1 + size), value * (1 - size))
+
+    with torch.no_grad():
+        for node in live.nodes:
+            held.update({r: nudge(r) for r in node.refs if r in sources})
+            args, kwargs = live.arguments(node, held)
+            for out, value in zip(node.outs, flat_tensors(node.op(*args, **kwargs))):
+                if out is not None:
+                    held[out] = value
+            for ref in node.refs:
+                if ref in sources or (ref not in wanted and live.consumers[ref][-1] == node.index):
+                    held.pop(ref, None)
+    return held
 
 
 def _live(graph: Graph) -> Graph:
@@ -360,11 +375,11 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def _put(model: Any, values: Mapping[str, np.ndarray]) -> None:
+def _put(model: Any, values: Iterable[tuple[str, np.ndarray]]) -> None:
     """Give a widened module other parameters and buffers."""
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        for name, value in values.items():
+        for name, value in values:
             held[name].copy_(torch.from_numpy(np.array(value)).reshape(held[name].shape))
 
 

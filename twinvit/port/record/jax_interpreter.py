@@ -28,6 +28,13 @@ Sink = Callable[[Any, str, str, list[int]], int]
 """Told of each value: (array, primitive, where, ids of its operands); returns the value's id."""
 
 
+class Deferred:
+    """An argument that is made each time that an equation reads it, and not kept."""
+
+    def __init__(self, make: Callable[[], np.ndarray]) -> None:
+        self.make = make
+
+
 class Interpreter:
     """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value.
 
@@ -101,7 +108,10 @@ class Interpreter:
         kept = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
 
         def read(v: Any) -> tuple[Any, int]:
-            return (self.literal(v.val), -1) if isinstance(v, jex_core.Literal) else env[v]
+            if isinstance(v, jex_core.Literal):
+                return self.literal(v.val), -1
+            value, i = env[v]
+            return (value.make() if isinstance(value, Deferred) else value), i
 
         for n, eqn in enumerate(jaxpr.eqns):
             pairs = [read(v) for v in eqn.invars]

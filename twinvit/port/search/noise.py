@@ -19,6 +19,7 @@ from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import numbers
 
 RUNS = 3
+LARGE = 1 << 16  # numbers of a parameter that is not kept moved
 
 
 @dataclass
@@ -103,25 +104,47 @@ def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> N
 
 def run_nudged(
     graph: Graph,
-    nudge: Callable[..., torch.Tensor],
+    nudge: _Nudge,
     on_value: Callable[[int, torch.Tensor], None],
 ) -> None:
     """Run the graph with every result moved; steps and draws keep their recorded results."""
     held: dict[int, torch.Tensor] = {}
+    again: dict[int, Callable[[], torch.Tensor]] = {}
     for i, source in enumerate(graph.source):
         if source != "node":
-            held[i] = nudge(graph.values[i], whole=True)
-            on_value(i, held[i])
+            value, again[i] = _moved_leaf(graph.values[i], nudge)
+            on_value(i, value)
+            if value.numel() < LARGE:
+                held[i] = value
+                del again[i]
     with torch.no_grad():
         for node in graph.nodes:
+            for ref in node.refs:
+                if ref in again:  # large: moved again where it is used, alike each time
+                    held[ref] = again[ref]()
             outs = nudged_results(graph, node, held, nudge)
             for out, value in zip(node.outs, outs):
                 if out is not None:
                     held[out] = value
                     on_value(out, value)
             for ref in node.refs:
-                if graph.consumers[ref][-1] == node.index:
+                if ref in again or graph.consumers[ref][-1] == node.index:
                     held.pop(ref, None)
+
+
+def _moved_leaf(
+    value: torch.Tensor, nudge: _Nudge
+) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    """A parameter, input or constant, moved, and a function that moves it so again."""
+    at = nudge.at
+
+    def again() -> torch.Tensor:
+        nudge.at, present = at, nudge.at
+        moved = nudge(value, whole=True)
+        nudge.at = present
+        return moved
+
+    return nudge(value, whole=True), again
 
 
 def nudged_results(

@@ -13,6 +13,7 @@ from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
 from twinvit.port.errors import PortError
+from twinvit.port.expected import expected
 from twinvit.port.folded import unfold
 from twinvit.port.layers import order_layers
 from twinvit.port.map_again import left_open, map_again
@@ -111,6 +112,7 @@ def explain_pair(
     reference: str,
 ) -> Report:
     """The report of a pair of models; the arguments are those of `explain`, checked."""
+    pair.say(expected(pair))
     if isinstance(weights, str) and weights == "as_is":
         round_alike(pair)
         order_layers(pair, kinds == ("train",), pair.say)

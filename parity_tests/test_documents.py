@@ -145,6 +145,8 @@ def make_jax():
 def fitted(words: list[str]) -> list[str]:
     """The command's words with what the small world has in place of what it has not."""
     named = {"/data/imagenet": "DIR", "2,3,224,224": "2,3,8,8", "RUN_OR_WEIGHTS": "RUN"}
+    named |= {"net.py:make": "pkg.mod:make_torch", "port.py:make": "pkg.mod:make_jax"}
+    named |= {"5,12": "2,3,8,8"}
     named |= {"IMAGE_OR_FOLDER...": "photos"}
     words = [f"{w}.safetensors" if w in ("A", "B") else w for w in words]
     if "--noise" in words:

@@ -226,7 +226,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     steps = [] if agrees else other_sides(session)
     start = session.snapshot()
     findings, remaining, unknown = explain_divergences(session, say, pairing)
-    after = operations_without_unknown(session, start) if findings else []
+    after = _operations_after(session, start, unknown) if findings else []
     unpaired = [] if pairing is None else list(pairing.unpaired())
     if pairing is not None:
         before, distance = _before(session, start, pairing)
@@ -257,6 +257,11 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         steps,
         _behind(session, unpaired),
     )
+
+
+def _operations_after(session: Session, start: Snapshot, unknown: bool) -> list[Operation]:
+    """The picture with the edits of known causes, which the session has where all are known."""
+    return operations_without_unknown(session, start) if unknown else session.operations()
 
 
 def lost_values(recorded: Recorded, train: bool) -> int:

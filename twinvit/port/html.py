@@ -143,6 +143,8 @@ def _lead(report: Report) -> list[str]:
     what = "Parameters" if by_step(report) else "Outputs"
     if report.same:
         first = f"{what} are {number(report.distance)} apart: rounding."
+    elif not report.findings:
+        first = f"{what} are {number(report.distance)} apart (relative L2)."
     else:
         first = (
             f"{what} are {number(report.distance)} apart (relative L2), and "

@@ -13,6 +13,11 @@ soon as they are done; one that fails is reported and passed over.
     speed    B/16, S/16 and L/16 in bf16 against other libraries (benchmarks/train_step.py); one
              model alone is speed:vit_b16, speed:vit_s16 or speed:vit_l16
 
+
+--minutes=M is for a machine that is lent for so long: the parts that matter most come first (smoke,
+speed of B/16 of both twins and of compiled timm, parity, speed of S/16, cifar), one is begun only
+where there is time for it, and one that is not done in time is stopped; what it wrote stays.
+
 --rehearse does all of it in miniature, on made-up images if there is no DIR, and writes to a
 temporary folder unless --out is given. A training that was finished by the same code on the same
 data is read from the folder and not repeated. Needs numpy, jax, flax, optax, torch, ml_dtypes and
@@ -25,7 +30,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +57,10 @@ from shared_vit.spec.config import model_config  # noqa: E402
 
 SPEEDS = {"vit_b16": 256, "vit_s16": 512, "vit_l16": 128}  # batch by model
 PARTS = ["smoke", "parity", "cifar", "seeds", *(f"speed:{model}" for model in SPEEDS)]
+# In the order in which they are wanted of a short loan, and the seconds below which there is no use
+# in beginning.
+LOANED = {"smoke": 60, "speed:vit_b16": 180, "parity": 120, "speed:vit_s16": 120, "cifar": 240}
+SHORT_OF_TIME = "jax_vit,torch_vit:compile,timm:compile"  # the contenders of a loan
 PRECISIONS = {
     "jax": ["fp64", "fp32", "tf32", "bf16"],
     "torch": ["fp64", "fp32", "tf32", "bf16", "fp16"],
@@ -71,7 +82,10 @@ def main() -> None:
     if args.out is None:
         args.out = Path(tempfile.mkdtemp(prefix="rehearsal-")) if args.rehearse else RESULTS
     (args.out / "work").mkdir(parents=True, exist_ok=True)
-    failed = [part for part in parts if not do(args, part)]
+    if args.minutes is not None:
+        failed = in_time(args, parts)
+    else:
+        failed = [part for part in parts if not do(args, part)]
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -83,6 +97,31 @@ def chosen(only: str) -> list[str]:
     if unknown:
         raise SystemExit(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     return parts
+
+
+def in_time(args: argparse.Namespace, parts: list[str]) -> list[str]:
+    """The parts of `LOANED` that are among `parts`, each in a process of its own, within
+    `args.minutes`; what failed, ran out of time or was not begun."""
+    end = time.monotonic() + 60 * args.minutes
+    undone = []
+    for part, least in LOANED.items():
+        if part not in parts:
+            continue
+        left = end - time.monotonic()
+        if left < least and not args.rehearse or left <= 0:
+            print(f"{part}: not begun, {left:.0f} s are left and it takes {least}", flush=True)
+            undone.append(part)
+            continue
+        process = subprocess.Popen(command(args, f"--only={part}"), start_new_session=True)
+        try:
+            done = process.wait(left) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the processes that it has started, too
+            process.wait()
+            print(f"{part}: stopped, the time is over", flush=True)
+            done = False
+        undone += [] if done else [part]
+    return undone
 
 
 def do(args: argparse.Namespace, part: str) -> bool:
@@ -107,7 +146,7 @@ def do(args: argparse.Namespace, part: str) -> bool:
     return True
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,17 +155,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results)")
     parser.add_argument("--epochs", type=int, default=100, help="of the part cifar")
     parser.add_argument("--short_epochs", type=int, default=10, help="of the part seeds")
+    parser.add_argument("--minutes", type=float, help="stop in time, the most important first")
+    parser.add_argument("--contenders", help="of speed (default: both twins and all peers)")
     parser.add_argument("--rehearse", action="store_true", help="in miniature")
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def start(args: argparse.Namespace, *job: str) -> None:
     """Run a job in a process of its own, so that each framework has the GPU, and its settings, for
     itself."""
-    command = [sys.executable, __file__, f"--out={args.out}"]
-    command += ["--rehearse"] * args.rehearse + ([f"--cifar={args.cifar}"] if args.cifar else [])
-    subprocess.run([*command, "--job", *map(str, job)], check=True)
+    subprocess.run(command(args, "--job", *map(str, job)), check=True)
+
+
+def command(args: argparse.Namespace, *flags: str) -> list[str]:
+    """This program once more, with the settings that it was started with."""
+    found = [sys.executable, __file__, f"--out={args.out}", f"--epochs={args.epochs}"]
+    found += ["--rehearse"] * args.rehearse + ([f"--cifar={args.cifar}"] if args.cifar else [])
+    if contenders := args.contenders or (args.minutes is not None and SHORT_OF_TIME):
+        found.append(f"--contenders={contenders}")
+    return [*found, *flags]
 
 
 # Fused attention.
@@ -177,7 +225,7 @@ def write_attention(args, path: str) -> None:
             return ops.attention(*jnp.unstack(x, axis=2), low, n)[:, :n]
 
         def plain(x, policy):
-            return ops._attention(*jnp.unstack(x, axis=2), policy.tf32)
+            return ops._attention(*jnp.unstack(x, axis=2), None, policy.tf32)
 
         wide = (array.astype("float32") for array in (qkv, g))
         exact = values(lambda x: plain(x, full), *wide)
@@ -582,6 +630,8 @@ def speed(args, model: str, keep) -> dict:
     if args.rehearse:
         argv = ["--model=vit_ti16", "--image_size=32", "--batch_size=2", "--precision=bf16"]
         argv += ["--peers", "--repeats=1", "--seconds=0.01"]
+    if args.contenders:
+        argv.append(f"--only={args.contenders}")
     report = train_step.measure(train_step.parse(argv), keep)
     print(train_step.table(report) + "\n", flush=True)
     return report

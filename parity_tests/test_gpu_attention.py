@@ -4,6 +4,8 @@ No GPU is needed: programs are lowered for CUDA, with the device's answers given
 """
 
 import dataclasses
+import json
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ from shared_vit.spec.recipe import Recipe
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import gpu  # noqa: E402
 import gpu_compile  # noqa: E402
 from gpu_program import device, lowered, step  # noqa: E402
 
@@ -228,3 +231,38 @@ def test_trace_shows_no_padding(x64, padded):
     traced = model.trace(random_images(ODD, dtype=np.float64))
     tokens = {name: value.shape[1] for name, value in traced.items() if value.ndim == 3}
     assert set(tokens.values()) == {ODD.num_tokens} and "blocks.0.attn.qkv" in tokens
+
+
+def test_the_first_part_of_a_gpu_run_runs_here(tmp_path):
+    """In bf16 without a GPU both are products and a softmax, near to float32's."""
+    gpu.write_attention(None, str(tmp_path / "smoke.json"))
+    for found in json.loads((tmp_path / "smoke.json").read_text())["tokens"].values():
+        assert found["fused"] == found["plain"] and 1e-4 < found["plain"] < 2e-2
+
+
+def test_a_loan_stops_in_time_and_begins_with_what_matters_most(monkeypatch, capsys):
+    """Of 15 minutes the second part takes all that are left, and is stopped with what it started."""
+    clock, begun, stopped = [0.0], [], []
+
+    class Process:
+        def __init__(self, command, start_new_session):
+            assert start_new_session
+            self.pid = len(begun)
+            begun.append(command[-1])
+
+        def wait(self, timeout=None):
+            if self.pid == 0:
+                clock[0] += 200
+            elif timeout is not None:
+                clock[0] += timeout
+                raise subprocess.TimeoutExpired("", timeout)
+            return 0
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Process)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(gpu.os, "killpg", lambda pid, _: stopped.append(pid))
+    args = gpu.parse(["--minutes=15", "--cifar=x", "--out=y"])
+    assert gpu.in_time(args, gpu.PARTS) == ["speed:vit_b16", "parity", "speed:vit_s16", "cifar"]
+    assert begun == ["--only=smoke", "--only=speed:vit_b16"] and stopped == [1] and clock == [900]
+    said = capsys.readouterr().out
+    assert "speed:vit_b16: stopped" in said and "parity: not begun, 0 s are left" in said

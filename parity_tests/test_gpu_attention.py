@@ -241,7 +241,7 @@ def test_the_first_part_of_a_gpu_run_runs_here(tmp_path):
 
 
 def test_a_loan_stops_in_time_and_begins_with_what_matters_most(monkeypatch, capsys):
-    """Of 15 minutes the second part takes all that are left, and is stopped with what it started."""
+    """The second part takes all minutes that are left, and is stopped with what it started."""
     clock, begun, stopped = [0.0], [], []
 
     class Process:

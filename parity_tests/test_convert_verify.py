@@ -18,7 +18,8 @@ from shared_vit import weights
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights import open_weights
 from shared_vit.weights.formats import huggingface, timm
-from twinvit.convert.command import certificate, convert
+from twinvit.convert import certificate
+from twinvit.convert.command import convert
 
 # Crops without a margin, so that no library moves them by a pixel.
 CFG = ModelConfig(

@@ -347,6 +347,17 @@ def masked(name, values):
     return values
 
 
+def test_what_the_twins_have_not_is_refused_in_one_sentence(tmp_path):
+    timm_zoo.drawn("vit_base_patch16_sapiens2", tmp_path / "model", num_kv_heads=(2, 1))
+    with pytest.raises(UserError, match="fewer heads of keys than of queries .*Sapiens2"):
+        weights.open_weights(tmp_path / "model")
+    state = aimv2(dict(drawn("AIMv2", tmp_path / "aimv2").model.state_dict()))
+    del state["preprocessor.pos_embed"]
+    torch.save(state, tmp_path / "native.pth")
+    with pytest.raises(UserError, match="an AIMv2 with positions that are computed for images"):
+        weights.open_weights(tmp_path / "native.pth")
+
+
 def test_a_file_without_patches_is_told(tmp_path):
     state = eva02(
         dict(timm_zoo.drawn("eva02_base_patch14_224", tmp_path / "model").model.state_dict())

@@ -131,6 +131,16 @@ class Timm(Format):
     def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
         return without(arrays, _LEFT_OUT)
 
+    def check_known(self, arrays: Arrays, where: str) -> None:
+        super().check_known(arrays, where)
+        for name in [n for n in arrays if n.endswith(".attn.k_proj.weight")]:
+            queries = arrays.get(name.replace("k_proj", "q_proj"))
+            if queries is not None and queries.shape[:1] != arrays[name].shape[:1]:
+                raise UserError(
+                    f"{where} has fewer heads of keys than of queries ({name}), as the larger "
+                    "Sapiens2 have, and the twins have as many"
+                )
+
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
         config, notes = hints.config or {}, Notes()
         said = named(str(config.get("architecture", ""))[:200]) or named(Path(hints.where).name)

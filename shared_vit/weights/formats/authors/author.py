@@ -38,6 +38,15 @@ class Author(Timm):
         prefixes = ("module.", "_orig_mod.", "model.", self.prefix)
         return strip_prefixes(arrays, tuple(filter(None, prefixes)))
 
+    def check_known(self, arrays: Arrays, where: str) -> None:
+        super().check_known(arrays, where)
+        for name, instead in self.program.needs.items():
+            if name not in arrays:
+                raise UserError(
+                    f"{where} is {self.about} with {instead}, which the twins do not have: there "
+                    f"is no {name}"
+                )
+
     def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
         return without(arrays, self.program.left_out)
 

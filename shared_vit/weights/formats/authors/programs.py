@@ -35,7 +35,7 @@ class Program:
     beside: such tensors, which its code wants. follows: those that the function decides, so that
     other numbers mean another function. prefix: of all names, in the file. under: the keys of the
     checkpoint that hold the names. load: its code. says: to be known there. pools: of the features,
-    where a file does not say which.
+    where a file does not say which. needs: tensors of its models, and what a file without has.
     """
 
     about: str
@@ -55,6 +55,7 @@ class Program:
     under: tuple[str, ...] = ()
     says: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     def functions(self) -> list[ModelConfig]:
         """Models of the functions that it has."""
@@ -305,6 +306,9 @@ def _aimv2() -> Program:
             r"\.mlp\.fc1_x\.": ".mlp.fc3.",
         },
         spelling=_spelled("split_fc1"),
+        needs={
+            "preprocessor.pos_embed": "positions that are computed for images of any size (native)"
+        },
         says=("its code gives the tokens, of which timm takes the mean",),
     )
 

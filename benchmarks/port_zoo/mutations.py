@@ -150,7 +150,7 @@ DECODER = [
     Mutation(
         "softmax_axis", "decoder", "softmax_axis", r"attention", {"softmax_axis": -2}, alone=True
     ),
-    Mutation("repeat_tile", "decoder", "qkv_order", r"attention", {"repeat": "tile"}),
+    Mutation("repeat_tile", "decoder", "kv_repeat", r"attention", {"repeat": "tile"}),
     Mutation("gelu", "decoder", "activation|gelu_erf", r"mlp", {"activation": "gelu"}),
     Mutation("gate_order", "decoder", "gate_order|gate_side", r"mlp", {"gate_first": False}),
     Mutation("bias_missing", "decoder", "bias_missing", r"[qkv]_proj", {"qkv_bias": False}),

@@ -95,9 +95,7 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         said == verdict.DIFFERENT and bool(findings) and judged.closed and not judged.wrong
     )
     if not explained:
-        findings = [
-            replace(f, text=f"a guess: {f.text}") if f.kind == "cause" else f for f in findings
-        ]
+        findings = [_guessed(f) for f in findings]
     else:  # what is a guess is not to be written anywhere
         findings = [replace(f, fix=f.fix or fix_of(f, judged.reference)) for f in findings]
     reasons = _reasons(said, rest, judged)
@@ -122,6 +120,14 @@ def conclude(pair: Pair, kinds: tuple[str, ...], judged: Judged, started: float)
         _verify=forward.program.verify,
         **about(pair.torch_model, pair.jax_model, pair.inputs),
     )
+
+
+def _guessed(finding: Finding) -> Finding:
+    """A finding of a report that stays unexplained: what its cause says is a guess, and an
+    expression has no name."""
+    if finding.kind == "expression":
+        return replace(finding, cause="")
+    return replace(finding, text=f"a guess: {finding.text}") if finding.kind == "cause" else finding
 
 
 def evidence_of(judged: Judged) -> verdict.Evidence:

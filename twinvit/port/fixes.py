@@ -55,6 +55,35 @@ def _rows_off(by: str) -> str:
     return f"index {-int(by):+d}"
 
 
+_FFT_NORMS = {"1": "backward", "1 / sqrt(n)": "ortho", "1 / n": "forward"}
+
+
+def _fft(ported: str, own: str) -> str:
+    return f'norm="{_FFT_NORMS[own]}"'
+
+
+def _torch_fft(ported: str, own: str) -> str:
+    return f'norm="{_FFT_NORMS[ported]}"'
+
+
+def _norm_below(ported: str, own: str) -> str:
+    """What the JAX model divides by, from the words of its eps."""
+    value = (re.findall(r"\d[\d.e+-]*", ported) or [""])[-1]
+    if "squared norm" in ported:
+        return f"x / torch.sqrt(norm ** 2 + {value})"
+    if "to the norm" in ported:
+        return f"x / (norm + {value})"
+    return f"x / norm.clamp_min({value})" if value else "x / norm"
+
+
+def _positions_off(by: str) -> str:
+    return f"positions {-int(by):+d}"
+
+
+def _flax_momentum(ported: str, own: str) -> str:
+    return f"momentum={1 - float(own):g} (Flax's is 1 minus PyTorch's)"
+
+
 # Cause, how its text names the port's and the reference's value, and what to write: in the JAX
 # model where PyTorch is right, in the PyTorch model where JAX is. "" where it is not known.
 _FIXES: tuple[tuple[str, str, Write, Write], ...] = (
@@ -102,6 +131,87 @@ _FIXES: tuple[tuple[str, str, Write, Write], ...] = (
     ("loss_reduction", r"takes the mean; the reference the sum$", ".sum()", 'reduction="mean"'),
     ("reduction", r"takes the sum; the reference the mean$", "jnp.mean", "torch.sum"),
     ("reduction", r"takes the mean; the reference the sum$", "jnp.sum", "torch.mean"),
+    ("softcap_missing", r"the reference by (\S+) \* tanh", "{0} * jnp.tanh(x / {0})",
+     "x without {0} * tanh(x / {0})"),
+    ("softcap_value", r"softly at (\S+); the reference at (\S+)$", "{1} * jnp.tanh(x / {1})",
+     "{0} * torch.tanh(x / {0})"),
+    ("router_norm", r"port divides the chosen", "without weights / weights.sum(-1)",
+     "weights / weights.sum(-1, keepdim=True)"),
+    ("router_norm", r"port does not divide", "weights / weights.sum(-1, keepdims=True)",
+     "without weights / weights.sum(-1)"),
+    ("router_order", r"port takes the softmax", "jax.lax.top_k(jax.nn.softmax(scores, -1), k)",
+     "torch.topk(scores, k).values.softmax(-1)"),
+    ("router_order", r"port chooses among", "jax.nn.softmax(jax.lax.top_k(scores, k)[0], -1)",
+     "torch.topk(scores.softmax(-1), k)"),
+    ("router_k", r"chooses (\d+) of (\d+); the reference (\d+)$", "k={2}", "k={0}"),
+    ("kv_repeat", r"port repeats all", "jnp.repeat(k, times, axis=heads)",
+     "k.repeat(...) of all heads at once"),
+    ("kv_repeat", r"port repeats each", "jnp.tile(k, ...) of all heads at once",
+     "k.repeat_interleave(times, dim=heads)"),
+    ("head_count", r"has (\d+) heads? of width (\d+).*; the reference's (\d+) of width (\d+)$",
+     "{2} heads of width {3}", "{0} heads of width {1}"),
+    ("fft_norm", r"by (.+); the reference by (.+)$", _fft, _torch_fft),
+    ("pixel_shuffle", r"ordered by (.+); the reference's by (.+)$",
+     "reshape the channels to ({1})", "reshape the channels to ({0})"),
+    ("normalize_eps", r"^the port (.+); the reference takes the larger one of the norm and (\S+)$",
+     "x / jnp.maximum(norm, {1})", _norm_below),
+    ("weight_norm", r"the port takes (.+) for the weight; the reference (.+)$", "{1}", "{0}"),
+    ("weight_norm", r"over axes (\(.+?\)); the reference's over (\(.+?\))$", "axis={1}",
+     "dim={0}"),
+    ("target_shift", r"compares (.+); the reference (.+)$", "compare {1}", "compare {0}"),
+    ("norm_order", r"normalises (.+); the reference (.+)$", "normalise {1}", "normalise {0}"),
+    ("rope_partial", r"rotates (\d+) of each head's (\d+) numbers; the reference (\d+)$",
+     "rotate the first {2}, and keep the other numbers", "rotate the first {0}, and keep the rest"),
+    ("rope_layout", r"rotates pairs of (\w+); the reference pairs of (\w+)$", "rotate {1}",
+     "rotate {0}"),
+    ("rope_layout", r"rotates neither", "rotate queries and keys", "without the rotation"),
+    ("gate_missing", r"lacks the gate$", "multiply by the gate", "without the gate"),
+    ("gate_missing", r"lacks what the gate multiplies$", "multiply by the other half",
+     "the gate alone"),
+    ("gate_order", r"activates the other half", "activate the other half",
+     "activate the other half"),
+    ("gate_order", r"adds where the reference multiplies", "a * b", "a + b"),
+    ("clip_missing", r"does not clip these values$", "clip these values as the reference does",
+     "without the clip"),
+    ("mask_missing", r"(lacks|does not add) this mask$", "mask the scores",
+     "without the mask"),
+    ("norm_missing", r"lacks this (\w+)$", "{0} here", "without the {0}"),
+    ("norm_missing", r"does not divide by the norm$", "x / jnp.maximum(norm, eps)", "x"),
+    ("norm_offset", r"scales by 1 \+ w; the", "scale=w", "1 + w"),
+    ("norm_offset", r"scales by w - 1; the", "scale=w", "w - 1"),
+    ("norm_offset", r"scales by w; the reference by (\S+) \+ w$", "{0} + w", "w"),
+    ("norm_kind", r"^the port subtracts the mean", "RMSNorm", "LayerNorm"),
+    ("norm_kind", r"does not subtract the mean", "LayerNorm", "RMSNorm"),
+    ("scale_missing", r"does not multiply by this parameter$", "* the parameter",
+     "without the parameter"),
+    ("scale_missing", r"has no scale; the reference's has$", "use_scale=True",
+     "elementwise_affine=False"),
+    ("bias_missing", r"", "bias=True", "bias=False"),
+    ("bias_doubled", r"", "add the bias once", "add the bias twice"),
+    ("bias_sign", r"", "+ bias", "- bias"),
+    ("rope_scaling", r"does not scale", "scale the rotary frequencies (rope_scaling)",
+     "rope_scaling=None"),
+    ("rope_offset", r"positions (?:are|begin) ([+-]\d+) off", _positions_off, "positions {0}"),
+    ("residual_missing", r"lacks this residual$", "add the residual", "without the residual"),
+    ("residual_missing", r"lacks the branch", "add the branch", "without the branch"),
+    ("residual_scale", r"adds this term (\S+) times$", "add this term once", "{0} * the term"),
+    ("operand_order", r"(subtracts|divides) the other way$", "exchange the operands",
+     "exchange the operands"),
+    ("constant", r"the constant (\S+) here; the reference (\S+)$", "{1}", "{0}"),
+    ("constant", r"the power (\S+); the reference (\S+)$", "** {1}", "** {0}"),
+    ("log_base", r"computes (\w+); the reference (\w+)$", "jnp.{1}", "torch.{0}"),
+    ("trigonometry", r"", "exchange sin and cos", "exchange sin and cos"),
+    ("concat_order", r"concatenates its parts", "concatenate in the reference's order",
+     "concatenate in the JAX model's order"),
+    ("channel_order", r"in reverse", "x[..., ::-1] on the channels", "x.flip(channels)"),
+    ("dropout_on", r"set deterministic", "deterministic=True (train=False, inference=True)", ""),
+    ("dropout_missing", r"", "dropout in train mode, with an rng", "p=0"),
+    ("bn_momentum", r"move by (\S+); the reference's by (\S+) ", _flax_momentum, "momentum={0}"),
+    ("bn_frozen", r"", "keep the batch_stats that the call returns (mutable)", ""),
+    ("mask_offset", r"begins at diagonal (\S+); the reference's at (\S+)$", "k={1}",
+     "diagonal={0}"),
+    ("mask_offset", r"holds (\d+) positions; the reference's holds (\d+)$", "a window of {1}",
+     "a window of {0}"),
     ("label_smoothing", r"smooths the labels by (\S+); the reference does not$",
      "without label smoothing", "label_smoothing={0}"),
 )  # fmt: skip
@@ -110,8 +220,11 @@ _FIXES: tuple[tuple[str, str, Write, Write], ...] = (
 def fix_of(finding: Finding, reference: str) -> str:
     """What to write in the side that `reference` is not; "" where it is not known.
 
-    A finding that two causes explain equally well, or one of a rounded constant, has none.
+    A finding that two causes explain equally well, or one of a rounded constant, has none; of an
+    expression that has a name it is the other side's formula.
     """
+    if finding.kind == "expression" and finding.cause:
+        return f"compute {finding.formulas[reference]}" if finding.formulas else ""
     if finding.kind != "cause" or "; a tie: " in finding.text:
         return ""
     for cause, pattern, in_jax, in_torch in _FIXES:

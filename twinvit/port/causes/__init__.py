@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from twinvit.port.call import Call
 
 FAMILIES = (
+    "softcaps",
+    "routers",
+    "heads",
+    "transforms",
+    "shifts",
+    "norm_place",
+    "rope_part",
     "activations",
     "norms",
     "linear",
@@ -37,6 +44,21 @@ FAMILIES = (
     "losses",
     "training",
 )
+SPECIAL = {
+    "softcap_missing": ("activation", "scale", "attention_scale"),
+    "softcap_value": ("activation", "scale", "attention_scale"),
+    "router_norm": ("operand_order",),
+    "router_order": ("softmax_missing",),
+    "kv_repeat": ("qkv_order",),
+    "fft_norm": ("scale",),
+    "normalize_eps": ("norm_eps", "activation", "clip_missing", "constant"),
+    "norm_missing": ("activation", "clip_missing"),
+    "norm_order": ("residual_missing", "residual_source", "norm_missing"),
+    "rope_partial": ("rope_base",),
+    "gate_missing": ("gate_order", "residual_scale"),
+    "target_shift": ("loss_reduction", "token_order", "padding"),
+}
+"""Causes that say more than others which explain the same: no tie with those."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +73,8 @@ class Variant:
         refs: ids of the values that `fn` takes instead of the arguments.
         node: the operation that is replaced, if not the one that the cause was asked about.
         also: further operations that the same edit replaces.
+        also_refs: of each of these, ids of the values that it takes instead of its arguments; empty
+            where they take their arguments.
         key: what makes two variants at different places the same edit; the text if empty.
     """
 
@@ -59,6 +83,7 @@ class Variant:
     refs: tuple[int, ...] | None = None
     node: int | None = None
     also: tuple[tuple[int, Callable[..., Any]], ...] = ()
+    also_refs: tuple[tuple[int, ...], ...] = ()
     key: str = ""
     reshapes: bool = False
     """True if the result may have another shape."""

@@ -10,6 +10,7 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
+from twinvit.port.causes.heads import repeated_axis
 from twinvit.port.ops import VIEWS
 
 
@@ -41,6 +42,8 @@ def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int],
 def _kind(call: Call, merged: Sequence[int]) -> str:
     """Which cause a regrouping is: of heads, of tokens, or of what is flattened for a linear
     layer."""
+    if repeated_axis(call) is not None:
+        return "kv_repeat"
     if call.leads_to("softmax", steps=14) and call.args[0].ndim >= 3 and call.out.ndim >= 4:
         return "qkv_order"
     if call.comes_from("softmax", steps=12) and call.args[0].ndim >= 4:
@@ -302,25 +305,3 @@ def table_order(call: Call) -> Iterator[Variant]:
         yield Variant(
             "the port's index is transposed", changed(lambda r: r.reshape(n, n).t().reshape(-1))
         )
-
-
-@cause("flatten_order", on="pixel_shuffle")
-def shuffle_order(call: Call) -> Iterator[Variant]:
-    """The port's pixel shuffle takes channels in another order."""
-    x = call.args[0]
-    factor = call.args[1]
-    sizes = [x.shape[1] // factor**2, factor, factor]
-    for order in itertools.permutations(range(3)):
-        if order == (0, 1, 2):
-            continue
-
-        def fn(
-            x: torch.Tensor, f: int, *_: Any, o: tuple[int, ...] = order, **__: Any
-        ) -> torch.Tensor:
-            back = [o.index(i) for i in range(3)]
-            y = x.reshape(x.shape[0], *(sizes[i] for i in o), *x.shape[2:]).permute(
-                0, *(1 + b for b in back), 4, 5
-            )
-            return call.run(y.reshape(x.shape), f)
-
-        yield Variant(f"the port's pixel shuffle takes the channels in the order {order}", fn)

@@ -183,19 +183,75 @@ def operand_order(call: Call) -> Iterator[Variant]:
             yield Variant(
                 "the port adds where the reference subtracts", lambda a, b, *_, **__: a + b
             )
-            yield Variant(
-                "the port does not subtract this",
-                lambda a, *_, **__: a.expand(call.out.shape).clone(),
-            )
+            yield from _first_alone(call, "the port does not subtract this")
         elif call.node.name == "div":
             yield Variant("the port divides the other way", lambda a, b, *_, **__: b / a)
             yield Variant(
                 "the port multiplies where the reference divides", lambda a, b, *_, **__: a * b
             )
-            yield Variant(
-                "the port does not divide by this",
-                lambda a, *_, **__: a.expand(call.out.shape).clone(),
-            )
+            yield from _first_alone(call, "the port does not divide by this")
+
+
+def _first_alone(call: Call, text: str) -> Iterator[Variant]:
+    """The first operand without the second, which nothing reads any more."""
+    ref, shape = call.ref(0), call.out.shape
+    if ref is not None:
+        yield Variant(text, lambda a: a.expand(shape).clone(), refs=(ref,))
+
+
+@cause("gate_missing", on="mul")
+def gate_missing(call: Call) -> Iterator[Variant]:
+    """The port's gated unit lacks its gate, or what the gate multiplies."""
+    yield from _one_factor(call, gated=True)
+
+
+@cause("gate_missing", on="glu")
+def glu_gate_missing(call: Call) -> Iterator[Variant]:
+    """The port's gated linear unit lacks its gate, or what the gate multiplies."""
+    axis = int(call.argument(1, call.kwargs.get("dim", -1)))
+    yield Variant("the port lacks the gate", lambda x, *_, **__: x.chunk(2, axis)[0].clone())
+    yield Variant(
+        "the port lacks what the gate multiplies",
+        lambda x, *_, **__: torch.sigmoid(x.chunk(2, axis)[1]),
+    )
+
+
+@cause("gate_order", on="glu")
+def glu_halves(call: Call) -> Iterator[Variant]:
+    """The port's gated linear unit activates the other half, or by another function."""
+    axis = int(call.argument(1, call.kwargs.get("dim", -1)))
+
+    def other(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        a, b = x.chunk(2, axis)
+        return torch.sigmoid(a) * b
+
+    yield Variant("the port activates the other half of the gated unit", other)
+
+
+def _one_factor(call: Call, gated: bool) -> Iterator[Variant]:
+    """One factor of two without the other; `gated`: one of them is an activation, and the other
+    is not."""
+    a, b = call.argument(0), call.argument(1)
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape:
+        return
+    if call.parameter(0) or call.parameter(1):
+        return
+    graph, refs = call.graph, (call.ref(0), call.ref(1))
+    made = [graph.producer[r] if r is not None else None for r in refs]
+    gates = [p is not None and graph.nodes[p].name in GATES for p in made]
+    if (sum(gates) == 1) != gated:
+        return
+    for position, ref in enumerate(refs):
+        if ref is None:
+            continue
+        if gated:
+            text = (
+                "the port lacks what the gate multiplies" if gates[position]
+                else "the port lacks the gate"
+            )  # fmt: skip
+        else:
+            text = "the port lacks the gated half" if position else "the port lacks the gate"
+        yield Variant(text, lambda x: x.clone(), refs=(ref,))
 
 
 @cause("gate_order", on="mul")
@@ -211,8 +267,7 @@ def gate_halves(call: Call) -> Iterator[Variant]:
         or call.parameter(1)
     ):
         return
-    yield Variant("the port lacks the gate", lambda a, b, **_: a.clone())
-    yield Variant("the port lacks the gated half", lambda a, b, **_: b.clone())
+    yield from _one_factor(call, gated=False)
     yield Variant("the port adds where the reference multiplies", lambda a, b, **_: a + b)
     graph = call.graph
     for position in (0, 1):

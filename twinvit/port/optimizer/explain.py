@@ -162,6 +162,11 @@ def _report(run: Run, shown: Evidence, tensors: Ways, steps: int) -> Report:
             "tensors, the same gradients in float64; distances are of parameters, relative to how "
             "far they moved",
             *(
+                ["what is called kernel was given to Optax in Flax's order, (inputs, outputs)"]
+                if course.problem.orders
+                else []
+            ),
+            *(
                 f"{reference.name} computes in {rounded}, which was left out on both sides"
                 for rounded in reference.rounded
             ),

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from twinvit.port.call import FITS, Call
-from twinvit.port.causes import Cause, Variant, causes_on
+from twinvit.port.causes import SPECIAL, Cause, Variant, causes_on
 from twinvit.port.index import squeezed_distance
 from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Node
@@ -73,15 +73,39 @@ def search(
     found.sort(
         key=lambda t: (-t.gain, not aligned(session, t), t.rank, t.cause.order if t.cause else 0)
     )
+    _special_first(session, found)
     alone = [t for t in alone if aligned(session, t)]
     alone.sort(key=lambda t: (-t.gain, t.rank, t.cause.order if t.cause else 0))
     return found[:6] + alone[:2]
+
+
+def _special_first(session: Session, found: list[Trial]) -> None:
+    """Put a cause that says more than the best one first, if with it all outputs agree: the best
+    one may regain more of what comes between."""
+    best = found[0].cause.name if found and found[0].cause else ""
+    for k, trial in enumerate(found):
+        special = trial.cause is not None and best in SPECIAL.get(trial.cause.name, ())
+        if special and not trial.judged.broken and _ends(session, trial):
+            found.insert(0, found.pop(k))
+            return
+
+
+def _ends(session: Session, trial: Trial) -> bool:
+    """True if all outputs agree with an edit."""
+    graph = session.graph
+    try:
+        new = graph.run(trial.edits, first=min(trial.edits))
+    except Exception:  # a cause that does not apply here
+        return False
+    return all(session.agrees(k, new.get(out)) for k, out in enumerate(graph.outputs))
 
 
 def _counts(variant: Variant, judged: Judged) -> bool:
     """True for an edit that regains more than it breaks, and more than it was solved for."""
     kept = judged.regained + judged.own
     if not kept or judged.broken > kept:
+        return False
+    if variant.also_refs and not judged.regained:  # what it moves elsewhere is not found there
         return False
     if variant.solved is None:
         return True
@@ -116,6 +140,8 @@ def equals(session: Session, trial: Trial, trials: Sequence[Trial], front: Node)
     for other in trials:
         theirs = other.cause.name if other.cause else ""
         if theirs == name or other.gain != trial.gain or other.site is not trial.site:
+            continue
+        if theirs in SPECIAL.get(name, ()):
             continue
         if aligned(session, other) == aligned(session, trial):
             others.append(other)

@@ -14,14 +14,12 @@ from twinvit.port.record.graph import Edit, Graph, Node
 def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
     """What a variant replaces, asked about at `site`, by the operations' positions."""
     edits: dict[int, Edit] = {}
-    for index, fn in (
-        (variant.node if variant.node is not None else site.index, variant.fn),
-        *variant.also,
+    first = variant.node if variant.node is not None else site.index
+    refs = variant.also_refs or (None,) * len(variant.also)
+    for (index, fn), own in zip(
+        ((first, variant.fn), *variant.also), (variant.refs, *refs), strict=True
     ):
-        edits[index] = Edit(
-            checked(graph, graph.nodes[index], fn, variant.reshapes),
-            variant.refs if fn is variant.fn else None,
-        )
+        edits[index] = Edit(checked(graph, graph.nodes[index], fn, variant.reshapes), own)
     return edits
 
 

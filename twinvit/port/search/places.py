@@ -60,8 +60,8 @@ def take_back_places(session: Session, accepted: Collection[Accepted]) -> bool:
             continue
         for k in reversed(range(1, len(a.groups))):
             group = a.groups[k]
-            if any(session.graph.nodes[i] is not a.made[i] for i in group):
-                continue  # a later edit stands on this one
+            if any(session.graph.nodes[i] is not a.made.get(i) for i in group):
+                continue  # a later edit stands on this one, or another place has it, too
             if left_as_it_was(session, {i: a.replaced[i] for i in group}):
                 a.left_out.append(a.forget(k))
                 any_dropped = True
@@ -73,5 +73,5 @@ def forget_undone(session: Session, accepted: Collection[Accepted]) -> None:
     nodes = session.graph.nodes
     for a in accepted:
         for k in reversed(range(1, len(a.groups))):
-            if all(nodes[i] is a.replaced[i] for i in a.groups[k]):
+            if all(nodes[i] is a.replaced.get(i) for i in a.groups[k]):
                 a.forget(k)

@@ -20,6 +20,7 @@ from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Edit, Node
 from twinvit.port.record.jax_tape import Tape
 from twinvit.port.record.torch_values import numbers
+from twinvit.port.search.aliases import alias_of
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.folding import Expression, count
 from twinvit.port.search.formula import (
@@ -442,6 +443,7 @@ def _accepted(session: Session, tape: Tape, made: Made, front: Node, before: flo
         "expression", "", text, site.node, {site.node.index: made.edit}, {}, where, before, after,
         [site.node.place],
     )  # fmt: skip
+    done.cause = alias_of(made.mine, made.theirs)
     done.groups = [[site.node.index]]
     done.operations = made.operations
     done.formulas = {"torch": made.texts[0], "jax": made.texts[1]}

@@ -62,8 +62,9 @@ def test_explain_a_port_without_its_own_cause():
     """So the example shows what a cause adds: it is told as the port's expression."""
     shown = example("explain_a_port.py", "--catalogue_only", status=1)
     assert "the port = the reference + these 3 edits" in shown and "soft_cap" not in shown
-    block = (ROOT / "docs/port.md").read_text().partition("    1. softcap_added ")[2].partition("...")
-    answer = [line.strip() for line in f"1. softcap_added {block[0]}".splitlines() if line.strip()]
+    first = "1. softcap_added "
+    block = (ROOT / "docs/port.md").read_text().partition(f"    {first}")[2].partition("...")
+    answer = [line.strip() for line in f"{first}{block[0]}".splitlines() if line.strip()]
     assert len(answer) > 4 and all(line in shown for line in answer), answer
 
 

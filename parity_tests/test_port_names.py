@@ -357,11 +357,16 @@ def test_the_softmax_of_the_chosen_is_theirs_of_all_over_its_sum():
     assert [f.cause for f in report.findings] == ["router_norm"], report
 
 
-def test_a_weight_normalised_by_hand_is_told_as_an_expression_with_a_name():
+def test_a_weight_that_is_normalised_by_hand_has_the_name_too():
     report = explained(
         lambda p, x: x @ (p.g * p.v / p.v.norm(dim=1, keepdim=True)).T @ p.d,
         lambda p, x: x @ p.v.T @ p.d,
         VECTOR,
     )
+    assert [f.cause for f in report.findings] == ["weight_norm"], report
+
+
+def test_a_named_expression_says_what_to_write():
+    report = explained(*NAMES["softcap_added"][0])
     (found,) = report.findings
-    assert (found.kind, found.cause) == ("expression", "weight_norm") and "g * v" in found.fix
+    assert found.kind == "expression" and found.fix == f"compute {found.formulas['torch']}"

@@ -77,6 +77,10 @@ def router(mistake: str) -> Callable[..., Any]:
             values, chosen = jax.lax.top_k(jax.nn.softmax(scores, -1), 2)
         if mistake == "normalised":
             values = values / values.sum(-1, keepdims=True)
+        if mistake == "largest":
+            values = values / values.max(-1, keepdims=True)
+        if mistake == "twice":
+            values = jax.nn.softmax(values, -1)
         share = (jax.nn.one_hot(chosen, EXPERTS, dtype=x.dtype) * values[..., None]).sum(-2)
         y = linear(p, "experts", x).reshape(*x.shape[:-1], EXPERTS, WIDTH)
         return x + linear(p, "out", (y * share[..., None]).sum(-2))
@@ -156,13 +160,15 @@ def outer(mistake: str) -> Callable[..., Any]:
 
 
 PAIRS = {
-    "router/normalised": r"topk\.values / sum\(topk\.values",
-    "router/order": r"softmax\(topk\.values",
+    "router/largest": r"topk\.values / max\(topk\.values",
+    "router/twice": r"softmax\(topk\.values",
     "attention/second_cap": r"0\.8 \* tanh\(bmm / 0\.8\)",
-    "attention/norm_after": r"norm\(add, eps=1e-05\) \* norm\.weight",
     "outer/square": r"sin \+ 0\.1 \* norm \* abs\(norm\)",
 }
-CATALOGUED = ("attention/cap_value", "attention/tile", "outer/sides", "outer/no_clip")
+CATALOGUED = (
+    "attention/cap_value", "attention/tile", "attention/norm_after", "router/normalised",
+    "router/order", "outer/sides", "outer/no_clip",
+)  # fmt: skip
 """What the catalogue explains, though under another name: it goes first."""
 
 

@@ -55,6 +55,7 @@ SPECIAL = {
     "norm_missing": ("activation", "clip_missing"),
     "norm_order": ("residual_missing", "residual_source", "norm_missing"),
     "rope_partial": ("rope_base",),
+    "weight_norm": ("scale_missing", "operand_order"),
     "gate_missing": ("gate_order", "residual_scale"),
     "target_shift": ("loss_reduction", "token_order", "padding"),
 }

@@ -11,7 +11,7 @@ import torch
 from twinvit.port.call import Call
 from twinvit.port.causes import Variant, cause
 from twinvit.port.ops import MOVES
-from twinvit.port.record.graph import Node
+from twinvit.port.record.graph import Graph, Node
 
 COMPLEX = ("view_as_real", "view_as_complex", "select", "slice", "abs", "conj", "_conj", "real")
 EPS = (1e-12, 1e-6, 1e-8, 1e-5, 1e-10, 1e-7, 1e-4, 1e-3)
@@ -160,3 +160,65 @@ def weight_norm(call: Call) -> Iterator[Variant]:
             f"the port's norm of the weight is over axes {axes}; the reference's over {rest}",
             lambda v, g, *_, axes=axes, **__: g * v / length(v, axes),
         )
+
+
+@cause("weight_norm", on=("mul", "div", "linalg_vector_norm"))
+def written_weight_norm(call: Call) -> Iterator[Variant]:
+    """The same of a weight normalisation that the reference writes out."""
+    found = _normalised_weight(call)
+    if found is None:
+        return
+    v, g, end, axes = found
+    text = "the reference g * v / |v|"
+
+    def length(v: torch.Tensor) -> torch.Tensor:
+        return v.pow(2).sum(axes, keepdim=True).sqrt()
+
+    ways: tuple[tuple[str, Callable[..., torch.Tensor], tuple[int, ...]], ...] = (
+        ("v", lambda v: v.clone(), (v,)),
+        ("g * v", lambda v, g: g * v, (v, g)),
+        ("v / |v|", lambda v: v / length(v), (v,)),
+    )
+    for name, fn, refs in ways:
+        yield Variant(
+            f"the port takes {name} for the weight; {text}", fn, refs=refs, node=end.index
+        )
+
+
+def _normalised_weight(call: Call) -> tuple[int, int, Node, tuple[int, ...]] | None:
+    """v and g of g * v / |v|, in either order, the last operation, and the norm's axes; None where
+    an operation is no part of it."""
+    graph, node = call.graph, call.node
+    near = [node, *(graph.nodes[u] for o in node.outs if o is not None
+                    for u in graph.consumers.get(o, ()))]  # fmt: skip
+    for end in dict.fromkeys(near):
+        parts = [_factors(graph, end), *(_factors(graph, n) for n in _makers(graph, end))]
+        above = [r for p in parts if p is not None for r in p[0]]
+        below = [r for p in parts if p is not None for r in p[1]]
+        weights = [r for r in above if graph.source[r].startswith("param:")]
+        norm = _made_by(graph, below[0]) if len(below) == 1 else None
+        if norm is None or norm.name != "linalg_vector_norm" or norm.refs[0] not in weights:
+            continue
+        others = [r for r in weights if r != norm.refs[0]]
+        shape = graph.values[end.outs[0] or 0].shape
+        if len(others) == 1 and shape == graph.values[norm.refs[0]].shape:
+            axes = norm.args[2] if len(norm.args) > 2 and norm.args[2] is not None else ()
+            every = tuple(range(len(shape)))
+            return norm.refs[0], others[0], end, tuple(int(a) for a in axes) or every
+    return None
+
+
+def _made_by(graph: Graph, value: int) -> Node | None:
+    producer = graph.producer[value]
+    return None if producer is None else graph.nodes[producer]
+
+
+def _makers(graph: Graph, node: Node) -> list[Node]:
+    return [n for r in node.refs if (n := _made_by(graph, r)) is not None]
+
+
+def _factors(graph: Graph, node: Node) -> tuple[list[int], list[int]] | None:
+    """What a product or quotient multiplies and divides by."""
+    if node.name not in ("mul", "div") or len(node.refs) != 2:
+        return None
+    return (list(node.refs), []) if node.name == "mul" else ([node.refs[0]], [node.refs[1]])

@@ -412,12 +412,8 @@ def test_certificate_says_where_it_differs(tmp_path, monkeypatch):
         certificates, "_tasks", lambda files: (tasks(files)[0][:1], [])
     )  # the PyTorch twin suffices
     nothing = dict(image_size=None, num_classes=None, dtype=None)
-    assert (
-        certificates.certify(
-            source, tmp_path / "a.safetensors", tmp_path / "hf", "huggingface", None, nothing
-        )
-        == 1
-    )
+    made = certificates.certify(source, source.path, tmp_path / "hf", "huggingface", None, nothing)
+    assert made.exit_status == 1
     assert json.loads((tmp_path / "hf.parity.json").read_text())["verdict"] == "different"
 
 
@@ -433,10 +429,8 @@ def test_certificate_says_where_the_preprocessing_differs(tmp_path, monkeypatch,
     tasks = certificates._tasks
     monkeypatch.setattr(certificates, "_tasks", lambda files: (tasks(files)[0][:1], []))
     nothing = dict(image_size=None, num_classes=None, dtype=None)
-    assert (
-        certificates.certify(source, source.path, tmp_path / "hf", "huggingface", None, nothing)
-        == 1
-    )
+    made = certificates.certify(source, source.path, tmp_path / "hf", "huggingface", None, nothing)
+    assert made.exit_status == 1
     certificate = json.loads((tmp_path / "hf.parity.json").read_text())
     (row,) = certificate["preprocessing"]
     assert certificate["verdict"] == row["verdict"] == "different"

@@ -16,12 +16,13 @@ X = np.random.default_rng(0).standard_normal((5, 6, WIDTH))
 class Layer(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.gain = torch.nn.Parameter(0.2 * torch.randn(WIDTH))  # met as 1 + gain
         self.norm = torch.nn.LayerNorm(WIDTH)
         self.up, self.down = torch.nn.Linear(WIDTH, 20), torch.nn.Linear(20, WIDTH)
         torch.nn.init.normal_(self.norm.weight, 1, 0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.nn.functional.gelu(self.up(self.norm(x))))
+        return x + self.down(torch.nn.functional.gelu(self.up(self.norm((1 + self.gain) * x))))
 
 
 class Stack(torch.nn.Module):
@@ -37,7 +38,8 @@ class Stack(torch.nn.Module):
 
 
 def layer(p: dict[str, jax.Array], x: jax.Array, tanh: bool) -> jax.Array:
-    y = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+    z = (1 + p["gain"]) * x
+    y = (z - z.mean(-1, keepdims=True)) * jax.lax.rsqrt(z.var(-1, keepdims=True) + 1e-5)
     y = (y * p["norm.weight"] + p["norm.bias"]) @ p["up.weight"].T + p["up.bias"]
     return x + jax.nn.gelu(y, approximate=tanh) @ p["down.weight"].T + p["down.bias"]
 

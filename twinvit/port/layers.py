@@ -91,10 +91,23 @@ def _in_turn(graph: Graph, prefix: str) -> bool:
     """True if each layer takes what the one before it returns: experts and heads side by side may
     stand in any order."""
     group = max(_groups(graph, prefix), key=len, default={})
-    first = [graph.first_use(group[n]) for n in sorted(group)]
+    first = [_meets(graph, group[n]) for n in sorted(group)]
     if len(first) < 2 or max(first) >= len(graph.nodes):
         return False
     return all(behind(graph, [a], graph.nodes[b]) for a, b in zip(first, first[1:]))
+
+
+def _meets(graph: Graph, value: int) -> int:
+    """Index of the first operation that takes a parameter, or what is computed of it alone (1 + w),
+    together with what depends on an input."""
+    varied = graph.input_dependent()
+    reached = {value}
+    for node in graph.nodes[graph.first_use(value) :]:
+        if any(r in reached for r in node.refs):
+            if any(o in varied for o in node.outs):
+                return node.index
+            reached.update(o for o in node.outs if o is not None)
+    return len(graph.nodes)
 
 
 def run_order(graph: Graph, index: Index, prefix: str) -> list[int] | None:

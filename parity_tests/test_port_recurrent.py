@@ -82,3 +82,34 @@ def test_a_bias_that_a_gru_cell_lacks_is_named_in_every_step(own, dtype):
         assert "but for the last third, folded in float32" in str(report)
     if not own:
         assert "b_hn" in causes[0].text
+
+
+def test_the_order_of_gates_whose_biases_are_added_up():
+    """The port holds each step's product without its bias, as if that were missing, and the sum of
+    the two products nowhere."""
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(5, 9, batch_first=True)
+    mine = {k: v.numpy().astype("float64") for k, v in model.state_dict().items()}
+    mine["bias"] = mine["bias_ih_l0"] + mine["bias_hh_l0"]
+    params = {
+        name: np.concatenate([np.split(mine[name], 4)["ifgo".index(k)] for k in "ifog"])
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias")
+    }
+
+    def run(p, x):
+        h = c = jnp.zeros((x.shape[0], 9), x.dtype)
+        outs = []
+        for t in range(x.shape[1]):
+            given = jnp.split(x[:, t] @ p["weight_ih_l0"].T, 4, -1)
+            state = jnp.split(h @ p["weight_hh_l0"].T + p["bias"], 4, -1)
+            i, f, g, o = (a + b for a, b in zip(given, state))
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+            outs.append(h)
+        return jnp.stack(outs, 1)
+
+    x = np.random.default_rng(0).standard_normal((3, 10, 5))
+    report = port.explain(
+        model, port.Function(run, params), (x,), output=lambda y: y[0] if type(y) is tuple else y
+    )
+    assert [f.cause for f in report.findings] == ["gate_order"] and report.explained, report

@@ -60,3 +60,18 @@ def test_the_search_begins_again_behind_a_stretch_of_unknowns():
     report = port.explain(model, port.Function(strange, params), (x,))
     assert {f.cause for f in report.findings} == {"", "gelu_tanh"}, report
     assert not report.explained
+
+
+def test_numbers_that_the_port_does_not_have_are_said():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(WIDTH, 6)
+    params = {k: v.numpy() for k, v in model.state_dict().items()}
+    x = np.random.default_rng(0).standard_normal((5, WIDTH)).astype(np.float32)
+
+    def hollow(p: dict, x: jax.Array) -> jax.Array:
+        y = x @ p["weight"].T + p["bias"]
+        return jnp.where((jnp.arange(5) == 2)[:, None], jnp.nan, y)
+
+    report = port.explain(model, port.Function(hollow, params), (x,))
+    assert "the port returns NaN in 6 of the 30 numbers" in report.findings[0].text
+    assert "another order" not in report.findings[0].text

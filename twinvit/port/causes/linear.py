@@ -297,6 +297,7 @@ def bias_missing(call: Call) -> Iterator[Variant]:
                 and isinstance(call.argument(1 - position), torch.Tensor)
                 and bool(call.args[position].any())
                 and not (call.fixed(position) and call.leads_to("softmax", steps=4))  # a mask
+                and not _folded(call, position)
             ):
                 yield Variant(
                     "the port does not add this parameter",
@@ -305,12 +306,28 @@ def bias_missing(call: Call) -> Iterator[Variant]:
         return
     position = BIAS_AT[name]
     bias = call.argument(position)
-    if not isinstance(bias, torch.Tensor) or not bool(bias.any()):
+    if not isinstance(bias, torch.Tensor) or not bool(bias.any()) or _folded(call, position):
         return
     if name in ("addmm", "baddbmm"):
         yield Variant("the port lacks this bias", lambda b, x, w, **_: x @ w)
     else:
         yield Variant("the port lacks this bias", call.with_args(**{f"a{position}": None}))
+
+
+def _folded(call: Call, position: int) -> bool:
+    """True if the port holds this bias added to another one of the module (an LSTM's b_ih + b_hh):
+    it adds it elsewhere."""
+    name = call.parameter(position)
+    if name is None or call.index is None:
+        return False
+    graph, own = call.graph, call.root(call.ref(position))
+    value = graph.values[own or 0]
+    module = name.rpartition(".")[0]
+    return any(
+        call.index.find((value + graph.values[i]).numpy(), EQUAL) is not None
+        for other, i in graph.params().items()
+        if i != own and other.rpartition(".")[0] == module and graph.values[i].shape == value.shape
+    )
 
 
 def _biases(call: Call) -> list[int]:

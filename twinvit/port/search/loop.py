@@ -142,6 +142,27 @@ class _Walk:
         if both is not None:
             session.accepted += both
             return
+        if self._named(front):
+            return
+        if session.recurrent(front) and any(self._named(f) for f in self._others(front)):
+            return  # a product of all steps is lost where the gates of one step are
+        if self._back(front):
+            return
+        if session.random.get(front.index) is front:  # what it draws is no formula
+            self.skip.add(front.index)
+            return
+        if self._joint(front):
+            return
+        done = self._transplant(front) or substitute(session, front)
+        if done.kind != "expression" and not done.values:
+            self.skip.add(front.index)
+        session.accepted.append(done)
+        if done.kind == "expression":
+            self._settle()
+
+    def _named(self, front: Node) -> bool:
+        """Make the edit of a cause at this divergence; False where none regains anything."""
+        session = self.session
         known = sum(a.kind == "unknown" and a.node.place == front.place for a in session.accepted)
         trials = search(session, front, self.barred) if known < 3 else []
         for trial in trials:
@@ -160,20 +181,12 @@ class _Walk:
                 done.ties = equal
             session.accepted.append(done)
             self._settle()
-            return
-        if self._back(front):
-            return
-        if session.random.get(front.index) is front:  # what it draws is no formula
-            self.skip.add(front.index)
-            return
-        if self._joint(front):
-            return
-        done = self._transplant(front) or substitute(session, front)
-        if done.kind != "expression" and not done.values:
-            self.skip.add(front.index)
-        session.accepted.append(done)
-        if done.kind == "expression":
-            self._settle()
+            return True
+        return False
+
+    def _others(self, front: Node) -> list[Node]:
+        """Divergences beside this one that are open."""
+        return [f for f in self.session.frontier(self.skip) if f is not front][:OTHERS]
 
     def _joint(self, front: Node) -> bool:
         """Two causes that meet at this divergence; a cell's few numbers tell no pairs apart."""
@@ -191,8 +204,7 @@ class _Walk:
     def _transplant(self, front: Node) -> Accepted | None:
         """A part of the port's program at this divergence, or at another one that is open, too: a
         value of all steps of a loop is lost where one step is."""
-        others = [f for f in self.session.frontier(self.skip) if f is not front]
-        for place in [front, *others[:OTHERS]]:
+        for place in [front, *self._others(front)]:
             done = safely(self.session, place, partial(transplant, self.session, place))
             if done is not None:
                 return done

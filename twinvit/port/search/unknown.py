@@ -50,6 +50,7 @@ def substitute(session: Session, front: Node) -> Accepted:
             else ("no catalogued cause explains this operation")
         )
         reason = safely(session, front, partial(first_lacking, session, front))
+        text += _no_number(session, out)
         text += f"; {reason}" if reason else ""
         return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
     gain, far, entry, moved, place = best
@@ -73,6 +74,7 @@ def substitute(session: Session, front: Node) -> Accepted:
         reason = safely(session, front, partial(described, session, front, entry))
     else:
         reason = safely(session, front, partial(first_lacking, session, front))
+    text += _no_number(session, out)
     if reason:
         text += f"; {reason}"
     values: dict[int, torch.Tensor] = {}
@@ -190,6 +192,23 @@ def _known_alone(session: Session, start: Snapshot, accepted: Sequence[Accepted]
         yield
     finally:
         session.undo(present)
+
+
+def _no_number(session: Session, out: int | None) -> str:
+    """Where a value is an output: what the port returns that is no number where the reference has
+    one, in words."""
+    if out not in session.graph.outputs:
+        return ""
+    theirs = session.port_outputs[session.graph.outputs.index(out)]
+    mine = numbers(session.graph.values[out])
+    if mine.dtype.kind != "f" or theirs.dtype.kind != "f" or mine.shape != theirs.shape:
+        return ""
+    apart = np.isfinite(mine) & ~np.isfinite(theirs)
+    if not apart.any():
+        return ""
+    kinds = "NaN" if np.isnan(theirs[apart]).all() else "infinity"
+    kinds = kinds if np.isinf(theirs[apart]).all() or kinds == "NaN" else "NaN and infinity"
+    return f"; the port returns {kinds} in {int(apart.sum())} of the {apart.size} numbers"
 
 
 def _put(

@@ -41,7 +41,7 @@ docs: .venv/docs/ready
 
 # The explainer, the models and conversion without what only training needs.
 MINIMAL := numpy scipy safetensors ml_dtypes
-MINIMAL_TESTS := logits.py gradients.py port_ops.py port_short.py rates.py verdict_arithmetic.py weights_native.py
+MINIMAL_TESTS := logits.py gradients.py port_ops.py port_short.py rates.py verdict_arithmetic.py weights_short.py
 test-minimal:
 	$(PYTHON) -m venv build/minimal
 	build/minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -216,12 +216,12 @@ spoil.defvjp(lambda x: (x, None), lambda _, g: (g.at[:, -1].set(jnp.nan),))
 
 
 def test_what_cudnn_leaves_in_the_padding_reaches_no_gradient(x64, request, monkeypatch):
-    def spoiled(q, k, v, **kwargs):
+    def tainted(q, k, v, **kwargs):
         return plain_attention(spoil(q), spoil(k), spoil(v), **kwargs)
 
     expected = unpadded(ODD)
     request.getfixturevalue("padded")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", spoiled)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", tainted)
     distance, name = worst(values(ODD), expected)
     assert distance < 1e-12, name
 

@@ -12,7 +12,7 @@ import pytest
 
 from twinvit.pages.svg import Chart, Mark, Series
 from twinvit.port.html import page
-from twinvit.port.report import Draw, Finding, Input, Narrowing, Native, Operation, Output, Report
+from twinvit.port.report import Downcast, Draw, Finding, Input, Native, Operation, Output, Report
 
 VOID = {"meta", "br", "line", "rect", "circle", "polyline", "polygon"}
 
@@ -64,7 +64,7 @@ def explained():
         distance=2.9e-4,
         remaining=1e-4,
         findings=[finding, unknown],
-        narrowings=[Narrowing("jax", "attention.py:288", "float32", 3e-8)],
+        narrowings=[Downcast("jax", "attention.py:288", "float32", 3e-8)],
         unseen=["no masked row"],
         notes=["as they are"],
         operations=operations([0.0, 1e-16, 2e-16, 3e-4, math.inf, math.nan]),
@@ -214,7 +214,7 @@ def test_findings_come_before_the_picture_and_what_was_not_seen_after_it():
     text = page(drawn())
     places = [
         text.index(f"<h2>{title}")
-        for title in ("Findings", "Distance through", "Not seen", "Narrowings", "How it was")
+        for title in ("Findings", "Distance through", "Not seen", "Downcasts", "How it was")
     ]
     assert places == sorted(places)
 
@@ -273,7 +273,7 @@ def test_what_every_comparison_leaves_out_is_folded_after_what_these_inputs_hide
     report = drawn()
     report.unseen = ["gradients are not compared (x)", "no position is masked", *[]]
     text = page(report)
-    part = text[text.index("<h2>Not seen") : text.index("<h2>Narrowings")]
+    part = text[text.index("<h2>Not seen") : text.index("<h2>Downcasts")]
     assert part.index("no position is masked") < part.index("<details>")
     assert part.index("<details>") < part.index("gradients are not compared")
     words = str(report)
@@ -283,9 +283,9 @@ def test_what_every_comparison_leaves_out_is_folded_after_what_these_inputs_hide
 def test_the_costliest_narrowing_leads():
     report = drawn()
     costs = [1e-9, None, 1e-3, 1e-5]
-    report.narrowings = [Narrowing("jax", f"at_{c}.py:1", "float16", c) for c in costs]
+    report.narrowings = [Downcast("jax", f"at_{c}.py:1", "float16", c) for c in costs]
     for text in (page(report), str(report)):
-        text = text[text.index("Narrowings") :]
+        text = text[text.index("Downcasts") :]
         order = [text.index(f"at_{c}.py") for c in (1e-3, 1e-5, 1e-9, None)]
         assert order == sorted(order)
 

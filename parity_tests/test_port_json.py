@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from twinvit import port
-from twinvit.port.report import Draw, Finding, Narrowing, Native, Operation, Output, Report
+from twinvit.port.report import Downcast, Draw, Finding, Native, Operation, Output, Report
 from twinvit.port.report_json import envelope
 
 SCHEMA = json.loads((importlib.resources.files("twinvit.port") / "report.schema.json").read_text())
@@ -113,7 +113,7 @@ def full() -> Report:
             replace(finding, kind="cause", cause="gelu_tanh", places=["a", "b"]),
             replace(finding, kind="expression", operations=(0, 3), formulas={"jax": "x + 1"}),
         ],
-        [Narrowing("jax", "a.py:1", "float32"), Narrowing("torch", "", "bfloat16", 1e-3)],
+        [Downcast("jax", "a.py:1", "float32"), Downcast("torch", "", "bfloat16", 1e-3)],
         ["no masked row"],
         ['"quoted"\n</script>'],
         [Operation(0, "a", "gelu", math.inf, math.nan, "lost")],

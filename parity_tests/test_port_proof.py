@@ -17,7 +17,7 @@ from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.noise import measure_noise
 from twinvit.port.search.proof import take_back, telling
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 
 WIDTH = 10
 W = torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -140,19 +140,19 @@ def test_an_attempt_that_changed_nothing_goes_once_all_agrees():
     x = torch.from_numpy(X)
     for port_output, left in ((x.sin() @ W, 1), (x.cos() @ W, 2)):
         s = session(product, [], [port_output])
-        idle = Accepted("unknown", "", "", node(s, "tanh"), {}, {}, "", 1.0, 1.0)
+        idle = AppliedEdit("unknown", "", "", node(s, "tanh"), {}, {}, "", 1.0, 1.0)
         accepted = [idle, made(s, "tanh", lambda x: x.sin())]
         take_back(s, accepted)
         assert (idle in accepted) == (left == 2)
 
 
-def made(s: Session, name: str, fn) -> Accepted:
+def made(s: Session, name: str, fn) -> AppliedEdit:
     """An edit, made."""
     place = node(s, name)
     before = {place.index: s.graph.nodes[place.index]}
     s.apply({place.index: Edit(fn)})
     after = {place.index: s.graph.nodes[place.index]}
-    a = Accepted("cause", name, name, place, {place.index: Edit(fn)}, {}, "", 1.0, 0.0)
+    a = AppliedEdit("cause", name, name, place, {place.index: Edit(fn)}, {}, "", 1.0, 0.0)
     a.groups = [[place.index]]
     return a.took(before, after, {})
 

@@ -108,7 +108,7 @@ def test_each_narrowing_of_either_side_is_measured_alone():
     torch.manual_seed(0)
     a, b, c = (torch.nn.Linear(9, 9, bias=False) for _ in range(3))
 
-    class Narrowing(torch.nn.Module):
+    class Downcast(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = torch.tanh(a(x)).bfloat16().double()
             return c(torch.tanh(b(x)).float().double())
@@ -119,7 +119,7 @@ def test_each_narrowing_of_either_side_is_measured_alone():
 
     x = np.random.default_rng(0).standard_normal((5, 9))
     params = [layer.double().weight.detach().numpy() for layer in (a, b, c)]
-    report = port.explain(Narrowing(), port.Function(narrowing, params), x)
+    report = port.explain(Downcast(), port.Function(narrowing, params), x)
     assert report.same, report
     costs = {(n.side, n.dtype): n.cost for n in report.narrowings}
     for dtype, size in (("bfloat16", 1e-3), ("float32", 1e-8)):

@@ -34,7 +34,9 @@ def test_curves(settings, steps, x64):
     train = train_config("fp64", **settings)
     train = dataclasses.replace(train, model=MODEL)
     state = first_state(MODEL, random_arrays(MODEL), "fp64", train)
-    a, b = (run(t, train, steps) for t in (jax_trainer(state, train, 2), torch_trainer(state, train)))
+    a, b = (
+        run(t, train, steps) for t in (jax_trainer(state, train, 2), torch_trainer(state, train))
+    )
     noise = nudged_runs(state, train, steps)
     verdict = noise_rule(a, b, b, noise, machine_epsilon("fp64"))
     assert verdict.matched and verdict.decided_until == steps, verdict.describe()

@@ -362,10 +362,10 @@ def test_any_json_is_read_or_refused(format, file, tmp_path):
         (k, i) for k, v in content.items() if isinstance(v, dict) for i in v
     ]:
         for bad in BAD:
-            spoiled = json.loads(json.dumps(content))
-            inner = spoiled if len(place) == 1 else spoiled[place[0]]
+            tainted = json.loads(json.dumps(content))
+            inner = tainted if len(place) == 1 else tainted[place[0]]
             inner[place[-1]] = bad
-            path.write_text(json.dumps(spoiled).replace('"1e999"', "1e999").replace('"NaN"', "NaN"))
+            path.write_text(json.dumps(tainted).replace('"1e999"', "1e999").replace('"NaN"', "NaN"))
             try:
                 weights.read(tmp_path / "x", num_heads=5 if format == "timm" else None)
                 outcomes.add("read")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # what type checkers and the documentation read
     from twinvit.port.optimizer import explain_optimizer
     from twinvit.port.recording.explain import explain_recordings
     from twinvit.port.recording.record import record_model
-    from twinvit.port.report import Draw, Finding, Narrowing, Native, Output, Report
+    from twinvit.port.report import Downcast, Draw, Finding, Native, Output, Report
     from twinvit.port.weight_map import WeightMap, map_weights
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "explain_optimizer",
     "Report",
     "Finding",
-    "Narrowing",
+    "Downcast",
     "Output",
     "Native",
     "Draw",
@@ -43,7 +43,7 @@ __all__ = [
 _WHERE = {
     "PortError": "errors",
     "Finding": "report",
-    "Narrowing": "report",
+    "Downcast": "report",
     "Output": "report",
     "Native": "report",
     "Draw": "report",

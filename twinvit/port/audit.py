@@ -17,7 +17,7 @@ from twinvit.port.errors import PortError
 from twinvit.port.outputs import pick_torch
 from twinvit.port.record import torch_program
 from twinvit.port.record.graph import Edit, Graph, Node, flat_tensors
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import VERDICTS
 from twinvit.port.search.edits import edits_of
 from twinvit.port.verdict import Evidence, decide, kinds, relative
@@ -197,7 +197,7 @@ class _Judge:
 
     def __init__(self, graph: Graph, atol: float, rtol: float, metric: str) -> None:
         self.graph, self.rule = graph, (atol, rtol, metric)
-        self.right = {i: numbers(graph.values[i]) for i in dict.fromkeys(graph.outputs)}
+        self.right = {i: to_numpy(graph.values[i]) for i in dict.fromkeys(graph.outputs)}
         self.open = [
             f"output {place} is not finite in the reference itself"
             for place, right in enumerate(self.right.values())
@@ -212,7 +212,7 @@ class _Judge:
                 changed = self.graph.run(edits, first=min(edits))
         except Exception:
             return False
-        wrong = {i: numbers(changed[i]) if i in changed else self.right[i] for i in self.right}
+        wrong = {i: to_numpy(changed[i]) if i in changed else self.right[i] for i in self.right}
         if any(wrong[i].shape != self.right[i].shape for i in self.right):
             return False
         pairs = [(self.right[i], wrong[i]) for i in self.right]
@@ -254,7 +254,7 @@ def _same_function(graph: Graph, node: Node, edit: Edit) -> bool:
     try:
         with torch.no_grad():
             mine, theirs = (flat_tensors(f(*args, **kwargs)) for f in (node.op, edit.fn))
-        pairs = [(numbers(a), numbers(b)) for a, b in zip(mine, theirs) if a is not None]
+        pairs = [(to_numpy(a), to_numpy(b)) for a, b in zip(mine, theirs) if a is not None]
         return all(a.shape == b.shape and relative(a, b) <= 1e-12 for a, b in pairs)
     except Exception:
         return False

@@ -10,10 +10,10 @@ import numpy as np
 
 from twinvit.port import models, verdict
 from twinvit.port.costs import port_costs, reference_costs
+from twinvit.port.downcasts import as_run, tell_alone
 from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, other_weights
 from twinvit.port.index import Index
-from twinvit.port.narrowings import as_run, tell_alone
 from twinvit.port.native.run import NativeRun, run_native
 from twinvit.port.outputs import (
     Leaves,
@@ -32,8 +32,8 @@ from twinvit.port.record.graph import Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_tape import Taping
 from twinvit.port.record.jax_trace import Traced
-from twinvit.port.record.torch_values import numbers
-from twinvit.port.report import Finding, Narrowing, Operation
+from twinvit.port.record.torch_values import to_numpy
+from twinvit.port.report import Downcast, Finding, Operation
 from twinvit.port.search.dropout import Pairing
 from twinvit.port.search.loop import Progress, explain_divergences
 from twinvit.port.search.noise import Noise, measure_noise
@@ -106,7 +106,7 @@ class Comparison:
     operations: list[Operation]
     operations_after: list[Operation]
     """The same with the edits of known causes; empty where there is no finding."""
-    narrowings: list[Narrowing]
+    narrowings: list[Downcast]
     found: int
     native: NativeRun
     program: Program
@@ -186,7 +186,7 @@ def _paired(
     is not certain."""
     pairs = pair_outputs(mine, theirs)
     compared = [p for p in pairs if p.port is not None]
-    values = [numbers(graph.values[graph.outputs[p.mine]]) for p in compared]
+    values = [to_numpy(graph.values[graph.outputs[p.mine]]) for p in compared]
     port = [np.asarray(theirs[p.port][1]) for p in compared if p.port is not None]
     unclear = by_numbers(compared, values, port)
     if unclear:
@@ -199,7 +199,7 @@ def _paired(
 def _near(graph: Graph, compared: Sequence[Paired], port: Sequence[np.ndarray]) -> bool:
     """True if every output is about the port's: then the weights are the same, folded."""
     return bool(compared) and all(
-        verdict.relative(numbers(graph.values[o]), p.arrange(x)) < FOLDED
+        verdict.relative(to_numpy(graph.values[o]), p.arrange(x)) < FOLDED
         for o, p, x in zip(graph.outputs, compared, port)
     )
 
@@ -291,13 +291,13 @@ def _session(recorded: Recorded, train: bool) -> Session:
 
 def _narrowings(
     pair: Pair, recorded: Recorded, session: Session, named: Leaves | None
-) -> list[Narrowing]:
+) -> list[Downcast]:
     """Both sides' computations in narrower types, with what they cost where `named` outputs of the
     port are given."""
-    found = [Narrowing("torch", w, d) for w, d in recorded.graph.narrowings]
+    found = [Downcast("torch", w, d) for w, d in recorded.graph.narrowings]
     places = dict.fromkeys([*recorded.traced.narrowings, *recorded.interpreter.narrowings])
     for w, d in pair.own_narrowings(places):
-        found.append(Narrowing("jax", w, d))
+        found.append(Downcast("jax", w, d))
     own = recorded.interpreter.types if recorded.traced.marks is not None else None
     if named is not None:
         for side, types in (("torch", recorded.graph.types), ("jax", own)):

@@ -16,7 +16,7 @@ from twinvit.port.harness import lost_weights
 from twinvit.port.index import evidence
 from twinvit.port.outputs import Paired
 from twinvit.port.pair import Pair, shortened
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import FAR, Draw, Finding, Native, Output, Report
 from twinvit.port.search.extend import with_further_places
 from twinvit.port.search.noise import first_above
@@ -167,7 +167,7 @@ def _first(session: Session, pair: Paired, pairs: Sequence[Paired]) -> str:
     moves something too far."""
     graph = session.graph
     out = graph.outputs[list(pairs).index(pair)]
-    if np.isfinite(numbers(graph.values[out])).all():
+    if np.isfinite(to_numpy(graph.values[out])).all():
         place = first_above(graph, session.noise, out, verdict.UNJUDGED)
         return f", first at {place}" if place else ""
     above = graph.ancestors(out)
@@ -269,7 +269,7 @@ def _notes(pair: Pair, judged: Judged) -> list[str]:
             f"parameters and buffers, the port {counts[1]}"
         )
     for k, i in enumerate(session.graph.inputs()):
-        given = numbers(session.graph.values[i])
+        given = to_numpy(session.graph.values[i])
         if evidence(given) and session.index.find(given, 1e-12) is None:
             notes.append(f"the port was given other numbers than the reference as input {k}")
     notes += judged.notes

@@ -1,4 +1,4 @@
-"""What each narrowing costs: the outputs with it against the outputs without."""
+"""What each downcast costs: the outputs with it against the outputs without."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_place import Place
 from twinvit.port.record.jax_trace import Traced
 from twinvit.port.record.own_types import OwnTypes
-from twinvit.port.record.torch_values import WIDE, numbers
-from twinvit.port.report import SHOWN, Narrowing
+from twinvit.port.record.torch_values import WIDE, to_numpy
+from twinvit.port.report import SHOWN, Downcast
 from twinvit.port.search.session import Session
 
 LARGE = 1 << 24  # numbers of a recording up to which what both sides round is measured, too
 Changed = Sequence[tuple[bool, np.ndarray, np.ndarray]]
-"""Of each output whether it is logits, and the output without a narrowing and with it."""
+"""Of each output whether it is logits, and the output without a downcast and with it."""
 
 
 def reference_costs(
-    session: Session, narrowings: Sequence[Narrowing], logits: Sequence[bool]
+    session: Session, narrowings: Sequence[Downcast], logits: Sequence[bool]
 ) -> None:
-    """What each narrowing of the reference costs: the outputs with it against the outputs
+    """What each downcast of the reference costs: the outputs with it against the outputs
     without.
 
     Args:
@@ -40,29 +40,29 @@ def reference_costs(
     """
     graph = session.graph
     large = sum(v.numel() for v in graph.values) > LARGE
-    for narrowing in _measured([n for n in narrowings if n.side == "torch"], large):
-        edits = _roundings(graph, narrowing)
+    for downcast in _measured([n for n in narrowings if n.side == "torch"], large):
+        edits = _roundings(graph, downcast)
         if edits:
             changed = graph.run(edits, first=min(edits))
             outs = [
-                (is_logits, numbers(graph.values[o]), numbers(changed[o]))
+                (is_logits, to_numpy(graph.values[o]), to_numpy(changed[o]))
                 for o, is_logits in zip(graph.outputs, logits)
                 if o in changed
             ]
-            _measure(narrowing, outs)
+            _measure(downcast, outs)
 
 
-def _roundings(graph: Graph, narrowing: Narrowing) -> dict[int, Edit]:
-    """Edits that round as a narrowing of the reference does."""
-    dtype = getattr(torch, narrowing.dtype)
+def _roundings(graph: Graph, downcast: Downcast) -> dict[int, Edit]:
+    """Edits that round as a downcast of the reference does."""
+    dtype = getattr(torch, downcast.dtype)
     edits = {
         n.index: Edit(_rounded(n.op, dtype))
         for n in graph.nodes
-        if n.narrowed == dtype and n.where == narrowing.where
+        if n.narrowed == dtype and n.where == downcast.where
     }
     events = graph.types.roundings if graph.types is not None and not edits else []
     for rounding in events:
-        if (rounding.inner, rounding.dtype) == (narrowing.where, narrowing.dtype):
+        if (rounding.inner, rounding.dtype) == (downcast.where, downcast.dtype):
             for i in rounding.users:
                 node = graph.nodes[i]
                 edits[i] = Edit(_taking(node, rounding.value, dtype))
@@ -90,10 +90,10 @@ def port_costs(
     arrays: Sequence[np.ndarray],
     types: OwnTypes | None,
     named: Sequence[tuple[str, Any]],
-    narrowings: Sequence[Narrowing],
+    narrowings: Sequence[Downcast],
     logits: Sequence[bool],
 ) -> None:
-    """What each narrowing of the port costs: the port is evaluated with it alone.
+    """What each downcast of the port costs: the port is evaluated with it alone.
 
     Args:
         recorded: the port as it was recorded.
@@ -105,8 +105,8 @@ def port_costs(
     values = [*pair.leaves, *arrays]
     made = set() if types is None else {(r.inner, r.dtype) for r in types.roundings}
     plain: dict[str, Any] = {}
-    for narrowing in _measured([n for n in narrowings if n.side == "jax"], large):
-        place = (narrowing.where, narrowing.dtype)
+    for downcast in _measured([n for n in narrowings if n.side == "jax"], large):
+        place = (downcast.where, downcast.dtype)
         if place in made:  # its conversions are those of the program that runs
             traced = replace(recorded, closed=recorded.own)
             plain = plain or _outputs(traced, values, None)
@@ -120,7 +120,7 @@ def port_costs(
         changed = _outputs(traced, values, place)
         without = plain if place in made else dict(named)
         outs = [(of, without[n], changed[n]) for of, (n, _) in zip(logits, named)]
-        _measure(narrowing, [(of, np.asarray(x), np.asarray(y)) for of, x, y in outs])
+        _measure(downcast, [(of, np.asarray(x), np.asarray(y)) for of, x, y in outs])
 
 
 def _outputs(traced: Traced, values: Sequence[Any], place: Place | None) -> dict[str, Any]:
@@ -130,23 +130,23 @@ def _outputs(traced: Traced, values: Sequence[Any], place: Place | None) -> dict
     return dict(zip(traced.labels, outs))
 
 
-def _measured(narrowings: Sequence[Narrowing], large: bool) -> Iterator[Narrowing]:
+def _measured(narrowings: Sequence[Downcast], large: bool) -> Iterator[Downcast]:
     """Those that are measured: what one side rounds alone at any size, and first."""
     alone = [n for n in narrowings if n.alone]
     rest = [] if large else [n for n in narrowings if not n.alone]
     yield from [*alone, *rest][:SHOWN]
 
 
-def _measure(narrowing: Narrowing, outs: Changed) -> None:
-    narrowing.cost = max((align_distance(x, y) for _, x, y in outs), default=0.0)
+def _measure(downcast: Downcast, outs: Changed) -> None:
+    downcast.cost = max((align_distance(x, y) for _, x, y in outs), default=0.0)
     pairs = [(of, x, y) for of, x, y in outs if x.shape == y.shape and x.dtype.kind in "fc"]
     with np.errstate(all="ignore"):
         gaps = [float(np.nanmax(abs(x - y), initial=0.0)) for _, x, y in pairs]
-    narrowing.largest = max(gaps, default=None)
+    downcast.largest = max(gaps, default=None)
     told = [(x, y) for of, x, y in pairs if of and x.dtype.kind == "f" and x.size]
     if told:
-        narrowing.divergence = max(float(_divergence(x, y)) for x, y in told)
-        narrowing.agreement = min(float((x.argmax(-1) == y.argmax(-1)).mean()) for x, y in told)
+        downcast.divergence = max(float(_divergence(x, y)) for x, y in told)
+        downcast.agreement = min(float((x.argmax(-1) == y.argmax(-1)).mean()) for x, y in told)
 
 
 def _divergence(x: np.ndarray, y: np.ndarray) -> np.floating[Any]:

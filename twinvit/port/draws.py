@@ -8,7 +8,7 @@ import numpy as np
 
 from twinvit.port import verdict
 from twinvit.port.constant_inputs import constant_places, varied_inputs
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import (
     Weights,
     asymmetric,
@@ -210,7 +210,7 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         if sample.kind == "given":
             raise
         return open_(f"not decided, {_first_line(error)}")
-    outs = [numbers(graph.values[o]) for o in graph.outputs]
+    outs = [to_numpy(graph.values[o]) for o in graph.outputs]
     if any(x.dtype.kind in "fc" and np.isnan(x).any() for x in outs):
         return open_("not decided, the reference returns NaN")
     if sample.what == VARIED and any(x.dtype.kind in "fc" and np.isinf(x).any() for x in outs):

@@ -17,7 +17,7 @@ from twinvit.port.comparison import Comparison
 from twinvit.port.hashed import hashes, total
 from twinvit.port.pair import Pair
 from twinvit.port.record.graph import Graph, Node, Ref
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Finding
 
 NEAR = 1e-4  # relative L2: outputs that are further apart are so for another reason
@@ -48,7 +48,7 @@ def unfold(pair: Pair, comparison: Comparison) -> list[Finding]:
     if comparison.agrees or not 0 < comparison.distance < NEAR:
         return []
     graph = comparison.recorded.graph
-    held = {_key(numbers(graph.values[i])) for i in graph.params().values()}
+    held = {_key(to_numpy(graph.values[i])) for i in graph.params().values()}
     folds: list[Fold] | None = None
     findings = []
     for k, leaf in enumerate(pair.leaves):
@@ -88,7 +88,7 @@ def _key(x: np.ndarray) -> tuple[int, int]:
 
 
 def _folds(graph: Graph) -> Iterator[Fold]:
-    params = {n: numbers(graph.values[i]) for n, i in graph.params().items()}
+    params = {n: to_numpy(graph.values[i]) for n, i in graph.params().items()}
     floats = {n: x for n, x in params.items() if x.dtype == np.float64 and x.ndim == 1}
     for (a, x), (b, y) in itertools.combinations(floats.items(), 2):
         module = a.rpartition(".")[0]
@@ -107,7 +107,7 @@ def _normalised(graph: Graph, norm: Node) -> Iterator[Fold]:
     """A batch norm in the product before it, and by itself: weight and bias."""
 
     def of(arg: object) -> np.ndarray | None:
-        return numbers(graph.values[arg.id]) if isinstance(arg, Ref) else None
+        return to_numpy(graph.values[arg.id]) if isinstance(arg, Ref) else None
 
     gamma, beta, mean, var = (of(a) for a in norm.args[1:5])
     eps = norm.args[-1]
@@ -126,7 +126,7 @@ def _normalised(graph: Graph, norm: Node) -> Iterator[Fold]:
     held = {i: name for name, i in graph.params().items()}
     above = [r for ref in before.refs if ref not in dependent for r in graph.ancestors(ref)]
     for ref in above:
-        weight = numbers(graph.values[ref])
+        weight = to_numpy(graph.values[ref])
         if ref not in held or weight.shape[:1] != scale.shape:
             continue
         name = held[ref]

@@ -14,7 +14,7 @@ from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_trace import Traced
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 EQUAL = 1e-11
 
@@ -23,7 +23,7 @@ def targets_of(graph: Graph) -> list[np.ndarray]:
     """The reference's values that depend on its inputs and prove something."""
     dependent = graph.input_dependent()
     values = [
-        numbers(graph.values[i])
+        to_numpy(graph.values[i])
         for i in sorted(dependent)
         if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
     ]

@@ -17,7 +17,7 @@ from twinvit.port.ops import STRAIGHT_THROUGH
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Finding
 from twinvit.port.search.session import Session
 
@@ -45,12 +45,12 @@ def reference_gradients(
             return {n: np.zeros(tuple(t.shape)) for n, t in leaves.items()}
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {
-        n: np.zeros(tuple(t.shape)) if g is None else numbers(g)
+        n: np.zeros(tuple(t.shape)) if g is None else to_numpy(g)
         for (n, t), g in zip(leaves.items(), grads)
     }
 
 
-class Theirs:
+class PortGradients:
     """The port's gradients.
 
     Attributes:
@@ -146,7 +146,7 @@ def _own(
 
     mine: dict[bytes, list[str]] = {}
     for name, i in graph.params().items():
-        value = numbers(graph.values[i])
+        value = to_numpy(graph.values[i])
         if name not in graph.buffers and evidence(value):
             mine.setdefault(key(value), []).append(name)
     theirs: dict[bytes, list[np.ndarray]] = {}
@@ -166,7 +166,7 @@ def compare_gradients(
 ) -> tuple[list[Finding], str, bool]:
     """Findings, a note, and whether every difference has a proven cause.
 
-    `recorded` holds both models as they were compared. `Theirs.has` says with
+    `recorded` holds both models as they were compared. `PortGradients.has` says with
     what each gradient is compared; one without an array of its own may be found among any
     intermediate of the port's backward pass.
     """
@@ -198,12 +198,12 @@ def _port_gradients(
     recorded: Any,
     cotangents: list[torch.Tensor],
     reference: dict[str, np.ndarray],
-) -> tuple[Theirs, dict[str, np.ndarray]]:
+) -> tuple[PortGradients, dict[str, np.ndarray]]:
     """The values of the port's backward pass, and the gradients of parameters that one array of the
     port holds, by name."""
     chosen = recorded.chosen
     aligned = [
-        _as_port(numbers(graph.values[o]), c.numpy(), theirs)
+        _as_port(to_numpy(graph.values[o]), c.numpy(), theirs)
         for o, c, theirs in zip(graph.outputs, cotangents, recorded.port)
     ]
     floats = pair.floats()
@@ -221,12 +221,12 @@ def _port_gradients(
                 index.add(np.array(g[k]), "gradient", f"{pair.pure.names[i]}[{k}]", [])
     size = max((float(np.abs(g).max()) for g in reference.values() if g.size), default=0.0)
     own = _own(graph, [pair.leaves[i] for i in floats], gradients)
-    return Theirs(index, own, gradients, size), own
+    return PortGradients(index, own, gradients, size), own
 
 
 def _explained(
     graph: Graph,
-    theirs: Theirs,
+    theirs: PortGradients,
     cotangents: list[torch.Tensor],
     wrong: list[str],
     reference: dict[str, np.ndarray],
@@ -301,7 +301,7 @@ def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., An
 
 def _search(
     graph: Graph,
-    theirs: Theirs,
+    theirs: PortGradients,
     cotangents: list[torch.Tensor],
     edits: Mapping[int, Edit],
     wrong: list[str],
@@ -335,7 +335,7 @@ def _search(
     return best
 
 
-def _nearest(theirs: Theirs, name: str, g: np.ndarray) -> tuple[float, str, float | None]:
+def _nearest(theirs: PortGradients, name: str, g: np.ndarray) -> tuple[float, str, float | None]:
     """Distance and place of the port's nearest gradient, and its ratio to this one."""
     if name in theirs.own:
         value: np.ndarray | None = theirs.own[name]

@@ -16,7 +16,7 @@ from twinvit.port.pair import Pair
 from twinvit.port.record import jax_trace, torch_program
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_interpreter import Interpreter
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.session import Session
 
 CHECKED = 1 << 21  # parameters up to which a model is run again by itself
@@ -39,7 +39,7 @@ def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
         )
     for i, j in zip(graph.outputs, [again.outputs[k] for k in places]):
         a, b = graph.values[i], again.values[j]
-        d = align_distance(numbers(a), numbers(b))
+        d = align_distance(to_numpy(a), to_numpy(b))
         if d > 1e-9:
             raise PortError(
                 f"the PyTorch model differs from itself by {d:.1e} on "
@@ -73,18 +73,18 @@ def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortErro
     own = [
         v
         for v, s in zip(graph.values, graph.source)
-        if s.startswith("param:") and v.dtype == torch.float64 and evidence(numbers(v))
+        if s.startswith("param:") and v.dtype == torch.float64 and evidence(to_numpy(v))
     ]
     held = [
         x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
     ]
     if not own or not held:
         return None
-    if any(index.find(numbers(v), 1e-12) is not None for v in own):
+    if any(index.find(to_numpy(v), 1e-12) is not None for v in own):
         return None
     numbers_held = np.sort(np.concatenate([x.reshape(-1) for x in held]))
     for value in own:
-        flat = numbers(value).reshape(-1)
+        flat = to_numpy(value).reshape(-1)
         sample = flat[:: max(1, flat.size // 64)][:64]
         place = np.searchsorted(numbers_held, sample).clip(1, numbers_held.size - 1)
         near = np.minimum(
@@ -107,7 +107,7 @@ def lost_weights(session: Session) -> list[str]:
             u in session.live for u in session.graph.consumers.get(i, ())
         ):
             continue
-        value = numbers(session.graph.values[i])
+        value = to_numpy(session.graph.values[i])
         if not any(
             value.shape
             and value.shape[0] % n == 0

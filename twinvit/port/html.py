@@ -95,7 +95,7 @@ def _narrowings(report: Report) -> str:
         rest = html.table(columns, rows[SHOWN:], numbers=(3,))
         parts.append(html.folded(f"{len(rows) - SHOWN} more", rest))
     return html.section(
-        "Narrowings",
+        "Downcasts",
         "<p class='lead'>Computed in a narrower type than their inputs; ignored above, "
         "where both sides ran in float64. The cost is what each alone does to the "
         "outputs.</p>",

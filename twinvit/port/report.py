@@ -66,14 +66,14 @@ class Finding:
 
 
 @dataclass
-class Narrowing:
+class Downcast:
     """A computation in a narrower type than its inputs, ignored while the formulas were compared.
 
     Attributes:
         side: "torch" or "jax".
         where: file and line; it may be within a library.
         dtype: the type that was asked for there.
-        cost: the relative L2 distance of the outputs that this narrowing alone makes; None if not
+        cost: the relative L2 distance of the outputs that this downcast alone makes; None if not
             measured.
         alone: True if the other side holds the same value in wider types alone as it runs, False if
             it rounds it as well (or this one does not as it runs), None if that cannot be told.
@@ -262,7 +262,7 @@ class Report:
     distance: float
     remaining: float
     findings: list[Finding] = field(default_factory=list)
-    narrowings: list[Narrowing] = field(default_factory=list)
+    narrowings: list[Downcast] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -295,8 +295,8 @@ class Report:
         """0 same, 1 different, 2 undecided."""
         return VERDICTS.index(self.verdict)
 
-    def rounded_alone(self, least: float = 0.0) -> list[Narrowing]:
-        """Narrowings of the side that is to be changed which the other side has not, and that move
+    def rounded_alone(self, least: float = 0.0) -> list[Downcast]:
+        """Downcasts of the side that is to be changed which the other side has not, and that move
         its outputs by more than `least` (relative L2) or by an unknown amount; the costliest
         first."""
         side = "jax" if self.reference == "torch" else "torch"

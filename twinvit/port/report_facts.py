@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from twinvit.port.report import Input, Narrowing, Report
+from twinvit.port.report import Downcast, Input, Report
 
 ALWAYS = ("preprocessing is no part", "evaluation mode only", "gradients are not compared")
 """How the texts begin that every comparison of its kind says, whatever its inputs are."""
@@ -71,6 +71,6 @@ def by_kind(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in texts if text not in fixed], fixed
 
 
-def costliest_first(narrowings: Sequence[Narrowing]) -> list[Narrowing]:
+def costliest_first(narrowings: Sequence[Downcast]) -> list[Downcast]:
     """By what each costs; those that were not measured come last."""
     return sorted(narrowings, key=lambda n: -1.0 if n.cost is None else n.cost, reverse=True)

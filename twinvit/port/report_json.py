@@ -12,10 +12,10 @@ from twinvit.pages import verdicts
 from twinvit.pages.verdicts import SCHEMA, plain
 from twinvit.port.report import (
     FAR,
+    Downcast,
     Draw,
     Finding,
     Input,
-    Narrowing,
     Native,
     Operation,
     Output,
@@ -106,9 +106,9 @@ def _finding(data: dict[str, Any]) -> Finding:
     return Finding(**data)
 
 
-def _narrowing(data: dict[str, Any]) -> Narrowing:
+def _narrowing(data: dict[str, Any]) -> Downcast:
     measured = [n for n in ("cost", "largest", "divergence", "agreement") if n in data]
-    return Narrowing(**_numbers(data, *measured))
+    return Downcast(**_numbers(data, *measured))
 
 
 def _output(data: dict[str, Any]) -> Output:

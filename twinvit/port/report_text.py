@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from twinvit.port import report_facts as facts
-from twinvit.port.report import SHOWN, Finding, Narrowing, Output, Report
+from twinvit.port.report import SHOWN, Downcast, Finding, Output, Report
 from twinvit.port.sides import NAMES
 
 LINES = 6  # of a finding that are printed; all are in the JSON report
@@ -33,7 +33,7 @@ def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
     yield from _proofs(report)
     if report.narrowings:
         yield ""
-        yield "Narrowings (ignored above: both sides ran in float64):"
+        yield "Downcasts (ignored above: both sides ran in float64):"
         for narrow in facts.costliest_first(report.narrowings)[:SHOWN]:
             yield f"   {narrow.side}: {narrow.where} to {narrow.dtype}{costs(narrow)}"
         if len(report.narrowings) > SHOWN:
@@ -97,8 +97,8 @@ def rounding(report: Report) -> str:
     )
 
 
-def costs(narrow: Narrowing) -> str:
-    """What a narrowing costs, to be put behind its place."""
+def costs(narrow: Downcast) -> str:
+    """What a downcast costs, to be put behind its place."""
     if narrow.cost is None:
         return ""
     text = f", costs {distance(narrow.cost)}"

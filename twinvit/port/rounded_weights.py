@@ -15,7 +15,7 @@ from twinvit.port.hashed import hashes as _hashes
 from twinvit.port.hashed import total as _sum
 from twinvit.port.pair import Pair, Rounded, shortened
 from twinvit.port.record import jax_types
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Finding
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def tell_rounded(pair: Pair, forward: Comparison) -> None:
         theirs = program.port(program.arrays, None)
         pair.leaves = leaves
     for k, (out, x) in enumerate(zip(graph.outputs, theirs)):
-        mine = numbers(values.get(out, graph.values[out]))
+        mine = to_numpy(values.get(out, graph.values[out]))
         d = verdict.judge(mine, x, session.noise.elements.get(out))
         if d.relative > forward.before[k].relative:
             forward.before[k] = d

@@ -20,11 +20,11 @@ from twinvit.port.port_side import jax_input
 from twinvit.port.record import jax_trace, torch_program, torch_values
 from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 from twinvit.port.record.jax_interpreter import Deferred, Interpreter, Sink
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import Weights
 from twinvit.port.search.noise import measure_noise
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 
 if TYPE_CHECKING:
     from twinvit.port.comparison import Recorded
@@ -218,7 +218,7 @@ class Program:
             theirs = self.port(self.arrays, weights)
         except Exception:
             return 0.0
-        outs = [numbers(graph.values[o]) for o in graph.outputs]
+        outs = [to_numpy(graph.values[o]) for o in graph.outputs]
         if any(x.dtype.kind in "fc" and np.isnan(x).any() for x in (*outs, *theirs)):
             return 0.0
         if all(verdict.judge(x, y).verdict == verdict.SAME for x, y in zip(outs, theirs)):
@@ -241,7 +241,7 @@ class Program:
     def distances(self, graph: Graph, theirs: Arrays) -> list[float]:
         """Relative L2 distance of each output; inf where kinds of numbers or shapes differ."""
         return [
-            verdict.judge(numbers(graph.values[o]), x).relative
+            verdict.judge(to_numpy(graph.values[o]), x).relative
             for o, x in zip(graph.outputs, theirs)
         ]
 
@@ -264,7 +264,7 @@ def nudged(graph: Graph, size: float, runs: int) -> list[float]:
         for k, o in enumerate(graph.outputs):
             if o in run:
                 most[k] = max(
-                    most[k], verdict.judge(numbers(graph.values[o]), numbers(run[o])).relative
+                    most[k], verdict.judge(to_numpy(graph.values[o]), to_numpy(run[o])).relative
                 )
     return most
 
@@ -315,7 +315,7 @@ def _live_parameters(session: Session, plain: Sequence[Node]) -> dict[str, np.nd
         if any(o in wanted for o in node.outs):
             wanted.update(_refs(node))
     return {
-        n: numbers(graph.values[i])
+        n: to_numpy(graph.values[i])
         for n, i in graph.params().items()
         if i in wanted and graph.values[i].dtype == torch.float64
     }
@@ -326,7 +326,9 @@ def _refs(node: Node) -> Iterator[int]:
     return (x.id for x in leaves if isinstance(x, Ref))
 
 
-def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -> list[np.ndarray]:
+def _fixed(
+    session: Session, plain: Sequence[Node], edits: Sequence[AppliedEdit]
+) -> list[np.ndarray]:
     """Arrays that keep their values: numbers that the edits hold, parameters that a value put in
     place was computed from, and buffers that are no statistics (tables of positions, windows), of
     which one may be computed from another."""
@@ -336,11 +338,11 @@ def _fixed(session: Session, plain: Sequence[Node], edits: Sequence[Accepted]) -
     for node in reversed(plain):
         if any(o in wanted for o in node.outs):
             wanted.update(_refs(node))
-    held = [numbers(graph.values[i]) for i in graph.params().values() if i in wanted]
+    held = [to_numpy(graph.values[i]) for i in graph.params().values() if i in wanted]
     seen: dict[int, Any] = {}
     for a in edits:
         for edit in a.edits.values():
-            held += [numbers(t) for t in captured(edit.fn, seen)]
+            held += [to_numpy(t) for t in captured(edit.fn, seen)]
     return held
 
 

@@ -24,7 +24,7 @@ from twinvit.port.pair import Pair
 from twinvit.port.record import jax_trace, jax_types
 from twinvit.port.record.graph import Graph, Node, Ref
 from twinvit.port.record.jax_interpreter import Interpreter
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 TRIES = 600  # alternatives that are decided by running the port, all together
 SECONDS = 60.0
@@ -60,8 +60,8 @@ def targets_of(graph: Graph) -> list[Target]:
         names = tuple(n for r in node.refs if (n := _parameter(graph, r)) is not None)
         values += [(graph.values[o], names) for o in outs]
         for value, behind in values:
-            if value.dtype == torch.float64 and evidence(numbers(value)):
-                found.append(Target(numbers(value), node.index, behind))
+            if value.dtype == torch.float64 and evidence(to_numpy(value)):
+                found.append(Target(to_numpy(value), node.index, behind))
     return found
 
 
@@ -161,7 +161,7 @@ class WeightSearch:
             lost = next((k for k in self._lost() if k not in stuck), None)
             if lost is None:
                 break
-            if not self._mend(lost):
+            if not self._repair(lost):
                 stuck.add(lost)
                 stuck.update(self._after(lost))
         return self._undecided()
@@ -195,7 +195,7 @@ class WeightSearch:
                 nodes.add(node.index)
         return {j for j, t in enumerate(self.targets) if j != k and t.node in nodes}
 
-    def _mend(self, lost: int) -> bool:
+    def _repair(self, lost: int) -> bool:
         best, kept = sum(self.flags), None
         for rules in self._moves(lost):
             if self.spent:

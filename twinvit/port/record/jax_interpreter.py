@@ -1,6 +1,6 @@
 """Evaluate a jaxpr equation by equation in float64.
 
-Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every narrowing of a
+Calls are entered, `scan` is unrolled, `cond` and `while` are followed. Every downcast of a
 floating-point type is ignored and written down.
 """
 
@@ -38,7 +38,7 @@ class Deferred:
 class Interpreter:
     """Evaluates a closed jaxpr on NumPy arrays in float64, telling `sink` of every value.
 
-    Narrowings are ignored but for `round_at`, one of a trace's (place, type) pairs. With `marks`,
+    Downcasts are ignored but for `round_at`, one of a trace's (place, type) pairs. With `marks`,
     `types` says in which types values are held as the program runs.
     """
 

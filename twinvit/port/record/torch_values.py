@@ -56,7 +56,7 @@ def to_torch(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array, copy=True, order="C"))
 
 
-def numbers(t: torch.Tensor) -> np.ndarray:
+def to_numpy(t: torch.Tensor) -> np.ndarray:
     """A tensor's numbers as a contiguous array."""
     return np.ascontiguousarray(t.detach().numpy())
 

@@ -15,7 +15,7 @@ from twinvit.port.outputs import apply_output, leaves_of
 from twinvit.port.record import torch_program, torch_values
 from twinvit.port.record.given import split_inputs
 from twinvit.port.record.graph import Graph
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.recording.arrays import Written
 from twinvit.port.recording.torch_graph import written_graph
 
@@ -141,4 +141,4 @@ def _apart(graph: Graph, again: Graph, k: int) -> float:
         graph.values[graph.outputs[k]],
         again.values[again.outputs[k]],
     )
-    return align_distance(*map(numbers, values))
+    return align_distance(*map(to_numpy, values))

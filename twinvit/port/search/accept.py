@@ -12,12 +12,12 @@ from twinvit.port.call import Call
 from twinvit.port.index import Entry, align_distance, distance
 from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Edit, Node, Ref
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.edits import checked, edits_of
 from twinvit.port.search.places import drop_worse
 from twinvit.port.search.proof import felt
 from twinvit.port.search.session import Session, Snapshot
-from twinvit.port.search.trial import NARROW, Accepted, Trial
+from twinvit.port.search.trial import NARROW, AppliedEdit, Trial
 
 _Place = tuple[Node, dict[int, Edit]]
 """An operation that an edit is made at, and what is edited for that."""
@@ -36,7 +36,7 @@ class Made:
     edits: dict[int, Edit]
     places: list[Node]
     groups: list[list[int]]
-    extended: list[tuple[Accepted, Node, dict[int, Edit]]] = field(default_factory=list)
+    extended: list[tuple[AppliedEdit, Node, dict[int, Edit]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, site: Node, edits: Mapping[int, Edit], others: Sequence[_Place] = ()) -> Made:
@@ -49,7 +49,7 @@ class Made:
         return made
 
 
-def accept(session: Session, trial: Trial) -> Accepted | None:
+def accept(session: Session, trial: Trial) -> AppliedEdit | None:
     """Make the edit here and at every similar place where it is confirmed; None if it regains
     nothing after it, or only values that do not depend on it.
 
@@ -81,7 +81,7 @@ def accept(session: Session, trial: Trial) -> Accepted | None:
 
 def accepted_of(
     session: Session, trial: Trial, made: Made, start: Snapshot, before: float
-) -> Accepted:
+) -> AppliedEdit:
     """What a trial was made as. `start`: the session without it, `before`: the distance then."""
     name = trial.cause.name if trial.cause else ""
     kind, text = ("weights" if name == "weights" else "cause"), trial.variant.text
@@ -93,7 +93,7 @@ def accepted_of(
                 "a constant that one side rounds to a narrower type: "
                 f"the port's {theirs!r}, the reference's {mine!r}"
             )
-    return Accepted(
+    return AppliedEdit(
         kind,
         name if kind == "cause" else "",
         text,
@@ -116,7 +116,7 @@ def _everywhere(session: Session, trial: Trial) -> Made:
     earlier findings among them."""
     snapshot = session.snapshot()
     own = similar(session, trial)
-    earlier: dict[int, tuple[Accepted, Node, dict[int, Edit]]] = {}
+    earlier: dict[int, tuple[AppliedEdit, Node, dict[int, Edit]]] = {}
     for a in session.accepted:
         for node, edits in similar(session, a.trial) if a.trial is not None else ():
             if node.index not in trial.edits:
@@ -311,7 +311,7 @@ def distance_of(session: Session, trial: Trial) -> float:
     proof = trial.judged.proof
     if proof is None:
         return float("nan")
-    mine = numbers(session.graph.values[proof[0]])
+    mine = to_numpy(session.graph.values[proof[0]])
     if proof[1] < 0:
         k = session.graph.outputs.index(proof[0]) if proof[0] in session.graph.outputs else 0
         return align_distance(mine, session.port_outputs[k])

@@ -12,10 +12,10 @@ from twinvit.port.causes import SPECIAL, Cause, Variant, causes_on
 from twinvit.port.index import squeezed_distance
 from twinvit.port.ops import REORDER
 from twinvit.port.record.graph import Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import NARROW, Judged, Trial
+from twinvit.port.search.trial import NARROW, Trial, TrialResult
 
 FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))
 """Causes that a step's few numbers seem to prove behind a mistake in a recurrent cell."""
@@ -100,7 +100,7 @@ def _ends(session: Session, trial: Trial) -> bool:
     return all(session.agrees(k, new.get(out)) for k, out in enumerate(graph.outputs))
 
 
-def _counts(variant: Variant, judged: Judged) -> bool:
+def _counts(variant: Variant, judged: TrialResult) -> bool:
     """True for an edit that regains more than it breaks, and more than it was solved for."""
     kept = judged.regained + judged.own
     if not kept or judged.broken > kept:
@@ -169,7 +169,7 @@ def aligned(session: Session, trial: Trial) -> bool:
     theirs = session.index.entries[proof[1]].value
     if theirs is None:
         return True
-    return squeezed_distance(numbers(proof[2]), theirs) <= session.tolerance(proof[0])
+    return squeezed_distance(to_numpy(proof[2]), theirs) <= session.tolerance(proof[0])
 
 
 def _order_only(session: Session, trials: Sequence[Trial]) -> bool:

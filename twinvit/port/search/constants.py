@@ -14,17 +14,17 @@ import torch
 
 from twinvit.port.index import SMALLEST, Index, distance, fingerprint, layouts
 from twinvit.port.record.graph import Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.candidates import sites, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import NARROW, Accepted
+from twinvit.port.search.trial import NARROW, AppliedEdit
 
 REPEATS = 16
 LIKELY = 200
 
 
-def narrow_constants(session: Session) -> Accepted | None:
+def narrow_constants(session: Session) -> AppliedEdit | None:
     """Take the port's constants into the reference where they differ by a narrow type's rounding.
 
     The candidates are the last values of the reference that depend on no input. None if there are
@@ -50,11 +50,11 @@ def narrow_constants(session: Session) -> Accepted | None:
     where = session.index.entries[entry].where
     text = f"constants that one side makes in a narrower type, up to {worst:.1e} apart"
     places = list(dict.fromkeys(n.place for n in nodes))
-    found = Accepted("precision", "", text, nodes[0], {}, values, where, worst, 0.0, places)
+    found = AppliedEdit("precision", "", text, nodes[0], {}, values, where, worst, 0.0, places)
     return found.took(*pinned)
 
 
-def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted] | None:
+def rounded_positions(session: Session, front: Node) -> tuple[AppliedEdit, AppliedEdit] | None:
     """A wrong base or offset of rotary positions under a table that one side rounds.
 
     With the right edit the tables are still a narrow type's rounding apart, so that nothing is
@@ -81,11 +81,13 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
             judged = session.judge(edits, front, values, window=400, patience=40)
             if judged is None or judged.regained <= judged.broken:
                 continue
-            before = max(distance(numbers(graph.values[v]), numbers(t)) for v, t in values.items())
+            before = max(
+                distance(to_numpy(graph.values[v]), to_numpy(t)) for v, t in values.items()
+            )
             session.apply(edits)
             pinned = session.pin(values)
             where = session.index.entries[entry].where
-            named = Accepted(
+            named = AppliedEdit(
                 "cause",
                 cause.name,
                 variant.text,
@@ -100,7 +102,9 @@ def rounded_positions(session: Session, front: Node) -> tuple[Accepted, Accepted
             )
             places = list(dict.fromkeys(graph.nodes[graph.producer[v] or 0].place for v in values))
             text = f"constants that one side makes in a narrower type, up to {after:.1e} apart"
-            rounding = Accepted("precision", "", text, site, {}, values, where, after, 0.0, places)
+            rounding = AppliedEdit(
+                "precision", "", text, site, {}, values, where, after, 0.0, places
+            )
             return named, rounding.took(*pinned)
     return None
 
@@ -114,7 +118,7 @@ def _rounded(
     worst, entry = 0.0, -1
     wanted = list(ids)
     for out in wanted:
-        mine = numbers(held[out])
+        mine = to_numpy(held[out])
         best = None
         if mine.dtype == np.float64 and mine.size >= SMALLEST:
             best = min(_candidates(session.index, mine), key=lambda c: c[0], default=None)

@@ -26,10 +26,10 @@ from twinvit.port.record.draws import (
 )
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_tape import Step, Tape
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.region import DRAWING, Order, orders
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 
 ARRANGED = ("convert_element_type", "copy", "reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 """Layout operations of JAX that keep the order of the numbers, where their count stays."""
@@ -142,7 +142,7 @@ def sites_of(graph: Graph) -> list[Site]:
         if given is None:
             continue
         out = graph.values[node.outs[0] or 0]
-        if pattern_of(numbers(graph.values[given]), numbers(out)) is not None:
+        if pattern_of(to_numpy(graph.values[given]), to_numpy(out)) is not None:
             random = [graph.values[r].numel() for r in node.refs if r in drawn]
             found.append(Site(node, given, max(random, default=out.numel())))
     return found
@@ -152,12 +152,12 @@ def _of_reference(session: Session, site: Site) -> Dropped | None:
     graph = session.graph
     out = site.node.outs[0]
     assert out is not None
-    given, dropped = numbers(graph.values[site.given]), numbers(graph.values[out])
+    given, dropped = to_numpy(graph.values[site.given]), to_numpy(graph.values[out])
     own = pattern_of(given, dropped)
     if own is None:
         return None
-    before = [numbers(graph.values[i]) for i in scaled_from(graph, site.given)]
-    after = [numbers(graph.values[i]) for i in scaled_to(graph, out)]
+    before = [to_numpy(graph.values[i]) for i in scaled_from(graph, site.given)]
+    after = [to_numpy(graph.values[i]) for i in scaled_to(graph, out)]
     return Dropped(
         own,
         [(x, _factor(given, x)) for x in before],
@@ -295,7 +295,7 @@ class Pairing:
         nodes = self.session.graph.nodes
         yield from (n for i, n in self.random.items() if nodes[i] is n and i in self.session.live)
 
-    def step(self, *, alike: bool = False) -> Accepted | bool:
+    def step(self, *, alike: bool = False) -> AppliedEdit | bool:
         """Pair the next dropout whose input the port holds. Returns the finding where the two are
         not alike (`alike`: such a pair is left), True where they are, and False if there is none to
         be paired."""
@@ -315,7 +315,7 @@ class Pairing:
 
     def _take(
         self, site: Site, mine: Dropped, theirs: Dropped, pair: _Pair, k: int
-    ) -> Accepted | bool:
+    ) -> AppliedEdit | bool:
         session, index = self.session, site.node.index
         kept = pair.order.apply(theirs.own.kept).astype(np.float64)
         mask = torch.from_numpy(mine.own.factor * pair.factor * kept)
@@ -330,7 +330,7 @@ class Pairing:
         assert session.index.tape is not None
         cause, text = pair.told
         where = session.index.tape.steps[k].where
-        done = Accepted(
+        done = AppliedEdit(
             "cause", cause, text, site.node, {index: edit}, {}, where, abs(pair.factor - 1), 0.0,
             [site.node.place],
         )  # fmt: skip

@@ -17,11 +17,11 @@ from twinvit.port import verdict
 from twinvit.port.draws import Sample, Verified, verified
 from twinvit.port.index import Index, evidence
 from twinvit.port.record.graph import Edit, Graph, Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import CEILING, Finding
 from twinvit.port.search.accept import same_edits, signature_of
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 from twinvit.port.verify import Further, Program
 
 EQUAL = 1e-11  # relative: a value of the port's on drawn inputs, whose rounding is not measured
@@ -60,7 +60,7 @@ def with_further_places(session: Session, findings: Sequence[Finding]) -> list[F
 class _Place:
     """A place where a finding's edit changes nothing on the first inputs."""
 
-    accepted: Accepted
+    accepted: AppliedEdit
     node: Node
     edits: dict[int, Edit]
 
@@ -77,7 +77,7 @@ class _Run:
         """True if with these edits, too, the outputs are the port's."""
         changed = self.graph.run(edits)
         return all(
-            verdict.relative(numbers(changed.get(o, self.graph.values[o])), theirs) <= CEILING
+            verdict.relative(to_numpy(changed.get(o, self.graph.values[o])), theirs) <= CEILING
             for o, theirs in zip(self.graph.outputs, self.outputs)
         )
 
@@ -96,7 +96,7 @@ class _Run:
         return {i for i, value in enumerate(self.graph.values) if self._holds(value)}
 
     def _holds(self, value: torch.Tensor) -> bool:
-        array = numbers(value)
+        array = to_numpy(value)
         return evidence(array) and self.index.find(array, EQUAL) is not None
 
 
@@ -143,7 +143,7 @@ def _further(session: Session) -> Iterator[_Place]:
                 break
 
 
-def _edits(session: Session, a: Accepted, node: Node) -> dict[int, Edit] | None:
+def _edits(session: Session, a: AppliedEdit, node: Node) -> dict[int, Edit] | None:
     """A finding's edit at another operation, if it changes nothing there."""
     for left_out in a.left_out:
         if node.index in left_out:
@@ -173,7 +173,7 @@ def _changes(graph: Graph, edits: Mapping[int, Edit], session: Session | None = 
             continue
         if session is None or value.shape != old.shape:
             return True
-        if verdict.relative(numbers(old), numbers(value)) > session.tolerance(o):
+        if verdict.relative(to_numpy(old), to_numpy(value)) > session.tolerance(o):
             return True
     return False
 

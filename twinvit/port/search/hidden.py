@@ -11,7 +11,7 @@ import torch
 from twinvit.port.index import countable
 from twinvit.port.ops import DRAWS, PRODUCTS, STEPS, UNTRACKED, ZEROING
 from twinvit.port.record.graph import Graph, Node, flat_tensors
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
 
@@ -104,7 +104,7 @@ def _cotangent(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor 
     their own size, at what is not finite zero."""
     if value.dtype != torch.float64:
         return None
-    array = numbers(value)
+    array = to_numpy(value)
     kept, others = countable(array)
     top = float(np.abs(kept).max(initial=0.0))
     norm = top * float(np.linalg.norm(kept / top)) if top else 1.0

@@ -19,9 +19,9 @@ from twinvit.port.index import distance
 from twinvit.port.ops import DECOMPOSED
 from twinvit.port.ops.primitives import CONVERSIONS, LAYOUT
 from twinvit.port.record.graph import Node, flat_tensors
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 
 aten = torch.ops.aten
 _EQUAL = 1e-11
@@ -30,7 +30,7 @@ _PLACED = ("cause", "precision")  # what an edit of an operation is, and not of 
 _REGION = 64  # values of the port between an operation's operands and its result, at most
 
 
-def lines_of(session: Session, made: Accepted) -> tuple[list[str], list[str]]:
+def lines_of(session: Session, made: AppliedEdit) -> tuple[list[str], list[str]]:
     """The reference's and the port's line of each place, in their order, each once."""
     groups = made.groups or [list(made.edits)]
     mine = [made.replaced[g[0]].where for g in groups if g and g[0] in made.replaced]
@@ -49,7 +49,7 @@ def _distinct(lines: list[str]) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line))
 
 
-def _line(session: Session, made: Accepted, group: list[int]) -> str:
+def _line(session: Session, made: AppliedEdit, group: list[int]) -> str:
     before = {i: made.replaced[i] for i in group if i in made.replaced}
     after = {i: made.made[i] for i in group if i in made.made}
     ends = _ends(session, after)
@@ -95,7 +95,7 @@ def _ends(session: Session, nodes: Mapping[int, Node]) -> list[int]:
                 continue
             entry = session.match.get(session.root[out])
             if entry is not None and entry < 0:  # an output, judged by itself
-                entry = session.index.find(numbers(session.graph.values[out]), _EQUAL)
+                entry = session.index.find(to_numpy(session.graph.values[out]), _EQUAL)
             if entry is not None and entry >= 0:
                 found.append(entry)
     return found
@@ -127,7 +127,7 @@ def _held(session: Session, region: set[int], nodes: Mapping[int, Node]) -> set[
         except Exception:
             continue
         values = [*inside.values, *flat_tensors(out)]
-        arrays = [numbers(t.double()) for t in values if t is not None and t.is_floating_point()]
+        arrays = [to_numpy(t.double()) for t in values if t is not None and t.is_floating_point()]
         found.update(i for i in region if any(_equal(session, i, x) for x in arrays))
     return found
 

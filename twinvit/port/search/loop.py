@@ -20,7 +20,7 @@ from twinvit.port.search.places import forget_undone, take_back_places
 from twinvit.port.search.proof import behind, proven, take_back
 from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.transplant import safely, transplant
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 from twinvit.port.search.unknown import substitute, without_unknown
 
 Progress = Callable[[str], None]
@@ -81,7 +81,7 @@ def explain_divergences(
 class _Pending:
     """A provisional edit, and where the search goes back to if nothing proves it."""
 
-    made: Accepted
+    made: AppliedEdit
     key: tuple[int, str, str]
     snapshot: Snapshot
     known: int
@@ -126,7 +126,7 @@ class _Walk:
         """Give the reference the port's random pattern wherever the same value goes into both."""
         done = self.pairing.step() if self.pairing is not None else False
         while self.pairing is not None and done is not False:
-            if isinstance(done, Accepted):
+            if isinstance(done, AppliedEdit):
                 self.session.accepted.append(done)
             self._settle()
             done = self.pairing.step()
@@ -201,7 +201,7 @@ class _Walk:
             self.single.append(front)
         return bool(done)
 
-    def _transplant(self, front: Node) -> Accepted | None:
+    def _transplant(self, front: Node) -> AppliedEdit | None:
         """A part of the port's program at this divergence, or at another one that is open, too: a
         value of all steps of a loop is lost where one step is."""
         for place in [front, *self._others(front)]:
@@ -240,7 +240,7 @@ class _Walk:
         return False
 
 
-def _repeated(finding: Finding, a: Accepted) -> bool:
+def _repeated(finding: Finding, a: AppliedEdit) -> bool:
     """True if the same was found before at another place: a layer's mistake is each layer's."""
     if (finding.kind, finding.cause) != (a.kind, a.cause):
         return False
@@ -252,6 +252,6 @@ def _repeated(finding: Finding, a: Accepted) -> bool:
     return a.kind in ("cause", "precision") and finding.text == _with_ties(a)
 
 
-def _with_ties(a: Accepted) -> str:
+def _with_ties(a: AppliedEdit) -> str:
     """The finding's text, with the causes that explain the operation equally well."""
     return f"{a.text}; a tie: {' or '.join(a.ties)} explains it equally well" if a.ties else a.text

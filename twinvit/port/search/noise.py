@@ -16,7 +16,7 @@ from twinvit.port.index import distance
 from twinvit.port.ops import AXIS_AT, DRAWS, EXACT, STEPS, WHOLE
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_calls import aten_name
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 RUNS = 3
 LARGE = 1 << 16  # numbers of a parameter that is not kept moved
@@ -88,11 +88,11 @@ def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> N
         if value.dtype not in (torch.float64, torch.complex128):
             return
         if value.dtype == torch.float64 and value.numel() >= 2:
-            d = distance(numbers(first), numbers(value)) / AMPLIFIED
+            d = distance(to_numpy(first), to_numpy(value)) / AMPLIFIED
             noise.relative[i] = max(noise.relative.get(i, 0.0), d if np.isfinite(d) else 0.0)
         if i in kept:
             with np.errstate(all="ignore"):
-                moved = np.abs(numbers(value) - numbers(first)) / AMPLIFIED
+                moved = np.abs(to_numpy(value) - to_numpy(first)) / AMPLIFIED
             moved = np.where(np.isfinite(moved), moved, 0.0)
             old = noise.elements.get(i)
             noise.elements[i] = moved if old is None else np.maximum(old, moved)

@@ -18,7 +18,7 @@ from twinvit.port.index import evidence, layouts
 from twinvit.port.ops import AXIS_AT, INDICES, WITH_INDICES
 from twinvit.port.ops.primitives import CHOOSING
 from twinvit.port.record.graph import Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 if TYPE_CHECKING:
     from twinvit.port.search.session import Session
@@ -48,7 +48,7 @@ def find_by_order(session: Session, node: Node) -> int | None:
     """The port's first value that is a + b f(x) along the axis that `node` chooses on, of its
     operand x, and that the port chooses by: f is x, its square, its logarithm or the inverse of a
     sigmoid, b one number, a one of each row. None without such a value."""
-    mine = numbers(session.graph.values[node.refs[0]])
+    mine = to_numpy(session.graph.values[node.refs[0]])
     if mine.dtype != np.float64 or not np.isfinite(mine).all():
         return None
     axis = _axis(session, node)
@@ -73,7 +73,7 @@ def other_choices(session: Session) -> list[str]:
         if node.index not in session.live or not _chooses(session, node):
             continue
         value = session.graph.values[node.refs[0]]
-        if value.dtype != torch.float64 or not evidence(numbers(value)):
+        if value.dtype != torch.float64 or not evidence(to_numpy(value)):
             continue
         if not value.isfinite().all() or session.noise.get(node.refs[0]) > verdict.UNJUDGED:
             continue

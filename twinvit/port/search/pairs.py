@@ -15,7 +15,7 @@ from twinvit.port.search.candidates import aligned, told, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.proof import felt
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted, Trial
+from twinvit.port.search.trial import AppliedEdit, Trial
 
 TRIES = 2500  # pairs that are tried at one place
 WORK = 2e7  # numbers that these compute, about: large models try fewer
@@ -38,7 +38,7 @@ class Joint:
         return self.second.gain
 
 
-def joint(session: Session, front: Node) -> list[Accepted]:
+def joint(session: Session, front: Node) -> list[AppliedEdit]:
     """Make two edits at a divergence that no edit alone explains, and wherever both are needed in
     the same way; nothing where no two of different causes regain values together."""
     best = max(_regaining(session, front), key=lambda found: found.gain, default=None)
@@ -171,7 +171,7 @@ def _counts(session: Session, trial: Trial) -> bool:
     return (judged.regained >= LEAST or output) and aligned(session, trial)
 
 
-def _accept(session: Session, found: Joint) -> list[Accepted]:
+def _accept(session: Session, found: Joint) -> list[AppliedEdit]:
     """Make both edits; nothing if more is lost than is found again, or nothing depends on them."""
     start, lost = session.snapshot(), session.lost()
     others = similar(session, found.first)
@@ -199,7 +199,7 @@ def _accept(session: Session, found: Joint) -> list[Accepted]:
 
 
 def _also(
-    session: Session, found: Joint, made: Sequence[Accepted], node: Node, edits: dict[int, Edit]
+    session: Session, found: Joint, made: Sequence[AppliedEdit], node: Node, edits: dict[int, Edit]
 ) -> None:
     """Make both edits at another place of the first's kind, if what they compute is found there."""
     start = session.snapshot()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, MutableSequence, Sequence
 
 from twinvit.port.record.graph import Node
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import Accepted
+from twinvit.port.search.trial import AppliedEdit
 
 
 def left_as_it_was(session: Session, before: Mapping[int, Node], *, better: bool = False) -> bool:
@@ -48,7 +48,7 @@ def drop_worse(
     return dropped
 
 
-def take_back_places(session: Session, accepted: Collection[Accepted]) -> bool:
+def take_back_places(session: Session, accepted: Collection[AppliedEdit]) -> bool:
     """Leave each finding's edit out once at each further place, with all others made; take it back
     where nothing needs it. True if some were.
 
@@ -68,7 +68,7 @@ def take_back_places(session: Session, accepted: Collection[Accepted]) -> bool:
     return any_dropped
 
 
-def forget_undone(session: Session, accepted: Collection[Accepted]) -> None:
+def forget_undone(session: Session, accepted: Collection[AppliedEdit]) -> None:
     """Forget further places whose edits are not made any more, after the search went back."""
     nodes = session.graph.nodes
     for a in accepted:

@@ -17,7 +17,7 @@ from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_rules import RULES
 from twinvit.port.record.jax_settings import float64_on_cpu
 from twinvit.port.record.jax_tape import Step, Tape
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.noise import NUDGE
 from twinvit.port.search.region import Order, Region
 
@@ -101,12 +101,12 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, piece: Piece, *values: torch.Tensor) -> torch.Tensor:
-        ctx.piece, ctx.arrays = piece, [numbers(v) for v in values]
+        ctx.piece, ctx.arrays = piece, [to_numpy(v) for v in values]
         return torch.from_numpy(np.array(piece.run(ctx.arrays), order="C"))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        found = ctx.piece.gradients(ctx.arrays, numbers(grads[0]))
+        found = ctx.piece.gradients(ctx.arrays, to_numpy(grads[0]))
         return None, *(None if g is None else torch.from_numpy(g) for g in found)
 
 

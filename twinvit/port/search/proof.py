@@ -16,9 +16,9 @@ import torch
 from twinvit.port.call import Call
 from twinvit.port.index import SMALLEST, squeezed_distance
 from twinvit.port.record.graph import Edit, Graph, Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.edits import nudged
-from twinvit.port.search.trial import Accepted, Judged
+from twinvit.port.search.trial import AppliedEdit, TrialResult
 
 if TYPE_CHECKING:
     from twinvit.port.search.session import Session
@@ -118,11 +118,11 @@ class Tally:
         session = self.session
         after = not edited
         if last:
-            after = telling(numbers(value))
+            after = telling(to_numpy(value))
         elif edited and out in session.watched:
             theirs = session.index.entries[found].value if found >= 0 else None
             after = theirs is not None and (
-                squeezed_distance(numbers(value), theirs) <= session.tolerance(out)
+                squeezed_distance(to_numpy(value), theirs) <= session.tolerance(out)
             )
         self.misses = 0
         if self.proof is None and (after or edited):
@@ -132,7 +132,7 @@ class Tally:
         elif session.root[out] not in (session.root[r] for r in self.regained):
             self.covered |= self.reach.get(out, 0)
             self.regained.append(out)
-            self.arrays += not last or np.unique(numbers(value)).size >= SMALLEST
+            self.arrays += not last or np.unique(to_numpy(value)).size >= SMALLEST
 
     def open(self) -> bool:
         """True if an edit has no value behind it yet that is regained, for no other reason than
@@ -150,12 +150,12 @@ class Tally:
         refs = node.refs if edit.refs is None else edit.refs
         return any(not self.seen.get(r, session.status(r) != "lost") for r in refs)
 
-    def judged(self) -> Judged:
+    def judged(self) -> TrialResult:
         proven = all(self.covered & b or self.excused(i) for i, b in self.bits.items())
         if not self.regained or not proven:
             own = self.own if not self.regained else 0
-            return Judged(0, self.broken, self.proof, own)
-        return Judged(len(self.regained), self.broken, self.proof, self.own, self.arrays)
+            return TrialResult(0, self.broken, self.proof, own)
+        return TrialResult(len(self.regained), self.broken, self.proof, self.own, self.arrays)
 
 
 def felt(session: Session, edited: Iterable[int], values: Collection[int]) -> bool:
@@ -193,7 +193,7 @@ def behind(graph: Graph, edited: Iterable[int], node: Node) -> bool:
     return any(r in reached for r in node.refs)
 
 
-def proven(session: Session, a: Accepted) -> bool:
+def proven(session: Session, a: AppliedEdit) -> bool:
     """True if some found value needs a finding's edits and values, and depends on them; of an edit
     at several operations at once, on each."""
     if a.settled or any(session.graph.nodes[i] is not node for i, node in a.made.items()):
@@ -202,7 +202,7 @@ def proven(session: Session, a: Accepted) -> bool:
     return bool(lost) and (not a.groups or any(felt(session, g, lost) for g in a.groups))
 
 
-def take_back(session: Session, accepted: list[Accepted]) -> None:
+def take_back(session: Session, accepted: list[AppliedEdit]) -> None:
     """Leave each finding out once, with all others made; drop those that nothing needs.
 
     Values put in place go before causes, later ones before earlier ones: of two that each suffice

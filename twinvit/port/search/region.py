@@ -19,7 +19,7 @@ from twinvit.port.ops import LAYOUT, SHAPE_ONLY
 from twinvit.port.ops.primitives import BY_VALUE
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_tape import Step, Tape
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 
 RUN = 16  # operations of the port in a transplant, at most, library functions folded
 TABLE = 40  # the same of a table that depends on no input and no parameter
@@ -156,7 +156,7 @@ class Held:
         if theirs is None or not theirs.size:
             return
         for i in self._candidates(slot, theirs):
-            mine = numbers(self.graph.values[i])
+            mine = to_numpy(self.graph.values[i])
             order = order_between(mine, theirs, max(self.tolerance(i), 1e-13))
             if order is not None:
                 yield i, order

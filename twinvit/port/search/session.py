@@ -12,14 +12,14 @@ from twinvit.port import verdict
 from twinvit.port.index import Index, distance, evidence
 from twinvit.port.ops import LAYOUT, MOVES, PARTS, SHAPE_ONLY
 from twinvit.port.record.graph import Edit, Graph, Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise, measure_noise
 from twinvit.port.search.order import chosen_by_order, find_by_order
 from twinvit.port.search.proof import Tally, spoils
-from twinvit.port.search.trial import Accepted, Judged
+from twinvit.port.search.trial import AppliedEdit, TrialResult
 
 CELLS = ("LSTM", "GRU", "RNN")
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
@@ -61,14 +61,14 @@ class Session:
         self.stepped: set[int] = set()  # of these what something depends on through a step alone
         self.unjudged: dict[int, float] = {}  # what rounding alone moves too far, and how far
         self.errors: dict[str, None] = {}  # causes that raised, where and what
-        self.accepted: list[Accepted] = []
+        self.accepted: list[AppliedEdit] = []
         self.trials = 0
         self.what: tuple[str, ...] = ("forward",)
         self.watched: set[int] = set()
         self.state: set[tuple[int, str, str]] | None = None  # keys of what the port keeps
         self.drawn: frozenset[int] = frozenset()  # random numbers, which the port draws otherwise
         self.random: Mapping[int, Node] = {}  # operations where they meet other values
-        self.spoiled: set[int] = set()
+        self.tainted: set[int] = set()
         self.live = self._live()
         self.root: dict[int, int] = {}
         self._roots()
@@ -112,7 +112,7 @@ class Session:
         if noise > verdict.UNJUDGED:
             self.unjudged[value_id] = noise
             return False
-        array = numbers(value)
+        array = to_numpy(value)
         if not evidence(array):
             return False
         hit = self.index.find(array, verdict.tolerance(noise))
@@ -123,7 +123,7 @@ class Session:
     def judge_output(self, k: int, value: torch.Tensor | None = None) -> verdict.Distance:
         """The k-th output, or another value in its place, against the port's, number by number."""
         out = self.graph.outputs[k]
-        mine = numbers(self.graph.values[out] if value is None else value)
+        mine = to_numpy(self.graph.values[out] if value is None else value)
         found = verdict.judge(mine, self.port_outputs[k], self.noise.elements.get(out))
         if found.verdict == verdict.DIFFERENT and found.relative <= _NEARLY:
             if self.graph is not self._recorded:  # what an edit computes rounds at other places
@@ -144,7 +144,7 @@ class Session:
     def agrees(self, k: int, value: torch.Tensor | None = None) -> bool:
         """True unless the k-th output, or another value in its place, differs from the port's."""
         out = self.graph.outputs[k]
-        mine = numbers(self.graph.values[out] if value is None else value)
+        mine = to_numpy(self.graph.values[out] if value is None else value)
         if mine.dtype == np.float64 and self.noise.get(out) < verdict.MOST:
             if verdict.relative(mine, self.port_outputs[k]) > 1e-6:
                 return False
@@ -179,8 +179,8 @@ class Session:
 
     def _passed(self) -> None:
         """Which values lead to a found one."""
-        self.leads: set[int] = set()
-        spoiled = self.spoiled = set()  # a part that is found does not vouch for those that are not
+        self.covered: set[int] = set()
+        tainted = self.tainted = set()  # a part that is found does not vouch for those that are not
         agreed = all(self.match.get(self.root[o]) is not None for o in self.graph.outputs)
         for node in reversed(self.graph.nodes):
             if node.index not in self.live:
@@ -190,8 +190,8 @@ class Session:
                 if out is None:
                     continue
                 if (
-                    out in self.leads
-                    and out not in spoiled
+                    out in self.covered
+                    and out not in tainted
                     and out not in self.hidden
                     or (self.root[out] == out and self.match.get(out) is not None)
                 ):
@@ -199,9 +199,9 @@ class Session:
                 elif self.root[out] in self.match and self.consumed(out):
                     wrong = True
             if wrong and not agreed and self._step_of(node):
-                spoiled.update(node.refs)
+                tainted.update(node.refs)
             elif good:
-                self.leads.update(node.refs)
+                self.covered.update(node.refs)
 
     def find_hidden(self) -> bool:
         """Look for values that lead to found ones and that nothing found depends on, with these
@@ -216,7 +216,7 @@ class Session:
             and self.graph.producer[i] is not None
             and self.graph.producer[i] in self.live
             and self.match.get(i) is None
-            and i in self.leads
+            and i in self.covered
             and self.graph.values[i].dtype == torch.float64
         ]
         if candidates:
@@ -283,7 +283,7 @@ class Session:
             return "found"
         if root in self.hidden:
             return "lost" if root in self.match else ""
-        if (value_id in self.leads or root in self.leads) and root not in self.spoiled:
+        if (value_id in self.covered or root in self.covered) and root not in self.tainted:
             return "passed"
         return "lost" if root in self.match else ""
 
@@ -343,7 +343,7 @@ class Session:
                 if mine.dtype.kind in "fc" and mine.size == theirs.size
                 else self.judge_output(k).relative
                 for k, theirs in enumerate(self.port_outputs)
-                for mine in [numbers(self.graph.values[self.graph.outputs[k]])]
+                for mine in [to_numpy(self.graph.values[self.graph.outputs[k]])]
             ),
             default=0.0,
         )
@@ -366,7 +366,7 @@ class Session:
             if out is None:
                 continue
             status = self.status(out)
-            value = numbers(self.graph.values[out])
+            value = to_numpy(self.graph.values[out])
             far = 0.0
             if status == "":
                 far = 0.0
@@ -399,7 +399,7 @@ class Session:
         window: int = WINDOW,
         patience: int = 5,
         enough: int = 6,
-    ) -> Judged | None:
+    ) -> TrialResult | None:
         """What an edit regains; None if the reference cannot run with it, or makes NaN of
         numbers."""
         self.trials += 1

@@ -19,7 +19,7 @@ from twinvit.port.index import distance
 from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Edit, Node
 from twinvit.port.record.jax_tape import Tape
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.aliases import alias_of
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.folding import Expression, count
@@ -46,7 +46,7 @@ from twinvit.port.search.region import (
     with_silent,
 )
 from twinvit.port.search.session import Session
-from twinvit.port.search.trial import NARROW, Accepted
+from twinvit.port.search.trial import NARROW, AppliedEdit
 
 ENTRIES = 12  # values of the port that are tried at one place
 ORDERS = 3  # orders of axes that are tried of one of them
@@ -107,7 +107,7 @@ class Template:
     """The port's entries that were put in place."""
 
 
-def transplant(session: Session, front: Node) -> Accepted | None:
+def transplant(session: Session, front: Node) -> AppliedEdit | None:
     """Put a part of the port's program in the reference's place, here and wherever the same is
     needed; None where none is proven."""
     tape = session.index.tape
@@ -140,7 +140,7 @@ def safely(session: Session, front: Node, attempt: Callable[[], _Result]) -> _Re
         return None
 
 
-def at_value(session: Session, front: Node, value: int, entry: int) -> Accepted | None:
+def at_value(session: Session, front: Node, value: int, entry: int) -> AppliedEdit | None:
     """A transplant that computes an entry of the port in place of one value."""
     tape = session.index.tape
     producer = session.graph.producer[value]
@@ -213,7 +213,7 @@ def _regaining(session: Session, tape: Tape, held: Held, front: Node) -> Iterato
     for site in sites_of(session, front):
         if clear and site.node.index > front.index:
             return
-        present = numbers(session.graph.values[site.value])
+        present = to_numpy(session.graph.values[site.value])
         if present.dtype != np.float64 or present.size < 2:
             continue
         for region in _regions(session, tape, held, site, leading):
@@ -256,7 +256,7 @@ def _gain(session: Session, site: Site, front: Node, value: torch.Tensor) -> int
 
 def _likely(session: Session, site: Site, theirs: np.ndarray) -> list[Order]:
     """Orders of axes that fit, those first that bring the port's numbers nearest."""
-    present = numbers(session.graph.values[site.value])
+    present = to_numpy(session.graph.values[site.value])
     fits = orders(theirs.shape, present.shape)[:24]
     far = [distance(present, order.apply(theirs)) for order in fits]
     return [fits[k] for k in np.argsort(far, kind="stable")[:ORDERS]]
@@ -382,11 +382,11 @@ def _depends(session: Session, site: Site, refs: Iterable[int]) -> None:
             raise Refused(f"it depends on no {what}")
 
 
-def accept_made(session: Session, tape: Tape, made: Made, front: Node) -> Accepted | None:
+def accept_made(session: Session, tape: Tape, made: Made, front: Node) -> AppliedEdit | None:
     """Make a transplant here and wherever the same is needed; None if nothing after it is found
     again, or nothing that depends on it."""
     graph, site = session.graph, made.site
-    present = numbers(graph.values[site.value]).copy()
+    present = to_numpy(graph.values[site.value]).copy()
     start = session.snapshot()
     theirs = tape.value(made.region.out)
     before = float("inf") if theirs is None else distance(present, made.order.apply(theirs))
@@ -429,7 +429,7 @@ def _stands(session: Session, made: Made) -> bool:
     return len(gained) > len(lost - lost_before) and felt(session, [site.node.index], gained)
 
 
-def _accepted(session: Session, tape: Tape, made: Made, front: Node, before: float) -> Accepted:
+def _accepted(session: Session, tape: Tape, made: Made, front: Node, before: float) -> AppliedEdit:
     lines = made.region.lines(tape)
     where = lines[0] if lines else _line_of(session, made)
     site = made.site
@@ -437,9 +437,9 @@ def _accepted(session: Session, tape: Tape, made: Made, front: Node, before: flo
     theirs = tape.value(made.region.out)
     after = 0.0
     if now is not None and theirs is not None:
-        after = distance(numbers(now), made.order.apply(theirs))
+        after = distance(to_numpy(now), made.order.apply(theirs))
     text = f"the reference: {printed(made.mine)}\nthe port:      {printed(made.theirs)}"
-    done = Accepted(
+    done = AppliedEdit(
         "expression", "", text, site.node, {site.node.index: made.edit}, {}, where, before, after,
         [site.node.place],
     )  # fmt: skip
@@ -456,7 +456,7 @@ def _line_of(session: Session, made: Made) -> str:
     return session.index.entries[entry].where if entry >= 0 else ""
 
 
-def _everywhere(session: Session, tape: Tape, done: Accepted, template: Template) -> None:
+def _everywhere(session: Session, tape: Tape, done: AppliedEdit, template: Template) -> None:
     """Make a transplant at each next divergence that is one of the same kind."""
     skip: set[int] = set()
     for _ in range(len(session.graph.nodes)):
@@ -468,7 +468,9 @@ def _everywhere(session: Session, tape: Tape, done: Accepted, template: Template
             skip.add(front.index)
 
 
-def _again(session: Session, tape: Tape, done: Accepted, template: Template, front: Node) -> bool:
+def _again(
+    session: Session, tape: Tape, done: AppliedEdit, template: Template, front: Node
+) -> bool:
     """Make a transplant at another place of the same kind, if it is the port's program there."""
     first = template.made.site
     if not same_kind(front, template.front):
@@ -537,7 +539,7 @@ def _alike_made(
     return made if alike(made.texts[1]) == alike(template.made.texts[1]) else None
 
 
-def _silent(session: Session, tape: Tape, done: Accepted, template: Template) -> bool:
+def _silent(session: Session, tape: Tape, done: AppliedEdit, template: Template) -> bool:
     """Note places of the same kind where the transplant changes nothing on these inputs. In a loop
     it is made at all of them; False if it cannot be made in every step."""
     first = template.made.region

@@ -15,7 +15,7 @@ NARROW = 1e-6  # no constant in float32 is further off, few formulas are nearer
 
 
 @dataclass
-class Accepted:
+class AppliedEdit:
     """An edit that was proven, with what it was proven by."""
 
     kind: str
@@ -87,14 +87,14 @@ class Accepted:
         replaced: dict[int, Node],
         made: dict[int, Node],
         originals: dict[int, torch.Tensor],
-    ) -> Accepted:
+    ) -> AppliedEdit:
         """Note what the edits and values took the places of; returns itself."""
         self.replaced, self.made, self.originals = replaced, made, originals
         return self
 
 
 @dataclass
-class Judged:
+class TrialResult:
     """What an edit regains.
 
     Attributes:
@@ -123,7 +123,7 @@ class Trial:
     variant: Variant
     site: Node
     edits: dict[int, Edit]
-    judged: Judged
+    judged: TrialResult
     rank: int
     stacked: bool = False
 

@@ -13,14 +13,14 @@ import torch
 from twinvit.port.index import distance, layouts
 from twinvit.port.ops import LAYOUT, MIXING, MOVES
 from twinvit.port.record.graph import Node
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Operation
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.formula import same_kind
 from twinvit.port.search.residual import residual
 from twinvit.port.search.session import Pinned, Session, Snapshot
 from twinvit.port.search.transplant import at_value, described, first_lacking, safely
-from twinvit.port.search.trial import NARROW, Accepted
+from twinvit.port.search.trial import NARROW, AppliedEdit
 
 TRIES = 800  # values of the port that are put in place for one unknown
 NEXT = 4  # values of one line of the port that are put in place for a further unknown
@@ -30,11 +30,11 @@ _Put = tuple[int, float, int, np.ndarray, int]
 """What is regained, the distance, the port's entry and its value, and the place it is put at."""
 
 
-def substitute(session: Session, front: Node) -> Accepted:
+def substitute(session: Session, front: Node) -> AppliedEdit:
     """Put the port's value in the reference's place, where one can be told, and describe the
     difference."""
     out = next((o for o in front.outs if o is not None and session.status(o) == "lost"), None)
-    value = numbers(session.graph.values[out]) if out is not None else np.zeros(0)
+    value = to_numpy(session.graph.values[out]) if out is not None else np.zeros(0)
     best: _Put | None = None
     if out is not None and value.dtype == np.float64:
         best = _put(session, front, _places(session, front, out))
@@ -52,11 +52,11 @@ def substitute(session: Session, front: Node) -> Accepted:
         reason = safely(session, front, partial(first_lacking, session, front))
         text += _no_number(session, out)
         text += f"; {reason}" if reason else ""
-        return Accepted("unknown", "", text, front, {}, {}, where, d, d, [front.place])
+        return AppliedEdit("unknown", "", text, front, {}, {}, where, d, d, [front.place])
     gain, far, entry, moved, place = best
     told = gain > 1 or (gain == 1 and place == out and not session.graph.consumers.get(place))
     shape = (
-        residual(numbers(session.graph.values[place]), moved)
+        residual(to_numpy(session.graph.values[place]), moved)
         if told or (far < 0.5 and place == out)
         else ""
     )
@@ -81,7 +81,7 @@ def substitute(session: Session, front: Node) -> Accepted:
     pinned: Pinned = {}, {}, {}
     after = before
     if told:
-        present = numbers(session.graph.values[place]).copy()
+        present = to_numpy(session.graph.values[place]).copy()
         values = {place: torch.from_numpy(moved)}
         pinned = session.pin(values)
         after = 0.0
@@ -91,7 +91,7 @@ def substitute(session: Session, front: Node) -> Accepted:
                 "precision",
                 f"a constant that one side makes in a narrower type, {far:.1e} apart",
             )
-    done = Accepted(
+    done = AppliedEdit(
         kind,
         "",
         text,
@@ -119,7 +119,7 @@ class _Kind:
     used: set[int]
 
 
-def _again(session: Session, done: Accepted, kind: _Kind, front: Node) -> bool:
+def _again(session: Session, done: AppliedEdit, kind: _Kind, front: Node) -> bool:
     """Put what the same line of the port computes in place at another divergence of the same kind,
     if that regains as much as anything can be asked of."""
     graph, entries = session.graph, session.index.entries
@@ -156,7 +156,7 @@ def _again(session: Session, done: Accepted, kind: _Kind, front: Node) -> bool:
 def without_unknown(
     session: Session,
     start: Snapshot,
-    accepted: Sequence[Accepted],
+    accepted: Sequence[AppliedEdit],
 ) -> float:
     """The outputs' distance with the causes' edits alone; the session is left as it was."""
     try:
@@ -177,7 +177,9 @@ def operations_without_unknown(session: Session, start: Snapshot) -> list[Operat
 
 
 @contextlib.contextmanager
-def _known_alone(session: Session, start: Snapshot, accepted: Sequence[Accepted]) -> Iterator[None]:
+def _known_alone(
+    session: Session, start: Snapshot, accepted: Sequence[AppliedEdit]
+) -> Iterator[None]:
     """The session with the edits of known causes alone, for as long as this lasts."""
     present = session.snapshot()
     session.undo(start)
@@ -200,7 +202,7 @@ def _no_number(session: Session, out: int | None) -> str:
     if out not in session.graph.outputs:
         return ""
     theirs = session.port_outputs[session.graph.outputs.index(out)]
-    mine = numbers(session.graph.values[out])
+    mine = to_numpy(session.graph.values[out])
     if mine.dtype.kind != "f" or theirs.dtype.kind != "f" or mine.shape != theirs.shape:
         return ""
     apart = np.isfinite(mine) & ~np.isfinite(theirs)
@@ -230,7 +232,7 @@ def _put(
     )
     tries = 0
     for place in places:
-        present = numbers(session.graph.values[place])
+        present = to_numpy(session.graph.values[place])
         if present.dtype != np.float64 or present.size < 8:
             continue
         near = [e for _, e in session.index.nearest(present, 4, 4, claims)]
@@ -252,7 +254,7 @@ def _tried(
 ) -> tuple[int, _Put | None]:
     """Put one value of the port at one place, in the likeliest orders of its axes: how many were
     tried, and the best of all so far."""
-    present = numbers(session.graph.values[place])
+    present = to_numpy(session.graph.values[place])
     theirs = session.index.entries[entry].value
     if theirs is None:
         return 0, best

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from twinvit.port.record.own_types import OwnTypes, Rounding, Types, as_narrow, narrowest
-from twinvit.port.report import Narrowing
+from twinvit.port.report import Downcast
 from twinvit.port.search.session import Session
 
 
-def as_run(found: list[Narrowing], side: str, own: OwnTypes) -> None:
+def as_run(found: list[Downcast], side: str, own: OwnTypes) -> None:
     """Add the narrowings that a side makes as it runs and that do not show in float64, as of
     `x.astype(y.dtype)`."""
     known = {(n.where, n.dtype) for n in found if n.side == side}
     places = dict.fromkeys((r.inner, r.dtype) for r in own.roundings)
-    found += [Narrowing(side, *place) for place in places if place not in known]
+    found += [Downcast(side, *place) for place in places if place not in known]
 
 
-def tell_alone(found: Iterable[Narrowing], session: Session, port: OwnTypes | None) -> None:
-    """Say of each narrowing whether the other side holds the same values in wider types alone.
+def tell_alone(found: Iterable[Downcast], session: Session, port: OwnTypes | None) -> None:
+    """Say of each downcast whether the other side holds the same values in wider types alone.
 
     Args:
         found: both sides' narrowings.
@@ -29,15 +29,15 @@ def tell_alone(found: Iterable[Narrowing], session: Session, port: OwnTypes | No
         return
     mine, theirs = _by_numbers(session, reference), _of_port(session, port)
     sides = {"jax": (port, mine, reference), "torch": (reference, theirs, port)}
-    for narrowing in found:
-        own, others, other = sides[narrowing.side]
+    for downcast in found:
+        own, others, other = sides[downcast.side]
         events = [
-            r for r in own.roundings if (r.inner, r.dtype) == (narrowing.where, narrowing.dtype)
+            r for r in own.roundings if (r.inner, r.dtype) == (downcast.where, downcast.dtype)
         ]
-        said = [_alone(session, narrowing.side, r, others, other) for r in events]
-        narrowing.alone = True if True in said else None if None in said else False
+        said = [_alone(session, downcast.side, r, others, other) for r in events]
+        downcast.alone = True if True in said else None if None in said else False
         told = [r for r, alone in zip(events, said) if alone] or events
-        narrowing.lines = list(dict.fromkeys(r.where for r in told if r.where))
+        downcast.lines = list(dict.fromkeys(r.where for r in told if r.where))
 
 
 _Numbers = Mapping[object, Types]

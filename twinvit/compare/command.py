@@ -117,7 +117,7 @@ def _compared(
     if html is not None:
         from twinvit.compare.page import compare_page
 
-        inputs = f"{batch_size} images of {size} px, normal, from seed {seed}"
+        inputs = f"{batch_size} images of {size}, normal, from seed {seed}"
         compare_page(html, found, functions, (sides[0].arrays, sides[1].arrays), images, inputs)
         print(f"page: {html}")
     return verdict_of(found, sides[0], sides[1], functions, images.shape, seed)

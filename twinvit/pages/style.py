@@ -101,7 +101,8 @@ footer { margin-top: 48px; color: var(--soft); font-size: .85rem; }
   table.stack td { display: block; border: 0; padding: 1px 0; text-align: left;
     white-space: normal; }
   table.stack tr { display: block; border-bottom: 1px solid var(--rule); padding: 8px 0; }
-  table.stack td[data-name]::before { content: attr(data-name) ": "; color: var(--soft); }
+  table.stack td:empty { display: none; }
+  table.stack td[data-name]:not([data-name=""])::before { content: attr(data-name) ": "; color: var(--soft); }
 }
 """
     + f"""

@@ -102,7 +102,8 @@ footer { margin-top: 48px; color: var(--soft); font-size: .85rem; }
     white-space: normal; }
   table.stack tr { display: block; border-bottom: 1px solid var(--rule); padding: 8px 0; }
   table.stack td:empty { display: none; }
-  table.stack td[data-name]:not([data-name=""])::before { content: attr(data-name) ": "; color: var(--soft); }
+  table.stack td[data-name]:not([data-name=""])::before { content: attr(data-name) ": ";
+    color: var(--soft); }
 }
 """
     + f"""

@@ -40,8 +40,11 @@ def explain_recordings(
     The report is that of `explain` on the models themselves; its `verify` runs both recordings.
 
     Args:
-        reference, port: folders of `record_model`, one of each framework. The first is right.
-        weights, what, output: as of `explain`; `what` must have been recorded.
+        reference: the folder of `record_model` of the model that is right.
+        port: that of the model of the other framework.
+        weights: as of `explain`.
+        what: as of `explain`; it must have been recorded.
+        output: as of `explain`.
         right: the framework that is right, "torch" or "jax"; by default that of `reference`.
         progress: told what is being done.
 

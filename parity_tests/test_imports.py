@@ -1,4 +1,4 @@
-"""Claim: each room imports only what it may, and `--help` waits for no framework."""
+"""Claim: each package imports only what it may, and `--help` waits for no framework."""
 
 import ast
 import subprocess
@@ -14,15 +14,15 @@ ROOT = Path(__file__).parent.parent
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 PACKAGES = ("jax_vit", "torch_vit", "shared_vit", "twinvit")
 
-# Room: what of this project it may import besides itself. The most specific room counts.
+# Package: what of this project it may import besides itself. The most specific one counts.
 MAY_IMPORT = {
     "shared_vit": {"shared_vit.spec"},  # errors, files, checksummed, cores, version
     "shared_vit.spec": {"shared_vit"},
     "shared_vit.data": {"shared_vit", "shared_vit.spec"},
     "shared_vit.weights": {"shared_vit", "shared_vit.spec"},
     "shared_vit.run": {"shared_vit", "shared_vit.spec", "shared_vit.data", "shared_vit.weights"},
-    "jax_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
-    "torch_vit": {f"shared_vit{room}" for room in ("", ".spec", ".data", ".weights", ".run")},
+    "jax_vit": {f"shared_vit{part}" for part in ("", ".spec", ".data", ".weights", ".run")},
+    "torch_vit": {f"shared_vit{part}" for part in ("", ".spec", ".data", ".weights", ".run")},
     "twinvit": {"everything"},
     "twinvit.pages": set(),
     "twinvit.port": {"twinvit.pages"},
@@ -48,10 +48,12 @@ def imports(tree: ast.AST, module: str) -> Iterator[str]:
                 assert module.startswith("twinvit"), f"{module}: importlib with {ast.unparse(name)}"
 
 
-def room_of(name: str) -> str | None:
-    """The room that a module of this project belongs to; None for modules of others."""
-    rooms = [room for room in MAY_IMPORT if name == room or name.startswith(room + ".")]
-    return max(rooms, key=len, default=None)
+def package_of(name: str) -> str | None:
+    """The package that a module of this project belongs to; None for modules of others."""
+    packages = [
+        package for package in MAY_IMPORT if name == package or name.startswith(package + ".")
+    ]
+    return max(packages, key=len, default=None)
 
 
 def modules() -> dict[str, Path]:
@@ -63,14 +65,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def test_no_room_imports_against_the_arrows():
+def test_no_package_imports_against_the_arrows():
     wrong = []
     for module, path in modules().items():
-        own = room_of(module)
+        own = package_of(module)
         for name in imports(ast.parse(path.read_text()), module):
-            room = room_of(name)
+            package = package_of(name)
             allowed = MAY_IMPORT[own]
-            if room not in (None, own) and not allowed & {room, "everything"}:
+            if package not in (None, own) and not allowed & {package, "everything"}:
                 if not (module == own and name.startswith(own + ".")):  # a package's own surface
                     wrong.append(f"{module} imports {name}")
             if name.split(".")[0] in JAX | TORCH - FRAMEWORKS[module.split(".")[0]]:

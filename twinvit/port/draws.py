@@ -8,6 +8,7 @@ import numpy as np
 
 from twinvit.port import verdict
 from twinvit.port.constant_inputs import constant_places, varied_inputs
+from twinvit.port.errors import OtherNumbers
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import (
     Weights,
@@ -204,8 +205,18 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         result.draws.append(Draw(sample.kind, note=text))
         return False
 
+    def fixed(error: OtherNumbers) -> bool:
+        result.open.append(
+            f"the same on these inputs and weights alone: {error}, so that no others were tried; "
+            "record the model with operations of its framework in place of it, or explain the "
+            "models themselves"
+        )
+        return open_(f"not decided, {_first_line(error)}")
+
     try:
         graph = program.reference(sample.mine, weights)
+    except OtherNumbers as error:
+        return fixed(error)
     except Exception as error:
         if sample.kind == "given":
             raise
@@ -217,6 +228,8 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         return open_("not decided, the reference returns infinity")
     try:
         theirs = program.port(sample.arrays, weights)
+    except OtherNumbers as error:
+        return fixed(error)
     except Exception as error:
         return open_(f"not decided, the port fails: {_first_line(error)}")
     judged = [verdict.judge(x, y) for x, y in zip(outs, theirs)]

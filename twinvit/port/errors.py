@@ -8,6 +8,10 @@ class PortError(Exception):
     """
 
 
+class OtherNumbers(PortError):
+    """An operation of a recording that was recorded by its value has other operands than those."""
+
+
 def article(name: str) -> str:
     """A name with its article, "an Encoder"."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

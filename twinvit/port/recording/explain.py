@@ -22,6 +22,7 @@ from twinvit.port.recording.stored_reference import StoredReference
 from twinvit.port.report import Report
 from twinvit.port.search.loop import Progress
 
+WHOLE = "biu"  # kinds of NumPy's types without fractions
 Path = str | os.PathLike[str]
 
 
@@ -94,6 +95,11 @@ def _check_inputs(mine: Any, theirs: Any) -> None:
         if a.shape != b.shape or not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
             raise PortError(
                 f"the two were recorded with other numbers as input {k}; record both on the same"
+            )
+        if (a.dtype.kind in WHOLE) != (b.dtype.kind in WHOLE):
+            raise PortError(
+                f"the two were recorded with input {k} of {a.dtype} and of {b.dtype}; record both "
+                "on the same"
             )
 
 

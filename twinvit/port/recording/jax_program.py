@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
-from twinvit.port.errors import PortError
-from twinvit.port.index import fingerprint
+from twinvit.port.errors import OtherNumbers, PortError
 from twinvit.port.ops.primitives import BY_VALUE
 from twinvit.port.record.jax_internals import (
     Told,
@@ -26,12 +25,11 @@ from twinvit.port.record.jax_internals import (
 from twinvit.port.record.jax_own_types import Marks
 from twinvit.port.record.jax_place import frames
 from twinvit.port.recording import jax_primitives
+from twinvit.port.recording.alike import alike
 from twinvit.port.recording.arrays import Read, Written
 from twinvit.port.recording.jax_primitives import Unwritable, dtype_name, dtype_of
 
 NUMBERS = 1 << 36  # of one value
-SAME = 1e-9
-"""Relative: operands whose fingerprints are nearer are those that a value was recorded of."""
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError)
 Run = tuple[list[Any], list[Any]]
 """Operands and results of an equation."""
@@ -162,7 +160,7 @@ class Encoder:
         """What an equation was run with and returned, each time that it was."""
         runs = [
             {
-                "operands": [_print(x) for x in operands],
+                "operands": [self.constant(x) for x in operands],
                 "results": [self.constant(x) for x in results],
             }
             for operands, results in self.runs.get(id(eqn), ())
@@ -182,15 +180,6 @@ class Encoder:
                 if v in known
             ],
         }
-
-
-def _print(x: Any) -> list[str]:
-    """What equal operands have in common, of an array of numbers; empty for random keys."""
-    if not isinstance(getattr(x, "dtype", None), np.dtype):
-        return []
-    array = np.asarray(x)
-    parts = [array.real, array.imag] if array.dtype.kind == "c" else [array]
-    return [float(n).hex() for p in parts for n in fingerprint(p.astype(np.float64))]
 
 
 class Decoder:
@@ -284,8 +273,8 @@ class Decoder:
             decoded["mesh"] = OneDevice()
         return jex_core.JaxprEqn(invars, outvars, made, decoded, frozenset(), source, None)
 
-    def _run(self, found: Mapping[str, Any]) -> tuple[list[np.ndarray], list[Any]]:
-        operands = [_parsed(p) for p in found["operands"]]
+    def _run(self, found: Mapping[str, Any]) -> Run:
+        operands = [_numbers(self.constant(x)) for x in found["operands"]]
         return operands, [self.constant(r) for r in found["results"]]
 
     def marks(self, found: Any) -> Marks | None:
@@ -316,8 +305,12 @@ class _Placed:
         self.source_info = source_info
 
 
-def _parsed(numbers: Sequence[str]) -> np.ndarray:
-    return np.array([float.fromhex(n) for n in numbers])
+def _numbers(x: Any) -> np.ndarray:
+    """An array in NumPy, in a wide type; of random keys their data."""
+    if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.extended):
+        x = jax.random.key_data(x)
+    array = np.asarray(x)
+    return array if array.dtype.kind in "biufc" else array.astype(np.float64)
 
 
 class ByValue:
@@ -326,7 +319,7 @@ class ByValue:
 
     multiple_results = True
 
-    def __init__(self, name: str, runs: Sequence[tuple[list[np.ndarray], list[Any]]]) -> None:
+    def __init__(self, name: str, runs: Sequence[Run]) -> None:
         self.name = name
         self.runs = runs
 
@@ -337,18 +330,11 @@ class ByValue:
     def bind(self, *values: Any) -> list[Any]:
         """The results. Raises PortError for other operands."""
         if not any(isinstance(v, jax.core.Tracer) for v in values):
-            prints = [_parsed(_print(v)) for v in values]
+            given = [_numbers(v) for v in values]
             for operands, results in self.runs:
-                if len(operands) == len(prints) and all(map(_alike, prints, operands)):
+                if len(operands) == len(given) and all(map(alike, given, operands)):
                     return list(results)
-        raise PortError(
+        raise OtherNumbers(
             f"{self.name.removeprefix(BY_VALUE)} was recorded by its value, for the numbers that "
             "were recorded alone"
         )
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.shape != b.shape:
-        return False
-    size = np.abs(b).max(initial=0.0)
-    return bool(np.all(np.abs(a - b) <= SAME * size) or np.array_equal(a, b, equal_nan=True))

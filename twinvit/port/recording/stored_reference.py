@@ -74,6 +74,8 @@ class StoredReference(torch.nn.Module):
         for mode in self._stored_modes.values():
             if mode.wide.by_value:  # they hold for the operands of this run
                 mode.wide.run(self._leaves(values))
+            if mode.own is not None and mode.own.by_value:
+                mode.own.run(self._own_leaves(mode.own, [to_torch(x) for x in values]))
 
     @property
     def by_value(self) -> list[str]:
@@ -130,11 +132,16 @@ class StoredReference(torch.nn.Module):
             else kwargs
         )
         tensors = list(given.values()) if given else list(args)
-        kinds = dict(zip(mode.own.graph.source, mode.own.kinds))
+        return _outputs(mode.own, mode.own.run(self._own_leaves(mode.own, tensors)))[0]
+
+    def _own_leaves(
+        self, program: StoredGraph, tensors: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Parameters and inputs in the types of a program that runs in its own."""
+        kinds = dict(zip(program.graph.source, program.kinds))
         leaves = {f"param:{n}": t.detach() for n, t in self._tensors().items()}
         leaves |= {f"input:{k}": t for k, t in enumerate(tensors)}
-        leaves = {s: t.to(kinds[s][0]) for s, t in leaves.items() if s in kinds}
-        return _outputs(mode.own, mode.own.run(leaves))[0]
+        return {s: t.to(kinds[s][0]) for s, t in leaves.items() if s in kinds}
 
     def as_it_ran(self, train: bool) -> Any:
         """What the model returned where it was recorded; None if its parameters are others now."""

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from twinvit.port.errors import PortError
+from twinvit.port.errors import OtherNumbers, PortError
 from twinvit.port.record.graph import Ref, flat_tensors
 from twinvit.port.record.torch_calls import by_wide_default, copy_into, restride, scatter
+from twinvit.port.record.torch_values import to_numpy
+from twinvit.port.recording.alike import alike
 
 _OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (restride, scatter, copy_into)}
 _ARGUMENTS = frozenset("Tensor number int float complex bool str Device Generator".split())
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}")
-SAME = 1e-9
-"""Relative L2: operands that are nearer than this are those that a value was recorded of."""
 
 
 class Unwritable(Exception):
@@ -150,18 +150,13 @@ class ByValue:
                 f"{self.name} was recorded by its value, so that no gradient passes through it"
             )
         if len(given) != len(self.operands) or not all(map(_alike, given, self.operands)):
-            raise PortError(
+            raise OtherNumbers(
                 f"{self.name} was recorded by its value, for the numbers that were recorded alone"
             )
         return self.results[0] if len(self.results) == 1 else tuple(self.results)
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.dtype != b.dtype:
         return False
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    if not torch.equal(a.isfinite(), b.isfinite()):
-        return False
-    far = float(torch.linalg.vector_norm(torch.where(a.isfinite(), a - b, 0)))
-    return far <= SAME * float(torch.linalg.vector_norm(torch.where(b.isfinite(), b, 0)))
+    return alike(*(to_numpy(t.double() if t.is_floating_point() else t) for t in (a, b)))

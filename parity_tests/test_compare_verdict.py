@@ -85,7 +85,9 @@ def test_another_function_is_different(pair, changes):
     ids=str,
 )
 def test_what_is_of_training_alone_is_not_another_function(pair, changes):
-    assert pair(cfg=dataclasses.replace(CFG, **changes)).status == 0
+    found = pair(cfg=dataclasses.replace(CFG, **changes))
+    assert found.status == 0 and "the functions differ" not in found.said, found.said
+    assert f"a setting differs, and not the function: {next(iter(changes))}" in found.said
 
 
 def test_other_heads_behind_a_zero_are_another_function(pair):

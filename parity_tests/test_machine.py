@@ -288,6 +288,10 @@ def test_no_old_verdict_stays_and_no_other_file_is_replaced(commands, capsys):
     run(*argv, "--json", "said.json", status=status)
     run("compare", "a.safetensors", "none.safetensors", "--json", "said.json", status=3)
     assert not Path("said.json").exists()
+    run(*argv, "--json", "said.json", status=status)
+    wrong = ["net.py:make", "no:f", "--html=none/x.html"]  # refused before it starts
+    run("port", "explain", *wrong, "--shape", "4,6", "--json", "said.json", status=3)
+    assert not Path("said.json").exists()
     before = Path("b.safetensors").read_bytes()
     run("compare", "a.safetensors", "a.safetensors", "--json", "b.safetensors", status=3)
     assert "is no JSON object" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def _compared(
         raise UserError(
             f"{a} takes images of {size} and {b} of {other}: convert one with --image_size first"
         )
-    functions = [f"the functions differ: {line}" for line in differences(*(s.cfg for s in sides))]
+    functions = settings_in_words(*(s.cfg for s in sides))
     if functions:
         print(*functions, sep="\n")
     images = np.random.default_rng(seed).standard_normal((batch_size, *sides[0].cfg.image_shape, 3))
@@ -373,7 +373,8 @@ def report(found: Comparison) -> int:
     return found.exit_status
 
 
-def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
-    """The fields in which two configurations differ, as `name: this, that`."""
-    pairs = [(f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)]
-    return [f"{name}: {x}, {y}" for name, x, y in pairs if x != y]
+def settings_in_words(a: ModelConfig, b: ModelConfig) -> list[str]:
+    """A sentence for each setting in which two models differ: that it is another function, as the
+    verdict has it, or that it is none."""
+    said = {True: "the functions differ", False: "a setting differs, and not the function"}
+    return [f"{said[matters]}: {name}: {pair}" for name, pair, matters in settings_apart(a, b)]

@@ -20,7 +20,7 @@ from shared_vit.weights.overrides import Exif, Interpolation, with_input
 from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
-from twinvit.pages.verdicts import Verdict, announce
+from twinvit.pages.verdicts import Verdict, announce, clear
 from twinvit.verdict_flags import checked
 
 To = Literal[
@@ -94,6 +94,7 @@ def convert(
     flags = checked(json, quiet, github)
     if flags.given() and not verify:
         raise UserError("--json, --quiet and --github say what --verify found: add --verify")
+    clear(flags.json)
     source, target = Path(src), Path(dst)
     many = _many(source)
     if many and verify:

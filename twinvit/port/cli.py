@@ -262,6 +262,8 @@ def _progress() -> Callable[[str], None]:
 def _explain(arguments: argparse.Namespace) -> int:
     from twinvit.port.recording.folder import is_recording
 
+    flags = _flags(arguments)
+    verdicts.clear(flags.json)
     paths = (arguments.torch_model, arguments.jax_model)
     recorded = [is_recording(path) for path in paths]
     if any(recorded) and not all(recorded):
@@ -273,8 +275,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         raise PortError("recordings hold their inputs; leave --shape, --int and --jax-shape out")
     explained = _of_recordings if recorded[0] else _of_models
     check_writable(arguments.html)
-    flags = _flags(arguments)
-    verdicts.clear(flags.json)
     with verdicts.printing(verdicts.Flags(flags.json)):
         report = explained(
             arguments,
@@ -359,9 +359,8 @@ def _flags(arguments: argparse.Namespace) -> verdicts.Flags:
 
 
 def _map(arguments: argparse.Namespace) -> int:
-    check_writable(arguments.out)
-
     def work() -> verdicts.Verdict:
+        check_writable(arguments.out)
         model, jax_model = _models(arguments)
         from twinvit.port.weight_map import map_weights
 

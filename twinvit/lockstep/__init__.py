@@ -10,7 +10,8 @@ start each step from the same state, so what is compared is the map that a step 
 models nor frameworks. docs/lockstep.md proves a trainer of one's own with it.
 """
 
-from twinvit.lockstep.steps import (
+from twinvit.lockstep.distances import gaps
+from twinvit.lockstep.limits import (
     ALONE,
     ARRAY_RATIO,
     DECIDABLE_DISTANCE,
@@ -23,30 +24,25 @@ from twinvit.lockstep.steps import (
     WHOLE_RATIO,
     WINDOW,
     Arrays,
-    Difference,
-    Measured,
     Noise,
-    Nudges,
     Step,
-    Verdict,
+)
+from twinvit.lockstep.noise import (
+    Nudges,
     arrays_exceed,
     epsilon,
     exceeds,
-    gaps,
     held,
-    judge_by_limit,
-    judge_by_noise,
-    judge_by_reference,
     latest,
-    measure,
-    nearest_noise,
     noise_is_due,
     noise_of,
     nudge,
     nudges,
     of_both,
-    run,
 )
+from twinvit.lockstep.rules import judge_by_limit, judge_by_noise, judge_by_reference, nearest_noise
+from twinvit.lockstep.steps import measure, run
+from twinvit.lockstep.verdict import Difference, Measured, Verdict
 
 __all__ = [
     "ALONE",

@@ -16,9 +16,9 @@ from shared_vit.run.plan import Plan
 from shared_vit.run.record import Record, differences, read_record
 from shared_vit.run.state import StepScalars, TrainState
 from shared_vit.weights import checkpoints
+from twinvit import lockstep
 from twinvit.frameworks import FRAMEWORKS, Framework
 from twinvit.lockstep import record, trainer_run
-from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.twins import Pair, due, judged_by_reference
 from twinvit.pages.verdicts import Verdict, announce
 from twinvit.parity.curves import without_nudge

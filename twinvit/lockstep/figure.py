@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from twinvit.lockstep import steps as lockstep
+from twinvit import lockstep
+from twinvit.lockstep import WHOLE
 from twinvit.lockstep.record import Line
-from twinvit.lockstep.steps import WHOLE
 from twinvit.parity.noise_rule import FACTOR, FLOOR_EPS, machine_epsilon
 from twinvit.parity.plots import NO_FIGURE, can_plot
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from shared_vit.run.state import TrainState
 from shared_vit.spec.optimizers import EMA
-from twinvit.lockstep.steps import Measured
+from twinvit.lockstep import Measured
 
 # Right updates stay within a few last places of the float64 one. But all gradients are scaled by
 # their norm, a sum over all of them, which is rounded alike in each.
 OWN_LIMIT = 64.0
 # An update that moves the weights by no more than this many last places tries nothing.
 STILL = 16
-_HUGE = 1e308  # stands for infinity, which JSON lacks
+HUGE = 1e308  # stands for infinity, which JSON lacks
 _FIRST = ("exp_avg", "momentum_buffer")  # what the parameters move along
 _UNDER = 1e8  # Adam divides by at least 1e-8, and numbers below the dtype's smallest become zero
 
@@ -63,9 +63,9 @@ def own_update(
         _note(f"{twin}'s own {slot}.", names, theirs, new[slot], unit, gaps, apart, vague)
     for name in set(own.params) - set(names):
         same = np.array_equal(own.params[name], before.params[name], equal_nan=True)
-        gaps[f"{twin}'s own params.{name}"] = 0.0 if same else _HUGE
+        gaps[f"{twin}'s own params.{name}"] = 0.0 if same else HUGE
     for name, value in own.scalars.items():
-        gaps[f"{twin}'s own scalars.{name}"] = 0.0 if value == exact.scalars[name] else _HUGE
+        gaps[f"{twin}'s own scalars.{name}"] = 0.0 if value == exact.scalars[name] else HUGE
     return Measured(step, gaps, apart=tuple(apart), vague=tuple(vague))
 
 
@@ -77,7 +77,7 @@ def movement(before: TrainState, after: TrainState) -> float:
         x = np.asarray(array, np.float64).ravel()
         d = np.asarray(after.params[name], np.float64).ravel() - x
         far, size = far + float(d @ d), size + float(x @ x)
-    return float(np.sqrt(far / size)) if size else (_HUGE if far else 0.0)
+    return float(np.sqrt(far / size)) if size else (HUGE if far else 0.0)
 
 
 def _flat(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
@@ -118,7 +118,7 @@ def _note(
     ends = np.cumsum([arrays[n].size for n in names])
     largest = np.maximum.reduceat(ratio, [0, *ends[:-1].tolist()]) if ratio.size else ratio
     for name, value, end in zip(names, largest.tolist(), ends.tolist(), strict=True):
-        gaps[prefix + name] = value if value < _HUGE else _HUGE
+        gaps[prefix + name] = value if value < HUGE else HUGE
         if not value < np.inf:
             here = slice(end - arrays[name].size, end)
             ours, theirs = np.isfinite(mine[here]), np.isfinite(exact[here])

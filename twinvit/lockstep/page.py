@@ -8,10 +8,7 @@ from typing import Any
 
 from shared_vit.errors import UserError
 from shared_vit.files import atomic_write
-from twinvit.lockstep import figure as lockstep_figure
-from twinvit.lockstep import record as lockstep_record
-from twinvit.lockstep.own_update import OWN_LIMIT
-from twinvit.lockstep.steps import (
+from twinvit.lockstep import (
     ALONE,
     ARRAY_RATIO,
     DECIDABLE_DISTANCE,
@@ -19,6 +16,9 @@ from twinvit.lockstep.steps import (
     WHOLE_RATIO,
     WINDOW,
 )
+from twinvit.lockstep import figure as lockstep_figure
+from twinvit.lockstep import record as lockstep_record
+from twinvit.lockstep.own_update import OWN_LIMIT
 from twinvit.lockstep.twins import OPTIMIZER_LIMIT, OWN_EVERY
 from twinvit.pages import html
 from twinvit.pages.svg import Band, Chart, Series, thinned

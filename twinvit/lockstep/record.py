@@ -23,9 +23,9 @@ from shared_vit.checksummed import parse_object, verified, write_checksummed
 from shared_vit.errors import UserError
 from shared_vit.files import atomic_write
 from shared_vit.run.state import StepScalars
-from twinvit.lockstep import steps as lockstep
+from twinvit import lockstep
+from twinvit.lockstep import WHOLE, Difference, Measured, Verdict
 from twinvit.lockstep.own_update import OWN_LIMIT, STILL
-from twinvit.lockstep.steps import WHOLE, Difference, Measured, Verdict
 from twinvit.lockstep.twins import KEYS, OPTIMIZER_LIMIT, Step
 from twinvit.pages import verdicts
 from twinvit.parity.noise_rule import machine_epsilon

@@ -25,11 +25,11 @@ from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import PRECISIONS
 from shared_vit.spec.recipe import Recipe
+from twinvit import lockstep
 from twinvit.frameworks import FRAMEWORKS, Framework
+from twinvit.lockstep import Measured
 from twinvit.lockstep import batches as fed
-from twinvit.lockstep import steps as lockstep
 from twinvit.lockstep.own_update import movement, own_update
-from twinvit.lockstep.steps import Measured
 from twinvit.parity.noise_rule import DECIDABLE, machine_epsilon
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from shared_vit.run.state import TrainState
 from shared_vit.spec import canonical
 from shared_vit.spec.optimizers import EMA
 from shared_vit.weights import checkpoints
-from twinvit.lockstep import steps as lockstep
+from twinvit import lockstep
 from twinvit.parity.noise_rule import DECIDABLE, FACTOR, FLOOR_EPS, Verdict
 
 _QKV = "attn.qkv.bias"

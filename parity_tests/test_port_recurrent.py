@@ -29,6 +29,8 @@ def explained(style: str, name: str) -> port.Report:
         ("linen", "gru_order", "gate_order", "gru"),
         # At the first step, whose state is zero, the edit leaves a product of zeros.
         ("nnx", "second_bias", "bias_missing", "lstm"),
+        # There a gate that is missing would explain it as well.
+        ("nnx", "gru_reset", "gru_reset", "gru"),
     ],
 )
 def test_a_mistake_in_every_step_is_one_finding(style, name, cause, layer):

@@ -19,6 +19,8 @@ from twinvit.port.search.trial import NARROW, Trial, TrialResult
 
 FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))
 """Causes that a step's few numbers seem to prove behind a mistake in a recurrent cell."""
+FALSE_IN_A_CELL = frozenset(("gate_missing",))
+"""Causes that a cell's first step, whose state is zero, seems to prove in the cell itself."""
 SEARCH = 800  # candidates that are tried for one operation
 
 
@@ -35,6 +37,8 @@ def search(
     for rank, site in enumerate(sites(session, front)):
         for cause, variant in variants(session, site):
             if barred and cause.name in FALSE_IN_CELLS:
+                continue
+            if cause.name in FALSE_IN_A_CELL and session.recurrent(site):
                 continue
             tries += 1
             if tries > SEARCH:

@@ -75,11 +75,21 @@ def _form(call: Call) -> str:
     return ""
 
 
+def _guards(call: Call) -> bool:
+    """True for a lower bound above zero, which keeps a divisor from zero and is no activation."""
+    if call.node.name not in ("clamp", "clamp_min"):
+        return False
+    low = call.argument(1, call.kwargs.get("min"))
+    return isinstance(low, int | float) and low > 0
+
+
 def _at(
     call: Call, text: str, fn: Unary, solved: tuple[float, float] | None = None
 ) -> Iterator[Variant]:
     """The variant at the operation and, where the reference writes the activation out, at the end
     of the expression."""
+    if _guards(call):
+        return
     if call.node.name in ACTIVATIONS:
         yield Variant(text, lambda x, *_, **__: fn(x), solved=solved)
     for end, source in call.elementwise_regions():
@@ -145,7 +155,7 @@ def activation(call: Call) -> Iterator[Variant]:
     if name == "softplus":
         for t in call.solve(lambda t: F.softplus(call.args[0], t), 1e-2, 20.0):
             yield Variant(f"the port's softplus has beta {t:g}", _softplus(t))
-    if name in ("hardtanh", "clamp", "clamp_min", "relu"):
+    if name in ("hardtanh", "clamp", "clamp_min", "relu") and not _guards(call):
         for t in call.solve(lambda t: call.args[0].clamp(0, t), 0.5, 20.0):
             yield Variant(f"the port clips at {t:g}", _clip(t))
     for text, fn in OTHERS.items():

@@ -160,6 +160,8 @@ def _reordered(call: Call, parts: Sequence[torch.Tensor]) -> Iterator[Variant]:
 def reversed_tokens(call: Call) -> Iterator[Variant]:
     """The port's tokens are reversed, or the window is moved the other way."""
     name = call.node.name
+    if call.comes_from("view_as_real", steps=1):  # a real or an imaginary part
+        return
     if name == "flip":
         yield Variant("the port does not reverse this axis", lambda x, *_, **__: x.clone())
     elif name == "roll":

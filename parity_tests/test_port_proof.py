@@ -11,7 +11,7 @@ from twinvit import port
 from twinvit.port.index import Index
 from twinvit.port.record.graph import Edit
 from twinvit.port.record.torch_program import record
-from twinvit.port.record.torch_values import numbers
+from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.candidates import told
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.noise import measure_noise
@@ -160,10 +160,10 @@ def made(s: Session, name: str, fn) -> AppliedEdit:
 def test_values_are_as_they_were_after_a_search_that_takes_back():
     x = torch.from_numpy(X)
     s = session(product, [], [x.cos() @ W])
-    before = [numbers(v).copy() for v in s.graph.values]
+    before = [to_numpy(v).copy() for v in s.graph.values]
     a = made(s, "tanh", lambda x: x.sin())
     take_back(s, [a])
-    assert all(np.array_equal(a, numbers(v)) for a, v in zip(before, s.graph.values))
+    assert all(np.array_equal(a, to_numpy(v)) for a, v in zip(before, s.graph.values))
 
 
 # Whole pairs.

@@ -294,7 +294,7 @@ def test_no_old_verdict_stays_and_no_other_file_is_replaced(commands, capsys):
     assert not Path("said.json").exists()
     before = Path("b.safetensors").read_bytes()
     run("compare", "a.safetensors", "a.safetensors", "--json", "b.safetensors", status=3)
-    assert "is no JSON object" in capsys.readouterr().err
+    assert "is no verdict that a command wrote" in capsys.readouterr().err
     run("port", "explain", "net.py:make", "no:f", "--shape", "4,6", "--json", "net.py", status=3)
     assert Path("b.safetensors").read_bytes() == before and Path("net.py").read_text() == NET
 
@@ -350,3 +350,12 @@ def test_the_page_documents_every_field():
     for part in objects(SCHEMA["$defs"]):
         for name, field in part.get("properties", {}).items():
             assert "description" not in field or f"| `{name}` |" in text, name
+
+
+def test_a_json_that_is_read_is_not_replaced(commands, capsys):
+    """As a config.json that a former command did not write."""
+    text = '{"hidden_size": 8}'
+    Path("config.json").write_text(text)
+    for name in ("a.safetensors", "none.safetensors"):
+        run("compare", "a.safetensors", name, "--json", "config.json", status=3)
+    assert Path("config.json").read_text() == text

@@ -98,8 +98,8 @@ def announce(flags: Flags, work: Callable[[], Verdict | int]) -> int:
 
 
 def not_writable(path: str | None) -> str:
-    """Why no JSON is written to a path, in words; "" where it can be. A file that is no JSON object
-    is not replaced: it may be one that was to be read."""
+    """Why no JSON is written to a path, in words; "" where it can be. A file that is no verdict is
+    not replaced: it may be one that is to be read."""
     if path in (None, "-"):
         return ""
     file = Path(str(path))
@@ -110,11 +110,19 @@ def not_writable(path: str | None) -> str:
     if not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
         return "cannot be written; name another file"
     if file.is_file():
-        with file.open("rb") as held:
-            start = held.read(64).lstrip()
-        if start and not start.startswith(b"{"):
-            return "exists and is no JSON object; name another file"
+        content = file.read_bytes()
+        if content.strip() and not _is_verdict(content):
+            return "exists and is no verdict that a command wrote; name another file"
     return ""
+
+
+def _is_verdict(content: bytes) -> bool:
+    """True for what `write` wrote: a JSON object with a schema and a verdict."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"schema", "verdict"} <= found.keys()
 
 
 def clear(path: str | None) -> None:

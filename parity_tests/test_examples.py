@@ -37,7 +37,7 @@ def example(name: str, *arguments: object, status: int = 0) -> str:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    assert "57 pictures" in example("draw_pictures.py", folder, "--train=16", "--val=3")
+    assert "57 images" in example("draw_pictures.py", folder, "--train=16", "--val=3")
     return folder
 
 
@@ -196,7 +196,7 @@ def test_newcomers_hour(tmp_path, monkeypatch):
     command = [EXAMPLES / "newcomers_hour.sh", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "the same class for 30 of 30 pictures" in done.stdout
+    assert "the same class for 30 of 30 images" in done.stdout
     assert (tmp_path / "out/digits.png").exists() and (tmp_path / "out/port.html").exists()
 
 

@@ -364,7 +364,7 @@ def norm_in_the_last_block(monkeypatch):
         found = lr_scales(cfg, decay)
         return found | {n: decay for n in ("norm.weight", "norm.bias")}
 
-    monkeypatch.setattr(torch_vit.optim, "rate_scales", scales)
+    monkeypatch.setattr(torch_vit.optim, "lr_scales", scales)
 
 
 def frozen_in_the_norm(monkeypatch):

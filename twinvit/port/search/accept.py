@@ -66,7 +66,7 @@ def accept(session: Session, trial: Trial) -> AppliedEdit | None:
         made = Made.of(trial.site, trial.edits)
         session.apply(made.edits)
     also = [list(more) for _, _, more in made.extended]
-    if _adds_zeros(session, trial, snapshot.graph.nodes) or not _stands(
+    if adds_zeros(session, trial, snapshot.graph.nodes) or not _stands(
         session, trial, [*made.groups, *also], lost_before
     ):
         session.undo(snapshot)
@@ -159,7 +159,7 @@ def _stands(
     return trial.provisional or any(felt(session, g, after) for g in groups)
 
 
-def _adds_zeros(session: Session, trial: Trial, nodes: Sequence[Node]) -> bool:
+def adds_zeros(session: Session, trial: Trial, nodes: Sequence[Node]) -> bool:
     """True if an edit leaves a term out that the port has, with nothing but zeros in it: what is
     wrong is what made the zeros, and any formula without the term would agree."""
     node, graph = nodes[trial.site.index], session.graph

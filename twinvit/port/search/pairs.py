@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Edit, Graph, Node
-from twinvit.port.search.accept import Made, accepted_of, distance_of, same_edits, similar
+from twinvit.port.search.accept import (
+    Made,
+    accepted_of,
+    adds_zeros,
+    distance_of,
+    same_edits,
+    similar,
+)
 from twinvit.port.search.candidates import aligned, told, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.proof import felt
@@ -189,6 +196,9 @@ def _accept(session: Session, found: Joint) -> list[AppliedEdit]:
     now = session.lost()
     gained = {o for o in lost - now if session.consumed(o)}
     edited = [*found.first.edits, *found.second.edits]
+    if any(adds_zeros(session, t, start.graph.nodes) for t in (found.first, found.second)):
+        session.undo(start)
+        return []
     if len(gained) <= len(now - lost) or not felt(session, edited, gained):
         session.undo(start)
         return []

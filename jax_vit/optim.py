@@ -18,14 +18,14 @@ def make_optimizer(names: optax.Params, recipe: Recipe) -> optax.GradientTransfo
     """The optimizer of a recipe, over parameters given as a tree of their canonical names.
 
     adamw: p -= lr s (m_hat / (sqrt(v_hat) + eps) + wd p) (Loshchilov and Hutter 2019), adam without
-    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `rate_scale` of the
+    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `lr_scale` of the
     tensor's layer, wd acts on the weights of products. The state is {slot: tree like the
     parameters}. The update takes `lr` and, for Adam, `corrections`, (1 - beta1^n, 1 - beta2^n) as
     the host computes them in float64: optax's own, in float32, are 1.3e-5 off at the first step.
     """
-    scales = lr_scales(recipe.model, recipe.layer_decay)
+    by_name = lr_scales(recipe.model, recipe.layer_decay)
     decays = jax.tree.map(lambda name: recipe.weight_decay * canonical.is_decayed(name), names)
-    scale_of = jax.tree.map(lambda name: scales[name], names)
+    scales = jax.tree.map(lambda name: by_name[name], names)
 
     def init(params: optax.Params) -> dict[str, optax.Params]:
         return {slot: jax.tree.map(jnp.zeros_like, params) for slot in optimizer_slots(recipe)}
@@ -42,14 +42,14 @@ def make_optimizer(names: optax.Params, recipe: Recipe) -> optax.GradientTransfo
 
         m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, slots["exp_avg"], grads)
         v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, slots["exp_avg_sq"], grads)
-        return jax.tree.map(move, m, v, params, decays, scale_of), {"exp_avg": m, "exp_avg_sq": v}
+        return jax.tree.map(move, m, v, params, decays, scales), {"exp_avg": m, "exp_avg_sq": v}
 
     def sgd(grads, slots, params=None, *, lr, **_):
         def add(buf: Array, g: Array) -> Array:
             return recipe.momentum * buf + g
 
         buf = jax.tree.map(add, slots["momentum_buffer"], grads)
-        updates = jax.tree.map(lambda *leaf: updated(lr, *leaf), buf, params, decays, scale_of)
+        updates = jax.tree.map(lambda *leaf: updated(lr, *leaf), buf, params, decays, scales)
         return updates, {"momentum_buffer": buf}
 
     return optax.GradientTransformationExtraArgs(init, sgd if recipe.optimizer == "sgd" else adam)
@@ -78,7 +78,7 @@ def ascent_step(params: optax.Params, grads: optax.Params, rho: float) -> optax.
 
 
 def average(averages: optax.Params, params: optax.Params, weight: Array) -> optax.Params:
-    """The moving average of the weights: e + share (p - e)."""
+    """The moving average of the weights: e + weight (p - e)."""
     return jax.tree.map(lambda e, p: e + weight * (p - e), averages, params)
 
 

@@ -143,7 +143,7 @@ class Peers:
 
 
 def exchange(place: Place, info: dict[str, Any]) -> Peers:
-    """Tell all processes one's facts and hear everyone's, by process id.
+    """Tell all processes this one's info and hear that of each, by process id.
 
     Raises UserError after the time-out.
     """
@@ -153,7 +153,7 @@ def exchange(place: Place, info: dict[str, Any]) -> Peers:
     except ValueError:
         raise UserError(f"TWINVIT_TIMEOUT={text!r} is not a number of seconds") from None
     deadline = time.monotonic() + timeout
-    own = {"num_processes": place.num_processes, "process_id": place.process_id, "facts": info}
+    own = {"num_processes": place.num_processes, "process_id": place.process_id, "info": info}
     meet_as = _gather if place.process_id == 0 else _report
     try:
         return meet_as(place, own, deadline)
@@ -164,7 +164,7 @@ def exchange(place: Place, info: dict[str, Any]) -> Peers:
 
 
 def _gather(place: Place, own: dict[str, Any], deadline: float) -> Peers:
-    """Process 0: hear everyone, then answer everyone, with the facts or with what is wrong."""
+    """Process 0: hear everyone, then answer everyone, with the info or with what is wrong."""
     port = int(place.coordinator.rsplit(":", 1)[1])
     try:
         server = socket.create_server(("", port), backlog=place.num_processes)
@@ -197,9 +197,9 @@ def _gather(place: Place, own: dict[str, Any], deadline: float) -> Peers:
             elif process_id in peers or process_id == 0:
                 problem = f"two processes have --process_id={process_id}"
             peers[-1 if problem else process_id] = (peer, hello)
-    everyone = [own["facts"]] + [peers[i][1]["facts"] for i in sorted(peers) if i > 0]
+    everyone = [own["info"]] + [peers[i][1]["info"] for i in sorted(peers) if i > 0]
     for peer, _ in peers.values():
-        peer.sendall(json.dumps({"problem": problem, "facts": everyone}).encode() + b"\n")
+        peer.sendall(json.dumps({"problem": problem, "info": everyone}).encode() + b"\n")
     if problem:
         raise UserError(problem)
     connections = {i: peer for i, (peer, _) in peers.items()}
@@ -223,7 +223,7 @@ def _report(place: Place, own: dict[str, Any], deadline: float) -> Peers:
         if answer is not None:
             if answer["problem"]:
                 raise UserError(answer["problem"])
-            return Peers(answer["facts"], _unlimited({0: peer}))
+            return Peers(answer["info"], _unlimited({0: peer}))
         peer.close()
         time.sleep(0.2)
     raise TimeoutError(f"the coordinator {place.coordinator} (process 0) did not answer ({reason})")

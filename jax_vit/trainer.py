@@ -370,7 +370,7 @@ class Trainer:
         return keys, batch.mixing
 
     def _to_scalars(self, scalars: StepScalars) -> np.ndarray:
-        """The learning rate, Adam's bias corrections and the average's share, in float64 first."""
+        """The learning rate, Adam's bias corrections and the average's weight, in float64 first."""
         count = self.adam_count + 1
         values = [scalars.lr, 1 - BETA1**count, 1 - BETA2**count]
         if self.train.ema:

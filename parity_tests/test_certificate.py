@@ -11,7 +11,7 @@ from shared_vit import weights
 from shared_vit.data.preprocess import evaluation_input
 from shared_vit.weights.read import open_weights
 from twinvit.convert import certificate
-from twinvit.convert.synthetic_images import pictures
+from twinvit.convert.synthetic_images import drawn_images
 
 pytestmark = pytest.mark.quick
 
@@ -20,7 +20,7 @@ MODULES = ("", *(f"blocks.{i}" for i in range(TINY.depth)), "norm")
 
 def in_pixels(levels: float) -> np.ndarray:
     """The four images as this project makes inputs of them, `levels` of 255 brighter."""
-    made = np.stack([evaluation_input(image, TINY) for image in pictures(TINY.image_size)])
+    made = np.stack([evaluation_input(image, TINY) for image in drawn_images(TINY.image_size)])
     return (((made + levels) / 255) - TINY.mean) / TINY.std
 
 

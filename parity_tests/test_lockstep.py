@@ -172,7 +172,7 @@ def decay_on_norms(monkeypatch):
     def make_optimizer(named, recipe):
         groups = [
             {"params": [p for n, p in named.items() if n.endswith(".weight") == decayed],
-             "weight_decay": recipe.weight_decay * decayed, "rate_scale": 1.0}
+             "weight_decay": recipe.weight_decay * decayed, "lr_scale": 1.0}
             for decayed in (True, False)
         ]  # fmt: skip
         return torch.optim.AdamW(groups, lr=0.0, fused=True)

@@ -20,7 +20,7 @@ from shared_vit import weights
 from shared_vit.run.plan import make_plan
 from twinvit import cli
 from twinvit.convert import certificate
-from twinvit.convert.synthetic_images import pictures
+from twinvit.convert.synthetic_images import drawn_images
 from twinvit.lockstep import trainer_run
 from twinvit.pages.verdicts import SCHEMA_FILE, Verdict, envelope, optional_path, take_flags
 from twinvit.parity import command as parity
@@ -113,7 +113,7 @@ def _without_processes(patch, run, noise):
         names = ("", *(f"blocks.{i}" for i in range(TINY.depth)), "norm")
         who = {"torch": "torch twin", "jax": "jax twin"}[task["run"]]
         pixels = {certificate._PIXELS: in_pixels(0)}
-        pixels[certificate._ON_IMAGES] = np.ones((len(pictures(TINY.image_size)), 10))
+        pixels[certificate._ON_IMAGES] = np.ones((len(drawn_images(TINY.image_size)), 10))
         found = {}
         for side in task["files"]:
             found |= {

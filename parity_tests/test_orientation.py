@@ -115,7 +115,7 @@ def test_weights_from_elsewhere_are_shown_pictures_upright_with_a_notice(tmp_pat
     safetensors.numpy.save_file(arrays, file)
     path = tmp_path / "lying.jpg"
     path.write_bytes(photograph(6, quality=90))
-    with pytest.warns(UserWarning, match="pictures are turned upright by their EXIF"):
+    with pytest.warns(UserWarning, match="images are turned upright by their EXIF"):
         other = twinvit.load(file, "torch", num_heads=4)
     assert (own.cfg.exif, other.cfg.exif) == ("ignore", "turn")
     assert own.predict(str(path)) != other.predict(str(path))

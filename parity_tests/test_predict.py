@@ -18,7 +18,7 @@ from shared_vit import weights
 from shared_vit.data import evaluation_input, open_dataset
 from shared_vit.errors import UserError
 from shared_vit.spec.config import model_config
-from twinvit.convert.synthetic_images import pictures
+from twinvit.convert.synthetic_images import drawn_images
 from twinvit.predict.command import predict
 
 TWINS = ("torch", "jax")
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     """Images at several depths, in no order of creation."""
     root = tmp_path_factory.mktemp("images")
     names = ("c.png", "a/z.png", "a/b.PNG", "b.bmp")
-    for name, image in zip(names, pictures(24)):
+    for name, image in zip(names, drawn_images(24)):
         (root / name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(root / name)
     (root / "notes.txt").write_text("no image")
@@ -204,7 +204,7 @@ def test_modes_of_pillow_are_as_in_training(file, tmp_path):
     """Grey of 16 bits, a palette with transparency and alpha: as the decoder takes the files."""
     predictor, grey = twinvit.load(file), np.arange(400, dtype=np.uint16).reshape(20, 20) * 150
     Image.fromarray(grey).save(tmp_path / "16.png")
-    color = Image.fromarray(pictures(20)[0])
+    color = Image.fromarray(drawn_images(20)[0])
     color.quantize(8).save(tmp_path / "palette.png", transparency=0)
     color.convert("RGBA").save(tmp_path / "alpha.png")
     for name in ("16.png", "palette.png", "alpha.png"):
@@ -278,7 +278,7 @@ def test_logits_that_overflow_are_an_error(tmp_path):
     arrays["head.weight"] *= 1e38
     weights.write(tmp_path / "w.safetensors", CFG, arrays)
     with pytest.raises(UserError, match="in fp32: the logits are not finite"):
-        twinvit.load(tmp_path / "w.safetensors").predict(pictures(20))
+        twinvit.load(tmp_path / "w.safetensors").predict(drawn_images(20))
 
 
 @pytest.mark.parametrize("twin, absent", [("torch", "jax flax"), ("jax", "torch")])

@@ -396,3 +396,17 @@ def test_the_gelu_of_a_file_that_nothing_names_is_said(name, gelu, tmp_path):
     assert any(text.startswith(f"{gelu} GELU") for text in found.notes.assumed)
     said = [text for text in found.notes.notices if "siglip_gap" in text and "tanh GELU" in text]
     assert len(said) == (name == "weights")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("dinov3_s16", "pool", "token"),
+        ("dinov2_s14", "gelu", "tanh"),
+        ("dinov2_s14", "registers", 7),
+    ],
+)
+def test_what_timm_lacks_is_said_of_the_nearest_architecture(name, field, value):
+    """And not by all that a later ViT has beside the first ones."""
+    cfg = dataclasses.replace(model_config(name), **{field: value})
+    assert Timm().not_held(cfg) == [field]

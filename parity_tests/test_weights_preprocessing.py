@@ -19,7 +19,7 @@ from shared_vit.weights.formats import FOREIGN, huggingface, resize, timm
 from shared_vit.weights.formats.base import Hints, Notes
 from twinvit.convert import certificate
 from twinvit.convert.libraries import preprocess
-from twinvit.convert.synthetic_images import pictures
+from twinvit.convert.synthetic_images import drawn_images
 
 COLOURS = dict(mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3))
 # Resizes whose margins are even, so that no library rounds the offset of the short side's crop.
@@ -47,7 +47,7 @@ def written(format: str, cfg, folder):
 def distances(format: str, path, cfg) -> list[tuple[tuple[int, int], float]]:
     """`(shift of the crop, largest difference in levels of 255)` of each image."""
     run, out = preprocess(format, path, cfg), []
-    for image in pictures(cfg.image_size):
+    for image in drawn_images(cfg.image_size):
         theirs = (run(image) * np.array(cfg.std) + np.array(cfg.mean)) * 255
         out.append(certificate._shift(image, theirs, cfg))
     return out
@@ -220,7 +220,7 @@ def test_googles_squash_is_told(tmp_path):
 def test_pixels_that_are_trained_on_are_those_of_the_certificate():
     """`normalize` undone gives whole levels: the certificate's measure is that of pixels."""
     cfg = model({})
-    for image in pictures(cfg.image_size):
+    for image in drawn_images(cfg.image_size):
         pixels = evaluation_input(image, cfg)
         levels = (normalize(pixels, cfg) * np.array(cfg.std) + np.array(cfg.mean)) * 255
         assert np.abs(levels - pixels).max() < 1e-3

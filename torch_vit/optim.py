@@ -21,15 +21,15 @@ def make_optimizer(named: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.o
     """The optimizer of a recipe, over the parameters `{canonical name: parameter}` that it moves.
 
     adamw: p -= lr s (m_hat / (sqrt(v_hat) + eps) + wd p) (Loshchilov and Hutter 2019), adam without
-    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `rate_scale` of the
-    tensor's layer, wd acts on the weights of products. `set_rate` sets lr before each step.
+    wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `lr_scale` of the
+    tensor's layer, wd acts on the weights of products. `set_lr` sets lr before each step.
     """
     scales = lr_scales(recipe.model, recipe.layer_decay)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, p in named.items():
         decayed, scale = canonical.is_decayed(name), scales[name]
         decay = recipe.weight_decay if decayed else 0.0
-        about = {"params": [], "weight_decay": decay, "rate_scale": scale}
+        about = {"params": [], "weight_decay": decay, "lr_scale": scale}
         groups.setdefault((not decayed, scale), about)["params"].append(p)
     ordered = [groups[key] for key in sorted(groups)]
     if recipe.optimizer == "sgd":
@@ -37,10 +37,10 @@ def make_optimizer(named: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.o
     return torch.optim.AdamW(ordered, lr=0.0, betas=(BETA1, BETA2), eps=EPS, fused=True)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The learning rate of the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["rate_scale"]
+        group["lr"] = lr * group["lr_scale"]
 
 
 class DecoupledSGD(torch.optim.SGD):
@@ -90,7 +90,7 @@ def ascent_step(params: list[nn.Parameter], rho: float) -> None:
 
 @torch.no_grad()
 def average(averages: list[torch.Tensor], params: list[torch.Tensor], weight: float) -> None:
-    """The moving average of the weights, in place: e + share (p - e)."""
+    """The moving average of the weights, in place: e + weight (p - e)."""
     e, p = [local(t) for t in averages], [local(t) for t in params]
     torch._foreach_add_(e, torch._foreach_sub(p, e), alpha=weight)
 

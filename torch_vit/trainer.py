@@ -32,7 +32,7 @@ from torch_vit.optim import (
     global_norm,
     make_optimizer,
     nudge,
-    set_rate,
+    set_lr,
 )
 from torch_vit.precision import set_backend_precision
 from torch_vit.results import ResultFuture
@@ -311,7 +311,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
         params = [p for _, p in self.named]
         norm = clip_by_global_norm([p.grad for p in params], self.train.clip)
-        set_rate(self.optimizer, scalars.lr)
+        set_lr(self.optimizer, scalars.lr)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()

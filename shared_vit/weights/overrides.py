@@ -68,6 +68,6 @@ def for_images(source: Source, **changes: Any) -> tuple[Source, list[str]]:
     cfg, assumed = with_input(source.cfg, **changes), list(source.assumed)
     if source.elsewhere and changes.get("exif") is None:
         cfg = dataclasses.replace(cfg, exif="turn")
-        assumed.append("pictures are turned upright by their EXIF orientation")
+        assumed.append("images are turned upright by their EXIF orientation")
     source = dataclasses.replace(source, cfg=cfg, assumed=assumed)
     return source, source.told(cfg)

@@ -40,7 +40,7 @@ from twinvit.convert.same_function import (
     settings_apart,
     weights_apart,
 )
-from twinvit.convert.synthetic_images import pictures, plain_images
+from twinvit.convert.synthetic_images import drawn_images, plain_images
 from twinvit.pages.verdicts import Verdict
 from twinvit.parity.noise_rule import relative_l2
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, Evidence, decide
@@ -308,7 +308,7 @@ def _on_images(run: str, file: Task, cfg: ModelConfig, arrays: Arrays) -> Output
     """What is made of images, and their logits: by a library, or by this project in PyTorch."""
     if run == "jax":
         return {}
-    images = pictures(cfg.image_shape)
+    images = drawn_images(cfg.image_shape)
     if run == "torch":
         preprocess: Callable[[np.ndarray], np.ndarray] = functools.partial(_preprocess, cfg)
         pixels = np.stack([preprocess(image) for image in images])
@@ -352,7 +352,7 @@ def _rows(runs: dict[str, Outputs], rounding: dict[str, Outputs]) -> list[dict[s
 
 def _preprocessing_rows(cfg: ModelConfig, seen: dict[str, Outputs]) -> list[dict[str, Any]]:
     """A row for each preprocessing that was run, against this project's on the source."""
-    reference, images = seen[f"{_REFERENCE}, images"], pictures(cfg.image_shape)
+    reference, images = seen[f"{_REFERENCE}, images"], drawn_images(cfg.image_shape)
     rows = []
     for name, outputs in seen.items():
         if name.startswith(_REFERENCE):

@@ -20,7 +20,7 @@ from shared_vit.weights.overrides import Exif, Interpolation, with_input
 from shared_vit.weights.positions import Positions, describe_positions
 from shared_vit.weights.read import Source, open_weights
 from shared_vit.weights.write import check_target, write_weights
-from twinvit.pages.verdicts import Verdict, announce, clear
+from twinvit.pages.verdicts import Verdict, announce
 from twinvit.verdict_flags import checked
 
 To = Literal[
@@ -94,40 +94,51 @@ def convert(
     flags = checked(json, quiet, github)
     if flags.given() and not verify:
         raise UserError("--json, --quiet and --github say what --verify found: add --verify")
-    clear(flags.json)
-    source, target = Path(src), Path(dst)
-    many = _many(source)
-    if many and verify:
-        raise UserError("--verify takes one file at a time")
-    from twinvit.convert.certificate import certify
-
-    changes: dict[str, Any] = dict(
+    input_of = dict(
         mean=mean, std=std, interpolation=interpolation, eval_resize=eval_resize, exif=exif
     )
-    if verify:
-        _check_verified(changes)
-    read: dict[str, Any] = dict(
-        format=from_, num_heads=num_heads, num_classes=num_classes, image_size=image_size
-    )
-    adapted: dict[str, Any] = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
+    read = dict(format=from_, num_heads=num_heads, num_classes=num_classes, image_size=image_size)
+    adapted = dict(image_size=image_size, num_classes=num_classes, dtype=dtype)
     if image_size is not None:
         adapted["positions"] = positions
+    how = _How(to, verify, overwrite, read, adapted, input_of)
+    return announce(flags, lambda: _converted(Path(src), Path(dst), how))
 
-    def work() -> Verdict | int:
-        # Everything that can be refused is, before the first file is written.
-        jobs = [
-            _job(here, there, to, bool(many), overwrite, read, adapted, changes)
-            for here, there in (_pairs(many, target, to) if many else [(source, target)])
-        ]
-        if many:
-            target.mkdir(exist_ok=True)
-        for job in jobs:
-            job.write(to)
-        if verify:
-            return certify(jobs[0].source, source, target, to, num_heads, adapted)
+
+@dataclasses.dataclass
+class _How:
+    """What is to be done with each file.
+
+    read: of `open_weights`. adapted: of `adapt`. input_of: of `with_input`.
+    """
+
+    to: To
+    verify: bool
+    overwrite: bool
+    read: Mapping[str, Any]
+    adapted: Mapping[str, Any]
+    input_of: Mapping[str, Any]
+
+
+def _converted(source: Path, target: Path, how: _How) -> Verdict | int:
+    """Write what is asked for: 0, or the verdict of a comparison. Raises UserError before the first
+    file is written."""
+    many = _many(source)
+    if many and how.verify:
+        raise UserError("--verify takes one file at a time")
+    if how.verify:
+        _check_verified(how.input_of)
+    pairs = _pairs(many, target, how.to) if many else [(source, target)]
+    jobs = [_job(here, there, bool(many), how) for here, there in pairs]
+    if many:
+        target.mkdir(exist_ok=True)
+    for job in jobs:
+        job.write(how.to)
+    if not how.verify:
         return 0
+    from twinvit.convert.certificate import certify
 
-    return announce(flags, work)
+    return certify(jobs[0].source, source, target, how.to, how.read["num_heads"], dict(how.adapted))
 
 
 def _check_verified(changes: Mapping[str, Any]) -> None:
@@ -170,23 +181,14 @@ class _Job:
         print(f"wrote {self.there} ({to})")
 
 
-def _job(
-    here: Path,
-    there: Path,
-    to: To,
-    new_folder: bool,
-    overwrite: bool,
-    read: Mapping[str, Any],
-    adapted: Mapping[str, Any],
-    changes: Mapping[str, Any],
-) -> _Job:
+def _job(here: Path, there: Path, new_folder: bool, how: _How) -> _Job:
     """One file, read, adapted and free to be written. Raises UserError."""
-    opened = open_weights(here, **read)
-    opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **changes))
-    cfg, arrays = adapt(opened.cfg, opened.arrays, **adapted)
-    check_target(there, cfg, to, new_folder=new_folder)
-    _check_free(opened, there, overwrite)
-    return _Job(opened, cfg, arrays, adapted.get("positions", "bicubic"), there)
+    opened = open_weights(here, **how.read)
+    opened = dataclasses.replace(opened, cfg=with_input(opened.cfg, **how.input_of))
+    cfg, arrays = adapt(opened.cfg, opened.arrays, **how.adapted)
+    check_target(there, cfg, how.to, new_folder=new_folder)
+    _check_free(opened, there, how.overwrite)
+    return _Job(opened, cfg, arrays, how.adapted.get("positions", "bicubic"), there)
 
 
 def _check_free(source: Source, there: Path, overwrite: bool) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from shared_vit.spec.sides import Sides, sides
 
 
-def pictures(size: Sides, seed: int = 0) -> list[np.ndarray]:
+def drawn_images(size: Sides, seed: int = 0) -> list[np.ndarray]:
     """Four images, uint8 RGB [H, W, 3], for a model of `size` pixels, or of height and width.
 
     Wide, tall, smaller than the model's input, and nearly square.
@@ -20,7 +20,7 @@ def plain_images(size: Sides) -> list[np.ndarray]:
     """Images of one colour each, uint8 RGB, of the shapes of `images`: every resize and crop
     leaves their colour as it is."""
     colours = [(0, 128, 255), (255, 0, 128), (37, 255, 0), (90, 201, 64)]
-    shapes = [image.shape for image in pictures(size)]
+    shapes = [image.shape for image in drawn_images(size)]
     return [np.full(shape, colour, np.uint8) for shape, colour in zip(shapes, colours)]
 
 

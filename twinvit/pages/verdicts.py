@@ -109,17 +109,18 @@ def not_writable(path: str | None) -> str:
         return "its folder does not exist"
     if not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
         return "cannot be written; name another file"
-    if file.is_file():
-        content = file.read_bytes()
-        if content.strip() and not _is_verdict(content):
-            return "exists and is no verdict that a command wrote; name another file"
+    if file.is_file() and file.stat().st_size and not _is_verdict(file):
+        return "exists and is no verdict that a command wrote; name another file"
     return ""
 
 
-def _is_verdict(content: bytes) -> bool:
+def _is_verdict(file: Path) -> bool:
     """True for what `write` wrote: a JSON object with a schema and a verdict."""
+    with file.open("rb") as opened:
+        if opened.read(1) != b"{":  # weights, which may be large
+            return False
     try:
-        found = json.loads(content)
+        found = json.loads(file.read_bytes())
     except ValueError:
         return False
     return isinstance(found, dict) and {"schema", "verdict"} <= found.keys()

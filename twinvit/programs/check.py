@@ -15,7 +15,7 @@ import numpy as np
 from shared_vit.data.preprocess import evaluation_input, normalize
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
-from twinvit.convert.synthetic_images import pictures
+from twinvit.convert.synthetic_images import drawn_images
 from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, kinds, relative
 from twinvit.programs.target import Options, Run, Twin
 
@@ -61,7 +61,7 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
 
     Raises NotKept where they differ, and where nothing could be shown.
     """
-    images = np.stack([evaluation_input(image, cfg) for image in pictures(cfg.image_shape)])
+    images = np.stack([evaluation_input(image, cfg) for image in drawn_images(cfg.image_shape)])
     number = len(images)
     size = options.batch_size or number
     images = np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))

@@ -40,6 +40,7 @@ from shared_vit.weights.formats.timm_architectures import (
     architectures,
     arguments,
     candidates,
+    differences,
     function_of,
     named,
     nearest_to,
@@ -74,6 +75,8 @@ _LEFT_OUT = {
     r"blocks\.\d+\.attn\.relative_position_index": "indices of relative positions",
 }
 _GLOBAL_POOL = {"token": "token", "mean": "avg", "map": "map"}
+# Fields that add or remove no part of a model.
+_SETTINGS = ("pool", "gelu", "activation", "norm_eps", "rope_base", "rope_offset")
 # What decides the function, among `create_model`'s arguments.
 _FUNCTION = ("act_layer", "global_pool", "fc_norm", "class_token", "pool_include_prefix")
 # crop_pct: of timm's ViTs where nothing is said, and of a pretrained_cfg without the field.
@@ -114,6 +117,20 @@ class Timm(Format):
         "image_width": ANY,
         **{name: _usual_or_named(name) for name in _LATER},
     }
+
+    def not_held(self, cfg: ModelConfig) -> list[str]:
+        """The fields whose values in `cfg` the format does not hold; of a later ViT those in which
+        it differs from the nearest of timm's architectures, where these are no more."""
+        fields = super().not_held(cfg)
+        if not fields:
+            return fields
+
+        def far(apart: list[str]) -> tuple[int, int]:  # a setting before a part of the model
+            return len(apart), sum(name not in _SETTINGS for name in apart)
+
+        nearest = min((differences(cfg, a.cfg) for a in architectures().values()), key=far)
+        return nearest if 0 < len(nearest) <= len(fields) else fields
+
     foreign = {
         "rel_pos_bias": "relative positions shared by all blocks",
         "pos_embed_y": "positions in two factors",

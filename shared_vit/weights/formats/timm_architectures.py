@@ -74,7 +74,7 @@ def function_of(cfg: ModelConfig) -> tuple[Any, ...]:
 def differences(cfg: ModelConfig, other: ModelConfig) -> list[str]:
     """The fields by which two models, whatever their sizes, compute different functions."""
     mine, theirs = _function(cfg), _function(other)
-    return [name for name, value in mine.items() if value != theirs[name]]
+    return [name for name, value in mine.items() if value != theirs.get(name)]
 
 
 def _function(cfg: ModelConfig) -> dict[str, Any]:

@@ -159,3 +159,84 @@ def test_gradients_are_those_of_the_output_that_is_compared(output, turned):
     ported = port.Function(call, given(model))
     report = port.explain(model, ported, (INPUT,), what=GRAD, output=output)
     assert report.same, report
+
+
+class Distances(torch.nn.Module):
+    """Distances of points from each other, and of each from itself."""
+
+    def __init__(self, guarded: bool) -> None:
+        super().__init__()
+        self.guarded = guarded
+        self.linear = torch.nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        apart = y[:, None] - y[None]
+        if not self.guarded:
+            return torch.exp(-torch.linalg.norm(apart, dim=-1))
+        squares = apart.pow(2).sum(-1)
+        safe = torch.where(squares > 0, squares, torch.ones_like(squares))
+        return torch.exp(-torch.where(squares > 0, safe.sqrt(), torch.zeros_like(squares)))
+
+
+@jax.custom_vjp
+def never(x: jax.Array) -> jax.Array:
+    """The identity, whose gradient is NaN."""
+    return x
+
+
+never.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
+
+
+@pytest.mark.parametrize(
+    ("guarded", "kind", "causes"),
+    [
+        (False, "safe", []),
+        (False, "norm", ["norm_grad"]),
+        (True, "safe", []),
+        (True, "outer", ["unused_nan"]),
+        (False, "never", [""]),
+    ],
+)
+def test_a_gradient_that_is_nan_in_the_port_alone_is_no_cut(guarded, kind, causes):
+    torch.manual_seed(0)
+    model = Distances(guarded)
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        y = x @ p["linear.weight"].T + p["linear.bias"]
+        apart = (never(y) if kind == "never" else y)[:, None] - y[None]
+        squares = (apart**2).sum(-1)
+        safe = jnp.where(squares > 0, squares, 1) if kind in ("safe", "never") else squares
+        apart = jnp.where(squares > 0, jnp.sqrt(safe), 0)
+        return jnp.exp(-(jnp.sqrt(squares) if kind == "norm" else apart))
+
+    report = port.explain(model, port.Function(call, given(model)), (INPUT,), what=GRAD)
+    assert [f.cause for f in report.findings] == causes, report
+    assert report.verdict == ("different" if causes else "same")
+    assert report.explained == (causes != [""])
+    if causes == [""]:
+        assert "gradient of linear.weight is NaN" in report.findings[0].text
+        assert "test_port_gradients.py" in report.findings[0].text
+
+
+def test_a_gradient_that_is_nan_on_both_sides_is_undecided():
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.b(x) + (y - y).sqrt()
+
+    model = Root()
+
+    def call(p: dict[str, Any], x: jax.Array, cut: bool) -> jax.Array:
+        y = x @ p["a.weight"].T + p["a.bias"]
+        b = jax.lax.stop_gradient(p["b.weight"]) if cut else p["b.weight"]
+        return x @ b.T + p["b.bias"] + jnp.sqrt(y - y)
+
+    for cut, verdict in ((False, "undecided"), (True, "different")):
+        ported = port.Function(lambda p, x, cut=cut: call(p, x, cut), given(model))
+        report = port.explain(model, ported, (INPUT,), what=GRAD)
+        assert report.verdict == verdict, report

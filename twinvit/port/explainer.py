@@ -177,10 +177,11 @@ def _explain(
         from twinvit.port.gradients import compare_gradients
 
         say("comparing gradients")
-        judged.gradients, note, judged.known = compare_gradients(
+        judged.gradients, note, judged.known, left = compare_gradients(
             judged.forward.session, pair, judged.forward.recorded
         )
         judged.notes.append(note)
+        judged.open += left
     if "train" in kinds and not alone:
         say("comparing train mode")
         judged.trained = compare(pair, True, say)

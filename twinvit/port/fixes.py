@@ -212,6 +212,9 @@ _FIXES: tuple[tuple[str, str, Write, Write], ...] = (
      "diagonal={0}"),
     ("mask_offset", r"holds (\d+) positions; the reference's holds (\d+)$", "a window of {1}",
      "a window of {0}"),
+    ("norm_grad", r"", "jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)",
+     ""),
+    ("unused_nan", r"", "jnp.where(ok, f(jnp.where(ok, x, 1)), other)", ""),
     ("label_smoothing", r"smooths the labels by (\S+); the reference does not$",
      "without label smoothing", "label_smoothing={0}"),
 )  # fmt: skip

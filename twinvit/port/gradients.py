@@ -6,14 +6,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from twinvit.port.index import Index, distance, evidence, layouts
-from twinvit.port.ops import STRAIGHT_THROUGH
+from twinvit.port.gradient_edits import candidates
+from twinvit.port.index import SMALLEST, Index, distance, evidence, layouts
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
@@ -31,23 +31,33 @@ def reference_gradients(
 ) -> dict[str, np.ndarray]:
     """Gradients of sum(outputs * cotangents) by each parameter's name, of the graph as it is edited
     now."""
+    leaves, _, total = _under_autograd(graph, cotangents, edits or {})
+    return dict(zip(leaves, _derivatives(total, list(leaves.values()))))
+
+
+def _under_autograd(
+    graph: Graph, cotangents: list[torch.Tensor], edits: Mapping[int, Edit]
+) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor], Any]:
+    """The parameters by name, every value by id, and sum(outputs * cotangents), with a graph."""
+    ids = graph.params()
     leaves = {
         name: graph.values[i].detach().clone().requires_grad_(True)
-        for name, i in graph.params().items()
+        for name, i in ids.items()
         if graph.values[i].dtype == torch.float64 and name not in graph.buffers
     }
-    ids = graph.params()
-    changed = {ids[n]: t for n, t in leaves.items()}
     with torch.enable_grad():
-        values = graph.run(dict(edits or {}), changed, everything=True)
+        changed = {ids[n]: t for n, t in leaves.items()}
+        values = graph.run(dict(edits), changed, everything=True)
         total = sum((values[o] * c).sum() for o, c in zip(graph.outputs, cotangents) if c.any())
-        if not isinstance(total, torch.Tensor) or not total.requires_grad:
-            return {n: np.zeros(tuple(t.shape)) for n, t in leaves.items()}
-        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {
-        n: np.zeros(tuple(t.shape)) if g is None else to_numpy(g)
-        for (n, t), g in zip(leaves.items(), grads)
-    }
+    return leaves, values, total
+
+
+def _derivatives(total: Any, by: list[torch.Tensor]) -> list[np.ndarray]:
+    """Derivatives by each of these; zeros where it depends on none."""
+    if not isinstance(total, torch.Tensor) or not total.requires_grad:
+        return [np.zeros(tuple(t.shape)) for t in by]
+    grads = torch.autograd.grad(total, by, allow_unused=True)
+    return [np.zeros(tuple(t.shape)) if g is None else to_numpy(g) for t, g in zip(by, grads)]
 
 
 class PortGradients:
@@ -59,8 +69,14 @@ class PortGradients:
             holds the same numbers.
         few: gradients and parts of them with too few numbers to be looked up, sorted, by size.
         zeros: how many gradients and parts of them are zero, by size.
-        size: the largest number in a gradient of the reference.
+        broken: of each gradient that holds NaN or infinity what its numbers are, as `kinds` counts.
+        size: the largest finite number in a gradient of the reference.
+        first: the line of the port whose derivative first makes NaN of numbers; "" where none does.
+        lines: by the id of a value of the reference the line at which the port computes it.
     """
+
+    first = ""
+    lines: Mapping[int, str] = {}
 
     def __init__(
         self,
@@ -74,6 +90,7 @@ class PortGradients:
         self.size = size
         self.few: dict[int, list[np.ndarray]] = {}
         self.zeros: Counter[int] = Counter()
+        self.broken = {kinds(g) for g in gradients if not np.isfinite(g).all()}
         for part in (part for g in gradients for part in _parts(g)):
             if not np.any(part):
                 self.zeros[part.size] += 1
@@ -88,8 +105,15 @@ class PortGradients:
         along the first axis, must be anywhere in the port's backward pass: what the port does to
         the gradient behind that value is not seen.
         """
+        if not np.isfinite(g).all():
+            if name not in self.own:
+                return kinds(g) in self.broken
+            theirs = self.own[name]
+            return kinds(g) == kinds(theirs) and _finite_apart(g, theirs) <= TOLERANCE
         if name in self.own:
             theirs = self.own[name]
+            if not np.isfinite(theirs).all():
+                return False
             return (
                 not np.any(np.abs(theirs) > TOLERANCE * self.size)
                 if self._is_rounding(g)
@@ -124,6 +148,17 @@ class PortGradients:
     def _is_rounding(self, g: np.ndarray) -> bool:
         """True for a gradient that is zero but for rounding (the bias of attention's keys)."""
         return not np.any(np.abs(g) > 1e-12 * self.size)
+
+
+def kinds(g: np.ndarray) -> tuple[int, int, int, int]:
+    """How many numbers a gradient has, and how many are NaN, infinity and minus infinity."""
+    return g.size, int(np.isnan(g).sum()), int((g == np.inf).sum()), int((g == -np.inf).sum())
+
+
+def _finite_apart(x: np.ndarray, y: np.ndarray) -> float:
+    """Distance of the finite numbers of two arrays that have as many."""
+    x, y = np.sort(x[np.isfinite(x)]), np.sort(y[np.isfinite(y)])
+    return distance(x, y) if x.size else 0.0
 
 
 def _parts(g: np.ndarray) -> Iterator[np.ndarray]:
@@ -163,8 +198,9 @@ def _own(
 
 def compare_gradients(
     session: Session, pair: Any, recorded: Any
-) -> tuple[list[Finding], str, bool]:
-    """Findings, a note, and whether every difference has a proven cause.
+) -> tuple[list[Finding], str, bool, list[str]]:
+    """Findings, a note, whether every difference has a proven cause, and what NaN on both sides
+    leaves open.
 
     `recorded` holds both models as they were compared. `PortGradients.has` says with
     what each gradient is compared; one without an array of its own may be found among any
@@ -179,6 +215,11 @@ def compare_gradients(
     ]
     reference = reference_gradients(graph, cotangents)
     theirs, own = _port_gradients(graph, pair, recorded, cotangents, reference)
+    theirs.lines = {
+        i: recorded.index.entries[e].where
+        for i, root in session.root.items()
+        if (e := session.match.get(root)) is not None and e >= 0
+    }
     wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
     judged = sum(1 for n, g in reference.items() if n in own or evidence(g))
     note = f"gradients of {judged} parameters compared, {len(wrong)} without an equal"
@@ -188,8 +229,29 @@ def compare_gradients(
         text = f"the gradient of {name} has no equal in the port" + (
             f"; the nearest is {ratio:.6g} times it" if ratio is not None else ""
         )
+        bad = name in own and (~np.isfinite(own[name])).sum()
+        if bad:
+            text = (
+                f"the port's gradient of {name} is NaN or infinite in {bad} of the "
+                f"{own[name].size} numbers" + (f", first at {theirs.first}" if theirs.first else "")
+            )
         findings.append(Finding("unknown", "", text, name, where, far, far, [name], "grad"))
-    return findings, note, not wrong
+    return (
+        findings,
+        note,
+        not wrong,
+        _unjudged({n: g for n, g in reference.items() if n not in wrong}),
+    )
+
+
+def _unjudged(gradients: Mapping[str, np.ndarray]) -> list[str]:
+    """Gradients that are NaN or infinite on both sides and have too few other numbers."""
+    return [
+        f"the gradient of {name} is NaN or infinite in {g.size - n} of its {g.size} numbers on "
+        "both sides"
+        for name, g in gradients.items()
+        if (n := int(np.isfinite(g).sum())) < min(g.size, SMALLEST)
+    ]
 
 
 def _port_gradients(
@@ -212,16 +274,35 @@ def _port_gradients(
     )
     values = [*pair.leaves, *given]
     index = Index()
-    outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), Interpreter(index.add))
+    watch = _Watch(index)
+    outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), Interpreter(watch.add))
     gradients = [np.asarray(g) for g in outs]
     for g, i in zip(gradients, floats):
         index.add(np.array(g), "gradient", pair.pure.names[i], [])
         if g.ndim >= 2 and 1 < g.shape[0] <= LAYERS:
             for k in range(g.shape[0]):
                 index.add(np.array(g[k]), "gradient", f"{pair.pure.names[i]}[{k}]", [])
-    size = max((float(np.abs(g).max()) for g in reference.values() if g.size), default=0.0)
+    size = max(
+        (float(abs(g[np.isfinite(g)]).max(initial=0)) for g in reference.values()), default=0
+    )
     own = _own(graph, [pair.leaves[i] for i in floats], gradients)
-    return PortGradients(index, own, gradients, size), own
+    found = PortGradients(index, own, gradients, size)
+    found.first = watch.first
+    return found, own
+
+
+class _Watch:
+    """Passes values on to an index. `first`: the line that first makes a NaN of numbers that are
+    none."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.first = ""
+
+    def add(self, value: Any, name: str, where: str, parents: list[int]) -> int:
+        if not self.first and getattr(value, "dtype", None) == np.float64:
+            self.first = where if np.isnan(value).any() else ""
+        return self.index.add(value, name, where, parents)
 
 
 def _explained(
@@ -247,58 +328,6 @@ def _explained(
     return findings, wrong
 
 
-def _candidates(graph: Graph) -> Iterator[tuple[Node, str, str, Callable[..., Any]]]:
-    """Edits that leave every value and change gradients, the last operations first."""
-    for node in reversed(graph.nodes):
-        out = next((o for o in node.outs if o is not None), None)
-        if out is None or graph.values[out].dtype != torch.float64 or not graph.consumers.get(out):
-            continue
-        op = node.op
-
-        def cut(*args: Any, op: Any = op, **kwargs: Any) -> Any:
-            made = op(*args, **kwargs)
-            return (
-                made.detach()
-                if isinstance(made, torch.Tensor)
-                else tuple(m.detach() if isinstance(m, torch.Tensor) else m for m in made)
-            )
-
-        yield (
-            node,
-            "grad_detached",
-            "no gradient flows through this in the port "
-            "(stop_gradient); the reference does not detach it",
-            cut,
-        )
-        if node.name == "detach":
-            yield (
-                node,
-                "grad_detached",
-                "the reference detaches this; in the port a gradient flows through it",
-                lambda x: x,
-            )
-        if node.name in STRAIGHT_THROUGH and node.refs:
-
-            def through(x: torch.Tensor, *args: Any, op: Any = op, **kwargs: Any) -> torch.Tensor:
-                return x + (op(x, *args, **kwargs) - x).detach()
-
-            yield (
-                node,
-                "straight_through",
-                "the port passes the gradient straight through this; the reference does not",
-                through,
-            )
-        for factor in (2.0, 0.5, -1.0, 0.1):
-
-            def scaled(*args: Any, op: Any = op, f: float = factor, **kwargs: Any) -> Any:
-                made = op(*args, **kwargs)
-                return (
-                    made * f + (made * (1 - f)).detach() if isinstance(made, torch.Tensor) else made
-                )
-
-            yield node, "grad_scale", f"the port multiplies the gradient by {factor:g} here", scaled
-
-
 def _search(
     graph: Graph,
     theirs: PortGradients,
@@ -316,23 +345,50 @@ def _search(
     best: tuple[Node, Edit, str, str, list[str]] | None = None
     budget = 400 if sum(v.numel() for v in graph.values) < 1 << 22 else 24
     until = time.perf_counter() + SECONDS
-    for node, name, text, fn in _candidates(graph):
+    for candidate in candidates(graph, bool(theirs.broken)):
+        node = candidate.node
         if node.index in edits:
             continue
         budget -= 1
         if budget < 0 or time.perf_counter() > until:
             break
-        edit = Edit(fn)
+        edit = Edit(candidate.function)
         try:
+            if candidate.broken and not _proven_nan(
+                graph, theirs, cotangents, {**edits, node.index: edit}, node
+            ):
+                continue
             grads = reference_gradients(graph, cotangents, {**edits, node.index: edit})
         except Exception:
             continue
         left = [n for n, g in grads.items() if not explained(n, g)]
         if len(left) < len(best[4] if best is not None else wrong):
-            best = (node, edit, name, text, left)
+            best = (node, edit, candidate.cause, candidate.text, left)
             if not left:
                 break
     return best
+
+
+def _proven_nan(
+    graph: Graph,
+    theirs: PortGradients,
+    cotangents: list[torch.Tensor],
+    edits: Mapping[int, Edit],
+    node: Node,
+) -> bool:
+    """True if edits change no output, and the port's first NaN is at its line of this operation, or
+    the gradient that they make at an operand, NaN in some places alone, is in its backward pass:
+    gradients that are NaN throughout may come from anywhere."""
+    _, values, total = _under_autograd(graph, cotangents, edits)
+    if not all(torch.equal(values[o], graph.values[o]) for o in graph.outputs):
+        return False
+    if theirs.first and any(theirs.lines.get(o or 0) == theirs.first for o in node.outs):
+        return True
+    by = [v for r in node.refs if (v := values.get(r)) is not None and v.requires_grad]
+    return any(
+        not np.isfinite(g).all() and evidence(g) and theirs.index.find(g, TOLERANCE) is not None
+        for g in _derivatives(total, by)
+    )
 
 
 def _nearest(theirs: PortGradients, name: str, g: np.ndarray) -> tuple[float, str, float | None]:

@@ -6,8 +6,16 @@ import torch
 from laws import pairs
 
 from twinvit.port.expected import of_sizes
+from twinvit.port.record import torch_program
 from twinvit.port.redraw import Drawn, redrawn_weights
-from twinvit.port.search.noise import LARGE, _moved_leaf, _Nudge
+from twinvit.port.search.noise import (
+    LARGE,
+    _has_whole,
+    _moved_leaf,
+    _Nudge,
+    measure_noise,
+    output_noise,
+)
 
 
 def test_parameters_memory_and_time_are_said_first():
@@ -33,10 +41,49 @@ def test_drawn_weights_are_made_when_they_are_asked_for_and_alike_each_time():
 
 def test_a_large_parameter_is_moved_alike_each_time():
     value = torch.randn(LARGE, dtype=torch.float64)
+    graph = torch_program.record(lambda x: x + 1, (value,), lambda out: [out])
     nudge = _Nudge(0, LARGE)
-    first, again = _moved_leaf(value, nudge)
-    after = nudge.at
-    nudge(value)
+    at = nudge.at
+    first = nudge(value, whole=True)
     present = nudge.at
-    assert torch.equal(first, again()) and not torch.equal(first, value)
-    assert nudge.at == present != after
+    again = _moved_leaf(graph, 0, nudge, at, _has_whole(value))
+    assert torch.equal(first, again) and not torch.equal(first, value)
+    assert nudge.at == present != at
+    nudge.at = at
+    nudge.skip(value)
+    assert nudge.at == present
+
+
+def test_an_array_beyond_the_pool_of_factors_is_moved_as_by_the_repeated_pool():
+    nudge = _Nudge(3, 1 << 8)
+    nudge.pool = nudge.pool[:500]  # shorter than what is moved
+    value = torch.randn(7, 301, dtype=torch.float64)
+    moved = [nudge(value), nudge(value.t()).t()]
+    for offset, x in zip((7919, 2 * 7919), moved):
+        factor = nudge.pool[: len(nudge.pool) - 1 - offset % 9973 % 97].repeat(5)[: value.numel()]
+        shape = value.shape if x is moved[0] else value.t().shape
+        factor = factor.view(shape) if x is moved[0] else factor.view(shape).t()
+        assert torch.equal(x, value * factor)
+
+
+def test_whole_numbers_of_a_large_array_stay():
+    value = torch.randn(LARGE, dtype=torch.float64)
+    assert not _has_whole(value) and not _has_whole(torch.zeros(9, dtype=torch.float64))
+    value[-1] = 3
+    assert _has_whole(value)
+
+
+def test_rounding_of_the_outputs_alone_is_that_which_is_measured_of_all_values():
+    weight = torch.randn(5, 6, dtype=torch.float64)
+    graph = torch_program.record(
+        lambda x: (torch.tanh(x @ weight.t()), x.sum(0)), (torch.randn(4, 6),), list
+    )
+    whole, alone = measure_noise(graph), output_noise(graph)
+    assert set(alone.relative) == set(alone.elements) == set(graph.outputs)
+    for out in graph.outputs:
+        assert alone.relative[out] == whole.relative[out] > 0
+        assert np.array_equal(alone.elements[out], whole.elements[out])
+    eps = torch.finfo(torch.float64).eps
+    given = [i for i, s in enumerate(graph.source) if s != "node"]
+    layouts = [n.outs[0] for n in graph.nodes if n.name == "t"]
+    assert len(given) == 2 and layouts and {whole.relative[i] for i in given + layouts} == {eps}

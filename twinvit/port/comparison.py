@@ -36,7 +36,7 @@ from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Downcast, Finding, Operation
 from twinvit.port.search.dropout import Pairing
 from twinvit.port.search.loop import Progress, explain_divergences
-from twinvit.port.search.noise import Noise, measure_noise
+from twinvit.port.search.noise import measure_noise, output_noise
 from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.steps import other_sides, step_operands
 from twinvit.port.search.unknown import operations_without_unknown
@@ -397,7 +397,7 @@ def _before_steps(session: Session, findings: Sequence[Finding]) -> list[Finding
 
 def remeasure(session: Session) -> None:
     """Measure the rounding of the outputs again: edits have made other numbers of them."""
-    fresh: Noise = measure_noise(session.graph)
+    fresh = output_noise(session.graph)
     session.noise.elements = fresh.elements
     session.noise.relative.update({o: fresh.get(o) for o in session.graph.outputs})
 

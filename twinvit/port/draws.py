@@ -18,7 +18,7 @@ from twinvit.port.redraw import (
     signs_redrawn,
 )
 from twinvit.port.report import Draw, Finding
-from twinvit.port.search.noise import measure_noise
+from twinvit.port.search.noise import output_noise
 from twinvit.port.stored import stored_parameters
 from twinvit.port.verify import NUDGE, Arrays, Further, Program, nudged
 from twinvit.port.zero_weights import unplaced, zero_pairs
@@ -170,6 +170,8 @@ def _draw_weights(result: Verified, program: Program, seed: int) -> None:
 def _draw_zeros(result: Verified, program: Program, seed: int) -> None:
     """Open what is closed: gates and last layers of branches that start at zero, in both models."""
     mine, theirs = list(program.params.values()), [program.pair.leaves[k] for k in program.leaves]
+    if not any(x.size and not x.any() for x in mine):
+        return
     plain, opened = (redrawn_weights(mine, theirs, program.fixed, seed, o) for o in (False, True))
     if opened.moved == plain.moved:
         return
@@ -234,7 +236,7 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         return open_(f"not decided, the port fails: {_first_line(error)}")
     judged = [verdict.judge(x, y) for x, y in zip(outs, theirs)]
     if any(d.verdict != verdict.SAME for d in judged):
-        noise = measure_noise(graph)
+        noise = output_noise(graph)
         judged = [
             verdict.judge(x, y, noise.elements.get(o))
             for x, y, o in zip(outs, theirs, graph.outputs)

@@ -74,7 +74,10 @@ def evidence(x: np.ndarray) -> bool:
 def fingerprint(x: np.ndarray) -> np.ndarray:
     """Mean, root mean square, mean absolute value, maximum, minimum of the numbers that count, and
     a number that stands for how many others there are of each kind (`countable`)."""
-    flat, others = countable(x)
+    return _moments(*countable(x))
+
+
+def _moments(flat: np.ndarray, others: float) -> np.ndarray:
     if not flat.size:
         return np.array([0, 0, 0, 0, 0, others], dtype=np.float64)
     top, low = np.max(flat), np.min(flat)
@@ -192,7 +195,11 @@ class Index:
         self.lookups += 1
         if x.size not in self._by_size:
             return None
-        print_ = fingerprint(x) if print_ is None else print_
+        if print_ is None:
+            flat, others = countable(x)
+            if self._none_near(flat, others, x.size, tolerance):
+                return None
+            print_ = _moments(flat, others)
         bound = self.bounds(print_, x.size)
         hits = np.flatnonzero(bound <= tolerance)
         if not hits.size:
@@ -210,6 +217,17 @@ class Index:
             if mine.size == theirs.size and distance(mine, theirs) <= tolerance:
                 return ids[hit]
         return None
+
+    def _none_near(self, flat: np.ndarray, others: float, size: int, tolerance: float) -> bool:
+        """True if the root mean square alone tells these numbers from each value of this size; it
+        is one of the bounds, and the cheapest."""
+        total = float(np.dot(flat, flat)) if flat.size else 0.0
+        if not 0 < total < 1e299:  # squares of larger numbers overflow
+            return False
+        table = self.table(size)
+        rms = np.sqrt(total / flat.size)
+        near = (np.abs(table[:, 1] - rms) / max(rms, 1e-300) <= tolerance) & (table[:, 5] == others)
+        return not near.any()
 
     def _same_numbers(self, x: np.ndarray, entry_id: int) -> bool:
         """True for the numbers of a large array that the program was given: weights are as a rule

@@ -22,7 +22,7 @@ from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 from twinvit.port.record.jax_interpreter import Deferred, Interpreter, Sink
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import Weights
-from twinvit.port.search.noise import measure_noise
+from twinvit.port.search.noise import output_noise
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import AppliedEdit
 
@@ -223,7 +223,7 @@ class Program:
             return 0.0
         if all(verdict.judge(x, y).verdict == verdict.SAME for x, y in zip(outs, theirs)):
             return 0.0
-        noise = measure_noise(graph)
+        noise = output_noise(graph)
         judged = [
             verdict.judge(x, y, noise.elements.get(o))
             for x, y, o in zip(outs, theirs, graph.outputs)

@@ -127,18 +127,33 @@ def _held(session: Session, region: set[int], nodes: Mapping[int, Node]) -> set[
         except Exception:
             continue
         values = [*inside.values, *flat_tensors(out)]
-        arrays = [to_numpy(t.double()) for t in values if t is not None and t.is_floating_point()]
-        found.update(i for i in region if any(_equal(session, i, x) for x in arrays))
+        floats = [to_numpy(t.double()) for t in values if t is not None and t.is_floating_point()]
+        steps = [_Step(x) for x in floats]
+        found.update(i for i in region if any(x.equals(session, i) for x in steps))
     return found
 
 
-def _equal(session: Session, entry: int, array: np.ndarray) -> bool:
-    theirs = session.index.sorted(entry)
-    if theirs is None:
-        theirs = session.index.entries[entry].few
-    if theirs is None or theirs.size != array.size or not np.isfinite(array).all():
-        return False
-    return distance(theirs, np.sort(array.reshape(-1))) <= _EQUAL
+class _Step:
+    """What an operation computes on the way; its numbers are put in order once, if at all."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @functools.cached_property
+    def sorted(self) -> np.ndarray | None:
+        """The numbers in order; None if they are not all finite."""
+        if not np.isfinite(self.array).all():
+            return None
+        return np.sort(self.array.reshape(-1))
+
+    def equals(self, session: Session, entry: int) -> bool:
+        """True for the numbers of a value of the port."""
+        theirs = session.index.sorted(entry)
+        if theirs is None:
+            theirs = session.index.entries[entry].few
+        if theirs is None or theirs.size != self.array.size or self.sorted is None:
+            return False
+        return distance(theirs, self.sorted) <= _EQUAL
 
 
 class _Inside(TorchDispatchMode):

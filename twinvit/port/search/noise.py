@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from twinvit.port.index import distance
-from twinvit.port.ops import AXIS_AT, DRAWS, EXACT, STEPS, WHOLE
+from twinvit.port.ops import AXIS_AT, DRAWS, EXACT, LAYOUT, STEPS, WHOLE
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import to_numpy
@@ -64,30 +65,58 @@ class _Nudge:
         """`whole`: whole numbers stay as they are."""
         if x.dtype not in (torch.float64, torch.complex128) or not x.numel():
             return x
-        n = x.numel()
-        self.at = (self.at + 7919) % 9973
-        if n + self.at <= len(self.pool):
-            factor = self.pool[self.at : self.at + n].view(x.shape)
-        else:  # an array beyond the pool: repeated, at an odd offset
-            factor = self.pool[: len(self.pool) - 1 - self.at % 97]
-            factor = factor.repeat(-(-n // len(factor)))[:n].view(x.shape)
-        moved = x * factor
+        self.skip(x)
+        moved = self._times(x)
         if whole and x.dtype == torch.float64:
             return torch.where(x == x.round(), x, moved)
+        return moved
+
+    def skip(self, x: torch.Tensor) -> None:
+        """Go on as if these numbers had been moved."""
+        if x.dtype in (torch.float64, torch.complex128) and x.numel():
+            self.at = (self.at + 7919) % 9973
+
+    def _times(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.numel()
+        if n + self.at <= len(self.pool):
+            return x * self.pool[self.at : self.at + n].view(x.shape)
+        # an array beyond the pool: repeated, at an odd offset
+        factor = self.pool[: len(self.pool) - 1 - self.at % 97]
+        if not x.is_contiguous():
+            return x * factor.repeat(-(-n // len(factor)))[:n].view(x.shape)
+        moved, flat = torch.empty_like(x), x.view(-1)
+        parts = moved.view(-1).split(len(factor))
+        for part, own in zip(parts, flat.split(len(factor))):
+            torch.mul(own, factor[: len(own)], out=part)
         return moved
 
 
 def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> Noise:
     """What rounding does to each value; of those in `keep`, and of the outputs, to each number."""
+    noise = _measured(graph, {*keep, *graph.outputs}, None, runs)
+    noise.relative.update(_by_one_eps(graph))
+    return noise
+
+
+def output_noise(graph: Graph, runs: int = RUNS) -> Noise:
+    """What rounding does to the outputs alone, and to each of their numbers."""
+    outputs = set(graph.outputs)
+    return _measured(graph, outputs, outputs, runs)
+
+
+def _measured(graph: Graph, kept: set[int], wanted: set[int] | None, runs: int) -> Noise:
+    """Rounding of the wanted values, by default of all that operations compute; of those in `kept`
+    of each number."""
     noise = Noise()
-    kept = {*keep, *graph.outputs}
     largest = max((v.numel() for v in graph.values), default=0)
+    known = _by_one_eps(graph) if wanted is None else {}
 
     def on_value(i: int, value: torch.Tensor) -> None:
-        first = graph.values[i]
         if value.dtype not in (torch.float64, torch.complex128):
             return
-        if value.dtype == torch.float64 and value.numel() >= 2:
+        told = i not in known and (wanted is None or i in wanted)
+        first = graph.values[i] if told or i in kept else value
+        if told and value.dtype == torch.float64 and value.numel() >= 2:
             d = distance(to_numpy(first), to_numpy(value)) / AMPLIFIED
             noise.relative[i] = max(noise.relative.get(i, 0.0), d if np.isfinite(d) else 0.0)
         if i in kept:
@@ -97,30 +126,61 @@ def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> N
             old = noise.elements.get(i)
             noise.elements[i] = moved if old is None else np.maximum(old, moved)
 
+    whole: dict[int, bool] = {}
     for seed in range(runs):
-        run_nudged(graph, _Nudge(seed, largest), on_value)
+        run_nudged(graph, _Nudge(seed, largest), on_value, kept, whole)
     return noise
+
+
+def _by_one_eps(graph: Graph) -> dict[int, float]:
+    """The values that are given, and other layouts of them, each of whose numbers moves by at most
+    one eps: nothing has to be measured for that."""
+    eps = torch.finfo(torch.float64).eps
+    known = {i: eps for i, source in enumerate(graph.source) if source != "node"}
+    for node in graph.nodes:
+        if node.name not in LAYOUT & EXACT or not isinstance(node.op, torch._ops.OpOverload):
+            continue
+        source, out = node.refs[:1], node.outs[:1]
+        if source and out and out[0] is not None and source[0] in known:
+            if graph.values[source[0]].numel() == graph.values[out[0]].numel():
+                known[out[0]] = eps
+    return {i: eps for i in known if graph.values[i].dtype == torch.float64}
 
 
 def run_nudged(
     graph: Graph,
     nudge: _Nudge,
     on_value: Callable[[int, torch.Tensor], None],
+    told: Container[int] = (),
+    whole: dict[int, bool] | None = None,
 ) -> None:
-    """Run the graph with every result moved; steps and draws keep their recorded results."""
+    """Run the graph with every result moved; steps and draws keep their recorded results.
+
+    Args:
+        on_value: told of each result, and of what is given where that is in `told`.
+        whole: which of the large given values hold whole numbers other than zero, as far as that is
+            known; it is added to.
+    """
     held: dict[int, torch.Tensor] = {}
     again: dict[int, Callable[[], torch.Tensor]] = {}
+    whole = {} if whole is None else whole
     for i, source in enumerate(graph.source):
-        if source != "node":
-            value, again[i] = _moved_leaf(graph.values[i], nudge)
-            on_value(i, value)
-            if value.numel() < LARGE:
-                held[i] = value
-                del again[i]
+        if source == "node":
+            continue
+        value = graph.values[i]
+        if value.numel() < LARGE:
+            held[i] = nudge(value, whole=True)
+        else:  # moved where it is used, alike each time
+            if i not in whole:
+                whole[i] = _has_whole(value)
+            again[i] = partial(_moved_leaf, graph, i, nudge, nudge.at, whole[i])
+            nudge.skip(value)
+        if i in told:
+            on_value(i, held[i] if i in held else again[i]())
     with torch.no_grad():
         for node in graph.nodes:
             for ref in node.refs:
-                if ref in again:  # large: moved again where it is used, alike each time
+                if ref in again:
                     held[ref] = again[ref]()
             outs = nudged_results(graph, node, held, nudge)
             for out, value in zip(node.outs, outs):
@@ -132,19 +192,20 @@ def run_nudged(
                     held.pop(ref, None)
 
 
-def _moved_leaf(
-    value: torch.Tensor, nudge: _Nudge
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
-    """A parameter, input or constant, moved, and a function that moves it so again."""
-    at = nudge.at
+def _moved_leaf(graph: Graph, i: int, nudge: _Nudge, at: int, whole: bool) -> torch.Tensor:
+    """A parameter, input or constant, moved by the numbers that start there; alike each time."""
+    nudge.at, present = at, nudge.at
+    moved = nudge(graph.values[i], whole=whole)
+    nudge.at = present
+    return moved
 
-    def again() -> torch.Tensor:
-        nudge.at, present = at, nudge.at
-        moved = nudge(value, whole=True)
-        nudge.at = present
-        return moved
 
-    return nudge(value, whole=True), again
+def _has_whole(value: torch.Tensor) -> bool:
+    """True if there are whole numbers, zero left out: those stay as they are."""
+    if value.dtype != torch.float64:
+        return False
+    parts = value.reshape(-1).split(1 << 18)
+    return any(bool(((x == x.round()) & (x != 0)).any()) for x in parts)
 
 
 def nudged_results(

@@ -16,7 +16,7 @@ from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
-from twinvit.port.search.noise import Noise, measure_noise
+from twinvit.port.search.noise import Noise, output_noise
 from twinvit.port.search.order import chosen_by_order, find_by_order
 from twinvit.port.search.proof import Tally, spoils
 from twinvit.port.search.trial import AppliedEdit, TrialResult
@@ -134,7 +134,7 @@ class Session:
     def _noise_now(self) -> Noise:
         """The rounding of the graph as it is, with the edits made."""
         if self._measured is None or self._measured[0] is not self.graph:
-            self._measured = self.graph, measure_noise(self.graph)
+            self._measured = self.graph, output_noise(self.graph)
         return self._measured[1]
 
     def judge_outputs(self) -> list[verdict.Distance]:

@@ -161,10 +161,10 @@ def test_room_on_the_disk_is_looked_at_before_the_first_step(tmp_path, monkeypat
     assert not (tmp_path / "run/metrics.jsonl").exists()
     with_free(8 << 20)  # one of 3.4 MB, and --keep=2 needs three at once
     assert train_here("torch", tmp_path / "other", *TINY) == 0
-    assert "has room for 2 checkpoints" in capsys.readouterr().out
+    assert "has space for 2 checkpoints" in capsys.readouterr().out
     with_free(1 << 30)
     assert train_here("torch", tmp_path / "third", *TINY) == 0
-    assert "has room for" not in capsys.readouterr().out
+    assert "has space for" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -256,5 +256,5 @@ def test_changed_data_at_resume_names_the_files(tmp_path):
     with pytest.raises(UserError) as caught:
         train_here("torch", tmp_path / "run", "--resume", "--stop_at=4")
     said = str(caught.value)
-    assert "train/n01/n01_3.JPEG is gone; val/n02/new.jpg is new; " in said
+    assert "train/n01/n01_3.JPEG is missing; val/n02/new.jpg is new; " in said
     assert "train/n03/n03_1.JPEG has another size or class" in said

@@ -126,7 +126,7 @@ def test_a_run_s_average_is_named_and_taken_on_request(tmp_path, capsys):
     assert results[0] != results[1]
     next_run = ("--preset=digits", "--steps=1", "--batch_size=64", f"--init_from={run}#ema")
     assert train_here("torch", tmp_path / "next", "--stop_at=1", *next_run) == 0
-    with pytest.raises(UserError, match="keeps no average of its weights"):
+    with pytest.raises(UserError, match="has no average of its weights"):
         open_weights(f"{tmp_path}/next#ema")
 
 
@@ -143,7 +143,7 @@ def test_a_common_prefix_is_found_and_said(tmp_path, states, prefix, format):
         "blocks.1.mlp.fc1.weight"])  # fmt: skip
     told = prefix.partition("_orig_mod.")[0]  # formats know what wraps a model in torch
     assert f"names are read without the prefix {told!r}" in source.notices
-    assert "left out: 1 arrays beside the model (criterion.weight)" in source.notices
+    assert "left out: 1 arrays that are not the model's (criterion.weight)" in source.notices
 
 
 def headless(state, *names):

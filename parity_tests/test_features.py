@@ -244,16 +244,16 @@ def test_blocks_by_number(layers, numbers):
 @pytest.mark.parametrize(
     "layers, said",
     [
-        (0, "layers=0: the last 1 to 3 blocks can be asked for"),
+        (0, "layers=0: the last 1 to 3 blocks can be requested"),
         (4, "layers=4: the last 1 to 3 blocks"),
         (-1, r"layers=-1: the last 1 to 3 blocks .*layers=\(-1,\)"),
         ((3,), "layers has 3: this model's blocks are 0 to 2"),
         ((0, -4), "layers has -4: this model's blocks are 0 to 2"),
         ((1, 1), r"layers=\(1, 1\) names a block twice"),
         ((2, -1), r"layers=\(2, -1\) names a block twice"),
-        (True, "layers is a number of blocks, or their numbers, not True"),
-        ("last", "layers is a number of blocks, or their numbers, not 'last'"),
-        ((0.5,), r"layers is a number of blocks, or their numbers, not \(0.5,\)"),
+        (True, "layers is a number of blocks, or their indices, not True"),
+        ("last", "layers is a number of blocks, or their indices, not 'last'"),
+        ((0.5,), r"layers is a number of blocks, or their indices, not \(0.5,\)"),
     ],
     ids=str,
 )

@@ -51,7 +51,7 @@ def test_a_signal_is_answered_while_the_main_thread_is_in_a_long_call():
     process.send_signal(signal.SIGTERM)
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline().startswith(
-        "SIGTERM: finishing the step, evaluation batch or compilation in hand"
+        "SIGTERM: finishing the step, evaluation batch or compilation in progress"
     )
     process.send_signal(signal.SIGTERM)  # a scheduler repeats it: patience
     process.send_signal(signal.SIGINT)  # told twice at once, by a terminal and by a parent

@@ -1,5 +1,5 @@
 """Claim: --keep_best keeps the checkpoint of the best evaluation, a resumed run knows it, and
-nothing takes it unasked."""
+it is used only on request."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_what_is_resumed_from_decides_what_is_known(scores, tmp_path, capsys):
     assert read_best(tmp_path) == Best("val_top1", 0.5, 2)
     shutil.rmtree(tmp_path / "checkpoints/step_2")
     assert train_here("torch", tmp_path, "--resume", "--stop_at=4") == 0
-    assert "the best checkpoint is gone" in capsys.readouterr().out
+    assert "the best checkpoint is missing" in capsys.readouterr().out
     assert read_best(tmp_path) == Best("val_top1", 0.5, 4)
 
 
@@ -146,7 +146,7 @@ def test_a_run_means_its_newest_checkpoint_and_says_that_it_has_a_best(scores, t
     [
         (
             ("--keep_best=val_top1_ema",),
-            "keeps no average of its weights; use --keep_best=val_top1",
+            "has no average of its weights; use --keep_best=val_top1",
         ),
         (("--keep_best=val_top1", "--nudge=1"), "with --nudge is not evaluated"),
     ],

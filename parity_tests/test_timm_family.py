@@ -205,7 +205,7 @@ def test_a_bare_file_is_known_by_its_name_or_its_tensors(tmp_path):
     assert function_of(found) == function_of(cfg) and found.rope == "centred"
     assert (found.width, found.num_heads) == (cfg.width, cfg.num_heads)
     unknown = bare(pair.folder, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="put timm's config.json beside it"):
+    with pytest.raises(UserError, match="put timm's config.json next to it"):
         weights.open_weights(unknown)
 
 
@@ -269,7 +269,7 @@ def test_every_tensor_of_the_family_has_first_values():
     [
         ({"rope_temperature": 50.0}, ""),
         ({"rope_grid_offset": 0.5}, ""),
-        ({"rope_rotate_half": True}, "its config.json tells create_model rope_rotate_half"),
+        ({"rope_rotate_half": True}, "its config.json gives create_model rope_rotate_half"),
         ({"block_fn": "ParallelScalingBlock"}, "tells create_model block_fn"),
     ],
 )

@@ -298,8 +298,8 @@ def test_a_damaged_array_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name, thing",
     [
-        ("reg_token", "put timm's config.json beside it"),
-        ("blocks.0.attn.q_norm.weight", "put timm's config.json beside it"),
+        ("reg_token", "put timm's config.json next to it"),
+        ("blocks.0.attn.q_norm.weight", "put timm's config.json next to it"),
         ("blocks.0.attn.lambda_q1", "differential attention"),
         ("embeds.pos_embed_y", "positions in two factors"),
         ("rel_pos_bias.relative_position_bias_table", "relative positions shared by all blocks"),

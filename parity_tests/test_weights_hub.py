@@ -176,7 +176,7 @@ def test_no_repository_and_gated(hub, tmp_path, monkeypatch):
         weights.read("hf:me/vti")
     publish(hub, files_of(folder(tmp_path, "timm")))
     hub.repos["me/vit"].gated = True
-    with pytest.raises(UserError, match="me/vit is gated: ask for access on http.*HF_TOKEN"):
+    with pytest.raises(UserError, match="me/vit is gated: request access on http.*HF_TOKEN"):
         weights.read("hf:me/vit")
     monkeypatch.setenv("HF_TOKEN", "hf_granted")
     assert_reads("hf:me/vit", weights.read(tmp_path / "timm-0"))
@@ -291,7 +291,7 @@ def test_without_a_network_the_cache_is_read(hub, tmp_path, monkeypatch, how):
 def test_a_cache_that_cannot_be_written(hub, tmp_path):
     publish(hub, files_of(folder(tmp_path, "timm")))
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(UserError, match="cannot keep config.json of me/vit .*set HF_HOME"):
+    with pytest.raises(UserError, match="cannot store config.json of me/vit .*set HF_HOME"):
         weights.read("hf:me/vit")
 
 

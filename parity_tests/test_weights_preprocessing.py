@@ -209,7 +209,7 @@ def test_cards_say_how_to_preprocess(format, tmp_path):
 def test_googles_squash_is_told(tmp_path):
     half = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     cfg = dataclasses.replace(SMALL, depth=1, gelu="tanh", **half)
-    with pytest.warns(UserWarning, match="squashes the whole image to a square"):
+    with pytest.warns(UserWarning, match="squashes the full image to a square"):
         weights.write(tmp_path / "x.npz", cfg, random_arrays(cfg), "google")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -22,8 +22,8 @@ class ChecksumMismatch(UserError):
 def write_checksummed(path: str | os.PathLike, document: Mapping[str, Any]) -> None:
     """Write a JSON object, indented by one, whose last value is the SHA-256 of its text.
 
-    The checksum is computed with zeros in its own place. Raises UserError where the file cannot be
-    written.
+    The checksum is computed with zeros where it is written. Raises UserError where the file cannot
+    be written.
     """
     text = json.dumps({**document, "checksum": _ZEROS}, indent=1).encode()
     checksum = hashlib.sha256(text).hexdigest().encode()
@@ -68,5 +68,5 @@ def parse_object(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
 def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object for `json.loads(object_pairs_hook=...)`; ValueError for a name twice in it."""
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in it")
+        raise ValueError("it has a name twice")
     return dict(pairs)

@@ -1,4 +1,4 @@
-"""The exception that means "the user can mend this". Any other is a bug and keeps its traceback."""
+"""The exception that means "the user can fix this". Any other is a bug and shows its traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 class StoppedTogether(UserError):
     """What one process of a run found, once all of its processes have stopped at the same step:
-    they end as they do after a whole run, each with status 2."""
+    they end as they do after a complete run, each with status 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, and read only where they are regular files.
+"""Files on disk: written completely or not at all, and read only where they are regular files.
 
 Writing goes to a temporary name in the same directory, which is fsynced and renamed.
 """

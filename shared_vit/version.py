@@ -1,3 +1,3 @@
-"""The version of the project, the one place that states it."""
+"""The version of the project, stated here only."""
 
 __version__ = "0.2.0"

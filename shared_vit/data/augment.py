@@ -1,4 +1,4 @@
-"""Training's crops, flips and turns: pure functions of the image and of uniform numbers."""
+"""Training's crops, flips and turns: pure functions of the image and of uniform random numbers."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random-resized crop (Szegedy et al. 2015).
 
-    As `torchvision.transforms.RandomResizedCrop.get_params`: ten tries of a share of the area from
-    `min_area` to 1 and a log-uniform ratio of 3/4 to 4/3; if none fits, the largest centred crop of
-    a ratio within those bounds. uniforms: [23], in [0, 1).
+    As `torchvision.transforms.RandomResizedCrop.get_params`: ten tries of a fraction of the area
+    from `min_area` to 1 and a log-uniform ratio of 3/4 to 4/3; if none fits, the largest centred
+    crop of a ratio within those bounds. uniforms: [23], in [0, 1).
     """
     u = uniforms.tolist()
     for i in range(TRIES):

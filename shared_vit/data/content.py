@@ -9,14 +9,14 @@ import numpy as np
 from shared_vit.data.dataset import Dataset, Split
 from shared_vit.errors import UserError
 
-SAMPLED = 256  # files, of both splits together; smaller data sets are read whole
+SAMPLED = 256  # files, of both splits together; smaller data sets are read completely
 
 
 def content_of(dataset: Dataset, full: bool = False) -> dict[str, str]:
     """{"content": checksum of a sample} and, if `full`, {"content_full": that of all files}.
 
     The sample is the same for the same fingerprint. Empty for data sets that are not image folders:
-    their fingerprint is of the numbers themselves, or of what their builder says. A file that
+    their fingerprint is of the arrays themselves, or of what their builder says. A file that
     cannot be read counts as such.
     """
     if dataset.name not in ("folder", "imagenet"):
@@ -28,7 +28,7 @@ def content_of(dataset: Dataset, full: bool = False) -> dict[str, str]:
 
 
 def sample_of(dataset: Dataset) -> np.ndarray:
-    """Numbers of the files in the sample, sorted int64 [n], those of `val` after those of `train`;
+    """Indices of the files in the sample, sorted int64 [n], those of `val` after those of `train`;
     the same for the same fingerprint."""
     total = len(dataset.train) + len(dataset.val)
     rng = np.random.default_rng(int(dataset.fingerprint, 16))

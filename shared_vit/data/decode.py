@@ -124,7 +124,7 @@ def decoded(image: Image.Image, turn: bool = False) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, deep: bool, stated: tuple[float, float] | None) -> np.ndarray:
-    """deep: of 16 bits a colour, of which Pillow has kept the high 8; stated: black and white."""
+    """deep: of 16 bits a colour, of which Pillow has stored the high 8; stated: black and white."""
     if image.mode.startswith(("I", "F")):
         return np.repeat(levels.grey_levels(image, stated)[..., None], 3, axis=-1)
     if image.mode == "P" and "transparency" in image.info:

@@ -21,15 +21,15 @@ class RangeError(ValueError):
 def grey_levels(image: Image.Image, stated: tuple[float, float] | None) -> np.ndarray:
     """uint8 [H, W] of an image of mode F or I. 16 bits are cut to the high 8.
 
-    stated: the numbers of black and white, where the file says them.
+    stated: the pixel values of black and white, where the file says them.
 
-    Raises RangeError for numbers of which nobody says what white is.
+    Raises RangeError for pixel values of which nothing says what white is.
     """
     grey = np.asarray(image)
     if stated is not None:
         low, high = stated
         if not np.isfinite(grey).all():
-            raise RangeError("some of its numbers are not finite")
+            raise RangeError("some of its pixel values are not finite")
         scaled = (grey.astype(np.float64) - low) * (255.0 / (high - low))
         return np.round(scaled).clip(0, 255).astype(np.uint8)
     if image.mode.startswith("F"):
@@ -45,7 +45,7 @@ def grey_levels(image: Image.Image, stated: tuple[float, float] | None) -> np.nd
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image that is not loaded yet is of 16 bits a colour, of which Pillow keeps the
+    """Whether an image that is not loaded yet is of 16 bits a colour, of which Pillow stores the
     high 8."""
     tiles = getattr(image, "tile", ())  # of a file
     return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in tiles)
@@ -62,7 +62,7 @@ def check_not_dark(levels: np.ndarray, shown: str = "below a sixteenth of 65,535
 
 
 def stated_range(image: Image.Image) -> tuple[float, float] | None:
-    """The numbers of black and white, where a TIFF says them."""
+    """The pixel values of black and white, where a TIFF states them."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return None

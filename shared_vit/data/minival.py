@@ -16,7 +16,7 @@ def with_minival(dataset: Dataset) -> Dataset:
     """The data set with a random 1 % of its training split as validation, and trained on the rest.
 
     The same 1 % whatever the seed of the run: it is the first of `order.permutation` with seed 0.
-    (The end of a listing would be the last classes.) At least one example; both parts keep the
+    (The end of a listing would be the last classes.) At least one example; both parts retain the
     order of the listing. A data set that has it already comes back as it is. Raises UserError for a
     training split of one example.
     """
@@ -40,7 +40,7 @@ def with_minival(dataset: Dataset) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some examples of a split. numbers: int64 [n], theirs in the split."""
+    """Some examples of a split. numbers: int64 [n], their indices in the split."""
 
     split: Split
     numbers: np.ndarray

@@ -45,8 +45,8 @@ def draw_mix(seed: int, step: int, size: Sides, mixup: float, cutmix: float) -> 
 
     seed: `mix_seed`. size: side of the images in pixels, or height and width. mixup, cutmix: the
     parameter alpha of Beta(alpha, alpha), 0 for off; where both are on each batch takes one of
-    them, as often as the other. The numbers come from raw Philox words, which numpy promises not to
-    change, and are multiples of 2^-20, so that the last bit of a logarithm cannot matter.
+    them, as often as the other. The random numbers come from raw Philox words, which numpy promises
+    not to change, and are multiples of 2^-20, so that the last bit of a logarithm cannot matter.
     """
     if not mixup and not cutmix:
         return Mix()
@@ -55,7 +55,7 @@ def draw_mix(seed: int, step: int, size: Sides, mixup: float, cutmix: float) -> 
     if mixup and (not cutmix or kind < 0.5):
         lam = symmetric_beta(mixup, uniform) / _GRID
         return Mix("mixup", lam, pixels=lam)
-    # Half sides int(side sqrt(1 - lam) / 2), in whole numbers.
+    # Half sides int(side sqrt(1 - lam) / 2), in integers.
     rest, shape = _GRID - symmetric_beta(cutmix, uniform), sides(size)
     half = [math.isqrt(side * side * rest // (4 * _GRID)) for side in shape]
     centre = (int(row * shape[0]), int(column * shape[1]))
@@ -88,7 +88,7 @@ def mix_of(recipe: Recipe, step: int) -> Mix | None:
 
 
 def check_mixing(batch_size: int, parts: int, mixup: float, cutmix: float) -> None:
-    """Raise UserError unless every device and part of a batch has whole pairs of rows.
+    """Raise UserError unless every device and part of a batch has complete pairs of rows.
 
     parts: devices of all processes times `grad_accum`.
     """

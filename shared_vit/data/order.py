@@ -112,7 +112,7 @@ class RepeatMapDataset(grain.MapDataset):
 
 
 class ChunkMapDataset(grain.MapDataset):
-    """Stacks the parent's elements into the chunks of a share, padded beyond the parent's end.
+    """Stacks the parent's elements into the chunks of a shard, padded beyond the parent's end.
 
     Element k is a dict of images uint8 [c, S, S, 3], labels int32 [c], weight float32 [c] (0 for
     padding), and replaced, a list of (path, reason).

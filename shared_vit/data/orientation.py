@@ -1,4 +1,4 @@
-"""The orientation that a camera notes in EXIF: read, obeyed where asked for, and counted."""
+"""The orientation that a camera notes in EXIF: read, applied on request, and counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def jpeg_orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds on broken files; the pixels may be whole
+    except Exception:  # Pillow raises many kinds on broken files; the pixels may be intact
         return 1
     return found if found in range(1, 9) else 1
 
@@ -42,7 +42,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def count_turned(dataset: Dataset) -> tuple[int, int]:
     """`(not upright, looked at)` of the JPEGs in a sample of the data's files.
 
-    The sample is that of `content.content_of`: smaller data sets are looked at whole.
+    The sample is that of `content.content_of`: smaller data sets are examined completely.
     """
     if dataset.name not in ("folder", "imagenet"):
         return 0, 0

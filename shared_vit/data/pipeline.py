@@ -28,7 +28,7 @@ from shared_vit.spec.runtime import RuntimeConfig
 if TYPE_CHECKING:
     from shared_vit.data.order import ChunkMapDataset, Share
 
-_CHUNKS_IN_FLIGHT = 4  # per worker: made, in its queue, in the reader's buffer, in its hand
+_CHUNKS_IN_FLIGHT = 4  # per worker: made, in its queue, in the reader's buffer, at the reader
 _MIN_SHARED = 1 << 16  # bytes; smaller arrays are quicker through a pipe
 
 
@@ -129,7 +129,7 @@ class Batches(Iterator[Batch]):
 
 
 def _run_ahead(chunks: ChunkMapDataset, share: Share, workers: int, threads: int) -> Any:
-    """The chunks as a Grain IterDataset that keeps about two batches ready."""
+    """The chunks as a Grain IterDataset that holds about two batches ready."""
     import grain
 
     ahead = max(threads + 1, -(-2 * share.chunks // max(1, workers)))

@@ -43,7 +43,7 @@ def prepare(
             command continues an interrupted run.
         check: Folder with train/ and val/, or with class folders. Prints every image that cannot
             be decoded.
-        val: Share of each class's images that goes to val.
+        val: Fraction of each class's images that goes to val.
         seed: Which ones.
         by: Links to the images, or copies of them.
     """
@@ -61,7 +61,7 @@ def prepare(
     if what != "imagenet":
         if val is None:
             raise UserError(
-                f"`twinvit prepare {what}` needs --val, the share of images to validate on: "
+                f"`twinvit prepare {what}` needs --val, the fraction of images to validate on: "
                 f"`twinvit prepare {what} --val=0.2`, or `twinvit prepare imagenet --train_tar ...`"
             )
         folder = Path(what)

@@ -1,4 +1,4 @@
-"""Evaluation's preprocessing, the one place that knows it: resize, crop, normalise."""
+"""Evaluation's preprocessing, defined here only: resize, crop, normalise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def evaluation_input(image: np.ndarray, cfg: ModelConfig) -> np.ndarray:
 
     S and T are `cfg.image_shape`. The image is resized until it covers `cfg.eval_resize` times
     S x T, in a square by its shorter side, then the centre is cropped; with `eval_resize` 0 the
-    whole image is resized to S x T. Pillow's filter of
+    full image is resized to S x T. Pillow's filter of
     `cfg.interpolation`, with antialias; sizes and offsets are rounded as torchvision's `Resize` and
     `CenterCrop` round them. Raises UserError for another shape or type, and for an image so long
     that the resized one would have more than `decode.MOST_PIXELS`.

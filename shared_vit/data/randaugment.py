@@ -11,7 +11,7 @@ M, all divisions rounded down (the one rounding there is):
                     step = (pixels - those of the brightest level in use) / 255
     invert          255 - x
     rotate          3 M degrees about the centre, either way
-    posterize       keep the 4 M / 10 highest bits
+    posterize       retain the 4 M / 10 highest bits
     solarize        255 - x from the level 256 M / 10 on; at M = 10 everywhere (see `_solarize`)
     color           grey + f (x - grey), with f = (18 M + 10) / 100
     contrast        mean + f (x - mean), the mean of the grey levels rounded to the nearest
@@ -80,7 +80,7 @@ def apply(
     """One of `OPERATIONS`. sign: -1 or 1, for those that go either way; centre: of the cutout."""
     if name in _PLACES:
         places = gather_places(name, image.shape[:2], magnitude, sign)
-        # Between whole coordinates there is nothing to interpolate: this is a gather.
+        # Between integer coordinates there is nothing to interpolate: this is a gather.
         cv2 = opencv()
         return cv2.remap(
             image,
@@ -209,7 +209,7 @@ def _brightness(image: np.ndarray, magnitude: int) -> np.ndarray:
 
 
 def _sharpness(image: np.ndarray, magnitude: int) -> np.ndarray:
-    # The sums are whole numbers of at most 3315: exact, in whatever type they are added.
+    # The sums are integers of at most 3315: exact, in whatever type they are added.
     cv2 = opencv()
     smooth = cv2.filter2D(image, cv2.CV_16S, _SMOOTH).view(np.uint16) // 13
     result = _blend(image, smooth, magnitude)

@@ -18,12 +18,13 @@ def split_folder(root: Path, out: Path, share: float, seed: int, copy: bool) -> 
     """Make `out/train/<class>/` and `out/val/<class>/` of the class folders in `root`, or in its
     folder train; nothing in `root` changes.
 
-    `share` of the images of each class, at least one of two or more, go to val, drawn by `seed`.
-    Files are linked to, or copied. Raises UserError for a share outside 0 to 1, for a folder that
-    has a validation split already, and where `out` exists; on failure nothing is left of it.
+    The fraction `share` of the images of each class, at least one of two or more, go to val, drawn
+    by `seed`. Files are linked to, or copied. Raises UserError for a fraction outside 0 to 1, for a
+    folder that has a validation split already, and where `out` exists; on failure nothing is left
+    of it.
     """
     if not 0 < share < 1:
-        raise UserError(f"--val={share}: the share of images for val must be between 0 and 1")
+        raise UserError(f"--val={share}: the fraction of images for val must be between 0 and 1")
     if not root.is_dir():
         raise UserError(f"{root} is not there, or no folder: expected class folders in it")
     there = next((name for name in VAL_NAMES if (root / name).is_dir()), None)

@@ -30,7 +30,7 @@ def plan(workers: int | None, photographs: bool) -> tuple[int, int]:
 
 
 def shared_memory_fits(num_bytes: int) -> bool:
-    """Whether /dev/shm has room: containers often give it 64 MB, and a write beyond kills."""
+    """Whether /dev/shm has space: containers often give it 64 MB, and a write beyond kills."""
     try:
         return shutil.disk_usage("/dev/shm").free > num_bytes
     except OSError:
@@ -38,7 +38,7 @@ def shared_memory_fits(num_bytes: int) -> bool:
 
 
 def check_processes_can_talk(workers: int) -> None:
-    """Raise UserError where worker processes could not share a queue: its locks need /dev/shm."""
+    """Raise UserError where worker processes could not use one queue: its locks need /dev/shm."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -48,8 +48,8 @@ def check_processes_can_talk(workers: int) -> None:
     except OSError as error:
         raise UserError(
             f"--workers={workers}: processes cannot share a lock here ({error.strerror or error}; "
-            "is /dev/shm there, with room and permission to write?): use --workers=0, which "
-            "decodes in threads, or in a container --shm-size"
+            "does /dev/shm exist, with free space and permission to write?): use --workers=0, "
+            "which decodes in threads, or in a container --shm-size"
         ) from error
 
 

@@ -24,7 +24,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Best:
-    """An evaluation: the value of one of its numbers, by which it is the best, after `step`
+    """An evaluation: the value of one of its metrics, by which it is the best, after `step`
     updates."""
 
     metric: str
@@ -64,13 +64,14 @@ def check_metric(metric: str, recipe: Recipe) -> None:
         )
     if metric.endswith("_ema") and not recipe.ema:
         raise UserError(
-            f"--keep_best={metric}: this run keeps no average of its weights; use "
+            f"--keep_best={metric}: this run has no average of its weights; use "
             f"--keep_best={metric.removesuffix('_ema')}"
         )
 
 
 def of_state(run_dir: Path, extra: Mapping[str, Any]) -> Best | None:
-    """The best so far in what was saved with a checkpoint; None where its own checkpoint is gone.
+    """The best so far in what was saved with a checkpoint; None where its own checkpoint no longer
+    exists.
 
     Raises UserError for a damaged one.
     """
@@ -91,7 +92,7 @@ def write_best(run: RunDir, best: Best | None) -> None:
 
 
 def read_best(run_dir: Path) -> Best | None:
-    """What best.json says; None where there is none, or the checkpoint is gone.
+    """The content of best.json; None where there is none, or where its checkpoint no longer exists.
 
     Raises UserError for a file that is damaged, altered, or of a newer version.
     """

@@ -36,7 +36,7 @@ from shared_vit.weights.locate import AVERAGE
 __all__ = ["MODEL", "OPTIMIZER", "STATE", "Found", "Writer", "load", "newest", "write"]
 
 OPTIMIZER = "optimizer.safetensors"
-_FORMAT = 2  # 1 had `adam_count` and `scaler` in place of `scalars`, and Adam's slots unnamed
+_FORMAT = 2  # 1 had `adam_count` and `scaler` instead of `scalars`, and Adam's slots unnamed
 _OPTIMIZER_FORMAT = "twinvit_optimizer"
 _OWN_KEYS = (
     "format", "run", "checksums", "step", "slots", "frozen", "scalars", "adam_count", "scaler",
@@ -45,11 +45,11 @@ _TEMPORARY = ".tmp"
 
 
 class Writer:
-    """Writes the checkpoints of one run, one after another, in a thread; keeps the newest `keep`
+    """Writes the checkpoints of one run, one after another, in a thread; retains the newest `keep`
     (0: all).
 
     A failure to write (UserError) leaves the earlier checkpoints as they were and is raised by the
-    next call. Nothing is written or removed in a folder that has taken the place of an open
+    next call. Nothing is written or removed in a folder that has replaced an open
     `RunDir`. `class_names` are written with the weights.
     """
 
@@ -71,7 +71,7 @@ class Writer:
         best: Best | None = None,
     ) -> None:
         """Start writing the state at `step`, which `snapshot` gives in the thread; `extra` (for
-        JSON) is kept with it. The checkpoint of `best` is not removed, and best.json names it.
+        JSON) is saved with it. The checkpoint of `best` is not removed, and best.json names it.
 
         Lines of metrics.jsonl written before this call are on disk before the checkpoint is. Waits
         for the checkpoint before it and raises that one's failure.
@@ -255,7 +255,8 @@ def _check_finite(state: TrainState) -> None:
 
 
 def _replace_folder(temporary: Path, final: Path) -> None:
-    """Put a new folder in place, synced. A skipped checkpoint that is there already is removed."""
+    """Rename a new folder to its final name, synced. A skipped checkpoint that is there already is
+    removed."""
     sync(temporary)
     if final.exists():
         _remove(final)

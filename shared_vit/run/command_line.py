@@ -65,7 +65,7 @@ HEAD_WIDTH = 64  # of all published ViTs but the largest
 
 
 def parse(argv: list[str], prog: str) -> RequestedConfig:
-    """What a command line asks for. Hyphens in names of flags equal underscores.
+    """The requested config of a command line. Hyphens in names of flags equal underscores.
 
     Flags go before those of --config, and these before the preset's.
     A run that is resumed or evaluated takes from its own config.json what the flags leave open.
@@ -205,7 +205,7 @@ def _with_base(given: dict[str, Any]) -> tuple[RequestedConfig, str | None]:
 
         runs = (run_of(split_choice(path)[0]) for path in named)
         run = next((run for run in runs if run is not None), None)
-        for path in named[:1]:  # beside weights the folder of a run need not be there
+        for path in named[:1]:  # with weights given, the folder of a run need not exist
             if not path.startswith("hf:") and not split_choice(path)[0].exists():
                 raise UserError(
                     f"{path} is not there: expected a run, a checkpoint, a weight file, a model "

@@ -1,4 +1,4 @@
-"""The files of a run's image folder, kept with the run so that a changed one can be named."""
+"""The files of a run's image folder, saved with the run so that a changed one can be named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changes(folder: Path, dataset: Dataset) -> str:
     if now is None:
         return ""
     old, new = _by_path(before), _by_path(now)
-    told = [f"{p} is gone" for p in islice((p for p in old if p not in new), _SHOWN)]
+    told = [f"{p} is missing" for p in islice((p for p in old if p not in new), _SHOWN)]
     told += [f"{p} is new" for p in islice((p for p in new if p not in old), _SHOWN)]
     other = (p for p in old if p in new and old[p] != new[p])
     told += [f"{p} has another size or class" for p in islice(other, _SHOWN)]

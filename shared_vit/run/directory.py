@@ -109,7 +109,7 @@ class RunDir:
         self._hold()
         known = self._known()
         if known.id and known.id != record.id:
-            raise UserError(f"another run was put into {self.path} just now: start again")
+            raise UserError(f"another run was written to {self.path} just now: start again")
         changed = differences(known, record)
         if changed:
             if any(text.startswith("the data's") for text in changed):
@@ -150,7 +150,7 @@ class RunDir:
             )
 
     def named(self, text: str) -> str:
-        """A message with the run's path in place of the handle by which it is written."""
+        """A message with the run's path instead of the handle by which it is written."""
         return text.replace(str(self.folder), str(self.path))
 
     @contextmanager

@@ -17,8 +17,8 @@ from shared_vit.weights.positions import describe_positions
 
 
 def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, float] | None:
-    """Each validation example once: val_loss, val_top1, val_top5 (shares of 1), val_count; None if
-    asked to stop, as all processes are where one of them cannot read an image.
+    """Each validation example once: val_loss, val_top1, val_top5 (fractions of 1), val_count; None
+    if requested to stop, as all processes are where one of them cannot read an image.
 
     A run with --ema gives those of the averaged weights too: val_loss_ema and so on. Raises
     UserError in the process whose image it is, StoppedTogether where there are others.
@@ -37,7 +37,8 @@ def evaluate(plan: Plan, trainer: Trainer, interrupt: Interrupt) -> dict[str, fl
 
 
 def _sums(plan: Plan, trainer: Trainer, interrupt: Interrupt, averaged: bool) -> np.ndarray | None:
-    """Sums over the validation split: correct1, correct5, loss, examples; None if asked to stop."""
+    """Sums over the validation split: correct1, correct5, loss, examples; None on a request to
+    stop."""
     sums, stopping = np.zeros(4), False
     in_flight: deque[Lazy] = deque()
     stream = plan.batches("val", 0, trainer.process, trainer.num_processes)

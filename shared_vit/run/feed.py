@@ -13,7 +13,7 @@ from shared_vit.run.plan import Plan
 from shared_vit.run.state import Trainer
 
 LAG = 2  # results are read this many steps late, so that reading never makes the device wait
-# All processes stop at the step whose results first ask for it, which they read LAG steps later:
+# All processes stop at the step whose results first request it, which they read LAG steps later:
 # until then each needs a batch.
 _AHEAD = LAG + 1
 

@@ -24,7 +24,7 @@ class Interrupt:
     socket (`signal.set_wakeup_fd`) that a thread reads: the line is printed, and a second SIGINT
     obeyed, at any time. Open it in the main thread, after anything else that sets handlers
     (`jax.distributed.initialize` does). `quiet` prints nothing: for all processes of a run but one.
-    `say` prints the line; who draws on the terminal puts a function of its own there.
+    `say` prints the line; code that draws on the terminal passes its own function.
     """
 
     def __init__(self, quiet: bool = False):
@@ -62,7 +62,7 @@ class Interrupt:
         self.requested, self._when = True, time.monotonic()
         if not self._quiet:
             self.say(
-                f"{number.name}: finishing the step, evaluation batch or compilation in hand, "
+                f"{number.name}: finishing the step, evaluation batch or compilation in progress, "
                 f"then saving and leaving with status {EXIT_INTERRUPTED}. Ctrl-C (again) ends at "
                 "once and saves nothing."
             )

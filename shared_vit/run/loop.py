@@ -91,7 +91,7 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
     if found is not None and found.step > plan.total_steps:
         raise UserError(
             f"the run in {plan.run_dir} is at step {found.step} already, past the length of "
-            f"{plan.total_steps} steps that is asked for: give it more --steps, or leave --steps "
+            f"{plan.total_steps} steps that are requested: give it more --steps, or leave --steps "
             "and --epochs out"
         )
     if run_dir is not None:
@@ -112,7 +112,10 @@ def _begin(plan: Plan, run_dir: RunDir | None) -> tuple[TrainState, bool, Best |
         pending = extra.get("pending_evaluation", False)
         best = of_state(plan.run_dir, extra)
         if best is None and extra.get("best"):
-            speak("notice: the best checkpoint is gone, and is sought from here on", flush=True)
+            speak(
+                "notice: the best checkpoint is missing, and is searched for from here on",
+                flush=True,
+            )
     if run_dir is not None:
         write_best(run_dir, best)
         last = run_dir.cut_metrics(state.step, keep_evaluation=not pending)
@@ -129,7 +132,7 @@ def _nothing_to_do(plan: Plan, step: int) -> str:
     if step >= plan.total_steps:
         return f"done at step {step} already: {plan.run_dir}; more --epochs or --steps lengthen it"
     return (
-        f"stopped at step {step} already, and --stop_at={plan.runtime.stop_at} asks for no more: "
+        f"stopped at step {step} already, and --stop_at={plan.runtime.stop_at} requests no more: "
         f"{plan.run_dir}; --resume continues it"
     )
 
@@ -153,7 +156,7 @@ def _announce(plan: Plan, speak: Callable[..., Any]) -> None:
         speak(f"recipe: {', '.join(beyond)}", flush=True)
     if recipe.warmup_steps >= recipe.steps:
         speak(
-            f"notice: the whole run is warm-up ({recipe.warmup_steps} of {recipe.steps} steps)",
+            f"notice: the entire run is warm-up ({recipe.warmup_steps} of {recipe.steps} steps)",
             flush=True,
         )
 
@@ -322,7 +325,7 @@ class _Loop:
         )
 
     def _evaluate(self, step: int) -> bool:
-        """Evaluate and record; False if a stop was asked for, or an image cannot be read, in any
+        """Evaluate and record; False if a stop was requested, or an image cannot be read, in any
         process before the end."""
         if self.tracker is not None:
             self.tracker.flush(step)  # first: its timing is of training alone

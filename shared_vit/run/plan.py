@@ -1,4 +1,4 @@
-"""Everything about a run that is settled before any device works: recipe, data, directory."""
+"""Everything about a run that is decided before any device works: recipe, data, directory."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ class Plan:
 
 
 def make_plan(requested: RequestedConfig, framework: str) -> Plan:
-    """Settle a run whose devices are resolved. Raises UserError for whatever cannot work; writes
-    nothing."""
+    """The plan of a run whose devices are resolved. Raises UserError for whatever cannot work;
+    writes nothing."""
     run_dir = (
         Path(requested.run_dir) if requested.run_dir else free_run_dir(requested.preset, framework)
     )
@@ -328,7 +328,7 @@ def _given_weights(requested: RequestedConfig, run_dir: Path) -> GivenWeights | 
 
 
 def _origin(given: GivenWeights | None) -> dict[str, Any] | None:
-    """What a record keeps of weights that were downloaded."""
+    """What a record stores about weights that were downloaded."""
     origin = given.source.origin if given else None
     return {"revision": origin.commit, "sha256": origin.sha256} if origin else None
 
@@ -352,7 +352,7 @@ def _newest(path: str | Path, process: int | None) -> Path:
     if which != "ema":
         return found.path / checkpoint.MODEL
     if not (found.path / AVERAGE).exists():
-        raise UserError(f"{path} keeps no average of its weights (--ema): leave #ema out")
+        raise UserError(f"{path} has no average of its weights (--ema): leave #ema out")
     return found.path / AVERAGE
 
 
@@ -367,14 +367,14 @@ def _check_images(plan: Plan) -> None:
     text = f"{len(bad):,} of {total:,} images cannot be decoded: {some(bad)}"
     if bad and plan.runtime.on_bad_image == "stop":
         raise UserError(
-            f"{text}. Mend or remove them, or --on_bad_image=skip uses their neighbours instead"
+            f"{text}. Fix or remove them, or --on_bad_image=skip uses their neighbours instead"
         )
     if bad:
         print(f"notice: {text}", file=sys.stderr, flush=True)
 
 
 def _best_notice(run_dir: Path, newest: int) -> str | None:
-    """That a run has a best checkpoint besides its newest, which was taken."""
+    """A notice that a run also has a best checkpoint, where its newest was used."""
     try:
         best = read_best(run_dir)
     except UserError as error:
@@ -436,7 +436,7 @@ def _machine(
 
 
 def _check_classes(plan: Plan, requested: RequestedConfig) -> None:
-    """The head and the data must have the same classes; more in the head only where asked for."""
+    """The head and the data must have the same classes; more in the head only on request."""
     has, needs = plan.model.num_classes, plan.dataset.num_classes
     wanted = plan.mode == "train" or "num_classes" in requested.given or _same_data(plan, requested)
     if has == needs or (has > needs and wanted):

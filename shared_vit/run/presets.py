@@ -3,7 +3,8 @@
 from typing import Any
 
 _IMAGENET = dict(image_size=224, data="imagenet")
-# google-research/big_vision's vit_s16_i1k; its decay of 1e-4 is not multiplied by the rate of 1e-3.
+# google-research/big_vision's vit_s16_i1k; its decay of 1e-4 is not multiplied by the learning rate
+# of 1e-3.
 _PLAIN: dict[str, Any] = _IMAGENET | dict(
     model="vit_s16", pool="mean", pos_embed="sincos2d", gelu="tanh", batch_size=1024, lr=1e-3,
     weight_decay=0.1, warmup_steps=10_000, randaug="2,10", mixup=0.2, min_area=0.05,
@@ -20,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         model="vit_nano2", image_size=8, data="digits", epochs=60.0, batch_size=64, lr=3e-3,
         weight_decay=0.1, warmup_steps=200, eval_every=220, eval_resize=0.0,
     ),
-    # Small images: every published CIFAR recipe pads by 4 and crops, and evaluates whole images.
+    # Small images: every published CIFAR recipe pads by 4 and crops, and evaluates full images.
     # The warm-up is of 10 epochs.
     "cifar10": dict(
         model="vit_mini4", image_size=32, data="tfds:cifar10", epochs=200.0, batch_size=128,
@@ -74,7 +75,7 @@ ABOUT = {
     "imagenet_plain": (
         "ViT-S/16 by a plain recipe, 90 epochs. 76.5 % by google-research/big_vision (Beyer et al. "
         "2022), 76.7 to 77.3 % by EIFY/mup-vit in PyTorch; differs from them by a linear head, "
-        "torchvision's crop, the whole training split, ImageNet's mean and std, and contrast about "
+        "torchvision's crop, the full training split, ImageNet's mean and std, and contrast about "
         "the mean grey; here: not run."
     ),
     "imagenet_plain300": (
@@ -95,9 +96,9 @@ ABOUT = {
     "finetune": (
         "Your own photographs, or any data set, from the weights of --init_from: SGD, a new head "
         "where the classes differ. 98.6 % on CIFAR-10 by google-research/vision_transformer "
-        "(B/16 of ImageNet-21k, 500 steps); differs from it by a batch of 64 with the rate in "
-        "proportion, epochs in place of steps, and the weights' own image size (--image_size=384 "
-        "is its choice); here: not run."
+        "(B/16 of ImageNet-21k, 500 steps); differs from it by a batch of 64 with the learning "
+        "rate in proportion, epochs instead of steps, and the weights' own image size "
+        "(--image_size=384 is its choice); here: not run."
     ),
     "folder": (
         "Your own photographs, train/<class>/ and val/<class>/, from scratch: ViT-Ti/16, 100 "

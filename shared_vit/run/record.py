@@ -111,7 +111,7 @@ def read_record(run_dir: str | Path) -> Record:
         document = verified(path, text)
     except ChecksumMismatch as error:
         raise UserError(
-            f"{error}: a run keeps the settings it began with. Put the original back, or start a "
+            f"{error}: a run's settings never change. Restore the original file, or start a "
             f"new --run_dir with the settings you want (--init_from={run_dir} takes its weights)"
         ) from error
     try:
@@ -153,7 +153,7 @@ def run_of(path: str | Path) -> Path | None:
 
 
 def _from_version_1(path: Path, document: Mapping[str, Any]) -> Record:
-    """Flags in one table, the model beside it."""
+    """Flags in one table, the model in another."""
     try:
         flags, model = dict(document["train"]), dict(document["model"])
         steps, data = document["total_steps"], _data(document["data"])

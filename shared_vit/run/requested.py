@@ -1,4 +1,4 @@
-"""`RequestedConfig`: what a user asks for, before data and devices have settled the rest."""
+"""`RequestedConfig`: the flags of a user, before data and devices decide what is left open."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from shared_vit.spec.sides import Sides, parse_sides
 
 @dataclass(frozen=True)
 class LaunchArguments:
-    """Flags about one start of a run, and those that settle fields of other names."""
+    """Flags about one start of a run, and those that decide fields of other names."""
 
     preset: str | None = setting(
         None,
         f"{', '.join(PRESETS)}: settings, which the other flags then change; `twinvit presets` "
-        "tells more.",
+        "describes them.",
         group="run",
         open="that of --data (of a folder: finetune with --init_from), else imagenet where it is "
         "found, else digits",
@@ -251,9 +251,9 @@ def check_processes(world_size: int) -> None:
 
 
 def check_divides(requested: RequestedConfig, world_size: int, processes: int = 1) -> None:
-    """Raise UserError unless every device and part takes the same share of the batch.
+    """Raise UserError unless every device and part takes the same number of rows of the batch.
 
-    With mixing a share is of pairs of rows, and with groups of SAM each has as many of every group.
+    With mixing these are pairs of rows, and with groups of SAM each has as many of every group.
     """
     from shared_vit.data.mixing import check_mixing  # which import numpy, and flags do not
     from shared_vit.spec.sam import check_sam_groups
@@ -264,7 +264,7 @@ def check_divides(requested: RequestedConfig, world_size: int, processes: int = 
         raise UserError(
             f"--batch_size={requested.batch_size} is not divisible by {several}"
             f"--world_size={world_size} x --grad_accum={requested.grad_accum}: every device takes "
-            "the same share"
+            "the same number of rows"
         )
     check_mixing(requested.batch_size, parts, requested.mixup, requested.cutmix)
     if requested.sam_rho:

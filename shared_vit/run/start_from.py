@@ -36,7 +36,7 @@ def describe_start(
 
 
 def _other_names(source: Source, model: ModelConfig, names: tuple[str, ...] | None) -> list[str]:
-    """A kept head means what it meant: other classes, or the same in another order, are said."""
+    """A notice where a loaded head meets other classes, or the same in another order."""
     if not names or not source.class_names or source.cfg.num_classes != model.num_classes:
         return []
     pairs = [(first_name(a), first_name(b)) for a, b in zip(source.class_names, names)]
@@ -46,7 +46,7 @@ def _other_names(source: Source, model: ModelConfig, names: tuple[str, ...] | No
     return [
         f"{len(other)} of the {len(names)} classes have another name in the weights than in the "
         f"data, such as class {other[0]}, {source.class_names[other[0]]!r} there and "
-        f"{names[other[0]]!r} here: the head is kept, and is trained on the data's"
+        f"{names[other[0]]!r} here: the head is loaded, and is trained on the data's"
     ]
 
 

@@ -21,8 +21,9 @@ class TrainState:
 
     step counts updates done (skipped ones of fp16 too). slots are the optimizer's arrays, {slot:
     {name: array}}, with the names and shapes of the trained parameters: Adam's `exp_avg` and
-    `exp_avg_sq`, SGD's `momentum_buffer`, and `ema`, the averaged weights. scalars are its numbers:
-    `adam_count`, the updates that the optimizer made, and fp16's `scale` and `growth_tracker`.
+    `exp_avg_sq`, SGD's `momentum_buffer`, and `ema`, the averaged weights. scalars are its single
+    numbers: `adam_count`, the updates that the optimizer made, and fp16's `scale` and
+    `growth_tracker`.
     """
 
     config: ModelConfig
@@ -39,12 +40,12 @@ class StepScalars(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """One update's numbers over the global batch; grad_norm is that before clipping."""
+    """One update's metrics over the global batch; grad_norm is that before clipping."""
 
     loss: float
     grad_norm: float
-    skipped: bool  # fp16 only: the gradient was not finite, the scaler went down, no weight moved
-    stop: bool  # whether any process had asked to stop when the step began
+    skipped: bool  # fp16 only: the gradient was not finite, the loss scale was lowered
+    stop: bool  # whether any process had requested to stop when the step began
 
 
 class Counts(NamedTuple):
@@ -96,7 +97,7 @@ class Trainer(Protocol):
         ...
 
     def train_step(self, batch: Any, scalars: StepScalars, stop: bool = False) -> Lazy:
-        """One update from `put`'s batch; `stop` asks every process to stop."""
+        """One update from `put`'s batch; `stop` makes every process stop."""
         ...
 
     def gradients(self, batch: Any) -> tuple[Lazy, dict[str, np.ndarray]]:

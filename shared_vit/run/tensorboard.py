@@ -53,12 +53,12 @@ class EventFile:
         self.flush()
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record numbers after update number `step`."""
+        """Record metrics after update number `step`."""
         values = [self._summary.Value(tag=n, simple_value=v) for n, v in scalars.items()]
         self._write(step=step, summary=self._summary(value=values))
 
     def flush(self) -> None:
-        """Hand what was added so far to the operating system."""
+        """Flush what was added so far to the operating system."""
         with self._run.errors(self._folder):
             self._file.flush()
 

@@ -21,7 +21,7 @@ from shared_vit.run.tensorboard import EventFile
 
 
 class Tracker:
-    """Takes each update's and evaluation's numbers; writes them in blocks, at full precision."""
+    """Takes each update's and evaluation's metrics; writes them in blocks, at full precision."""
 
     LINES_PER_BLOCK = 50
 
@@ -52,7 +52,7 @@ class Tracker:
         self.restart_clock(self.block_step)
 
     def step(self, step: int, lr: float, metrics: StepMetrics) -> None:
-        """Record update number `step` (counting from 1) and the rate it used."""
+        """Record update number `step` (counting from 1) and the learning rate it used."""
         line = {
             "step": step,
             "epoch": self.plan.epoch(step),
@@ -73,7 +73,7 @@ class Tracker:
         self.say(f"step {step}: {describe(result)}")
 
     def flush(self, step: int) -> None:
-        """Put every line so far on disk, and what it took."""
+        """Write every line so far to disk, and how long that took."""
         self.run.append_metrics(self.lines)
         self.lines = []
         now = time.perf_counter()
@@ -102,7 +102,8 @@ class Tracker:
         self.bar.say(text)
 
     def warn(self, text: str) -> None:
-        """Say on stderr what comes from another thread at any time: a signal's answer."""
+        """Print on stderr what may come from another thread at any time: the response to a
+        signal."""
         self.bar.warn(text)
 
     def release_line(self) -> None:
@@ -134,7 +135,7 @@ class _Bar:
 
     def __init__(self, start: int, total: int, batch_size: int):
         self.start, self.total, self.batch_size = start, total, batch_size
-        self.begin: float | None = None  # of the first update: the rate leaves out compilation
+        self.begin: float | None = None  # of the first update: throughput leaves out compilation
         self.last = time.perf_counter()
         self.bar: Any = None
         self.ticking: tuple[threading.Thread, threading.Event] | None = None
@@ -148,7 +149,7 @@ class _Bar:
         if self.begin is None:
             self.begin, self.start = now, step
         elapsed = now - self.begin
-        # Results come in blocks, so the first second has no rate to speak of.
+        # Results come in blocks, so the first second has no meaningful throughput.
         rate = (step - self.start) / elapsed if elapsed > 1 else None
         images = f"{rate * self.batch_size:.0f} images/s" if rate else ""
         if self.bar is not None:

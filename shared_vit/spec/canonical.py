@@ -1,4 +1,4 @@
-"""The tensors of a ViT, one row each: canonical name, shape, first values, decay, place.
+"""The tensors of a ViT, one row each: canonical name, shape, initializer, decay, position.
 
 Canonical names are timm's for `vit_base_patch16_224`, in torch's layouts. Whatever has to know a
 tensor reads the rows: first weights, optimizers, formats, checks. A name without a row is an error.
@@ -33,7 +33,7 @@ class Array:
     shape: tuple[int, ...]
     init: Distribution
     decay: bool  # whether weight decay applies
-    trained: bool  # whether the optimizer moves it
+    trained: bool  # whether the optimizer updates it
     lr_layer: int  # 0: embeddings; i + 1: block i; depth + 1: last norm and head
 
 
@@ -231,14 +231,14 @@ _EMBEDDINGS = (
 def arrays(cfg: ModelConfig) -> dict[str, Array]:
     """`{canonical name: Array}` of every tensor of the model, in the order of the forward pass.
 
-    `lr_layer` counts as MAE's layer-wise rates do (He et al. 2022).
+    `lr_layer` counts as MAE's layer-wise learning rates do (He et al. 2022).
     """
     return dict(_arrays(cfg))
 
 
 @cache
 def _arrays(cfg: ModelConfig) -> dict[str, Array]:
-    """`arrays`, made once: a trainer asks for it at each state that it takes or gives."""
+    """`arrays`, made once: a trainer needs it for each state that it loads or returns."""
     before = [n for n in _KINDS if n.startswith(_EMBEDDINGS)]
     block = [n for n in _KINDS if n.startswith(_BLOCK)]
     after = [n for n in _KINDS if n not in (*before, *block)]
@@ -261,7 +261,7 @@ def shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def trained(cfg: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Those of `names` that the optimizer moves: all but fixed sin-cos positions."""
+    """Those of `names` that the optimizer updates: all but fixed sin-cos positions."""
     rows = arrays(cfg)
     return [n for n in names if rows[n].trained]
 

@@ -63,6 +63,6 @@ def settled(weights: tuple[float, ...], labels: np.ndarray, num_classes: int) ->
         return tuple(len(labels) / (len(counts) * n) if n else 1.0 for n in each)
     if weights and len(weights) != num_classes:
         raise UserError(
-            f"--class_weights has {len(weights)} numbers, and the model has {num_classes} classes"
+            f"--class_weights has {len(weights)} weights, and the model has {num_classes} classes"
         )
     return weights

@@ -76,7 +76,7 @@ class ModelConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     eval_resize: float = setting(
         256 / 224,
-        "shorter side over the centre crop in evaluation; 0: the whole image, squashed to a square",
+        "shorter side over the centre crop in evaluation; 0: the full image, squashed to a square",
         group="model",
         historical=256 / 224,
     )
@@ -137,7 +137,7 @@ class ModelConfig:
         for name, largest in _LARGEST.items():
             value, least = getattr(self, name), int(name not in _MAY_BE_ZERO)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+                raise UserError(f"{name} must be an integer of at least {least}, not {value!r}")
             if value > largest:
                 raise UserError(f"{name} must be at most {largest}, not {value}")
         if self.image_width == self.image_size:

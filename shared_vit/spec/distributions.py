@@ -1,4 +1,4 @@
-"""The distributions of first weights, as values: each draws a float32 array of a given shape."""
+"""The initializers of the weights, as values: each samples a float32 array of a given shape."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 class Distribution(Protocol):
-    """How a tensor's first values are drawn."""
+    """How a tensor is initialized."""
 
     def draw(self, rng: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
         """A float32 array of `shape`."""
@@ -39,7 +39,7 @@ class Normal:
 class XavierUniform:
     """U(-b, b), b = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010).
 
-    `matrices` is the number of matrices stacked along the first axis, each with fans of its own.
+    `matrices` is the number of matrices stacked along the first axis, each with its own fans.
     """
 
     matrices: int = 1

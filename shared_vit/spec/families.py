@@ -107,7 +107,7 @@ FAMILIES = {
         models="s16 splus16 b16 l16 hplus16 7b16",
         about="DINOv3: rotary positions, four registers, layer scale",
         paper="Simeoni et al. 2025, arXiv:2508.10104",
-        licence="DINOv3 License (Meta; access is asked for on the hub)",
+        licence="DINOv3 License (Meta; access is requested on the hub)",
         hub="timm/vit_small_patch16_dinov3.lvd1689m",
         fields=dict(
             registers=4, pos_embed="none", rope="centred", rope_base=100.0, layer_scale="both",
@@ -199,7 +199,7 @@ FAMILIES = {
     ),
     "rope": Family(
         models="s16 b16 l16",
-        about="RoPE-ViT: axial rotary positions in place of learned ones",
+        about="RoPE-ViT: axial rotary positions instead of learned ones",
         paper="Heo et al. 2024, arXiv:2403.13298",
         licence="Apache-2.0",
         hub="timm/vit_small_patch16_rope_224.naver_in1k",

@@ -1,4 +1,4 @@
-"""The first weights, drawn once with NumPy for both twins."""
+"""The initial weights, sampled once with NumPy for both twins."""
 
 import zlib
 
@@ -12,7 +12,7 @@ from shared_vit.spec.distributions import SinCos2d
 def draw(cfg: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     """First weights: `{canonical name: float32 array}`, from the distributions of the rows.
 
-    Each tensor's numbers depend on (seed, its name, its shape) alone.
+    Each tensor's values depend on (seed, its name, its shape) alone.
     """
     rows = canonical.arrays(cfg)
     return {name: row.init.draw(_rng(seed, name), row.shape) for name, row in rows.items()}

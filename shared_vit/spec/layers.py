@@ -1,4 +1,4 @@
-"""Which blocks' outputs a caller asks for."""
+"""Which blocks' outputs a caller requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shared_vit.spec.config import ModelConfig
 
 
 def block_numbers(cfg: ModelConfig, layers: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Numbers of blocks from 0, in ascending order: of `layers`, negative ones from the end, or of
+    """Indices of blocks from 0, in ascending order: of `layers`, negative ones from the end, or of
     the last `layers` where it is one number; None: of none.
 
     Raises UserError for a block that the model does not have, for one that is named twice, and for
-    anything but whole numbers.
+    anything but integers.
     """
     if layers is None:
         return ()
@@ -23,7 +23,7 @@ def block_numbers(cfg: ModelConfig, layers: int | Sequence[int] | None) -> tuple
         if not 0 < numbers <= cfg.depth:
             one = f"; layers=({numbers},) is one block" if numbers <= 0 else ""
             raise UserError(
-                f"layers={numbers}: the last 1 to {cfg.depth} blocks can be asked for{one}"
+                f"layers={numbers}: the last 1 to {cfg.depth} blocks can be requested{one}"
             )
         return tuple(range(cfg.depth - numbers, cfg.depth))
     wrong = [i for i in numbers if not -cfg.depth <= i < cfg.depth]
@@ -44,4 +44,4 @@ def _numbers(layers: int | Sequence[int]) -> int | tuple[int, ...]:
             return tuple(map(operator.index, layers))
         return operator.index(layers)
     except TypeError:
-        raise UserError(f"layers is a number of blocks, or their numbers, not {layers!r}") from None
+        raise UserError(f"layers is a number of blocks, or their indices, not {layers!r}") from None

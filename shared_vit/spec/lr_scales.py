@@ -46,7 +46,7 @@ def frozen(cfg: ModelConfig, freeze: Freeze) -> frozenset[str]:
 
 
 def trained_names(recipe: Recipe) -> list[str]:
-    """Canonical names of the tensors that a run's optimizer moves, in canonical order.
+    """Canonical names of the tensors that a run's optimizer updates, in canonical order.
 
     Raises UserError where `freeze` names more blocks than the model has.
     """

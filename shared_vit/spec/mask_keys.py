@@ -35,7 +35,7 @@ def site_keys(seed: int, step: int, depth: int, paths: bool = False) -> np.ndarr
 
 
 def threefry2x32(key: tuple[int, int], x0: int, x1: int) -> tuple[int, int]:
-    """Two output words of the counter (x0, x1) under a key; all are 32-bit unsigned numbers."""
+    """Two output words of the counter (x0, x1) under a key; all are 32-bit unsigned integers."""
     mask = 0xFFFFFFFF
     ks = (key[0], key[1], key[0] ^ key[1] ^ PARITY)
     x0, x1 = (x0 + ks[0]) & mask, (x1 + ks[1]) & mask

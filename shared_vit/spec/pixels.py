@@ -1,4 +1,4 @@
-"""Pixels to the numbers that a model takes."""
+"""Pixels to the values that a model takes."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The precision policy: which numbers are held in which type. Both twins obey it."""
+"""The precision policy: which arrays have which dtype. Both twins follow it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Policy:
-    """Which numbers are held in which type. Stated here, obeyed by both twins.
+    """Which arrays have which dtype. Stated here, followed by both twins.
 
     Parameters, optimizer state, LayerNorm, softmax, loss, head, logits and the residual stream are
     `param` (float32, or float64 throughout under fp64). The other products take inputs and weights

@@ -1,4 +1,4 @@
-"""`Recipe`: everything that decides the curve of a training run, settled."""
+"""`Recipe`: everything that decides the curve of a training run, with nothing left open."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Schedule = Literal["cosine", "linear", "constant", "rsqrt"]
 Loss = Literal["softmax", "sigmoid"]
 Freeze = Literal["none", "embed", "trunk"] | int
 MIN_AREA = 0.08  # as torchvision's RandomResizedCrop
-LARGEST_ALPHA = 4.0  # of mixing: its rejection accepts one draw of 70 there, and ever fewer above
+LARGEST_ALPHA = 4.0  # of mixing: rejection sampling accepts one sample of 70 there, fewer above
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The model, data, length, optimizer, augmentation, seed and precision of a run.
 
-    Two runs of the same recipe draw the same curve up to rounding, whatever machine they run on. A
-    field younger than the first version states its `historical` value. Raises UserError for an
+    Two runs of the same recipe produce the same curve up to rounding, on whatever machine they run.
+    A field younger than the first version states its `historical` value. Raises UserError for an
     impossible combination.
     """
 
@@ -53,7 +53,7 @@ class Recipe:
     )
     min_area: float = setting(
         MIN_AREA,
-        "Training crops of random area: the smallest share of the image.",
+        "Training crops of random area: the smallest fraction of the image.",
         group="data",
         gt=0,
         le=1,
@@ -70,7 +70,7 @@ class Recipe:
     repeat_aug: int = setting(
         1,
         "Repeated augmentation: show each example this many times, two rows apart, in as many "
-        "different crops; an epoch keeps its number of rows.",
+        "different crops; an epoch has the same number of rows.",
         group="data",
         ge=1,
         le=1024,
@@ -78,7 +78,7 @@ class Recipe:
     )
     mixup: float = setting(
         0.0,
-        "Mixup: weights of pairs of images from Beta(A, A), one draw a batch; 0: off. With "
+        "Mixup: weights of pairs of images from Beta(A, A), one sample a batch; 0: off. With "
         "--cutmix each batch takes one of them.",
         group="data",
         ge=0,
@@ -88,8 +88,8 @@ class Recipe:
     )
     cutmix: float = setting(
         0.0,
-        "Cutmix: a box of its partner in each image, its share from Beta(A, A), one draw a batch; "
-        "0: off.",
+        "Cutmix: a box of its partner in each image, its fraction from Beta(A, A), one sample a "
+        "batch; 0: off.",
         group="data",
         ge=0,
         le=LARGEST_ALPHA,
@@ -127,7 +127,8 @@ class Recipe:
     )
     cooldown_steps: int = setting(
         0,
-        "Last updates of a constant or rsqrt schedule, in which the rate falls linearly to zero.",
+        "Last updates of a constant or rsqrt schedule, in which the learning rate falls linearly "
+        "to zero.",
         group="optimizer",
         ge=0,
         historical=0,
@@ -154,7 +155,7 @@ class Recipe:
     )
     label_smoothing: float = setting(
         0.0,
-        "Share of a label that goes to all classes alike, in training.",
+        "Fraction of a label that goes to all classes alike, in training.",
         group="optimizer",
         ge=0,
         historical=0.0,
@@ -186,7 +187,8 @@ class Recipe:
     )
     ema: float = setting(
         0.0,
-        "Decay of a moving average of the weights, evaluated beside them (0.9999); 0: none.",
+        "Decay of a moving average of the weights, evaluated in addition to them (0.9999); 0: "
+        "none.",
         group="optimizer",
         ge=0,
         historical=0.0,
@@ -200,20 +202,20 @@ class Recipe:
     )
     sam_groups: int = setting(
         1,
-        "Groups of a batch that climb each by its own gradient, whatever the devices.",
+        "Groups of a batch, each with an ascent step by its own gradient, whatever the devices.",
         group="optimizer",
         ge=1,
         historical=1,
     )
     grad_accum: int = setting(
         1,
-        "Split each device's share of the batch into this many parts, one after another.",
+        "Split each device's part of the batch into this many parts, one after another.",
         group="machine",
         ge=1,
     )
     precision: Precision = setting(
         "fp32",
-        "Types of numbers: see docs/scaling.md.",
+        "Dtypes: see docs/scaling.md.",
         group="machine",
         open="bf16 on GPUs that have it, else fp32",
     )
@@ -227,7 +229,7 @@ class Recipe:
     nudge: int | None = setting(
         None,
         "Seed of a rounding-sized disturbance after each update, which measures how far rounding "
-        "alone moves the curve. The run is not evaluated.",
+        "alone changes the curve. The run is not evaluated.",
         group="proof",
         ge=0,
     )
@@ -236,7 +238,7 @@ class Recipe:
         "Start from these weights: any format that `twinvit convert` reads, on disk or as "
         "hf:OWNER/NAME[@REVISION][/FILE] on the Hugging Face hub.",
         group="model",
-        open="first weights drawn from the seed",
+        open="initial weights sampled from the seed",
     )
     positions: Literal["bicubic", "dinov2", "corners"] = setting(
         "bicubic",

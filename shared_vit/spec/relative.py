@@ -17,7 +17,7 @@ def table_rows(grid: tuple[int, int]) -> int:
 def index(grid: tuple[int, int]) -> np.ndarray:
     """The table's row for each query and key, int64 [tokens, tokens] with a class token first.
 
-    Patches at distance (dy, dx) of a grid (rows, columns) share the row (dy + rows - 1)
+    Patches at distance (dy, dx) of a grid (rows, columns) use the row (dy + rows - 1)
     (2 columns - 1) + dx + columns - 1. The last three rows are the class token's: to the patches,
     from them, and to itself.
     """
@@ -28,5 +28,5 @@ def index(grid: tuple[int, int]) -> np.ndarray:
     dy, dx = y[:, None] - y[None], x[:, None] - x[None]
     found[1:, 1:] = (dy + rows - 1) * (2 * columns - 1) + dx + columns - 1
     found[0], found[:, 0], found[0, 0] = count - 3, count - 2, count - 1
-    found.flags.writeable = False  # it is handed to every caller
+    found.flags.writeable = False  # every caller gets the same array
     return found

@@ -74,5 +74,5 @@ def _behind_prefix(cfg: ModelConfig, patches: np.ndarray) -> np.ndarray:
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False  # it is handed to every caller
+    array.flags.writeable = False  # every caller gets the same array
     return array

@@ -37,7 +37,7 @@ RULES = (
     ),
     Rule(
         lambda c: c.pool == "map" and c.norm_after_pool,
-        "norm_after_pool belongs to pool='mean': attention pooling has a norm of its own",
+        "norm_after_pool belongs to pool='mean': attention pooling has its own norm",
     ),
     Rule(
         lambda c: c.norm_after_pool and not c.final_norm,

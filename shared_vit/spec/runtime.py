@@ -1,4 +1,4 @@
-"""`RuntimeConfig`: everything about a run that cannot change its curve beyond rounding, settled."""
+"""`RuntimeConfig`: everything about a run that changes its curve by rounding at most."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def keep_count(text: str) -> int:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Devices, processes, workers, places, cadence and logging of a run."""
+    """Devices, processes, workers, paths, intervals and logging of a run."""
 
     data_dir: str | None = setting(
         None,
@@ -75,14 +75,14 @@ class RuntimeConfig:
     )
     remat: Literal["none", "block"] = setting(
         "none",
-        "block: keep only the input of each block, and compute the block again in the backward "
+        "block: store only the input of each block, and recompute the block in the backward "
         "pass, for one more forward pass.",
         group="machine",
         historical="none",
     )
     shard: Literal["none", "params"] = setting(
         "none",
-        "params: each device keeps its share of the parameters and of the optimizer's arrays.",
+        "params: each device stores its shard of the parameters and of the optimizer's state.",
         group="machine",
         historical="none",
     )
@@ -94,7 +94,7 @@ class RuntimeConfig:
     )
     stop_at: int | None = setting(
         None,
-        "Save after this many updates and leave with status 0; the schedule keeps its length.",
+        "Save after this many updates and exit with status 0; the schedule's length is unchanged.",
         group="run",
         ge=1,
     )
@@ -117,8 +117,8 @@ class RuntimeConfig:
     )
     keep_best: Literal["off", "val_top1", "val_loss", "val_top1_ema"] = setting(
         "off",
-        "Save at each evaluation that is the best so far by this number, and keep that checkpoint "
-        "beside the newest ones. best.json says which it is; nothing takes it unasked.",
+        "Save at each evaluation that is the best so far by this metric, and keep that checkpoint "
+        "in addition to the newest ones. best.json names it; it is used only on request.",
         group="run",
         historical="off",
     )

@@ -10,9 +10,9 @@ from shared_vit.errors import UserError
 def sam_group(rows: np.ndarray, groups: int) -> np.ndarray:
     """The group of each row of the global batch: its pair's number, (row // 2) mod `groups`.
 
-    Each group climbs by its own gradient. A group does not depend on devices, processes or parts,
-    and keeps mixed pairs together; with G groups m is the batch over G. rows: int [n], counted in
-    the global batch -> int [n].
+    Each group takes the ascent step by its own gradient. A group does not depend on devices,
+    processes or parts, and mixed pairs stay together; with G groups m is the batch over G. rows:
+    int [n], counted in the global batch -> int [n].
     """
     return rows // 2 % groups
 

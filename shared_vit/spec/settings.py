@@ -31,7 +31,7 @@ _ABSENT = _Absent()
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a field besides its name, type and default."""
+    """What is known of a field in addition to its name, type and default."""
 
     help: str
     group: str

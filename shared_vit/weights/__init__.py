@@ -69,8 +69,8 @@ def write(
     """Write canonical arrays in a format; on failure nothing is left behind.
 
     `class_names` are in the order of the logits; None where nobody knows them.
-    Warns where the target's code computes another function unless told, and says how to tell it.
-    Raises UserError where the format cannot hold the model, or the file cannot be written.
+    Warns where the target's code computes another function without further arguments, and states
+    these. Raises UserError where the format cannot hold the model, or the file cannot be written.
     """
     for note in write_weights(path, cfg, arrays, format, class_names=class_names):
         warnings.warn(note, stacklevel=2)

@@ -20,7 +20,7 @@ MODEL, STATE = "model.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint with every byte of every file verified; arrays are read when asked for."""
+    """A checkpoint with every byte of every file verified; arrays are read on access."""
 
     document: dict[str, Any]  # state.json
     files: dict[str, OwnFile]
@@ -77,7 +77,7 @@ def newest_in(folder: Path, accept: Accept | None = None) -> Found | None:
             skipped.append(f"{path.name}: {error}")
     if skipped:
         raise UserError(
-            f"no checkpoint in {folder} is intact: {some(skipped)}. Put copies in their place, or "
+            f"no checkpoint in {folder} is intact: {some(skipped)}. Replace them by copies, or "
             "remove the folder to begin again at step 0"
         )
     return None

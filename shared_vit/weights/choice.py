@@ -1,7 +1,7 @@
 """Averaged or raw weights: `PATH#ema`, `PATH#raw`, and which of them a training checkpoint gives.
 
-Many training programs save a moving average of the weights beside the weights. Without a word, the
-set is taken that the loader of the program which wrote the file takes.
+Many training programs save a moving average of the weights in addition to the weights. By default,
+the set is taken that the loader of the program which wrote the file takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from shared_vit.errors import UserError, some
 
 Which = Literal["ema", "raw"]
-# Where training programs keep the two. DINO's teacher is the average of its student.
+# Where training programs store the two. DINO's teacher is the average of its student.
 RAW = (
     "model", "state_dict", "model_state_dict", "module", "student", "net", "network", "params",
     "weights", "target",
@@ -24,7 +24,7 @@ EMA = (
     "state_dict_ema", "model_ema", "teacher", "ema_state_dict", "model_state_dict_ema",
     "model_ema_state_dict", "ema_model", "params_ema", "ema_params", "ema",
 )  # fmt: skip
-# Keys that mean another thing beside each other: (averaged, raw) of Lightning's WeightAveraging,
+# Keys that mean another thing next to each other: (averaged, raw) of Lightning's WeightAveraging,
 # and of I-JEPA.
 _PAIRS = (("state_dict", "current_model_state"), ("target_encoder", "encoder"))
 # What the loaders of timm, DINO, Lightning and I-JEPA take, where it is an average.
@@ -37,11 +37,11 @@ _DEEPEST = 4
 
 @dataclass
 class Said:
-    """What the way into a file has to tell: notices, and the family that its keys tell."""
+    """What was learnt on the way into a file: notices, and the family that its keys show."""
 
     notices: list[str] = field(default_factory=list)
     family: str | None = None  # of families.NAMES
-    taken: Which | None = None  # the set that was asked for, once it is found
+    taken: Which | None = None  # the set that was requested, once it is found
 
 
 def split_choice(path: str | os.PathLike) -> tuple[Path, Which | None]:
@@ -106,7 +106,7 @@ def _key(
     taken: Which | None,
     where: str | os.PathLike,
 ) -> tuple[str, Which | None]:
-    """The key to follow, and what it holds as far as it tells."""
+    """The key to follow, and what it holds as far as it is known."""
     if which == "ema" and ema:
         return ema[0], "ema"
     if which != "raw":

@@ -21,12 +21,13 @@ NAMES = {
 }
 _BILINEAR = ("mocov3", "ijepa")
 _CHUNK = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
-# Words in names of what belongs to a model, unlike counters and what a logger keeps.
+# Words in names of what belongs to a model, unlike counters and what a logger stores.
 _OF_A_FUNCTION = re.compile("scale|temp|tau|gamma|logit|weight|bias|pos|emb|token|cls")
 
 
 def without_chunks(arrays: Arrays) -> Arrays:
-    """DINOv2's names of blocks that it kept in groups: `blocks.0.11.norm1` is `blocks.11.norm1`."""
+    """DINOv2's names of blocks that it stored in groups: `blocks.0.11.norm1` is
+    `blocks.11.norm1`."""
     if not any(_CHUNK.search(name) for name in arrays):
         return arrays
     return {_CHUNK.sub(r"\1blocks.\2.", name): array for name, array in arrays.items()}
@@ -49,8 +50,8 @@ def without_pretraining(arrays: Arrays, said: Said) -> Arrays:
 
 
 def without_counters(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """`(arrays, counters)`: what a training script registered at the model itself, whole numbers
-    and single numbers."""
+    """`(arrays, counters)`: what a training script registered at the model itself, integers and
+    scalars."""
     counters = {
         name: array
         for name, array in arrays.items()
@@ -62,7 +63,7 @@ def without_counters(arrays: Arrays) -> tuple[Arrays, Arrays]:
 
 
 def tell_family(others: Arrays, said: Said) -> None:
-    """Add to `said` the family that the arrays beside the model tell."""
+    """Add to `said` the family that the arrays next to the model indicate."""
     parts = {part for name in others for part in name.split(".")}
     if parts & {"base_encoder", "momentum_encoder"}:
         said.family = said.family or "mocov3"
@@ -71,7 +72,7 @@ def tell_family(others: Arrays, said: Said) -> None:
 
 
 def with_family(cfg: ModelConfig, notes: Notes, format: str, family: str | None) -> ModelConfig:
-    """The model with the preparation of images of its family's code, in place of timm's defaults.
+    """The model with the preparation of images of its family's code, instead of timm's defaults.
 
     These programs use timm's names and ImageNet's mean and std. Changes what `notes` takes for
     granted.

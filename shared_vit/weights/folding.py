@@ -92,13 +92,13 @@ STEPS = (
         lambda c: not c.prefix_positions and c.pos_embed != "none",
         lambda c: dataclasses.replace(c, prefix_positions=True),
         _with_rows,
-        "the tokens before the patches' get positions of zeros, which training would move",
+        "the tokens before the patches' get positions of zeros, which training would change",
     ),
     Step(
         lambda c: bool(c.no_bias),
         lambda c: dataclasses.replace(c, no_bias=()),
         _with_biases,
-        "biases that the model has not are zeros there, which training would move",
+        "biases that the model has not are zeros there, which training would change",
     ),
     Step(
         lambda c: c.layer_scale != "none",
@@ -122,7 +122,8 @@ def steps_for(cfg: ModelConfig, fmt: Format) -> tuple[Step, ...]:
 def fold(
     cfg: ModelConfig, arrays: Arrays, steps: tuple[Step, ...]
 ) -> tuple[ModelConfig, Arrays, list[str]]:
-    """The model without the parts of `steps`, and what to tell the user. Lazy arrays stay lazy."""
+    """The model without the parts of `steps`, and the notices for the user. Lazy arrays stay
+    lazy."""
     for step in steps:
         arrays, cfg = step.make(cfg, arrays), step.change(cfg)
     if steps:

@@ -115,7 +115,7 @@ class Repository:
             return None
         except errors.GatedRepoError as error:
             raise UserError(
-                f"{self.repository} is gated: ask for access on {self._page()}, then log in "
+                f"{self.repository} is gated: request access on {self._page()}, then log in "
                 "(hf auth login) or set HF_TOKEN to a token of that account"
             ) from error
         except errors.RepositoryNotFoundError as error:
@@ -174,7 +174,7 @@ class Repository:
             )
 
     def _check_refused(self, file: str, error: BaseException | None) -> None:
-        """Raise UserError where an error is the hub's answer to a token without access."""
+        """Raise UserError where an error is the hub's response to a token without access."""
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(
@@ -202,12 +202,12 @@ class Repository:
         what = f"{file} of {self.repository} at revision {self.revision}"
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise UserError(
-                f"cannot keep {what} in the cache, {self._hub.constants.HF_HUB_CACHE}: "
-                f"{error.strerror}; mend that, or set HF_HOME to another folder"
+                f"cannot store {what} in the cache, {self._hub.constants.HF_HUB_CACHE}: "
+                f"{error.strerror}; fix that, or set HF_HOME to another folder"
             ) from error
         raise UserError(
             f"{what} could not be downloaded ({type(error).__name__}: {_first_line(error)}): start "
-            "again; nothing of it was kept"
+            "again; nothing of it was stored"
         ) from error
 
     def _end_point(self) -> str:

@@ -32,7 +32,7 @@ _WITH_CONFIG = (
     "model",
     "pytorch_model",
     "flax_model",
-)  # how files begin that a config.json beside them is about
+)  # how files begin that a config.json next to them is about
 
 TIMM_WRAPPER = "timm_wrapper"
 
@@ -47,11 +47,11 @@ class Located:
     files: list[Path]  # one, or the shards of one
     config: JsonObject | None = None  # config.json of Hugging Face or timm
     processor: JsonObject | None = None  # preprocessor_config.json
-    card: JsonObject | None = None  # what this project wrote beside a foreign file
+    card: JsonObject | None = None  # what this project wrote next to another program's file
     step: int | None = None  # of a checkpoint
     notices: list[str] = field(default_factory=list)
     origin: hub.Origin | None = None  # of files that were downloaded
-    which: Which | None = None  # of averaged and raw weights, as the path asks for
+    which: Which | None = None  # of averaged and raw weights, as the path requests
 
 
 def locate(path: Path) -> Located:
@@ -65,7 +65,7 @@ def locate(path: Path) -> Located:
     average = file.with_name(AVERAGE)
     if file.name == checkpoints.MODEL and file.with_name(checkpoints.STATE).exists():
         if which == "ema" and not average.exists():
-            raise UserError(f"{path} keeps no average of its weights (--ema): leave #ema out")
+            raise UserError(f"{path} has no average of its weights (--ema): leave #ema out")
         if which == "ema":
             return dataclasses.replace(found, files=[average])
         if average.exists() and which is None:
@@ -146,7 +146,8 @@ def _newest_step(folder: Path) -> Path | None:
 
 
 def card_path(file: Path) -> Path:
-    """The JSON file that goes with a foreign weight file: function, checksum, how to load it."""
+    """The JSON file that goes with another program's weight file: function, checksum, how to load
+    it."""
     return file.with_name(file.name + ".json")
 
 

@@ -1,11 +1,11 @@
-"""Files that stand where weights were expected, and what they are."""
+"""Files found where weights were expected, and what they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-HEAD = 512  # first bytes by which they are told
+HEAD = 512  # first bytes by which they are identified
 HDF5, _ONE_ARRAY = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY"
 
 
@@ -13,7 +13,7 @@ def what_it_is(head: bytes) -> str:
     """A sentence for a file that is no weight file, from its first `HEAD` bytes."""
     start = head.lstrip().lower()
     if not head:
-        return "it is empty: it was not written or downloaded whole"
+        return "it is empty: it was not written or downloaded completely"
     if head.startswith(b"version https://git-lfs"):
         return (
             "it is a pointer of git-lfs, which stands for the weights: `git lfs pull` in its "

@@ -1,4 +1,4 @@
-"""What a user sets of the way from an image to the input, in place of what weights say."""
+"""What a user sets of the way from an image to the input, instead of what weights say."""
 
 from __future__ import annotations
 

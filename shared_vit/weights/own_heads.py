@@ -50,7 +50,7 @@ def with_own_head(
             return {n: a for n, a in arrays.items() if n not in group}, others
         if layer is None and inside:
             raise UserError(
-                f"{where}: its head is no single linear layer from {width} numbers, which the "
+                f"{where}: its head is no single linear layer from {width} features, which the "
                 f"twins have: {some([f'{n} {list(a.shape)}' for n, a in group.items()])}"
             )
         if layer is None:

@@ -1,4 +1,4 @@
-"""Names as wrappers leave them: a prefix that is not the format's, and arrays beside a model's."""
+"""Names as wrappers leave them: a prefix that is not the format's, and arrays besides a model's."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def without_prefix(
 
 
 def say_left_out(others: Arrays, said: Said) -> None:
-    """Add to `said` what beside the model was not read."""
+    """Add to `said` what was not read, the model being read."""
     if others:
         names = some(sorted(others), 3, ", ")
-        said.notices.append(f"left out: {len(others)} arrays beside the model ({names})")
+        said.notices.append(f"left out: {len(others)} arrays that are not the model's ({names})")
 
 
 def _prefixes(arrays: Arrays) -> list[str]:

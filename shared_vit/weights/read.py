@@ -118,8 +118,8 @@ def open_weights(
 
 
 def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
-    """The arrays of a foreign file by the format's own names, without prefixes, and without what a
-    training script put beside the weights; of an author's file all. Lazy. Raises UserError."""
+    """The arrays of another program's file by the format's own names, without prefixes, and without
+    what a training script added to the weights; of an author's file all. Lazy. Raises UserError."""
     formats.check_name(format)
     fmt, found, said = formats.KNOWN[format], locate(Path(path)), Said()
     arrays, others = _of_the_model(_contents(found.files, found.which, said)[0], fmt, found, said)
@@ -133,7 +133,7 @@ def file_arrays(path: str | os.PathLike, format: str) -> Arrays:
 def _of_the_model(
     arrays: Arrays, fmt: Format | None, found: Located, said: Said
 ) -> tuple[Arrays, Arrays]:
-    """The arrays of a model of the format, or of any, and those beside it; `said` is told."""
+    """The arrays of a model of the format, or of any, and the others; `said` gets notices."""
     known = formats.KNOWN.values() if fmt is None else [fmt]
     arrays = without_chunks(arrays)
 
@@ -149,7 +149,7 @@ def _of_the_model(
 def _with_files(source: Source, found: Located) -> Source:
     source.files, source.step, source.origin = found.files, found.step, found.origin
     if found.origin is not None:
-        source.path = found.path  # the name, not where the cache keeps it
+        source.path = found.path  # the name, not where the cache stores it
     source.notices = found.notices + source.notices
     return source
 
@@ -233,7 +233,8 @@ def _detected(arrays: Arrays, path: Path) -> Format:
 def _stated(
     file: Path, metadata: Mapping[str, str], card: JsonObject | None
 ) -> tuple[ModelConfig | None, naming.Names]:
-    """The ModelConfig and the class names that this project wrote into a foreign file or beside."""
+    """The ModelConfig and the class names that this project wrote into another program's file or
+    next to it."""
     if "model_config" in metadata:
         cfg = twinvit.config_of(file, metadata)
         return cfg, naming.from_metadata(file, metadata, cfg.num_classes)

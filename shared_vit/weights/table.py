@@ -1,4 +1,4 @@
-"""How canonical arrays lie in another format's file: names, shapes, and in how many pieces."""
+"""How canonical arrays are stored in another format's file: names, shapes, how many tensors."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ class Piece:
     """An array of the file that holds a canonical array, or its rows from `rows[0]` to `rows[1]`.
 
     `layer` picks one layer of an array that stacks all layers along its first axis; `shape` is
-    without that axis. `of` picks rows of an array that several canonical ones share, which have all
+    without that axis. `of` picks rows of an array that holds several canonical ones, which have all
     of its rows together; `shape` is of these rows.
     """
 
@@ -37,7 +37,7 @@ class Piece:
     of: tuple[int, int] | None = None
 
 
-# Canonical name: the pieces of the file that make it, joined along axis 0.
+# Canonical name: the file's tensors that make it, joined along axis 0.
 Table = dict[str, list[Piece]]
 
 
@@ -104,7 +104,7 @@ def without_prefix_rows(name: str, cfg: ModelConfig) -> Piece:
 def to_canonical(
     cfg: ModelConfig, table: Table, arrays: Arrays, where: str
 ) -> dict[str, LazyArray]:
-    """Canonical arrays, in canonical order, made from the file's when asked for.
+    """Canonical arrays, in canonical order, made from the file's on access.
 
     Reading one raises UserError where its values are not finite.
     """
@@ -134,14 +134,14 @@ def finite(array: np.ndarray | LazyArray, name: str, where: str) -> np.ndarray:
     if is_float(values.dtype) and not np.isfinite(values).all():
         count = int(values.size - np.isfinite(values).sum())
         raise UserError(
-            f"{where}: the tensor {name} has {count} values that are not finite; expected numbers "
+            f"{where}: the tensor {name} has {count} values that are not finite; expected finite "
             "only"
         )
     return values
 
 
 def to_file(table: Table, arrays: Arrays) -> dict[str, LazyArray]:
-    """The file's arrays, made from canonical ones when asked for."""
+    """The file's arrays, made from canonical ones on access."""
     made: dict[str, list[tuple[tuple[int, int], LazyArray]]] = {}
     for name, pieces in table.items():
         for piece in pieces:
@@ -157,7 +157,7 @@ def to_file(table: Table, arrays: Arrays) -> dict[str, LazyArray]:
 
 
 def _stacked(parts: list[LazyArray]) -> LazyArray:
-    """Rows of an array that several canonical ones share, in order."""
+    """Rows of an array that holds several canonical ones, in order."""
     if len(parts) == 1:
         return parts[0]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])

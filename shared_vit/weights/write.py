@@ -58,12 +58,12 @@ def write_weights(
     progress: Progress | None = None,
     class_names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Write canonical arrays whole or not at all, lazy ones one at a time (but for `.pth`).
+    """Write canonical arrays completely or not at all, lazy ones one at a time (but for `.pth`).
 
-    Returns what has to be set in the target's code for the same function. A foreign file gets a
-    card beside it, `<name>.json`, with the function, a checksum and the code that builds the model
-    and its input. `progress` is called with the bytes of each array; `class_names` are in the order
-    of the logits, None where nobody knows them. Raises UserError.
+    Returns what has to be set in the target's code for the same function. Another program's file
+    gets a card next to it, `<name>.json`, with the function, a checksum and the code that builds
+    the model and its input. `progress` is called with the bytes of each array; `class_names` are in
+    the order of the logits, None where nobody knows them. Raises UserError.
     """
     path = Path(path)
     check_config(cfg)

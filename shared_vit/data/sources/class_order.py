@@ -14,9 +14,9 @@ _MOST = 1 << 26  # bytes of a file of names
 
 
 def ordered(names: list[str], order: str, where: str) -> list[str]:
-    """The class folders `names`, sorted by name, in the order that --class_order asks for.
+    """The class folders `names`, sorted by name, in the order of --class_order.
 
-    `order` is `name`, `number` (folders named by whole numbers, 2 before 10), or the path of a text
+    `order` is `name`, `number` (folders named by integers, 2 before 10), or the path of a text
     file with the name of a class in each line. Raises UserError where the names do not fit.
     """
     if order == BY_NAME:
@@ -39,7 +39,7 @@ def ordered(names: list[str], order: str, where: str) -> list[str]:
 
 
 def notice(names: list[str]) -> str:
-    """What is to be said of folders that are numbers and stand in the order of their names."""
+    """A notice about folders that are numbers and are sorted by name."""
     by_number = sorted(names, key=lambda name: (_number(name) or 0, name))
     if any(_number(name) is None for name in names) or by_number == names:
         return ""

@@ -43,7 +43,7 @@ class FolderSplit:
         return len(self._labels)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """Raises UserError for a file that is gone, unreadable, not regular or too large."""
+        """Raises UserError for a file that is missing, unreadable, not regular or too large."""
         try:
             return read_limited(self._path(index), MOST_BYTES), int(self._labels[index])
         except UserError as error:

@@ -70,7 +70,7 @@ class Listing:
     left_out: leaving.LeftOut = field(default_factory=dict)
 
     def digest(self) -> bytes:
-        """SHA-256 over names, classes and sizes, which a copy of the folder shares."""
+        """SHA-256 over names, classes and sizes, equal for a copy of the folder."""
         h = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
         for array in (self.files.joined, self.files.ends, self.labels, self.sizes):
             h.update(np.ascontiguousarray(array).tobytes())
@@ -110,7 +110,7 @@ def list_split(
 
 
 def _class_folders(top: Path, left: Counter[str]) -> list[str]:
-    """Sorted names of the folders in a split; files beside them belong to no class."""
+    """Sorted names of the folders in a split; files next to them belong to no class."""
     names = []
     with os.scandir(top) as entries:
         for entry in entries:

@@ -19,10 +19,10 @@ Progress = Callable[[int], object]  # called with the bytes of each array that w
 
 
 class Container(NamedTuple):
-    """A kind of file: how its arrays are read (when asked for) and written.
+    """A kind of file: how its arrays are read (on access) and written.
 
-    `open` takes which of averaged and raw weights are wanted, and tells `Said` which were taken;
-    `write` the keys under each of which a checkpoint holds the arrays, none for those alone.
+    `open` takes which of averaged and raw weights are wanted, and records in `Said` which were
+    used; `write` the keys under each of which a checkpoint holds the arrays, none for those alone.
     """
 
     open: Callable[[Path, Which | None, Said], dict[str, LazyArray]]

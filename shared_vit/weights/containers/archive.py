@@ -27,7 +27,7 @@ ZIP_ERRORS = (
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """An archive with a sound table of contents. Raises UserError for any other file."""
+    """An archive with a valid table of contents. Raises UserError for any other file."""
     file = open_regular(path)
     try:
         archive = zipfile.ZipFile(file)

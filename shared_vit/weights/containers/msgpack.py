@@ -17,7 +17,7 @@ from shared_vit.weights.containers.tree import flattened
 from shared_vit.weights.lazy import LazyArray
 
 _MOST = 1 << 36  # bytes
-_NDARRAY, _SCALAR = 1, 3  # Flax's numbers of msgpack's own types
+_NDARRAY, _SCALAR = 1, 3  # Flax's codes of its msgpack extension types
 _CHUNKED = "__msgpack_chunked_array__"
 
 
@@ -59,7 +59,7 @@ def _array(msgpack: Any, code: int, data: bytes) -> Any:
 
 
 def _joined(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The tree with arrays in place of the chunks in which Flax keeps those above 1 GiB."""
+    """The tree with arrays in place of the chunks in which Flax stores those above 1 GiB."""
     out: dict[Any, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value.get(_CHUNKED):

@@ -30,7 +30,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def open_npz(path: str | os.PathLike) -> dict[str, LazyArray]:
-    """`{name: array}` of an archive, arrays read when asked for; raw `|V2` items are bfloat16.
+    """`{name: array}` of an archive, arrays read on access; raw `|V2` items are bfloat16.
 
     Names, dtypes, shapes and sizes are checked now against each other. Raises UserError for an
     archive that is damaged, would unpack to far more than its size, or holds Python objects.

@@ -1,8 +1,8 @@
 """safetensors files, written with sorted contents, no time stamps and a checksum.
 
 Equal contents are equal files. The checksum is SHA-256 over the file, with zeros in the checksum's
-own place, so that every altered byte of header or payload is seen. Other tools read these files as
-any safetensors.
+own field, so that every altered byte of header or payload is noticed. Other tools read these files
+as any safetensors.
 """
 
 import hashlib
@@ -182,7 +182,7 @@ def _loader(
         array = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
         view = array.reshape(-1).view(np.uint8).data
         done = 0
-        while done < len(view):  # one read may give less than was asked for
+        while done < len(view):  # one read may give less than was requested
             count = os.preadv(kept.file.fileno(), [view[done:]], offset + done)
             if not count:
                 raise UserError(f"{path} ends within the tensor {name}: it was cut while read")

@@ -1,4 +1,4 @@
-"""Nested maps of arrays, as Flax keeps its parameters, to names."""
+"""Nested maps of arrays, as Flax stores its parameters, to names."""
 
 from __future__ import annotations
 

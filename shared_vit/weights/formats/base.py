@@ -1,4 +1,4 @@
-"""What every foreign format has in common: the interface, and sizes found from shapes."""
+"""What the formats of other programs have in common: the interface, and sizes from shapes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from shared_vit.weights.table import Table, plain, side_of, split_qkv, to_file
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known besides a file's arrays: its path, the JSON beside it, the caller's words."""
+    """What is known in addition to a file's arrays: its path, its JSON, the caller's arguments."""
 
     where: str
     config: Mapping[str, Any] | None = None  # config.json
@@ -30,7 +30,7 @@ class Hints:
 
 @dataclass
 class Notes:
-    """What the reader of a file has to tell."""
+    """What the reader of a file reports."""
 
     assumed: list[str] = field(default_factory=list)  # not in the file; the format's default
     notices: list[str] = field(default_factory=list)  # guessed, and may be wrong
@@ -46,7 +46,7 @@ class Reading:
 
 
 class Format:
-    """A foreign format. `table` maps canonical names to the arrays of the file."""
+    """The format of another program. `table` maps canonical names to the arrays of the file."""
 
     name: str
     about: str  # for messages: "... is not {about}"
@@ -69,11 +69,11 @@ class Format:
         return arrays
 
     def read(self, arrays: Arrays, hints: Hints) -> Reading:
-        """The model of the arrays. Raises UserError where it is none of ours."""
+        """The model of the arrays. Raises UserError where no model of this project computes it."""
         raise NotImplementedError
 
     def without_ignored(self, arrays: Arrays) -> tuple[Arrays, list[str]]:
-        """The arrays that a model of ours may have, and what was left out, in words."""
+        """The arrays that a model of this project may have, and what was left out, in words."""
         told = []
         for start, why in self.ignored.items():
             if any(name.startswith(start) for name in arrays):
@@ -85,7 +85,7 @@ class Format:
         """Raise UserError where an array that was left out says of another function than `cfg`."""
 
     def in_known_names(self, arrays: Arrays) -> Arrays:
-        """The arrays as all that follows names them, where the file's own names are others."""
+        """The arrays under the names that the other methods use, where the file has others."""
         return arrays
 
     def not_held(self, cfg: ModelConfig) -> list[str]:
@@ -126,7 +126,7 @@ class Format:
     def extras(
         self, cfg: ModelConfig, dtype: np.dtype, class_names: tuple[str, ...] | None = None
     ) -> dict[str, object]:
-        """`{file name: JSON content}` beside the weights in a folder."""
+        """`{file name: JSON content}` next to the weights in a folder."""
         return {}
 
     def labels(self, config: Mapping[str, Any]) -> object:

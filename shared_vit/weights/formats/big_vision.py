@@ -46,7 +46,7 @@ class BigVision(GoogleLayout):
     def prepare(self, cfg: ModelConfig, arrays: Arrays) -> Arrays:
         """The class token's position added to the token, as in the forward pass: it has none there.
 
-        The sum is kept in the next wider type, so that nothing is rounded; a row of zeros changes
+        The sum has the next wider type, so that nothing is rounded; a row of zeros changes
         nothing.
         """
         if not cfg.num_prefix:

@@ -31,7 +31,7 @@ class Google(GoogleLayout):
         out = super().notes(cfg, folder)
         if cfg.eval_resize or cfg.interpolation != "bilinear":
             out.append(
-                "google's input pipeline squashes the whole image to a square (bilinear); this "
+                "google's input pipeline squashes the full image to a square (bilinear); this "
                 f"model wants: {self.how_to_preprocess(cfg)}"
             )
         return out

@@ -25,7 +25,7 @@ Rule = Collection[Any] | Callable[[ModelConfig], bool]
 BOTH = (False, True)
 ANY: Rule = lambda cfg: True  # noqa: E731
 
-# Sizes, and what the code of every format can be told (`Format.notes`) or does not have to know.
+# Sizes, and what the code of every format takes as arguments (`Format.notes`) or does not need.
 FREE = frozenset(
     (
         "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",

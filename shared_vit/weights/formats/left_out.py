@@ -1,4 +1,4 @@
-"""What files have beside a model's function, by patterns of names."""
+"""What files have in addition to a model's function, by patterns of names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared_vit.weights.lazy import Arrays
 
 
 def without(arrays: Arrays, left_out: Mapping[str, str]) -> tuple[Arrays, list[str]]:
-    """The arrays without those whose whole names match, and a line for each pattern that has any.
+    """The arrays without those whose full names match, and a line for each pattern that has any.
 
     left_out: patterns, and what they are.
     """

@@ -1,7 +1,7 @@
 """Evaluation's resize and crop in the words of other libraries.
 
-Ours: the shorter side to round(image_size * eval_resize) pixels, then the centre; or, with
-eval_resize 0, the whole image to a square.
+This project's: the shorter side to round(image_size * eval_resize) pixels, then the centre; or,
+with eval_resize 0, the full image to a square.
 """
 
 import math

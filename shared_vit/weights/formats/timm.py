@@ -65,7 +65,7 @@ _STOCK = {
     for short, long in _SIZE_NAMES.items()
     for p in _PATCHES[short]
 }
-# Other spellings of the same tensors: a pattern, and what is written in its place.
+# Other spellings of the same tensors: a pattern, and its replacement.
 _SPELLINGS = {
     r"^pre_logits\.fc\.": "pre_logits.",  # timm before 0.6
 }
@@ -165,7 +165,7 @@ class Timm(Format):
         check_pooling(args, arrays, hints)
         if unknown := unknown_arguments(section(config, "model_args", hints.where)):
             raise UserError(
-                f"{hints.where}: its config.json tells create_model {', '.join(unknown)}, whose "
+                f"{hints.where}: its config.json gives create_model {', '.join(unknown)}, whose "
                 "effect is not known: the function may be another one"
             )
         plain_said = said is None or is_plain(said.cfg)
@@ -263,13 +263,13 @@ class Timm(Format):
 
     def notes(self, cfg: ModelConfig, folder: bool = False) -> list[str]:
         if not is_plain(cfg):
-            return []  # the name stands for it
+            return []  # the name implies it
         extra = {key: value for key, value in model_args(cfg).items() if key in _FUNCTION}
         out = []
         if extra and not folder:
             text = ", ".join(f"{k}={v!r}" for k, v in extra.items())
             out.append(
-                f"timm computes another function unless told: timm.create_model(..., {text})"
+                f"timm computes another function unless it is given: timm.create_model(..., {text})"
             )
         if cfg.norm_eps != 1e-6:
             out.append(
@@ -328,7 +328,8 @@ class Timm(Format):
 
 
 def _say_other_gelu(cfg: ModelConfig, notes: Notes) -> None:
-    """Tell that models of tanh GELU have the same tensors as a file that nothing names."""
+    """Add a notice that models with tanh GELU have the same tensors as a file that nothing
+    names."""
     of_size = "width", "depth", "mlp_dim", "patch_size"
     other = dataclasses.replace(cfg, gelu="tanh")
     names = [

@@ -14,7 +14,7 @@ from typing import Any
 from shared_vit.spec.config import ModelConfig
 from shared_vit.weights.formats.timm_names import Spelling, spelling_of, timm_table
 
-# Fields that no name stands for: sizes, which `create_model` takes as arguments, and what is not of
+# Fields that no name implies: sizes, which `create_model` takes as arguments, and what is not of
 # the function.
 SIZES = (
     "image_size", "image_width", "patch_size", "width", "depth", "num_heads", "mlp_dim",

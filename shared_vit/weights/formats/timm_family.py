@@ -1,5 +1,5 @@
 """The function of a file of timm's that is no ViT of 2020: from its tensors' names and shapes, and
-from what the name of its architecture stands for."""
+from what the name of its architecture implies."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Names:
         return self.shape(name) is not None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of the first of its pieces."""
+        """Of the first of the tensors that make it."""
         return self.shapes.get(names_of(self.spelling, name)[0])
 
 
@@ -86,17 +86,17 @@ def architecture_of_file(
         raise UserError(
             f"{hints.where} has other tensors than the first ViTs ({_strange(arrays)}), and those "
             f"of none of timm's {len(architectures())} plain ViTs that are known: put timm's "
-            "config.json beside it, which names its architecture"
+            "config.json next to it, which names its architecture"
         )
     if len({function_of(each.cfg) for each in found}) > 1:
         raise UserError(
             f"{hints.where} may be {some([each.name for each in found], 4, ' or ')}, which "
             "compute different functions of the same tensors: give the file the name of the right "
-            "one, or put timm's config.json beside it"
+            "one, or put timm's config.json next to it"
         )
     notes.notices.append(
         f"its architecture is known by its tensors: {found[0].name}; another one's function would "
-        "need timm's config.json beside the file"
+        "need timm's config.json next to the file"
     )
     return found[0]
 
@@ -159,7 +159,7 @@ def unknown_arguments(model_args: Mapping[str, Any]) -> list[str]:
 def _rotary_arguments(
     args: Mapping[str, Any], found: Mapping[str, Any], hints: Hints
 ) -> dict[str, Any]:
-    """What of rotary positions `create_model` was told in place of the name's own."""
+    """What of rotary positions `create_model` was given instead of the name's own."""
     told: dict[str, Any] = {}
     for key, name in (("rope_temperature", "rope_base"), ("rope_grid_offset", "rope_offset")):
         if key in args and found["rope"] != "none":
@@ -285,7 +285,7 @@ def _said_by_arguments(
     args: Mapping[str, Any],
     hints: Hints,
 ) -> None:
-    """What `create_model` was told in place of the name's own."""
+    """What `create_model` was given instead of the name's own."""
     act, pool, usual = args.get("act_layer"), args.get("global_pool"), architecture.cfg
     if act is not None:
         if not isinstance(act, str) or act not in _ACTIVATIONS:

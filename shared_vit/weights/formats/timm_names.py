@@ -1,4 +1,4 @@
-"""How timm's classes spell the canonical tensors: names, and in how many pieces.
+"""How timm's classes spell the canonical tensors: names, and in how many tensors.
 
 `VisionTransformer` has the canonical names; `Eva`, `Beit` and `NaFlexVit` have others for some
 tensors. A spelling is a set of these words:

@@ -51,7 +51,7 @@ def write(
 def model_of(path: str | os.PathLike, opened: OwnFile) -> tuple[ModelConfig, dict[str, LazyArray]]:
     """`(cfg, arrays)` of a file that `write` made and that was verified when it was opened.
 
-    The arrays are in canonical order and read when asked for, which raises UserError where values
+    The arrays are in canonical order and read on access, which raises UserError where values
     are not finite. Raises UserError for any other file, a newer version, or arrays that do not fit
     the ModelConfig.
     """

@@ -1,7 +1,7 @@
 """Tensors that the programs of models' authors cut, join or shape in another way than timm: from
 their form and into it.
 
-Each function changes a dictionary of lazy arrays in place, and leaves what is not in it alone.
+Each function changes a dictionary of lazy arrays in place, and ignores names that are not in it.
 """
 
 from __future__ import annotations

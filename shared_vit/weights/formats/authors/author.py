@@ -60,7 +60,7 @@ class Author(Timm):
                 apart &= ~np.isnan(theirs.astype(np.float64))
             if apart.any():
                 raise UserError(
-                    f"{where}: its {name} has other numbers than {self.about} has "
+                    f"{where}: its {name} has other values than {self.about} has "
                     f"({theirs[apart][0]:.6g} where {array[apart][0]:.6g} is expected): its "
                     "function is another one"
                 )
@@ -115,7 +115,7 @@ def _constant(array: np.ndarray, dtype: np.dtype) -> LazyArray:
 
 
 def _apart(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Where the numbers of a file are not those expected, as far as the file's type tells."""
+    """Where the values of a file are not those expected, within its dtype's precision."""
     if expected.dtype.kind != "f":
         return np.asarray(found != expected)
     values = found.astype(np.float64)

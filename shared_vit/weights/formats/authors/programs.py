@@ -20,7 +20,7 @@ from shared_vit.weights.formats.timm_architectures import architectures
 from shared_vit.weights.formats.timm_names import Spelling
 from shared_vit.weights.lazy import Arrays
 
-Renames = Mapping[str, str]  # patterns, and what is written in their place, in order
+Renames = Mapping[str, str]  # patterns, and what replaces them, in order
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Program:
     found by its name alone. read, after_reading, write, before_writing: to timm's names, and from
     them. of: timm's names of its models, as a pattern, or their functions. spelling: of timm's
     names, in which it is written. head: whether it has a linear layer for classes, a product
-    without a bias, or none. left_out: patterns of tensors beside the function, and what they are.
+    without a bias, or none. left_out: patterns of tensors outside the function, and what they are.
     beside: such tensors, which its code wants. follows: those that the function decides, so that
-    other numbers mean another function. prefix: of all names, in the file. under: the keys of the
+    other values mean another function. prefix: of all names, in the file. under: the keys of the
     checkpoint that hold the names. load: its code. says: to be known there. pools: of the features,
     where a file does not say which. needs: tensors of its models, and what a file without has.
     """

@@ -76,7 +76,7 @@ class HuggingFace(Format):
         if own and not folder:
             text = ", ".join(f"{key}={value!r}" for key, value in own.items())
             told.append(
-                "transformers computes another function unless told: "
+                "transformers computes another function unless it is given: "
                 f"{writing.config_class(kind)}(..., {text}); a folder would say so"
             )
         return told

@@ -1,4 +1,4 @@
-"""What transformers' configurations say of a model, beside what all of them say."""
+"""What transformers' configurations say of a model, in addition to what all of them say."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def _hidden(cfg: ModelConfig, ratio: float) -> int:
 
 
 def mlp_ratio(cfg: ModelConfig) -> int | None:
-    """DINOv2's `mlp_ratio`, a whole number, from which its code computes the MLP's width; None
+    """DINOv2's `mlp_ratio`, an integer, from which its code computes the MLP's width; None
     where none does."""
     near = round(cfg.mlp_dim / cfg.width * (1.5 if cfg.gated else 1))
     fits = (r for r in (near, near - 1, near + 1) if r > 0 and _hidden(cfg, r) == cfg.mlp_dim)

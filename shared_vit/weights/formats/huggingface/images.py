@@ -31,8 +31,8 @@ def read_images(usual: Images, size: int, hints: Hints, notes: Notes) -> dict[st
     eval_resize, interpolation = resize.from_transformers(processor, size, hints, notes)
     if resizes_in_floats(processor):
         notes.notices.append(
-            f"{processor['image_processor_type']} resizes in floats, where we round to whole "
-            "levels of 255: up to half a level apart"
+            f"{processor['image_processor_type']} resizes in floats, where this project rounds to "
+            "whole levels of 255: up to half a level apart"
         )
     return {
         "mean": mean,
@@ -65,7 +65,7 @@ def processor_args(cfg: ModelConfig) -> dict[str, Any]:
         "image_std": list(cfg.std),
         "resample": resize.PILLOW[cfg.interpolation],
         "rescale_factor": 1 / 255,
-        **({"exif_transpose": True} if cfg.exif == "turn" else {}),  # a word of this project's own
+        **({"exif_transpose": True} if cfg.exif == "turn" else {}),  # this project's own key
     }
     if is_squashed(cfg):
         return values | {"image_processor_type": "ViTImageProcessor", "size": shape}
@@ -78,7 +78,7 @@ def processor_args(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def is_squashed(cfg: ModelConfig) -> bool:
-    """Whether the whole image is resized to the input: also where it is not square, since no
+    """Whether the full image is resized to the input: also where it is not square, since no
     processor resizes such a one to cover more than the crop."""
     return cfg.eval_resize == 0 or cfg.image_width > 0
 

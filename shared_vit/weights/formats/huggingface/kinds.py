@@ -33,12 +33,12 @@ class Images:
 
 _VIT_IMAGES = Images(
     *HALF, 0.0, "bilinear",
-    "mean and std 0.5, the whole image squashed to a square (ViTImageProcessor's defaults; there "
+    "mean and std 0.5, the full image squashed to a square (ViTImageProcessor's defaults; there "
     "is no preprocessor_config.json)",
 )  # fmt: skip
 _HALF_BICUBIC = Images(
     *HALF, 0.0, "bicubic",
-    "mean and std 0.5, the whole image squashed to a square, bicubic (the image processor's "
+    "mean and std 0.5, the full image squashed to a square, bicubic (the image processor's "
     "defaults; there is no preprocessor_config.json)",
 )  # fmt: skip
 _CLIP_IMAGES = Images(
@@ -48,7 +48,7 @@ _CLIP_IMAGES = Images(
 )  # fmt: skip
 _DINOV3_IMAGES = Images(
     IMAGENET_MEAN, IMAGENET_STD, 0.0, "bilinear",
-    "ImageNet's mean and std, the whole image squashed to a square (DINOv3ViTImageProcessor's "
+    "ImageNet's mean and std, the full image squashed to a square (DINOv3ViTImageProcessor's "
     "defaults; there is no preprocessor_config.json)",
 )  # fmt: skip
 
@@ -59,14 +59,14 @@ class Kind:
 
     Attributes:
         model_types: The first is written.
-        bodies: Prefixes of the body's names beside a head; the first is written.
+        bodies: Prefixes of the body's names in a file with a head; the first is written.
         body: The class without a head.
         classifier: The class with one; "" where transformers has none.
         layer: Names of a block, `{}` its number.
         modules: Canonical modules or tensors, within a block without its prefix: their names.
-        holds: What it can be told (`Format.holds`).
+        holds: Which settings it has (`Format.holds`).
         eps, act, heads: Defaults of its configuration.
-        said: Keys of config.json for a model, beside the common ones.
+        said: Keys of config.json for a model, in addition to the common ones.
         biases: Biases that may not exist, in the words of ModelConfig.no_bias: the key of
             config.json that says whether they do, "" where none does, and its default.
     """

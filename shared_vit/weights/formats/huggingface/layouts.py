@@ -78,7 +78,7 @@ def _owned(piece: Piece, own: Own) -> Piece:
 
 
 def as_in_file(name: str, names: list[str], has: Collection[str]) -> list[str]:
-    """The places of a tensor, or others of the same, where a file has those."""
+    """The names of a tensor, or its alternative names, where a file has those."""
     if name in ("head.weight", "head.bias") and names:
         teacher = f"cls_{names[0]}"
         return [teacher] if teacher in has else names
@@ -148,8 +148,8 @@ def _without_key(names: list[str], width: int) -> list[Piece]:
 
 
 def _without_registers(name: str, cfg: ModelConfig) -> Piece:
-    """A row for the class token, none for registers. Ours have rows of zeros, or no prefix token
-    has one."""
+    """A row for the class token, none for registers. The model's have rows of zeros, or no prefix
+    token has one."""
     width, registers, patches = cfg.width, cfg.registers, cfg.num_patches
     shape = (1, 1 + patches, width)
     if not cfg.prefix_positions:

@@ -52,7 +52,8 @@ _VERSION_5 = (
         r"\1.attention.attention.relative_position_bias.",
     ),
 )
-# What a file may hold beside a model of ours: a pattern of names in one spelling, and why.
+# What a file may hold in addition to a model of this project: a pattern of names in one spelling,
+# and why.
 _LEFT_OUT = (
     (r"pooler\.dense\.", "ViTModel's pooler, which ViTForImageClassification does not use"),
     (r"decoder\.", "the decoder of a masked autoencoder"),
@@ -64,7 +65,7 @@ _LEFT_OUT = (
     (r".*\.(?:position_ids|relative_position_index|inv_freq)$", "tables that are computed anew"),
 )  # fmt: skip
 _OF_AIMV2 = (r"visual_projection\.", "the projection of AIMv2's attention pooling")
-# The same beside a classifier, by the kind of the file.
+# The same in addition to a classifier, by the kind of the file.
 _BESIDE_CLASSIFIER = (
     (SIGLIP, r"head\.", "the attention pooling, which SiglipForImageClassification does not use"),
     (CLIP, r"post_layernorm\.", "the last norm, which CLIPForImageClassification does not use"),

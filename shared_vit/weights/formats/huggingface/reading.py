@@ -57,7 +57,7 @@ _BIASES = {
 
 
 class File:
-    """The arrays of a file under names in one spelling, and what is said beside them."""
+    """The arrays of a file under names in one spelling, and the notices about them."""
 
     def __init__(self, arrays: Arrays, hints: Hints):
         self.arrays, self.hints = arrays, hints
@@ -114,7 +114,8 @@ class File:
 
 
 def read_file(arrays: Arrays, hints: Hints, fmt: Format) -> Reading:
-    """The model of a file of transformers. Raises UserError where it is none of ours."""
+    """The model of a file of transformers. Raises UserError where no model of this project computes
+    it."""
     notes = Notes()
     file = File(arrays, hints)
     kind = file.kind
@@ -216,7 +217,7 @@ def _pool(file: File, after: bool) -> str:
 
 
 def _numbers(file: File) -> dict[str, Any]:
-    """Fields that config.json decides: activation, eps, rates, rotary base, first scale."""
+    """Fields that config.json decides: activation, eps, dropout rates, rotary base, first scale."""
     kind, where = file.kind, file.hints.where
     act = file.config.get("hidden_act", kind.act)
     if not isinstance(act, str) or act not in ACTIVATIONS:

@@ -1,4 +1,5 @@
-"""From a model to a folder of transformers: which class, config.json, and what to tell its code."""
+"""From a model to a folder of transformers: which class, config.json, and arguments for its
+code."""
 
 from __future__ import annotations
 
@@ -175,7 +176,7 @@ def config_json(
 
 
 def usual(kind: Kind) -> Mapping[str, Any]:
-    """What the kind's code computes unless it is told."""
+    """What the kind's code computes by default."""
     return {"hidden_act": kind.act, kind.eps_key: kind.eps}
 
 

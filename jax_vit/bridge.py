@@ -41,8 +41,8 @@ def from_arrays(
     """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
     With `dtype` ("bf16", "fp16", "fp32", "fp64") they are held in it, and widened where they are
-    used: the numbers are those of weights rounded to it, in less memory. Arrays are read and
-    converted one at a time. It is for inference: the trainers hold parameters of their own.
+    used: the values are those of weights rounded to it, in less memory. Arrays are read and
+    converted one at a time. It is for inference: the trainers have their own parameters.
 
     Raises UserError for missing or unknown arrays, mismatched shapes, a dtype wider than the
     parameters', a model that memory cannot hold, the precision fp16 (PyTorch's alone), and fp64
@@ -60,7 +60,7 @@ def from_arrays(
 
 
 def abstract_model(cfg: ModelConfig, precision: str) -> VisionTransformer:
-    """The model with shapes and dtypes in place of arrays.
+    """The model with shapes and dtypes instead of arrays.
 
     Raises UserError as `from_arrays` does.
     """
@@ -151,5 +151,5 @@ def from_jax(path: Path, array: Any) -> Any:
 
 
 def to_canonical(path: Path, array: np.ndarray) -> np.ndarray:
-    """`from_jax`, always in memory of its own: the device's buffer may be reused."""
+    """`from_jax`, always in its own memory: the device's buffer may be reused."""
     return np.array(from_jax(path, array), order="C")

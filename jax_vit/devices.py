@@ -1,4 +1,4 @@
-"""The devices of a JAX run, checked against what was asked for, its processes and its mesh.
+"""The devices of a JAX run, checked against the requested ones, its processes and its mesh.
 
 Twin of `torch_vit/devices.py`.
 """
@@ -28,7 +28,7 @@ _peers: Peers | None = None  # of a run of several processes
 
 
 def resolve(requested: RequestedConfig) -> RequestedConfig:
-    """`requested` with device ("cpu" or "gpu"), world_size, precision and processes settled.
+    """`requested` with device ("cpu" or "gpu"), world_size, precision and processes decided.
 
     To be called before JAX makes its first array: it sets JAX's platform, number of CPU devices and
     x64, and joins the other processes of the run. world_size counts the devices of this process.
@@ -50,7 +50,7 @@ def resolve(requested: RequestedConfig) -> RequestedConfig:
             if (requested.world_size or 1) > 1:
                 raise UserError(
                     f"--world_size={requested.world_size}: JAX runs already in this process, and "
-                    "how many devices it has is settled: start the training before JAX is used"
+                    "its number of devices is fixed: start the training before JAX is used"
                 ) from error
     jax.config.update("jax_enable_x64", requested.precision == "fp64")
     if requested.device == "cpu":
@@ -128,7 +128,7 @@ def abort_all_on_failure() -> Iterator[None]:
 
 
 def _join(requested: RequestedConfig, place: Place) -> None:
-    """Meet the other processes, share out the GPUs of each host, start `jax.distributed`."""
+    """Contact the other processes, divide up the GPUs of each host, start `jax.distributed`."""
     gpus = [] if requested.device == "cpu" else _gpu_uuids()
     info = {"host": socket.gethostname(), "gpus": gpus, "world_size": requested.world_size}
     peers = exchange(place, info)
@@ -155,7 +155,7 @@ def _join(requested: RequestedConfig, place: Place) -> None:
 def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
     """Which of its visible GPUs process `process_id` takes; None for all of them.
 
-    Processes of one host that see the same GPUs share them evenly. Raises UserError for too few.
+    Processes of one host that see the same GPUs divide them evenly. Raises UserError for too few.
     """
     own = everyone[process_id]
     if not own["gpus"]:
@@ -185,7 +185,7 @@ def _share_of_gpus(everyone: list[dict], process_id: int) -> list[int] | None:
 def _gpu_uuids() -> list[str]:
     """UUIDs of the NVIDIA GPUs that this process may use.
 
-    The driver tells them, since JAX must not start before the processes have met.
+    The driver tells them, since JAX must not start before the rendezvous.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -216,7 +216,7 @@ def _has_bf16(gpu: jax.Device) -> bool:
 
 
 def _use_compilation_cache() -> None:
-    """Keep compiled programs from run to run. Those for CPUs hold for one kind of CPU only."""
+    """Cache compiled programs between runs. Those for CPUs are valid for one kind of CPU only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "twinvit" / "jax"))

@@ -79,7 +79,7 @@ def fused_attention(q: Array, k: Array, v: Array, num_tokens: int) -> Array:
     # inside a tile (NVIDIA/cudnn-frontend, issues 160 and 1072).
     queries, keys = jnp.full(b, n, jnp.int32), jnp.full(b, num_tokens, jnp.int32)
     if num_tokens < n:
-        # Not for the forward pass: it keeps what cuDNN may leave there out of the gradient.
+        # For the gradient alone: what cuDNN may leave in these rows must not reach it.
         counts = (jnp.arange(n) < num_tokens)[:, None, None]
         q, k, v = (jnp.where(counts, x, 0) for x in (q, k, v))
     return jax.nn.dot_product_attention(

@@ -1,4 +1,4 @@
-"""What the model asks about the device, and does on NVIDIA GPUs alone."""
+"""What the model reads about the device, and does on NVIDIA GPUs alone."""
 
 import jax
 from jax import Array

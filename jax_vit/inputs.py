@@ -1,4 +1,4 @@
-"""Checks of what a caller hands to the model. Twin of `torch_vit/inputs.py`."""
+"""Checks of what a caller passes to the model. Twin of `torch_vit/inputs.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021) in Flax NNX.
 
-Read it beside `torch_vit/model.py`, line for line.
+Read it next to `torch_vit/model.py`, line for line.
 """
 
 from collections.abc import Sequence
@@ -126,7 +126,8 @@ class VisionTransformer(nnx.Module):
     The last norm is taken of the class token alone where the logits need no other, and of every
     token under `every_token`.
 
-    With `remat` set, the backward pass computes each block again from its input, all that is kept.
+    With `remat` set, the backward pass recomputes each block from its input, the only tensor that
+    is stored.
 
     Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
@@ -162,7 +163,7 @@ class VisionTransformer(nnx.Module):
         self.pos_embed = parameter((1, rows, width), policy, trained=learned) if rows else None
         self.patch_embed = PatchEmbed(cfg, policy)
         self.norm_pre = make_norm(cfg, width, policy) if cfg.embed_norm == "tokens" else identity
-        # Its name is timm's for what belongs to rotary positions.
+        # Its name is timm's for rotary positions.
         self.rope = Rope(cfg, policy) if cfg.rope != "none" else None
         self.relative = RelativeIndex(cfg) if cfg.relative_bias else None
 
@@ -207,7 +208,7 @@ class VisionTransformer(nnx.Module):
         return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
     def places(self) -> list[Places]:
-        """For each block, what its attention is told of positions."""
+        """For each block, the positions that its attention is given."""
         if self.rope is not None:
             return self.rope.places()
         return [()] * self.cfg.depth if self.relative is None else self.relative.places()

@@ -1,6 +1,6 @@
 """Layers and operations by the precision policy of `shared_vit.spec.precision.Policy`.
 
-They stand where Flax's and JAX's own would round otherwise. Twin of `torch_vit/ops.py`.
+They replace Flax's and JAX's layers where these would round otherwise. Twin of `torch_vit/ops.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared_vit.spec.precision import Policy
 
 
 def parameter(shape: tuple[int, ...], policy: Policy, trained: bool = True) -> nnx.Variable:
-    """An array of zeros in the parameters' dtype, which the optimizer moves if `trained`."""
+    """An array of zeros in the parameters' dtype, which the optimizer updates if `trained`."""
     return (nnx.Param if trained else nnx.Variable)(jnp.zeros(shape, policy.param))
 
 
@@ -38,7 +38,7 @@ def widened(weights: Array, dtype: Any) -> Array:
 
 
 def identity(x: Array) -> Array:
-    """x itself: what a model has in the place of a part that it lacks."""
+    """x itself, for a layer that a model does not have."""
     return x
 
 
@@ -189,7 +189,8 @@ _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def remat(block: nnx.Module) -> Callable[..., Array]:
-    """`block`, of whose call only the input is kept: the backward pass computes it again."""
+    """`block` with activation checkpointing: only its input is stored, and the backward pass
+    recomputes it."""
 
     def call(x: Array, dropout: Dropout, places: tuple[Array, ...], *where: int | float) -> Array:
         again = nnx.remat(lambda block, x, *given: block(x, *given, *where))
@@ -250,7 +251,7 @@ def _dot(
 
 
 def _precision(tf32: bool) -> lax.Precision:
-    """JAX's default rounds float32 products to TF32 on GPUs; full float32 has to be asked for.
+    """JAX's default rounds float32 products to TF32 on GPUs; full float32 has to be requested.
 
     It has no effect on bf16.
     """
@@ -294,7 +295,7 @@ def _activate_forward(x: Array, name: str, gated: bool) -> tuple[Array, Array]:
 
 
 def _activate_backward(name: str, gated: bool, x: Array, g: Array) -> tuple[Array]:
-    # Written out so that x alone is kept, in its own dtype: JAX would keep float32 intermediates,
+    # Written out so that x alone is stored, in its dtype: JAX would store float32 intermediates,
     # four times the memory. Without the barrier XLA would find them in the forward pass and keep
     # them all the same.
     x, g = lax.optimization_barrier((x, g))
@@ -335,7 +336,7 @@ def _unstack_forward(qkv: Array) -> tuple[tuple[Array, Array, Array], None]:
 
 
 def _unstack_backward(_: None, g: tuple[Array, Array, Array]) -> tuple[Array]:
-    # Each padded and added, as JAX's own derivative has it, XLA on CPUs rounds otherwise in bf16.
+    # Each padded and added, as JAX's derivative has it, XLA on CPUs rounds otherwise in bf16.
     return (jnp.stack(g, axis=2),)
 
 

@@ -1,4 +1,5 @@
-"""AdamW and SGD with decay and rates chosen by canonical name, clipping, and what goes with them.
+"""AdamW and SGD with weight decay and learning rates by canonical name, clipping, averaging and
+SAM's ascent step.
 
 Twin of `torch_vit/optim.py`.
 """
@@ -21,7 +22,7 @@ def make_optimizer(names: optax.Params, recipe: Recipe) -> optax.GradientTransfo
     wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `lr_scale` of the
     tensor's layer, wd acts on the weights of products. The state is {slot: tree like the
     parameters}. The update takes `lr` and, for Adam, `corrections`, (1 - beta1^n, 1 - beta2^n) as
-    the host computes them in float64: optax's own, in float32, are 1.3e-5 off at the first step.
+    the host computes them in float64: optax's, in float32, are 1.3e-5 off at the first step.
     """
     by_name = lr_scales(recipe.model, recipe.layer_decay)
     decays = jax.tree.map(lambda name: recipe.weight_decay * canonical.is_decayed(name), names)
@@ -70,7 +71,7 @@ def clip_by_global_norm(grads: optax.Params, clip: float) -> tuple[optax.Params,
 def ascent_step(params: optax.Params, grads: optax.Params, rho: float) -> optax.Params:
     """The ascent of sharpness-aware minimization (Foret et al. 2021): p + rho g / |g|.
 
-    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
+    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing changes.
     """
     norm = global_norm(grads)
     scale = jnp.where(norm > 0, rho / norm, 0)

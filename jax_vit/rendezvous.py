@@ -1,7 +1,8 @@
 """How the processes of a JAX run find one another, before `jax.distributed` does.
 
 Measured with jax 0.10.2: where a peer stays away, `jax.distributed.initialize` ends the process by
-SIGABRT with a C++ stack, which Python cannot catch; it cannot tell who shares a GPU with whom.
+SIGABRT with a C++ stack, which Python cannot catch; it does not report which processes use the same
+GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Place(NamedTuple):
 
 
 def find_place(requested: RequestedConfig) -> Place | None:
-    """The place that the flags name, else SLURM's job step; None for a run of one process.
+    """The rendezvous that the flags name, else SLURM's job step; None for a run of one process.
 
     Raises UserError where --coordinator, --num_processes and --process_id are incomplete or
     impossible.
@@ -101,10 +102,10 @@ class Peers:
         self._watching.start()
 
     def leave(self, failed: bool = False) -> bool:
-        """Tell the peers how this process has ended its run, and hear how they have; whether any
+        """Send the peers how this process has ended its run, and receive how they have; whether any
         failed. All of them stop at the same step, and leave soon after one another.
 
-        Process 0 hears the others first and tells them of each other.
+        Process 0 receives the others' first and sends them all.
         """
         self._leaving, self._failed = True, self._failed or failed
         if 0 not in self._connections:
@@ -143,7 +144,7 @@ class Peers:
 
 
 def exchange(place: Place, info: dict[str, Any]) -> Peers:
-    """Tell all processes this one's info and hear that of each, by process id.
+    """Send all processes this one's info and receive that of each, by process id.
 
     Raises UserError after the time-out.
     """
@@ -164,7 +165,8 @@ def exchange(place: Place, info: dict[str, Any]) -> Peers:
 
 
 def _gather(place: Place, own: dict[str, Any], deadline: float) -> Peers:
-    """Process 0: hear everyone, then answer everyone, with the info or with what is wrong."""
+    """Process 0: receive from everyone, then reply to everyone, with the info or with what is
+    wrong."""
     port = int(place.coordinator.rsplit(":", 1)[1])
     try:
         server = socket.create_server(("", port), backlog=place.num_processes)
@@ -207,7 +209,7 @@ def _gather(place: Place, own: dict[str, Any], deadline: float) -> Peers:
 
 
 def _report(place: Place, own: dict[str, Any], deadline: float) -> Peers:
-    """Another process: tell process 0, and hear from it."""
+    """Another process: send to process 0, and receive its reply."""
     host, port = place.coordinator.rsplit(":", 1)
     reason = "no answer"
     while time.monotonic() < deadline:
@@ -230,7 +232,7 @@ def _report(place: Place, own: dict[str, Any], deadline: float) -> Peers:
 
 
 def _unlimited(connections: dict[int, socket.socket]) -> dict[int, socket.socket]:
-    """Without time-outs, and with the probes by which the end of a whole machine is noticed."""
+    """Without time-outs, and with keep-alive probes, by which the loss of a host is noticed."""
     for peer in connections.values():
         peer.settimeout(None)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -241,7 +243,7 @@ def _unlimited(connections: dict[int, socket.socket]) -> dict[int, socket.socket
 
 
 def _receive(peer: socket.socket, deadline: float) -> dict[str, Any] | None:
-    """One line of JSON, byte for byte; None from another program, or from a peer that has gone."""
+    """One line of JSON, byte for byte; None from another program, or from a peer that has ended."""
     line = bytearray()
     try:
         while not line.endswith(b"\n") and len(line) < 1_000_000:

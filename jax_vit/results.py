@@ -1,4 +1,4 @@
-"""Numbers on their way from the devices, read without waiting for later work."""
+"""Results copied from the devices, read without waiting for later work."""
 
 from collections.abc import Callable
 

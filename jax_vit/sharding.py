@@ -1,4 +1,4 @@
-"""Parameters shared out over a mesh: where each array lies, and how it is put together again.
+"""Parameters sharded over a mesh: the sharding of each array, and how it is gathered.
 
 Twin of `torch_vit/sharding.py`.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-LEAST_SHARDED = 2**12  # elements; smaller arrays cost more to gather than to keep
+LEAST_SHARDED = 2**12  # elements; smaller arrays cost more to gather than to replicate
 
 
 def placement(mesh: Mesh, shape: tuple[int, ...], sharded: bool) -> NamedSharding:
@@ -28,7 +28,7 @@ def placement(mesh: Mesh, shape: tuple[int, ...], sharded: bool) -> NamedShardin
 
 
 def whole(array: Array, mesh: Mesh) -> Array:
-    """The array put together on every device. Every process of the mesh calls it, and waits."""
+    """The array gathered on every device. Every process of the mesh must call it, and waits."""
     return _gather(mesh)(array).block_until_ready().addressable_data(0)
 
 

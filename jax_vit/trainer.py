@@ -1,4 +1,4 @@
-"""Trainer: the arithmetic of a training run in JAX. Read it beside `torch_vit/trainer.py`."""
+"""Trainer: the arithmetic of a training run in JAX. Read it next to `torch_vit/trainer.py`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ class DeviceBatch(NamedTuple):
 
 
 class Trainer:
-    """One model and its optimizer, replicated over a mesh of devices that share each batch, or
+    """One model and its optimizer, replicated over a mesh of devices that divide each batch, or
     sharded over it."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Trainer:
         """The metrics that `train_step` would return, and the gradients that it would clip.
 
         The gradients are those of the global mean loss, {canonical name: array on the host}, in
-        canonical layout and the parameters' dtype. Nothing moves.
+        canonical layout and the parameters' dtype. No weight changes.
         """
         args = (self.params, self.fixed, batch[:4], self._draws(batch))
         grads, values = self.compute_gradients(*args)
@@ -243,7 +243,7 @@ class Trainer:
     def _backward(
         self, params: nnx.State, fixed: nnx.State, batch: Arrays, draws: Draws
     ) -> tuple[Array, nnx.State]:
-        """The loss and its gradients over the batch, as shares of the global mean."""
+        """The loss and its gradients over the batch, as terms of the global mean."""
         images, labels, _, rows = batch
         parts = images, labels, rows
         if self.train.sam_rho:
@@ -255,8 +255,9 @@ class Trainer:
     ) -> tuple[Array, nnx.State]:
         """`_backward` by sharpness-aware minimization (Foret et al. 2021).
 
-        Each group of rows climbs by its own gradient from the same weights; the gradients where it
-        arrives are summed over the groups. The loss is that of the weights themselves.
+        Each group of rows takes the ascent step by its own gradient from the same weights; the
+        gradients where it arrives are summed over the groups. The loss is that of the weights
+        themselves.
         """
 
         def add_group(carry, own):
@@ -287,7 +288,7 @@ class Trainer:
     def _backward_part(
         self, params: nnx.State, fixed: nnx.State, part: Parts, draws: Draws
     ) -> tuple[Array, nnx.State]:
-        """The loss and its gradients of a part, as its share of the global mean."""
+        """The loss and its gradients of a part, as its term of the global mean."""
         images, labels, rows = part
         keys, mixing = draws
         drop = None if keys is None else (keys, rows)
@@ -338,7 +339,7 @@ class Trainer:
 
     def _counts(self, params: nnx.State, fixed: nnx.State, batch: Arrays, stop: Array) -> Array:
         """The compiled part of `eval_step`: [correct1, correct5, loss_sum, count, stop]."""
-        # The sharded axis goes first: otherwise every device would gather the whole batch.
+        # The sharded axis goes first: otherwise every device would gather the full batch.
         images, labels, weight, _ = (a.swapaxes(0, 1).reshape(-1, *a.shape[2:]) for a in batch)
         logits = self.objective.logits(params, fixed, images)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -387,7 +388,7 @@ class Trainer:
     def _to_mesh(
         self, paths: list[tuple[Path, str]], arrays: Mapping[str, np.ndarray]
     ) -> nnx.State:
-        # Copies: the CPU back end may otherwise keep, and with donation overwrite, the caller's
+        # Copies: the CPU back end may otherwise alias, and with donation overwrite, the caller's
         # memory.
         leaves = [
             np.array(to_jax(path, np.asarray(arrays[name], self.dtype)), order="C")

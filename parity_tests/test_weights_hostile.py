@@ -435,7 +435,7 @@ def test_other_places(tmp_path):
     torch.save(torch.ones(3), tmp_path / "tensor.pth")
     refusal(tmp_path / "tensor.pth", "holds no state_dict: it is a Tensor")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    refusal(tmp_path / "module.pth", "holds a whole model as Python objects")
+    refusal(tmp_path / "module.pth", "holds a complete model as Python objects")
 
 
 def test_a_claim_of_a_million_layers_ends_at_once(tmp_path):

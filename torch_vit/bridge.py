@@ -37,8 +37,8 @@ def from_arrays(
     """A model in eval mode with canonical arrays, cast to the parameters' dtype.
 
     With `dtype` ("bf16", "fp16", "fp32", "fp64") they are held in it, and widened where they are
-    used: the numbers are those of weights rounded to it, in less memory. Arrays are read and
-    converted one at a time. It is for inference: the trainers hold parameters of their own.
+    used: the values are those of weights rounded to it, in less memory. Arrays are read and
+    converted one at a time. It is for inference: the trainers have their own parameters.
 
     Raises UserError for missing or unknown arrays, mismatched shapes, an unknown precision, a dtype
     wider than the parameters', and a model that memory cannot hold.

@@ -1,4 +1,4 @@
-"""The devices of a PyTorch run, checked against what was asked for.
+"""The devices of a PyTorch run, checked against the requested ones.
 
 Twin of `jax_vit/devices.py`.
 """
@@ -18,7 +18,7 @@ from shared_vit.spec.runtime import RuntimeConfig
 
 
 def resolve(requested: RequestedConfig) -> RequestedConfig:
-    """`requested` with device ("cpu" or "gpu"), world_size, precision and compile settled.
+    """`requested` with device ("cpu" or "gpu"), world_size, precision and compile decided.
 
     world_size counts processes; under torchrun it is torchrun's, over all nodes. Raises UserError
     for devices that are absent, a precision that they do not have, and a batch that they do not

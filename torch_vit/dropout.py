@@ -71,5 +71,5 @@ def _threefry2x32(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift_right(x: Tensor, n: int) -> Tensor:
-    """Logical shift of int32: torch's own keeps the sign."""
+    """Logical shift of int32: torch's operator preserves the sign."""
     return (x >> n) & ((1 << (32 - n)) - 1)

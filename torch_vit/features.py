@@ -1,4 +1,4 @@
-"""What a model knows of images besides logits. Twin of `jax_vit/features.py`."""
+"""What a model computes from images besides logits. Twin of `jax_vit/features.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Features:
     tokens: after the last norm, [B, N, width]: first the `num_prefix_tokens` class, distillation
     and register tokens, then the patches, row by row of `grid` (rows, columns).
     pooled: what the head is given, [B, width].
-    layers: tokens after the blocks that were asked for, in ascending order.
+    layers: tokens after the requested blocks, in ascending order.
     """
 
     tokens: Tensor

@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021) in PyTorch.
 
-Read it beside `jax_vit/model.py`, line for line.
+Read it next to `jax_vit/model.py`, line for line.
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,8 @@ class VisionTransformer(nn.Module):
     The last norm is taken of the class token alone where the logits need no other, and of every
     token under `every_token`.
 
-    With `remat` set, the backward pass computes each block again from its input, all that is kept.
+    With `remat` set, the backward pass recomputes each block from its input, the only tensor that
+    is stored.
 
     Raises UserError for an impossible precision and for images of another layout, size or dtype.
     """
@@ -164,7 +165,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = parameter((1, rows, width), policy, trained=learned) if rows else None
         self.patch_embed = PatchEmbed(cfg, policy)
         self.norm_pre = make_norm(cfg, width, policy) if cfg.embed_norm == "tokens" else identity
-        # Its name is timm's for what belongs to rotary positions.
+        # Its name is timm's for rotary positions.
         self.rope = Rope(cfg, policy) if cfg.rope != "none" else None
         self.relative = RelativeIndex(cfg) if cfg.relative_bias else None
 
@@ -209,7 +210,7 @@ class VisionTransformer(nn.Module):
         return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
     def places(self) -> list[Places]:
-        """For each block, what its attention is told of positions."""
+        """For each block, the positions that its attention is given."""
         if self.rope is not None:
             return self.rope.places()
         return [()] * self.cfg.depth if self.relative is None else self.relative.places()

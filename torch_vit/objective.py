@@ -96,7 +96,8 @@ def losses(
 
 
 def weights_of_rows(weights: Tensor, labels: Tensor, mixing: Mixing | None = None) -> Tensor:
-    """The weight [B] of each row's loss: its class's, of mixed rows both' in their shares."""
+    """The weight [B] of each row's loss: its class's, or of mixed rows the mean of both classes' by
+    `lam`."""
     own = weights[labels]
     if mixing is None:
         return own

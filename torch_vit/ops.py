@@ -20,7 +20,7 @@ from shared_vit.spec.precision import Policy
 
 
 def parameter(shape: tuple[int, ...], policy: Policy, trained: bool = True) -> Tensor:
-    """A tensor of zeros in the parameters' dtype, which the optimizer moves if `trained`."""
+    """A tensor of zeros in the parameters' dtype, which the optimizer updates if `trained`."""
     zeros = torch.zeros(shape, dtype=dtype_of(policy.param))
     return nn.Parameter(zeros) if trained else nn.Buffer(zeros)
 
@@ -37,7 +37,7 @@ def widened(weights: Tensor, policy: Policy) -> Tensor:
 
 
 def identity(x: Tensor) -> Tensor:
-    """x itself: what a model has in the place of a part that it lacks."""
+    """x itself, for a layer that a model does not have."""
     return x
 
 
@@ -137,9 +137,10 @@ class LayerScale(nn.Module):
 
 
 def remat(block: nn.Module) -> Callable[..., Tensor]:
-    """`block`, of whose call only the input is kept: the backward pass computes it again.
+    """`block` with activation checkpointing: only its input is stored, and the backward pass
+    recomputes it.
 
-    The dropout masks are functions of keys, so no state of a random generator is kept.
+    The dropout masks are functions of keys, so no state of a random generator is saved.
     """
     return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
 
@@ -207,6 +208,6 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def _zero(layer: nn.Linear | nn.Conv2d) -> None:
-    """Unset weights: torch's own first weights would be drawn only to be overwritten."""
+    """Unset weights: torch's default initialization would only be overwritten."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -1,4 +1,5 @@
-"""AdamW and SGD with decay and rates chosen by canonical name, clipping, and what goes with them.
+"""AdamW and SGD with weight decay and learning rates by canonical name, clipping, averaging and
+SAM's ascent step.
 
 Twin of `jax_vit/optim.py`.
 """
@@ -18,7 +19,7 @@ from torch_vit.sharding import local, part_of
 
 
 def make_optimizer(named: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, over the parameters `{canonical name: parameter}` that it moves.
+    """The optimizer of a recipe, over the parameters `{canonical name: parameter}` that it updates.
 
     adamw: p -= lr s (m_hat / (sqrt(v_hat) + eps) + wd p) (Loshchilov and Hutter 2019), adam without
     wd; sgd: p -= lr s (buf + wd p), buf = momentum buf + gradient. s is the `lr_scale` of the
@@ -78,7 +79,7 @@ def clip_by_global_norm(grads: list[torch.Tensor], clip: float) -> torch.Tensor:
 def ascent_step(params: list[nn.Parameter], rho: float) -> None:
     """The ascent of sharpness-aware minimization (Foret et al. 2021), in place: p + rho g / |g|.
 
-    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing moves.
+    |g| is over all gradients together; nothing is added to it, and where it is 0 nothing changes.
     """
     grads = [p.grad for p in params]
     norm = global_norm(grads)

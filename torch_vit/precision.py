@@ -20,7 +20,7 @@ def policy_of(precision: str) -> Policy:
 
 
 def set_backend_precision(precision: str) -> None:
-    """Set this process's switches: full float32 products unless tf32 is asked for.
+    """Set this process's switches: full float32 products unless tf32 is requested.
 
     Sums of low-precision products are float32, always. The model makes no convolution call, so
     cuDNN's own TF32 switch does not matter.

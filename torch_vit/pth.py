@@ -1,4 +1,4 @@
-"""PyTorch's `.pth` files, read so that nothing in them can run code or take memory of its own."""
+"""PyTorch's `.pth` files, read so that nothing in them can run code or allocate memory."""
 
 import argparse
 import io
@@ -29,8 +29,8 @@ _HARMLESS = re.compile(
     r"|torch\.nn\.parameter\.Parameter|torch\._tensor\._rebuild_from_type_v2"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
-# Of what no training script leaves in a file, and of torch's own makers of tensors: no file with
-# such names is read. (They would be made inert as all others are; this says it.)
+# Of what no training script leaves in a file, and of torch's constructors of tensors: no file with
+# such names is read. (They would be replaced by inert classes as all others are; this says so.)
 _REFUSED = re.compile(
     r"(builtins|__builtin__)\.(?!(list|dict|int|float|str|bool|tuple|frozenset|slice|object)$).*"
     r"|(os|posix|nt|sys|subprocess|shutil|importlib|runpy|pty|socket|ctypes|code|codecs|_codecs"
@@ -52,7 +52,7 @@ def open_pth(
     """`{name: array}` of a state_dict, alone or under `model`, `state_dict`, ... of a checkpoint.
 
     Of averaged and raw weights `which` is taken, see `choice.chosen`, which adds to `said`.
-    Files in today's zip form stay on disk until an array is asked for. Raises UserError for a file
+    Files in today's zip form stay on disk until an array is read. Raises UserError for a file
     that is damaged, needs more than tensors and plain Python to be read, or holds no state_dict.
     """
     path = Path(path)
@@ -60,7 +60,7 @@ def open_pth(
     zipped, others = _check_pickles(path)
     inert = [(_inert(name), _OF_PYTHON_2.sub("builtins.", name)) for name in sorted(others)]
     try:
-        # The Namespace holds the flags that many training scripts keep.
+        # The Namespace holds the flags that many training scripts save.
         with torch.serialization.safe_globals([argparse.Namespace, *inert]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
@@ -89,7 +89,7 @@ def write_pth(
     under: tuple[str, ...] = (),
 ) -> None:
     """Write arrays as a plain state_dict, or as a checkpoint that holds it under each of the keys
-    `under`; whole or not at all. Raises UserError on failure."""
+    `under`; completely or not at all. Raises UserError on failure."""
     state = {}
     for name in arrays:
         state[name] = tensor_of(np.array(arrays[name]))
@@ -123,7 +123,7 @@ class _Watched:
 
 
 class _Inert:
-    """Stands in a file's contents for an object of any class: made of nothing, it does nothing."""
+    """Replaces an object of any class in a file's contents: it has no data and does nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         return object.__new__(cls)
@@ -134,25 +134,25 @@ class _Inert:
 
 
 class _InertDict(_Inert):
-    """The same for dictionaries of another class, whose items are kept."""
+    """The same for dictionaries of another class, whose items are retained."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         return {}
 
 
 def _inert(name: str) -> type:
-    """A class that stands for the one of this name in a file."""
+    """A class that replaces the one of this name in a file."""
     module, _, last = name.rpartition(".")
     kind = _InertDict if last.lower().endswith("dict") else _Inert
     return type(last, (kind,), {"__module__": module})
 
 
 def _check_pickles(path: Path) -> tuple[bool, set[str]]:
-    """Whether the file is of the zip form, and the names of other programs that its pickles ask
-    for, in whose place something inert is put.
+    """Whether the file is of the zip form, and the names of other programs that its pickles
+    import, which are replaced by inert classes.
 
     A pickle is a program: a few bytes may ask for gigabytes. Raises UserError for names that could
-    run something, and for whole models.
+    run something, and for complete models.
     """
     others: set[str] = set()
     with open_regular(path) as file:
@@ -207,7 +207,7 @@ def _more_than_tensors(path: Path, thing: str | None) -> UserError:
     what = f" ({thing[:80]})" if thing and thing.isprintable() else ""
     if thing and thing.startswith("torch.nn.modules."):
         return UserError(
-            f"{path} was not read: it holds a whole model as Python objects{what}, and reading "
+            f"{path} was not read: it holds a complete model as Python objects{what}, and reading "
             "that could run code of its author. In a program that has its classes: "
             "torch.save(model.state_dict(), FILE)"
         )

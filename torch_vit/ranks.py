@@ -29,8 +29,8 @@ from shared_vit.spec.runtime import RuntimeConfig
 from torch_vit.devices import device_of, report_from_rank_0, under_torchrun
 
 Worker = Callable[[torch.device], int | None]
-GRACE_SECONDS = 5  # between asking ranks to end and killing them
-_LOST = 255  # the exit code that multiprocessing gives where its fork server is gone
+GRACE_SECONDS = 5  # between SIGTERM to the ranks and SIGKILL
+_LOST = 255  # the exit code that multiprocessing gives where its fork server has ended
 SETTLE_SECONDS = 0.5  # in which the peers of a failing rank report too; the first cause is printed
 
 
@@ -148,7 +148,7 @@ class _Ranks:
                 _quietly(os.kill, process.pid, number)
 
     def _watch(self) -> list[_Report]:
-        """Wait for every rank; once one has failed, ask the others to end and give them
+        """Wait for every rank; once one has failed, signal the others to end and give them
         GRACE_SECONDS."""
         reports: list[_Report] = []
         running = {process.sentinel: rank for rank, process in enumerate(self.processes)}
@@ -169,8 +169,8 @@ class _Ranks:
         """The report of a rank that has ended.
 
         A silent one ended before everything its end caused. Where the fork server was killed, its
-        processes seem to have ended and have not: asked to stop, they still report; else they are
-        killed with the run.
+        processes seem to have ended and have not: told to stop by a signal, they still report; else
+        they are killed with the run.
         """
         self.processes[rank].join()
         while not self.readers[rank].poll(SETTLE_SECONDS):
@@ -218,7 +218,7 @@ class _Ranks:
                 _quietly(os.kill, process.pid, number)
 
     def _kill(self) -> None:
-        """Kill what is left of the ranks and of their own processes, which decode images."""
+        """Kill what is left of the ranks and of their child processes, which decode images."""
         self._signal(signal.SIGKILL)
         for process in self.processes:
             _quietly(os.killpg, process.pid, signal.SIGKILL)
@@ -232,7 +232,7 @@ def _quietly(call: Callable[..., object], *args: object) -> None:
 
 
 def _rank_main(runtime: RuntimeConfig, worker: Worker, rank: int, port: int, writer: Any) -> None:
-    """A rank's whole life; its last word goes to the parent."""
+    """All that a rank does; its result or error goes to the parent."""
     os.setpgrp()  # Ctrl-C in a terminal reaches the parent alone, which passes it on once
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(
@@ -261,7 +261,7 @@ def _rank_main(runtime: RuntimeConfig, worker: Worker, rank: int, port: int, wri
         writer.send(_Report(rank, 2 if user else 1, text, user, time.monotonic()))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # at once: the end of a process group can hang where a peer is gone
+        os._exit(1)  # at once: the end of a process group can hang where a peer has ended
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Numbers on their way from the device, summed over processes.
+"""Results copied from the device, summed over processes.
 
 They are read without waiting for later work.
 """

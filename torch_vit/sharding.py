@@ -1,4 +1,4 @@
-"""Parameters shared out over processes: which part is whose, and how it is put together again.
+"""Parameters sharded over processes: which shard is on which, and how they are gathered.
 
 FSDP2 (torch.distributed.fsdp.fully_shard) splits each parameter along its first axis. Twin of
 `jax_vit/sharding.py`.
@@ -15,7 +15,7 @@ from torch_vit.model import VisionTransformer
 def shard(model: VisionTransformer, device: torch.device) -> None:
     """Split the parameters of a model on the meta device over all processes, each block by itself.
 
-    Its arrays are then on `device`, unset. FSDP's own mixed precision stays off: the model casts by
+    Its arrays are then on `device`, unset. FSDP's mixed precision stays off: the model casts by
     its policy.
     """
     for block in model.blocks:
@@ -40,5 +40,5 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor put together. Every process that has a part calls it, and waits."""
+    """The gathered tensor. Every process that has a shard must call it, and waits."""
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()

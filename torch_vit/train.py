@@ -23,7 +23,7 @@ def train(requested: RequestedConfig) -> int:
 
 
 def worker(plan: Plan, device: torch.device) -> int:
-    """The share of one process in a run."""
+    """What one process of a run does; returns its exit status."""
     process = dist.get_rank() if dist.is_initialized() else 0
     return loop.run(plan, process, functools.partial(_trainer, plan, device))
 

@@ -1,4 +1,4 @@
-"""Trainer: the arithmetic of a training run in PyTorch. Read it beside `jax_vit/trainer.py`."""
+"""Trainer: the arithmetic of a training run in PyTorch. Read it next to `jax_vit/trainer.py`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -96,7 +96,7 @@ class Trainer:
             self.compute_loss = torch.compile(self.compute_loss)
             self.compute_logits = torch.compile(self.compute_logits)
         self.averaged: VisionTransformer | None = None
-        if train.ema:  # a model of its own evaluates the averaged weights, which it holds
+        if train.ema:  # a second model holds the averaged weights and evaluates them
             self.averaged = self._make_model(compile, remat).requires_grad_(False)
             self.compute_averaged: Callable = Objective(self.averaged).logits
             if compile and not self.sharded:
@@ -224,7 +224,7 @@ class Trainer:
         """The metrics that `train_step` would return, and the gradients that it would clip.
 
         The gradients are those of the global mean loss, {canonical name: array on the host}, in
-        canonical layout and the parameters' dtype. Nothing moves.
+        canonical layout and the parameters' dtype. No weight changes.
         """
         loss = self._backward(batch)
         scale = self.scaler.get_scale() if self.scaler else 1
@@ -247,7 +247,7 @@ class Trainer:
     def _backward(self, batch: DeviceBatch) -> Tensor:
         """Leave the gradients, scaled in fp16, in the parameters; the loss of this process's rows.
 
-        Both are summed over the parts of the batch, as shares of the global mean.
+        Both are summed over the parts of the batch, as terms of the global mean.
         """
         if self.unsettled:
             self._warm_up_buckets(batch.mixing)
@@ -264,8 +264,9 @@ class Trainer:
     ) -> Tensor:
         """`_backward` by sharpness-aware minimization (Foret et al. 2021).
 
-        Each group of rows climbs by its own gradient from the same weights; the gradients where it
-        arrives are summed over the groups. The loss is that of the weights themselves.
+        Each group of rows takes the ascent step by its own gradient from the same weights; the
+        gradients where it arrives are summed over the groups. The loss is that of the weights
+        themselves.
         """
         params = [p for _, p in self.named]
         start = [p.detach().clone() for p in params]

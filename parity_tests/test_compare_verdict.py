@@ -136,7 +136,7 @@ def test_a_twin_that_is_wrong_behind_a_zero_is_seen(pair, monkeypatch):
     right = jax_vit.ops.attention
     monkeypatch.setattr(attention, "attention", lambda qkv, *rest: right(1.1 * qkv, *rest))
     found = pair(start=zeroed("blocks.0.attn.proj.weight"), twin_a="jax")
-    assert found.status == 1 and "with drawn weights in their place" in found.said, found.said
+    assert found.status == 1 and "with random weights instead" in found.said, found.said
 
 
 def test_one_class_beside_a_large_one_is_seen(pair):

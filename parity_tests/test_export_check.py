@@ -93,7 +93,7 @@ def test_a_wrong_program_is_different_however_saturated_the_softmax(checked, sta
 def test_bf16_keeps_no_wrong_formula(checked, start, change):
     """Its rounding is as large as what they change, so that it cannot be called different."""
     verdict, said = checked(None, change, "bf16", start)
-    assert verdict == "undecided" and "bf16 cannot tell apart" in said
+    assert verdict == "undecided" and "bf16 cannot distinguish" in said
     assert checked(scrambled, None, "bf16", start)[0] == "different"
 
 

@@ -552,7 +552,7 @@ def test_tf32_on_a_cpu_is_judged_as_fp32(here, tmp_path, capsys):
     flags = [*RUN, "--lockstep", "--precision=tf32", "--device=cpu", "--steps=2"]
     assert trainer_run.run([*flags, f"--run_dir={run_dir}"]) == 0
     said = capsys.readouterr().out
-    assert "tf32 on a CPU is fp32, and is judged by noise" in said
+    assert "tf32 on a CPU is fp32, and is compared by noise" in said
     found, line = record.read_json(run_dir / record.RESULT), record.read_lines(run_dir)[0]
     assert found["rule"] == "noise" and line.gradients.distances is None
     assert 0 < line.gradients.gaps["whole"] < 1e-5 and line.gradients.noise

@@ -231,7 +231,7 @@ def test_nothing_moved_is_undecided():
     lines = lines_of(*pair_of(), steps=2, lr=1e-30)
     verdict = verdict_of(lines)
     assert verdict.exit_status == 2
-    assert "the optimizer's map was not tried: nothing moved" in verdict.line()
+    assert "the optimizer's map was not tested: no weight changed" in verdict.line()
 
 
 def test_the_limit_of_the_optimizer_s_map():

@@ -105,7 +105,7 @@ def test_nothing_decided_after_noise_is_large():
 @pytest.mark.parametrize(
     "loss, grad_norm, reason",
     [
-        (np.full(100, 2.3), 1 + STEPS, "the loss did not move"),
+        (np.full(100, 2.3), 1 + STEPS, "the loss did not change"),
         (np.linspace(2, 1, 100), np.zeros(100), "a gradient is zero"),
         (np.where(STEPS > 70, np.nan, 2.0 / STEPS), 1.0 + STEPS, "the loss is not finite"),
     ],
@@ -194,7 +194,7 @@ def test_a_figure_has_no_empty_panel(tmp_path, monkeypatch, capsys):
     assert "loss: largest gap 0.00e+00 over 100 steps" in said
     with pytest.raises(UserError, match="needs a run directory"):
         curves(())
-    with pytest.raises(UserError, match="--noise judges two runs, not 3"):
+    with pytest.raises(UserError, match="--noise compares two runs, not 3"):
         curves(tuple(runs), noise=tuple(runs))
     for twice, noise in ((runs[0], runs[0] / ".." / "a"), ()), (runs[:2], (equal, equal)):
         with pytest.raises(UserError, match="named twice: .*; name each run once"):

@@ -69,7 +69,7 @@ COMMANDS = {
     ),
 }
 
-# Commands that judge leave with 0 same, 1 different, 2 undecided, and where no verdict was reached:
+# Commands with a verdict exit with 0 same, 1 different, 2 undecided, 3 where they reached none:
 JUDGES, NO_VERDICT = ("parity", "curves", "audit", "compare", "convert", "export"), 3
 
 OF_PORT = ("explain", "map", "blind_spots", "causes")

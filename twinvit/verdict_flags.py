@@ -1,4 +1,4 @@
-"""The flags `--json`, `--quiet` and `--github` of the commands that judge."""
+"""The flags `--json`, `--quiet` and `--github` of the commands that give a verdict."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _opened(path: Path, twin: Twin, num_heads: int | None) -> Side:
 
 
 def decided(a: Side, b: Side, images: np.ndarray, precision: Precision) -> Comparison:
-    """Run both, measure what rounding does, and judge outputs, settings, names and weights."""
+    """Run both, measure what rounding does, and compare outputs, settings, names and weights."""
     mine, theirs = (trace(s.twin, s.cfg, s.arrays, images, precision) for s in (a, b))
     first = mine if a.twin == "torch" else trace("torch", a.cfg, a.arrays, images, precision)
     moved = rounding(a.cfg, a.arrays, images, precision, first)
@@ -223,13 +223,13 @@ def _behind_zeros(
             return dataclasses.replace(
                 found,
                 wrong=[
-                    f"{some(zeros)}: zero, and with drawn weights in their place the first "
+                    f"{some(zeros)}: zero, and with random weights instead the first "
                     f"divergence is at {where}"
                 ],
             )
         notes.append(
             f"{some(zeros)}: zero, so that outputs show nothing of what is before. The weights are "
-            "the same array by array, and with drawn weights the functions are, too"
+            "the same array by array, and with random weights the functions are, too"
         )
     return dataclasses.replace(found, open=open_, notes=notes)
 
@@ -247,7 +247,7 @@ class Comparison:
     """Two models' outputs on the same inputs. distances: {module: relative L2}, in the order of
     `a`; "" is the logits. alone: modules that one of them has. constant: whether every input gives
     the same logits. apart: {module: why}, outputs that differ; wrong: what else does; open: what
-    could not be decided; notes: what is to be known beside the verdict."""
+    could not be decided; notes: what is reported in addition to the verdict."""
 
     name_a: str
     name_b: str
@@ -278,7 +278,7 @@ class Comparison:
         return VERDICTS.index(self.verdict)
 
     def sentences(self) -> list[str]:
-        """The verdict, last, and what is to be known beside it."""
+        """The verdict, last, and the notes next to it."""
         found = []
         if self.alone:
             found.append(f"only one of them has: {', '.join(self.alone)}")
@@ -341,7 +341,7 @@ def trainings(a: Path, b: Path) -> list[str]:
     first, second = (_recipe(run) for run in runs if run is not None)
     assert first is not None and second is not None
     if str(runs[0]) == str(runs[1]):
-        return [f"{a} and {b} are of one training: its weights move from step to step"]
+        return [f"{a} and {b} are of one training: its weights change from step to step"]
     apart = [
         f.name
         for f in dataclasses.fields(first)

@@ -1,4 +1,4 @@
-"""Weights drawn so that no error hides behind them."""
+"""Random weights, sampled so that no error is hidden by them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def rounding(
     cfg: ModelConfig, arrays: Arrays, images: np.ndarray, precision: Precision, first: Outputs
 ) -> Outputs:
     """What rounding alone does to each number of `first`, the PyTorch twin's trace: the largest
-    absolute move in three runs in which everything is moved by one unit in the last place."""
+    absolute change in three runs in which everything is changed by one unit in the last place."""
     dtype = np.float64 if precision == "fp64" else np.float32
 
     def run(nudged: Arrays, pixels: np.ndarray, seed: int | None) -> Outputs:
@@ -75,7 +75,7 @@ def _trace_torch(
 
 
 def _nudging(seed: int, precision: Precision) -> Callable:
-    """A hook that moves each number of a module's output by one unit in the last place."""
+    """A hook that changes each value of a module's output by one unit in the last place."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

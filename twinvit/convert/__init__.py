@@ -1,1 +1,1 @@
-"""`twinvit convert`: weights between formats, with a certificate that the function is kept."""
+"""`twinvit convert`: weights between formats, with a certificate that the function is unchanged."""

@@ -1,7 +1,7 @@
 """`twinvit convert --verify`: the same inputs through both files, with a certificate of the result.
 
 Normal noise goes through both twins and the formats' own libraries, and images go through the
-libraries' own preprocessing. Each framework runs in a process of its own, on the CPU; as a module
+libraries' own preprocessing. Each framework runs in its own process, on the CPU; as a module
 this is such a process, and reads a task (JSON).
 """
 
@@ -181,9 +181,9 @@ def _evidence(
     weights: dict[str, Any],
     refused: list[str],
 ) -> Evidence:
-    """What speaks against the target, and what nothing is known of."""
+    """What is wrong with the target, and what could not be checked."""
     apart = weights["different_arrays"]
-    wrong = [f"{some(apart)}: other numbers than the source's"] if apart else []
+    wrong = [f"{some(apart)}: other values than the source's"] if apart else []
     wrong += weights["different_settings"]
     wrong += [weights["class_names"]] if weights["class_names"] else []
     for row in rows:
@@ -385,7 +385,7 @@ def levels(pixels: np.ndarray, cfg: ModelConfig) -> np.ndarray:
 
 
 def wrong_pixels(found: list[tuple[tuple[int, int], float]], theirs: np.ndarray) -> str:
-    """Why images become other inputs than ours; "" where they do not.
+    """Why images become other inputs than the twins'; "" where they do not.
 
     Resizes give whole levels, which mean and std only scale: levels that are not whole are of
     another mean or std. Two right resizes round a level apart, at most.
@@ -411,7 +411,8 @@ def _wrong_colours(theirs: np.ndarray, cfg: ModelConfig) -> str:
 def _shift(
     image: np.ndarray, theirs: np.ndarray, cfg: ModelConfig
 ) -> tuple[tuple[int, int], float]:
-    """`(offset, largest difference in levels)` of the crop within a pixel that is nearest to ours.
+    """`(offset, largest difference in levels)` of the crop within a pixel that is nearest to the
+    twins'.
 
     Libraries round the offset of a crop with an odd margin up, down or to the even number.
     """

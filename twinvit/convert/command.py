@@ -79,9 +79,9 @@ def convert(
         positions: How: bicubic with antialias (timm's), dinov2 (of DINOv2's hub models without
             registers), or corners (big_vision's).
         num_classes: Classes; another number than the file's makes a new head of zeros.
-        dtype: Type of the numbers in DST; by default as they are.
+        dtype: Dtype of the arrays in DST; by default that of SRC.
         overwrite: Replace DST where it exists.
-        mean: Of red, green and blue in [0, 1], R,G,B or one number, in place of what SRC says.
+        mean: Of red, green and blue in [0, 1], R,G,B or one number, instead of what SRC says.
         std: By which the pixels are divided, in the same way.
         interpolation: Filter of the resize.
         eval_resize: Shorter side over the centre crop; 0 squashes to a square.
@@ -121,7 +121,7 @@ class _How:
 
 
 def _converted(source: Path, target: Path, how: _How) -> Verdict | int:
-    """Write what is asked for: 0, or the verdict of a comparison. Raises UserError before the first
+    """Write what is requested: 0, or the verdict of a comparison. Raises UserError before the first
     file is written."""
     many = _many(source)
     if many and how.verify:
@@ -192,7 +192,7 @@ def _job(here: Path, there: Path, new_folder: bool, how: _How) -> _Job:
 
 
 def _check_free(source: Source, there: Path, overwrite: bool) -> None:
-    """Raise UserError where a file would be lost: one that is read, always."""
+    """Raise UserError where a file would be overwritten: one that is read, always."""
     for path in (there, card_path(there)):
         if not path.is_file():
             continue

@@ -1,4 +1,4 @@
-"""Other libraries' ViTs and preprocessing, built for a file of theirs and run beside the twins."""
+"""Other libraries' ViTs and preprocessing, built for their own files and run next to the twins."""
 
 import functools
 import importlib.util
@@ -22,13 +22,13 @@ from shared_vit.weights.read import file_arrays
 from torch_vit.pth import tensor_of
 from twinvit.convert import transformers_models
 
-_BLOCKS = {"torchvision": "encoder.layers.encoder_layer_{}"}  # timm's names are ours
+_BLOCKS = {"torchvision": "encoder.layers.encoder_layer_{}"}  # timm's names are the twins'
 _NORMS = {"torchvision": "encoder.ln"}
 _PACKAGES = {
     "timm": "timm",
     "torchvision": "torchvision",
     "huggingface": "transformers",
-    **dict.fromkeys(PROGRAMS, "timm"),  # which has converters of its own for their files
+    **dict.fromkeys(PROGRAMS, "timm"),  # which has its own converters for their files
 }
 
 Preprocess = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> float32 [S, S, 3]
@@ -40,11 +40,11 @@ def installed(format: str) -> bool:
 
 
 def without_torchvision_operators() -> None:
-    """Let torchvision be imported beside a torch build that its operators were not compiled for.
+    """Let torchvision be imported with a torch build that its operators were not compiled for.
 
     Its import registers shapes of compiled operators (boxes, regions), and fails with "operator
     torchvision::nms does not exist" where the library of operators cannot be loaded, for example
-    PyPI's torchvision for Linux beside a torch build without CUDA. ViTs and image transforms need
+    PyPI's torchvision for Linux with a torch build without CUDA. ViTs and image transforms need
     no such operator, so the registration is left out. timm and transformers import torchvision.
     """
     name = "torchvision._meta_registrations"
@@ -54,7 +54,7 @@ def without_torchvision_operators() -> None:
 def load(format: str, path: Path, cfg: ModelConfig) -> nn.Module:
     """The library's own model with the weights of its file, all names matched.
 
-    It is told whatever the format does not say.
+    It is given whatever the format does not say.
     """
     without_torchvision_operators()
     builders = {"timm": _timm, "torchvision": _torchvision, "huggingface": _huggingface}
@@ -166,7 +166,7 @@ def _torchvision_transform(cfg: ModelConfig) -> Callable:
 
 
 def _state_dict(format: str, path: Path) -> dict[str, torch.Tensor]:
-    """The file's own arrays by its own names, without what training scripts put around them."""
+    """The file's own arrays by its own names, without what training scripts add around them."""
     found = file_arrays(path, format)
     return {name: tensor_of(np.array(array)) for name, array in found.items()}
 

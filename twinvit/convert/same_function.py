@@ -35,7 +35,7 @@ Outputs = dict[str, np.ndarray]  # canonical module name: output; "" is the logi
 # ViT-B/16: right implementations are 3e-15 apart in float64 and 2.5e-6 in float32, a wrong GELU
 # 5e-4. For the others it is about twice what bfloat16 and TF32 themselves cost.
 LIMITS = {"fp64": 1e-12, "fp32": 5e-6, "tf32": 5e-3, "bf16": 4e-2}
-# In the narrow types the twins may round at other places: nothing finer is asked than LIMITS.
+# In the narrow types the twins may round after other operations: LIMITS is the finest bound.
 ARITHMETIC: dict[str, Arithmetic] = {"fp64": FLOAT64, "fp32": FLOAT32}
 
 # Positions themselves are in the weights, and so is which tokens have them.
@@ -70,7 +70,7 @@ def judged(
     rounding: Mapping[str, np.ndarray] | None = None,
 ) -> Judged:
     """Compare the outputs that both have: each within `limit` as a whole and, where rounding was
-    measured, each number within its own."""
+    measured, each value within its own."""
     found = Judged()
     for name in [n for n in mine if n in theirs]:
         far = relative_l2(theirs[name], mine[name])
@@ -96,12 +96,12 @@ def measured_rounding(
     precision: str,
     first: Mapping[str, np.ndarray],
 ) -> Outputs:
-    """The largest absolute move of each number of each output, when weights, images and outputs of
-    modules are moved by one unit in the last place, three times; a number in one image moves as
-    the same number in the others does.
+    """The largest absolute change of each value of each output, when weights, images and outputs of
+    modules are changed by one unit in the last place, three times; a value in one image changes as
+    the same value in the others does.
 
     Args:
-        run: `run(arrays, images, seed)` gives the outputs; with a seed, it moves each module's.
+        run: `run(arrays, images, seed)` gives the outputs; with a seed, it changes each module's.
     """
     eps = float(np.finfo(PRECISIONS[precision].param).eps)
     moved: Outputs = {}
@@ -140,7 +140,7 @@ def names_apart(a: Names, b: Names) -> str:
         return ""
     mine, theirs = plain_names(a), plain_names(b)
     if len(mine) != len(theirs):
-        return ""  # the numbers of classes differ: a setting says so
+        return ""  # the numbers of classes differ: a difference of settings is reported
     apart = [i for i, (x, y) in enumerate(zip(mine, theirs)) if x != y]
     if not apart:
         return ""

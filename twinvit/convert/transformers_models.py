@@ -1,4 +1,4 @@
-"""transformers' own plain ViTs, built for a folder or file of theirs, and what of them is ours."""
+"""transformers' plain ViTs, built for their own folders or files, by the twins' names."""
 
 from __future__ import annotations
 

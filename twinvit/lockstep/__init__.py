@@ -7,7 +7,7 @@ start each step from the same state, so what is compared is the map that a step 
     print(verdict.line())
 
 `step_a` and `step_b` are functions `(state, batch) -> {name: array}`; this module knows neither
-models nor frameworks. docs/lockstep.md proves a trainer of one's own with it.
+models nor frameworks. docs/lockstep.md proves your own trainer with it.
 """
 
 from twinvit.lockstep.distances import gaps

@@ -44,7 +44,7 @@ def audit(
     Exit status 0: all are the same; 1: one differs; 2: one is undecided, and none differs.
 
     Args:
-        run: a run directory; --keep=all in training keeps every checkpoint.
+        run: a run directory; --keep=all in training retains every checkpoint.
         steps: how many steps from each; in bf16, and in tf32 on a GPU, at least 16.
         device: where to audit it, which need not be where it was trained.
         world_size: devices of the JAX twin.
@@ -115,7 +115,8 @@ def _audited(plan: Plan, pair: Pair, state: TrainState, steps: int) -> dict[str,
     stream = plan.batches("train", state.step)
     try:
         for i in range(steps):
-            # The last checkpoint is at the schedule's end: the last rate stands in for one of zero.
+            # The last checkpoint is at the schedule's end: its learning rate of zero is replaced by
+            # the last.
             scalars = StepScalars(plan.lr(min(state.step + i, plan.total_steps - 1)))
             step = pair.step(next(stream), scalars, *due(i + 1))
             lines.append(record.line_of(step, scalars))

@@ -1,4 +1,4 @@
-"""What a trainer has of a batch on its device, against what it was handed."""
+"""A batch on a trainer's device, compared with the batch that it was given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def altered(batch: Batch, own: Any) -> list[str]:
 
 
 def _same(ours: Any, theirs: Any, kind: type) -> bool:
-    """Whether the bytes are equal. The devices have the same numbers in other shapes and types."""
+    """Whether the bytes are equal. The devices have the same values in other shapes and dtypes."""
     return np.array_equal(_bytes(ours, kind), _bytes(theirs, kind))
 
 

@@ -36,7 +36,7 @@ def not_finite(
 
 
 def is_zero(array: np.ndarray) -> bool:
-    """Whether all numbers are zero; the first that is not answers for most arrays."""
+    """Whether all values are zero; for most arrays the first that is not decides."""
     flat = np.ravel(array)
     return not (flat.size and flat[0]) and not np.any(flat)
 

@@ -93,5 +93,5 @@ def plot_lockstep(path: Path | str, lines: Sequence[Line], about: Mapping[str, A
 
 
 def _positive(values: np.ndarray) -> np.ndarray:
-    # The axis is logarithmic; what is not finite has no place on it.
+    # The axis is logarithmic; what is not finite cannot be shown on it.
     return np.where((values > 0) & (values < 1e30), values, np.nan)

@@ -1,4 +1,4 @@
-"""JAX's own training step, watched: the gradients that it clips are results of it too."""
+"""The JAX trainer's step with the gradients before clipping as further results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twinvit.lockstep.jax_update import tree_of
 class WatchedTrainer(Trainer):
     """A trainer of which each step is watched.
 
-    `train_step` is the trainer's own code, compiled anew with the gradients as further results.
+    `train_step` is the trainer's own code, compiled again with the gradients as further results.
     """
 
     def __init__(self, *args: Any, **settings: Any):
@@ -91,7 +91,7 @@ class WatchedTrainer(Trainer):
 
 class _Watched:
     """A jitted function, its lowering or its program, as `train_step` uses it; of the two results
-    the second is handed to `keep`."""
+    the second is passed to `keep`."""
 
     def __init__(self, inner: Any, keep: Callable[[Any], None]):
         self._inner, self._keep = inner, keep

@@ -22,7 +22,7 @@ Arrays = dict[str, Any]
 class HostTrainer(Trainer):
     """A trainer of which `load`, `update` and `state` are used, and those alone.
 
-    `update` is the trainer's own code. But each slot is handed to the compiled call as one NumPy
+    `update` is the trainer's own code. But each slot is passed to the compiled call as one NumPy
     array, the canonical arrays end to end, and comes back as one, where the trainer places, wraps
     and copies each array: at every step the state is another one, so that nothing placed on the
     device is used twice. A model of 0.2 M parameters takes a quarter of the time.

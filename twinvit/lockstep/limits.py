@@ -27,5 +27,5 @@ WHOLE_DEVIATION, ARRAY_DEVIATION, DEVIATIONS, ERRATIC = 0.19, 0.36, 4.7, 3.0
 DECIDABLE_DISTANCE = 0.3
 DECIDABLE_WITH_DOUBLE = DECIDABLE_DISTANCE / FACTOR  # a float32 noise, where float64 decides too
 SCALAR_FACTOR = 2.0  # times the noise of a scalar by nudges of the products' precision
-HUGE = 1e308  # stands for infinity, which JSON lacks
+HUGE = 1e308  # written for infinity, which JSON lacks
 FAR = 1e100  # distances beyond are alike, and their ratios are numbers

@@ -100,9 +100,10 @@ def arrays_exceed(measured: Measured, noise: Mapping[str, float], eps: float) ->
     """Whether a's noise explains the scalars and all arrays together, and not a single array.
 
     Then b's counts as well, see `of_both`. Where a softmax is saturated one side's gradients may be
-    exactly zero and the other's a last place of one (observed in float64: the noise of `cls_token`
-    3e-15 to 3e-13 on one side, 9e-12 on the other). A side that rounds more than it should (TF32 in
-    place of float32) does so in all arrays together, whose gap is held to a's noise alone.
+    exactly zero and the other's a unit in the last place (observed in float64: the noise of
+    `cls_token` 3e-15 to 3e-13 on one side, 9e-12 on the other). A side that rounds more than it
+    should (TF32 in place of float32) does so in all arrays together, whose gap is compared with a's
+    noise alone.
     """
     of_sums = replace(measured, gaps={n: measured.gaps[n] for n in _sums(measured.gaps)})
     return exceeds(measured, noise, eps) and not exceeds(of_sums, noise, eps)
@@ -111,7 +112,7 @@ def arrays_exceed(measured: Measured, noise: Mapping[str, float], eps: float) ->
 def held(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     """a's noise, of the scalars and all arrays together at most ten times b's.
 
-    A side whose products take ten bits in place of float32's has 10 to 30 times the noise, and
+    A side whose products take ten bits instead of float32's has 10 to 30 times the noise, and
     would explain a fifth of its distance by it (parity_tests/test_lockstep_plants.py), more in a
     deeper model.
     """
@@ -120,7 +121,7 @@ def held(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
 
 def of_both(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
     """The larger noise of each quantity. b's counts where it decides: a side that is another one at
-    each call (masks drawn afresh) would explain everything by its noise."""
+    each call (masks sampled anew) would explain everything by its noise."""
     return {n: max(x, b[n]) if b[n] <= DECIDABLE else x for n, x in a.items()}
 
 

@@ -1,4 +1,4 @@
-"""A run's own update against the same update in float64, number by number, in last places.
+"""A run's own update against the same update in float64, by value, in units in the last place.
 
 The optimizer's map does not amplify rounding but where the first moment cancels, and there its
 rounding is that of the moment before. So the rounding of each number is known without measuring.
@@ -14,20 +14,22 @@ from shared_vit.run.state import TrainState
 from shared_vit.spec.optimizers import EMA
 from twinvit.lockstep import Measured
 
-# Right updates stay within a few last places of the float64 one. But all gradients are scaled by
-# their norm, a sum over all of them, which is rounded alike in each.
+# Right updates are within a few units in the last place of the float64 one. But all gradients are
+# scaled by their norm, a sum over all of them, which is rounded alike in each.
 OWN_LIMIT = 64.0
-# An update that moves the weights by no more than this many last places tries nothing.
+# An update that changes the weights by no more than this many units in the last place tests
+# nothing.
 STILL = 16
-HUGE = 1e308  # stands for infinity, which JSON lacks
-_FIRST = ("exp_avg", "momentum_buffer")  # what the parameters move along
+HUGE = 1e308  # written for infinity, which JSON lacks
+_FIRST = ("exp_avg", "momentum_buffer")  # what the parameters are updated along
 _UNDER = 1e8  # Adam divides by at least 1e-8, and numbers below the dtype's smallest become zero
 
 
 def own_update(
     step: int, twin: str, before: TrainState, own: TrainState, exact: TrainState, lr: float
 ) -> Measured:
-    """How far the state after a twin's own step is from `exact`, in last places of its dtype.
+    """How far the state after a twin's own step is from `exact`, in units in the last place of its
+    dtype.
 
     before, own: states in the run's dtype. exact: the float64 update of `before` by the gradients
     that the step took. The gaps are, by array ("torch's own params.head.bias"), the largest
@@ -81,19 +83,19 @@ def movement(before: TrainState, after: TrainState) -> float:
 
 
 def _flat(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """float64 [all numbers]."""
+    """float64 [all values]."""
     return np.concatenate([arrays[n].ravel() for n in names], dtype=np.float64)
 
 
 def _size(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """|old| + |new|, in the place of `old`."""
+    """|old| + |new|, written into `old`."""
     np.abs(old, out=old)
     old += np.abs(new)
     return old
 
 
 def _rounding(size: np.ndarray, eps: float, least: float) -> np.ndarray:
-    """eps size + least, in the place of `size`."""
+    """eps size + least, written into `size`."""
     size *= eps
     size += least
     return size

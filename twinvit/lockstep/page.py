@@ -127,7 +127,7 @@ def _charts(lines: Sequence[lockstep_record.Line], found: Mapping[str, Any]) -> 
         if found["rule"] == "noise":
             limit = lockstep_figure.bound(beside[name], found)
             series.append(Series("limit", steps, [float(limit[i]) for i in keep], "warn"))
-        # Zero and what is not finite have no place on a logarithmic axis.
+        # Zero and what is not finite cannot be shown on a logarithmic axis.
         drawn = [i for i in keep if 0 < gaps[name][i] < 1e30]
         x, y = [lines[i].step for i in drawn], [float(gaps[name][i]) for i in drawn]
         series.append(Series("gap of the twins", x, y, "mine"))

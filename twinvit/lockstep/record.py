@@ -47,7 +47,7 @@ _CHECK, _FORMAT = "check", 2  # documents of format 1 and their lines have no ch
 
 @dataclass(frozen=True)
 class Line:
-    """One compared step, as it stands on disk. `optimizer` and `own` hold the largest gap alone.
+    """One compared step, as it is stored on disk. `optimizer` and `own` hold the largest gap alone.
 
     moved: the update of the parameters against their size; None in a record of an older version.
     reference: where the twins were compared in float64. altered: what of the batch of a step, which
@@ -92,7 +92,7 @@ def line_of(step: Step, scalars: StepScalars) -> Line:
 
 
 def altered_line(step: int, name: str) -> Line:
-    """What of a step's batch came to a twin otherwise than it was handed over."""
+    """What of a step's batch differs on a twin's device from what it was given."""
     nothing = Measured(step, {})
     return Line(step, math.nan, math.nan, math.nan, nothing, nothing, nothing, altered=name)
 
@@ -237,7 +237,7 @@ def read_lines(run_dir: Path, checked: bool = True) -> list[Line]:
         if not intact:
             raise UserError(
                 f"{path}, line {number}, was altered after it was written (its checksum differs): "
-                "put the original back, or make the lockstep again in a new --run_dir"
+                "restore the original, or make the lockstep again in a new --run_dir"
             )
     return lines
 
@@ -291,7 +291,7 @@ def _still(lines: Sequence[Line], eps: float) -> list[str]:
     moved = [line.moved for line in lines if line.moved is not None]
     if not moved or max(moved) > STILL * eps:
         return []
-    return ["the optimizer's map was not tried: nothing moved"]
+    return ["the optimizer's map was not tested: no weight changed"]
 
 
 def _checks(lines: Sequence[Line]) -> list[Measured]:
@@ -324,7 +324,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_json(path: Path, found: Mapping[str, Any]) -> None:
-    """Write whole or not at all, under checksum."""
+    """Write completely or not at all, with a checksum."""
     write_checksummed(path, {"format": _FORMAT, **found})
 
 
@@ -339,7 +339,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_checked(found: Mapping[str, Any]) -> bool:
-    """Whether the lines beside a document have checksums."""
+    """Whether the lines next to a document have checksums."""
     return found.get("format", 1) >= _FORMAT
 
 
@@ -399,7 +399,7 @@ def summary(lines: Sequence[Line], gradients: Verdict, maps: Verdict) -> dict[st
     }
 
 
-# What `summary` adds to a document, and is judged again from the lines.
+# What `summary` adds to a document, and is recomputed from the lines.
 JUDGED = (
     "line", "verdict", "exit_status", "decided", "steps", "differences", "undecided",
     "undecided_at", "nothing", "largest",
@@ -468,7 +468,7 @@ def ends_not_finite(run_dir: Path) -> bool:
 
 
 def table(lines: Sequence[Line], by_reference: bool) -> str:
-    """Gaps at some steps, and the noise or the distance from float64 they are judged by."""
+    """Gaps at some steps, and the noise or the distance from float64 that is their limit."""
     lines = [line for line in lines if not line.altered]
     other = "from fp64" if by_reference else "noise"
     names = ("loss", "grad norm", "gradient")

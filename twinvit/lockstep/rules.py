@@ -1,4 +1,4 @@
-"""The rules that judge the gaps of compared steps: by noise, by a step in float64, by a limit."""
+"""The rules for the gaps of compared steps: by noise, by a step in float64, by a limit."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def judge_by_noise(
     The noise at a step is the largest of the nearest measured ones: the last before it, the first
     after it, and its own. exact: {step: the verdict on the same step in float64}. Beyond a noise of
     1e-3 the bound passes wrong formulas, which float64 sees. So a quantity that it decides there is
-    decided up to a noise of 3e-2, by the same bound (observed of sound twins that diverge: gaps up
-    to a quarter of it, at a noise up to 1.6e-2).
+    decided up to a noise of 3e-2, by the same bound (observed of correct twins that diverge: gaps
+    up to a quarter of it, at a noise up to 1.6e-2).
     """
     if not measured:
         return Verdict([], [], nothing=["there was no step"])
     names = list(measured[0].gaps)
     found = np.array([[m.gaps[n] for n in names] for m in measured])
     noise = nearest_noise(measured, names)
-    bound = FACTOR * np.minimum(noise, 1.0) + FLOOR_EPS * eps  # more is not judged
+    bound = FACTOR * np.minimum(noise, 1.0) + FLOOR_EPS * eps  # more is not decided
     judged = noise <= DECIDABLE
     for i, m in enumerate(measured):
         if (known := (exact or {}).get(m.step)) is not None:
@@ -54,7 +54,7 @@ def judge_by_noise(
 
 
 def nearest_noise(measured: Sequence[Measured], names: Sequence[str]) -> np.ndarray:
-    """float64 [steps, names]: the noise that judges each step. Raises UserError without any.
+    """float64 [steps, names]: the noise that is each step's limit. Raises UserError without any.
 
     It is the largest of the step's own, the last before it and the first after it. Of those a noise
     that decides nothing counts for its own step alone: elsewhere a gap that is above the others'
@@ -90,17 +90,17 @@ def judge_by_reference(
     The ratio of two distances is a random number: on the digits model in bfloat16 its logarithm has
     a deviation of 0.19 for all arrays together and 0.16 to 0.36 for one. So the limits of 1.25 and
     2 are for its geometric mean over the last 16 steps. At a step by itself the rounding of a
-    single example can make one side's distance several times its usual one: it is held against the
+    single example can make one side's distance several times its usual one: it is compared with the
     largest of the other side at the step and the 8 on each side, with twice the limits (observed on
     1,347 steps: 1.8 for all arrays, 2.0 for one).
     Means of fewer than 16 steps have wider limits, as they deviate by more. So have means of ratios
     that vary more than that: three standard errors of theirs, at most the limits of one step alone
     (a run that diverges, lr 0.5 without a clip: the logarithms deviate by 0.37 to 0.49, and a mean
-    of sound twins was 1.33). A fault that is there at every step does not vary: its limit stays.
-    A scalar's distance on one side is held against ten times the largest of the other side at these
-    steps, or twice its noise where that was measured (by nudges of the products' precision, which
-    move it further than rounding does), whichever is larger. Fewer than 16 steps without noise
-    judge it by the distances of all arrays together as well. An array without a true value
+    of correct twins was 1.33). A fault that is there at every step does not vary: its limit stays.
+    A scalar's distance on one side is compared with ten times the largest of the other side at
+    these steps, or twice its noise where that was measured (by nudges of the products' precision,
+    which change it by more than rounding does), whichever is larger. Fewer than 16 steps without
+    noise judge it by the distances of all arrays together as well. An array without a true value
     (`relative_to`) is rounding on both sides: it may be as large as twice the distance of the array
     it is measured against, or four times the other side's at these steps (where a softmax is
     saturated it may be larger than the array it belongs to, on both sides).
@@ -117,7 +117,7 @@ def judge_by_reference(
     deviation = np.where(np.array(names) == WHOLE, WHOLE_DEVIATION, ARRAY_DEVIATION)
     mean, seen = _mean_ratio(values + floor)
     mean, limits = np.exp(mean), _mean_limits(seen, limit, deviation)
-    over = mean > limits  # judged together with 15 steps before: shown in place of its own ratio
+    over = mean > limits  # decided together with 15 steps before: shown instead of its own ratio
     ratio, bound = np.where(over, mean, ratio), np.where(over, limits, bound)
     largest = values.max(axis=2)
     decided = values.min(axis=2) <= DECIDABLE_DISTANCE
@@ -209,7 +209,7 @@ def _verdict(
 ) -> Verdict:
     """The verdict of values and bounds [steps, names], of which those `judged` count.
 
-    What is finite on one side alone differs, whatever the bound; on neither, nothing is judged.
+    What is finite on one side alone differs, whatever the bound; on neither, nothing is decided.
     """
     apart = np.array([[n in m.apart for n in names] for m in measured], bool)
     vague = np.array([[n in m.vague for n in names] for m in measured], bool)

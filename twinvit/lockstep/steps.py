@@ -1,4 +1,4 @@
-"""A step by both sides at each state, measured and judged."""
+"""A step by both sides at each state, measured and compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def run(
     relative_to: Mapping[str, str] | None = None,
     noise_every: int = NOISE_EVERY,
 ) -> Verdict:
-    """Take a step on both sides from each of `states` on the batch beside it, and judge the gaps.
+    """Take a step on both sides from each of `states` on its batch, and compare the gaps with their
+    limits.
 
     States and batches are read one pair at a time, so a generator may train between them. Give one
     of three yardsticks. `noise`: results of `step_a` at nudged states, see `nudges`; the sides

@@ -1,4 +1,4 @@
-"""PyTorch's own training step, watched: the gradients that it clips are kept."""
+"""The PyTorch trainer's step, with the gradients before clipping recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class WatchedTrainer(Trainer):
         _fill_all(self._tensors, params)
 
     def load(self, state: TrainState) -> None:
-        """As `Trainer.load`; a state of the arrays that are held is copied into their place."""
+        """As `Trainer.load`; a state of the arrays that are loaded is copied into them."""
         held: dict[str, dict[str, Tensor]] = getattr(self, "slots", {})
         fits = bool(held) and list(held) == list(state.slots)
         if not fits or self.averaged is not None or self.scaler is not None:

@@ -28,7 +28,7 @@ _FIXED = ("leader", "every", "rule")  # with the versions: of all lines of one l
 
 
 def wanted(argv: list[str]) -> bool:
-    """Whether a command line of `twinvit parity` asks for a lockstep."""
+    """Whether a command line of `twinvit parity` requests a lockstep."""
     return any(arg == FLAG or arg.startswith(FLAG + "=") for arg in argv)
 
 
@@ -84,19 +84,19 @@ def judged(argv: list[str]) -> Verdict | int:
 
     print(f"lockstep: {leader} leads, every {every}. step taken by the other twin too", flush=True)
     if requested.precision == "tf32" and how["rule"] == "noise":
-        print("lockstep: tf32 on a CPU is fp32, and is judged by noise", flush=True)
+        print("lockstep: tf32 on a CPU is fp32, and is compared by noise", flush=True)
     try:
         status = loop.run(plan, 0, make_trainer)
     except UserError as error:
         if not trained or not record.ends_not_finite(plan.run_dir):
             raise
-        # Weights that are no longer finite stop the run: the steps up to there are judged.
+        # Weights that are no longer finite stop the run: the steps up to there are compared.
         print(f"lockstep: the run stopped: {error}", flush=True)
         return conclude(plan.run_dir, how | {"stopped": str(error)})
     if status:
         print(f"lockstep: interrupted, no verdict yet; {record.goes_on(plan.run_dir, how)}")
         return status
-    if not trained and "line" in before:  # it had ended: its lines are judged again
+    if not trained and "line" in before:  # it had ended: its lines are compared again
         return conclude(plan.run_dir, {n: v for n, v in before.items() if n not in record.JUDGED})
     until = {"until": plan.end, "seconds": round(time.perf_counter() - begin, 1)}
     return conclude(plan.run_dir, how | until)
@@ -109,7 +109,7 @@ def _begun(plan: Plan) -> dict[str, Any]:
 
 
 def _refuse_changes(before: Mapping[str, Any], how: Mapping[str, Any]) -> None:
-    """All lines of a lockstep are made in one way, which is told once."""
+    """All lines of a lockstep are made in one way, which is printed once."""
     old, new = ({n: d[n] for n in _FIXED if n in d} | d.get("versions", {}) for d in (before, how))
     changed = [f"{n} was {old[n]}, is {new[n]}" for n in old if n in new and old[n] != new[n]]
     if changed:
@@ -120,14 +120,14 @@ def _refuse_changes(before: Mapping[str, Any], how: Mapping[str, Any]) -> None:
 
 
 def conclude(run_dir: Path, how: dict[str, Any]) -> Verdict:
-    """Judge the lines of a run; print, and write lockstep.json and the figure."""
+    """The verdict on the lines of a run; print it, and write lockstep.json and the figure."""
     lines = record.read_lines(run_dir, record.is_checked(how))
     if not any(not line.altered for line in lines):
         raise UserError(f"{run_dir}: no step was compared")
     if how.get("lines", len(lines)) != len(lines):
         raise UserError(
             f"{run_dir / record.LINES} has {len(lines)} lines, and {how['lines']} were written: "
-            "put the original back, or make the lockstep again in a new --run_dir"
+            "restore the original, or make the lockstep again in a new --run_dir"
         )
     found = record.concluded(how, lines) | {"lines": len(lines)}
     path = run_dir / record.RESULT
@@ -161,7 +161,7 @@ def resolve(requested: RequestedConfig) -> Plan:
     Raises UserError.
     """
     refuse_fp16(requested)
-    # Both frameworks share a GPU's memory: JAX must not take most of it at its start.
+    # Both frameworks use one GPU's memory: JAX must not allocate most of it at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax_vit.devices
     import torch_vit.devices

@@ -1,6 +1,6 @@
 """Both twins as functions of a state, and a Trainer that takes each step by both.
 
-The state is handed over as the leader's own arrays, through memory. The float64 map of the
+The state is passed as the leader's own arrays, through memory. The float64 map of the
 optimizer and, in bf16 and tf32, the float64 step widen it, which is exact; nothing is rounded.
 """
 
@@ -35,7 +35,7 @@ from twinvit.parity.noise_rule import DECIDABLE, machine_epsilon
 T = TypeVar("T")
 U = TypeVar("U")
 OWN_EVERY = 10  # the follower's own update is compared at one compared step of so many
-OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same numbers
+OPTIMIZER_LIMIT = 1e-11  # of a tensor, in float64: the same arithmetic on the same values
 KEYS = "[keys]"
 _QKV = "attn.qkv.bias"
 
@@ -69,8 +69,8 @@ class Twin:
     def stepped(
         self, before: TrainState, batch: Batch, scalars: StepScalars
     ) -> tuple[StepMetrics, dict[str, np.ndarray], TrainState]:
-        """The run's own step from a state, loaded unless it is held: metrics, the unclipped
-        gradients that it took, and the state after it, which the trainer goes on with."""
+        """The run's own step from a state, loaded unless it is loaded already: metrics, the
+        unclipped gradients that it took, and the state after it, which the trainer goes on with."""
         with self.context():
             if self._state is before:
                 self.restore()
@@ -92,7 +92,7 @@ class Twin:
             return self.trainer.state()
 
     def to_device(self, batch: Batch) -> Any:
-        """The batch on the trainer's device; notes what is not there as it was handed over."""
+        """The batch on the trainer's device; notes what differs from what was passed."""
         own = self.trainer.to_device(batch)
         self.altered += [(batch.step + 1, name) for name in fed.altered(batch, own)]
         return own
@@ -105,14 +105,14 @@ class Twin:
         return self._state
 
     def restore(self) -> None:
-        """Hold the state's own parameters again, after others were tried."""
+        """Load the state's own parameters again, after others were used."""
         if self._state is not None and self._holds is not self._state.params:
             with self.context():
                 self.trainer.load_params(self._state.params)
             self._holds = self._state.params
 
     def forget(self) -> None:
-        """What the trainer holds has moved."""
+        """The trainer's state has changed."""
         self._holds = self._state = None
 
 
@@ -145,7 +145,7 @@ def relative_to(cfg: ModelConfig) -> dict[str, str]:
 
 
 def optimizer_quantities(state: TrainState) -> dict[str, np.ndarray]:
-    """Parameters, moments and numbers of the optimizer."""
+    """Parameters, moments and scalars of the optimizer."""
     found = {f"params.{n}": a for n, a in state.params.items()}
     for slot, arrays in state.slots.items():
         found |= {f"{slot}.{n}": a for n, a in arrays.items()}
@@ -153,7 +153,7 @@ def optimizer_quantities(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def widened(state: TrainState) -> TrainState:
-    """The same numbers in float64."""
+    """The same values in float64."""
     return dataclasses.replace(
         state, params=_wide(state.params), slots={s: _wide(a) for s, a in state.slots.items()}
     )
@@ -168,9 +168,9 @@ class Step:
     """One step by both twins.
 
     metrics: the leader's. gradients, optimizer: what they compare, of the optimizer the map in
-    float64. own: each twin's own update against that map, in last places. moved: the update of the
-    parameters against their size. reference: of the float64 step that a bf16 step is held against,
-    the twins' gradients, where they were compared.
+    float64. own: each twin's own update against that map, in units in the last place. moved: the
+    update of the parameters against their size. reference: of the float64 step that a bf16 step is
+    held against, the twins' gradients, where they were compared.
     """
 
     metrics: StepMetrics
@@ -182,7 +182,7 @@ class Step:
 
 
 class Pair:
-    """Both trainers on one run; `leader` moves, the other takes the same steps."""
+    """Both trainers on one run; `leader`'s steps are the run's, the other repeats each."""
 
     def __init__(self, plan: Plan, state: TrainState, leader: Framework):
         self.cfg, self.leading = state.config, leader
@@ -222,7 +222,7 @@ class Pair:
     def step(
         self, batch: Batch, scalars: StepScalars, noise: bool, others_own: bool = False
     ) -> Step:
-        """A step by both from the leader's state, which moves on.
+        """A step by both from the leader's state, which advances.
 
         `others_own` takes the follower's own update too. `noise` does, and measures that as well.
         It is measured all the same where a gap is above what the noise of an earlier step explains.
@@ -279,7 +279,7 @@ class Pair:
         params: Mapping[str, np.ndarray],
         batch: Batch,
     ) -> dict[str, float]:
-        """The noise that judges a step whose quantities by the other twin are `follower`.
+        """The noise that limits a step's gaps, whose quantities by the other twin are `follower`.
 
         It is the leader's. That of its sums is held to the other twin's, by one nudge: a leader
         that rounds more than it should does not explain itself. Where it does not explain an
@@ -354,7 +354,7 @@ class Pair:
         return lockstep.measure(batch.step + 1, a, b, nudged, None, self.relative_to)
 
     def altered(self) -> list[tuple[int, str]]:
-        """What came to a twin otherwise than it was handed over, since this was asked last: (step,
+        """What differed on a twin's device from what was passed, since the last call: (step,
         "torch's labels")."""
         found = []
         for name, twin in self.twins.items():
@@ -389,7 +389,7 @@ class Pair:
         )
 
     def _by_both(self, leader: Callable[[], T], follower: Callable[[], U]) -> tuple[T, U]:
-        """Both results; JAX works in a thread of its own, beside torch in this one."""
+        """Both results; JAX works in its own thread, at the same time as torch in this one."""
         if self.leading == "jax":
             ahead = self._thread.submit(leader)
             of_follower = follower()
@@ -400,7 +400,7 @@ class Pair:
 
 
 class Due(NamedTuple):
-    """What a compared step is asked for, whatever its gaps: see `Pair.step`."""
+    """What a compared step measures, whatever its gaps: see `Pair.step`."""
 
     noise: bool
     others_own: bool
@@ -486,7 +486,7 @@ class LockstepTrainer:
     """The leader as the training loop's Trainer, of which each `every`-th step is taken by both.
 
     `record(step, scalars)` is called for each of these, and `alter(step, name)` for what of any
-    step's batch came to a twin otherwise than it was handed over.
+    step's batch differed on a twin's device from what was passed.
     """
 
     def __init__(
@@ -518,7 +518,7 @@ class LockstepTrainer:
         return self.leader.snapshot()
 
     def to_device(self, batch: Batch) -> Any:
-        # An evaluation's batches come this way too: the copy is made when it is asked for.
+        # An evaluation's batches come this way too: the copy is made on request.
         return _Fed(batch, None if self._is_due(batch) else self._put(batch))
 
     def _put(self, batch: Batch) -> Any:

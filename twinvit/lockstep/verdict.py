@@ -47,7 +47,7 @@ class Difference:
 class Verdict:
     """Which steps were decided, and the first that differ.
 
-    steps: numbers of the compared steps. decided: one flag a step. differences: those of the first
+    steps: indices of the compared steps. decided: one flag a step. differences: those of the first
     step that differs, the worst first. nothing: reasons why there was nothing to compare. open:
     {quantity: steps at which it is undecided}. among: of which steps these are, in words, where
     they are not all.

@@ -44,7 +44,7 @@ _WRAP: dict[str, Any] = dict(break_long_words=False, break_on_hyphens=False)
 
 def _row(name: str, text: str) -> list[str]:
     shown = textwrap.wrap(text, WIDTH - COLUMN, **_WRAP)
-    if len(name) > WIDTH // 2 and "{" in name:  # many choices, which are told below
+    if len(name) > WIDTH // 2 and "{" in name:  # many choices, which are listed below
         name, _, choices = name.partition(" ")
         choices = ", ".join(dict.fromkeys(re.findall(r"[^{},|]+", choices)))
         name, shown = f"{name} NAME", textwrap.wrap(f"{text} One of {choices}.", WIDTH - COLUMN)

@@ -12,7 +12,7 @@ from twinvit.pages.svg import Chart, Series
 
 
 def document(title: str, body: Iterable[str]) -> str:
-    """A whole page; `body` are its sections as HTML."""
+    """A complete page; `body` are its sections as HTML."""
     return "\n".join(
         [
             "<!doctype html>",
@@ -47,12 +47,12 @@ def header(
 
 
 def folded(summary: str, *content: str) -> str:
-    """HTML pieces that are shown when their line is opened, and in print."""
+    """HTML that is shown when its line is opened, and in print."""
     return f"<details><summary>{escape(summary)}</summary>{''.join(content)}</details>"
 
 
 def section(title: str, *content: str) -> str:
-    """A titled section of HTML pieces."""
+    """A titled section of HTML."""
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
 
 

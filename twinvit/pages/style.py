@@ -1,7 +1,7 @@
 """The look of every page: light, dark and in print.
 
-Blue, vermilion, green and ochre are told apart by colour-blind readers, and each has a shape or a
-word beside it.
+Blue, vermilion, green and ochre can be distinguished by colour-blind readers, and each has a shape
+or a word next to it.
 """
 
 _LIGHT = """--paper: #fff; --ink: #1b1f24; --soft: #59636e; --rule: #d5dae0;

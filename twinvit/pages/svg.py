@@ -24,7 +24,7 @@ class Series:
     line: bool = True
     points: bool = False
     titles: Sequence[str] = ()
-    alike: str = ""  # how it is told apart beside colour: "ring", "square", "diamond", "cross"
+    alike: str = ""  # how it is distinguished besides colour: "ring", "square", "diamond", "cross"
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Band:
 
 @dataclass
 class Mark:
-    """A numbered place on the chart."""
+    """A numbered mark on the chart."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class Mark:
 
 @dataclass
 class Strip:
-    """Places on the x axis that have no value: crosses in a row of their own below the axis."""
+    """Positions on the x axis that have no value: crosses in a separate row below the axis."""
 
     label: str
     x: Sequence[float]
@@ -257,7 +257,7 @@ def _point(series: Series, x: float, y: float, title: str) -> str:
 def _strip(
     strip: Strip, px: Callable[[float], float], floor: float, left: float, right: float
 ) -> list[str]:
-    """The row below the axis: a cross for each place."""
+    """The row below the axis: a cross for each position."""
     y = floor + ROW / 2
     parts = [
         f'<rect class="strip" x="{left:.1f}" y="{floor + 4:.1f}" width="{right - left:.1f}" '
@@ -276,7 +276,7 @@ def _strip(
 def _marks(
     marks: Sequence[tuple[Mark, float, float]], box: tuple[float, float, float, float]
 ) -> list[str]:
-    """Numbered marks, each near its place, and none over another as far as there is room. `box` is
+    """Numbered marks, each near its place, and none over another as far as there is space. `box` is
     where their centres may be: left, top, right, bottom."""
     taken: list[tuple[float, float]] = []
     parts = []

@@ -1,6 +1,6 @@
-"""What a command that judges says to programs: JSON, one line, annotations of a workflow.
+"""The machine-readable output of commands with a verdict: JSON, one line, workflow annotations.
 
-`verdicts.schema.json` beside this module describes the JSON field by field; that of
+`verdicts.schema.json` next to this module describes the JSON field by field; that of
 `twinvit port explain` is `twinvit/port/report.schema.json`.
 """
 
@@ -44,7 +44,7 @@ class Flags:
     github: bool = False
 
     def given(self) -> bool:
-        """Whether any of them was asked for."""
+        """Whether any of them was requested."""
         return self.json is not None or self.quiet or self.github
 
 
@@ -73,7 +73,7 @@ class Verdict:
 
 
 def announce(flags: Flags, work: Callable[[], Verdict | int]) -> int:
-    """Run a command that judges, and say its verdict as the flags ask.
+    """Run a command with a verdict, and print the verdict as the flags request.
 
     Args:
         flags: where the JSON goes, and what is printed.

@@ -1,4 +1,4 @@
-"""`twinvit parity`: proof, as a command, that the twins draw the same training curve."""
+"""`twinvit parity`: proof, as a command, that the twins produce the same training curve."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN_FLAGS = ("nudge", "resume", "stop_at", "mode")
 HELP = """usage: twinvit parity [--flag=value ...]
 
 Trains both twins from the same flags, and PyTorch three times more with --nudge=1, 2 and 3, each in
-a process of its own. The noise rule then says whether nothing but rounding is between the curves,
+its own process. The noise rule then says whether the curves differ by rounding only,
 the last weights and the evaluations: a table and a verdict on the screen, the figure in curves.png.
 Exit status 0: same, 1: different, 2: undecided, 3: no verdict.
 
@@ -61,7 +61,7 @@ def parity(argv: list[str]) -> int:
 
 
 def _parity(argv: list[str]) -> verdicts.Verdict:
-    """Train both twins and the nudged ones, and judge their curves. Raises UserError."""
+    """Train both twins and the nudged ones, and compare their curves. Raises UserError."""
     requested = parse(argv, prog="twinvit parity")
     own = [f"--{n}" for n in OWN_FLAGS if n in requested.given]
     if own:
@@ -122,7 +122,7 @@ def _command(name: str, flags: list[str], run_dir: Path) -> list[str]:
 def _run_all(commands: list[tuple[str, list[str]]]) -> None:
     """Run each command in its own process.
 
-    On CPUs as many run at once as there are cores, each with its share of them.
+    On CPUs as many run at once as there are cores, each with an equal number of them.
     """
     at_once = 1 if _has_gpu() else min(len(commands), cores())
     env = os.environ | {

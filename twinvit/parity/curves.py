@@ -31,8 +31,8 @@ def curves(
 ) -> int:
     """Plot the curves of runs on disk, one or several over one another, with the gaps between them.
 
-    With nudged runs, two curves are judged by the noise rule. Exit status 0: same; 1: different; 2:
-    undecided.
+    With nudged runs, two curves are compared by the noise rule. Exit status 0: same; 1: different;
+    2: undecided.
 
     Args:
         runs: run directories.
@@ -49,7 +49,7 @@ def curves(
     if flags.given() and not noise:
         raise UserError("--json, --quiet and --github say a verdict: name three runs by --noise")
     if noise and len(runs) != 2:
-        raise UserError(f"--noise judges two runs, not {len(runs)}")
+        raise UserError(f"--noise compares two runs, not {len(runs)}")
     folders = [run.resolve() for run in (*runs, *noise)]
     if twice := [str(f) for f in dict.fromkeys(folders) if folders.count(f) > 1]:
         raise UserError(f"named twice: {some(twice)}; name each run once")
@@ -76,7 +76,7 @@ def curves(
                 f"{quantity}: largest gap {gap(first, curve, quantity)[-1]:.2e} over {steps} steps"
             )
     if len(runs) == 2:
-        print("no verdict: name three nudged runs by --noise to judge the gap by rounding's own")
+        print("no verdict: name three nudged runs by --noise to compare the gap with rounding's")
     print(plots.plot_curves(output, found, None, " and ".join(labels[:3]), trained_by))
     return 0
 
@@ -99,7 +99,7 @@ def judge(a: Path, b: Path, nudged: list[Path]) -> Verdict:
 
 
 def _check_nudged(base: Path, nudged: list[Path]) -> None:
-    """Raise UserError unless these are runs of the base's twin, each with a nudge of its own."""
+    """Raise UserError unless these are runs of the base's twin, each with its own nudge."""
     seeds: dict[int, Path] = {}
     if read_record(base).recipe.nudge is not None:
         raise UserError(
@@ -163,7 +163,7 @@ def report(figure: Path, runs: dict[str, Path], verdict: Verdict) -> None:
 
 def frameworks_of(run: Path) -> list[tuple[int, str]]:
     """`(step, framework)` of a run's first start and of each later one in the other framework, as
-    its timing.jsonl has them; none where that is gone.
+    its timing.jsonl has them; none where that file is missing.
 
     Steps that were trained again, after a crash, count as of the last start.
     """
@@ -185,7 +185,7 @@ def frameworks_of(run: Path) -> list[tuple[int, str]]:
 
 
 def without_nudge(record: Record) -> Record:
-    """What a nudged run shares with the run that it is the noise of."""
+    """What a nudged run has in common with the run that it is the noise of."""
     return dataclasses.replace(record, recipe=dataclasses.replace(record.recipe, nudge=None))
 
 

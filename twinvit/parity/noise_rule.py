@@ -35,11 +35,11 @@ FLOOR_EPS = 16
 # Beyond this noise the limit would be 1e-2, and wrong formulas pass below it: LayerNorm's eps 1e-5
 # for 1e-6 moves the logits of a ViT-B/16 by 7e-3, tanh GELU for erf by 5e-4.
 DECIDABLE = 1e-3
-# A sound float32 run of the digits has a noise of 1e-5 at step 50. One with a hundred times as much
-# is unstable (its learning rate is too high, as a rule), and its first steps prove little.
+# A stable float32 run of the digits has a noise of 1e-5 at step 50. One with a hundred times as
+# much is unstable (its learning rate is too high, as a rule), and its first steps prove little.
 LEAST_STEPS = 50
 QUANTITIES = ("loss", "grad_norm")
-STATUS = {SAME: 0, DIFFERENT: 1, UNDECIDED: 2}  # the exit status of every judge of training
+STATUS = {SAME: 0, DIFFERENT: 1, UNDECIDED: 2}  # exit status of commands that compare training
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_curve(run_dir: Path | str) -> Curve:
     try:
         steps, loss, grad_norm = (np.array(column, np.float64) for column in zip(*rows))
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} has values that are no numbers: {error!r:.200}") from None
+        raise UserError(f"{path} has values that are not numbers: {error!r:.200}") from None
     return Curve(steps.astype(np.int64), loss, grad_norm)
 
 
@@ -119,10 +119,10 @@ class Verdict:
     """Whether two curves are the same, up to which step that was decided, and the numbers of it.
 
     wrong: what differs by more than rounding. reasons: that, or why it is undecided. compared: what
-    was compared beside the curves, in words; left: what of it was not, and why.
+    was compared besides the curves, in words; left: what of it was not, and why.
     """
 
-    decided_until: int  # the last step up to which every quantity was judged
+    decided_until: int  # the last step up to which every quantity was compared
     total: int  # steps of the runs
     steps: np.ndarray
     gaps: dict[str, np.ndarray]  # G(t) by quantity
@@ -187,18 +187,18 @@ class Verdict:
         lines.append(self.headline())
         if self.matched:
             lines.append(
-                f"rule: gap <= {FACTOR} x noise + {FLOOR_EPS} eps, where rounding alone moves the "
-                f"curve by at most {DECIDABLE:g}"
+                f"rule: gap <= {FACTOR} x noise + {FLOOR_EPS} eps, where rounding alone changes "
+                f"the curve by at most {DECIDABLE:g}"
             )
         return "\n".join(lines)
 
 
 def noise_rule(a: Curve, b: Curve, base: Curve, nudged: list[Curve], eps: float) -> Verdict:
-    """Judge curves `a` and `b` by the noise that `nudged` runs show against their `base`.
+    """Compare curves `a` and `b` by the noise that `nudged` runs show against their `base`.
 
     They are the same by the rule at the head of this module. A comparison undecided before
-    LEAST_STEPS is undecided, as is one with nothing to compare: a loss that did not move or is not
-    finite, a gradient of zero, runs of different lengths. `eps` is the machine epsilon of the
+    LEAST_STEPS is undecided, as is one with nothing to compare: a loss that did not change or is
+    not finite, a gradient of zero, runs of different lengths. `eps` is the machine epsilon of the
     parameters' dtype. Raises UserError for fewer than three nudged runs.
     """
     if len(nudged) < 3:
@@ -256,7 +256,7 @@ def _finite(curve: Curve, quantity: str) -> np.ndarray:
 def _too_few(decided: int, last: int) -> str:
     if decided < last:
         return (
-            f"rounding alone moves the curve by over {DECIDABLE} from step {decided + 1} on: too "
+            f"rounding alone changes the curve by over {DECIDABLE} from step {decided + 1} on: too "
             f"early to decide, {LEAST_STEPS} steps are needed"
         )
     return f"{decided} steps are too few to decide, {LEAST_STEPS} are needed"
@@ -267,7 +267,7 @@ def _degenerate(curve: Curve) -> list[str]:
     if not np.isfinite(curve.loss).all():
         found.append("the loss is not finite")
     elif np.ptp(curve.loss) <= 1e-4 * max(1, np.abs(curve.loss).max()):
-        found.append("the loss did not move")
+        found.append("the loss did not change")
     if not np.isfinite(curve.grad_norm).all():
         found.append("a grad norm is not finite")
     elif not (curve.grad_norm > 0).all():

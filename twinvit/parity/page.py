@@ -28,7 +28,7 @@ def parity_page(folder: Path) -> Path:
     """Write the page from the five runs; returns its path. Raises UserError where one is absent."""
     nudged = sorted(p for p in folder.glob("torch-nudge-*") if has_record(p))
     if not nudged:
-        raise UserError(f"{folder} has no nudged runs: there is no noise to judge the curves by")
+        raise UserError(f"{folder} has no nudged runs: there is no noise to compare the curves by")
     jax, torch = (folder / twin for twin in TWINS)
     verdict = curves.judge(jax, torch, nudged)
     record = read_record(torch)

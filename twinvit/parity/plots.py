@@ -116,7 +116,7 @@ def _plot_verdict(axes: Any, labels: Iterable[str], verdict: Verdict, quantity: 
 
 
 def _plot_log(axes: Any, steps: np.ndarray, values: np.ndarray, label: str, color: str) -> None:
-    """A line on a logarithmic axis, which has no place for zero. Equal curves are named as such."""
+    """A line on a logarithmic axis, which cannot show zero. Equal curves are named as such."""
     if not (values > 0).any():
         axes.plot([], [], color=color, label=f"{label}: equal")
         axes.annotate("no gap", (0.5, 0.5), xycoords="axes fraction", ha="center", color="0.4")

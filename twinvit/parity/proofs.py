@@ -10,7 +10,8 @@ from shared_vit.errors import UserError
 
 
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> int:
-    """Write the pages of proofs on disk: parity.html, lockstep.html, audit.html beside their files.
+    """Write the pages of proofs on disk: parity.html, lockstep.html, audit.html next to their
+    files.
 
     `twinvit compare --html` and `twinvit port explain --html` write their own.
 

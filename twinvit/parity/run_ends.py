@@ -1,4 +1,4 @@
-"""What two runs end with beside their curves, judged by the noise rule: weights, averages,
+"""What two runs end with in addition to their curves, by the noise rule: weights, averages,
 evaluations."""
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _split(state: TrainState, arrays: Mapping[str, np.ndarray]) -> dict[str, np.
 def _judge_evaluations(verdict: Verdict, a: Path, b: Path, eps: float) -> None:
     """Each evaluation up to the last decided step, by the largest noise of the curves up to it.
 
-    A share of examples may differ by one example more, whose two best classes are as near.
+    A fraction of examples may differ by one example more, whose two best classes are as near.
     """
     ours, theirs = _evaluations(a), _evaluations(b)
     steps = [s for s in ours if s in theirs and s <= verdict.decided_until]

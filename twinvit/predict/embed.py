@@ -38,7 +38,7 @@ class Embedder:
     """A model whose output is its features: the pooled tokens after the last norm.
 
     A head, and a pre-logits layer before it, are left out; weights without a head are as good. cfg:
-    how images are prepared; width: numbers of an image; notices: what was guessed or taken for
+    how images are prepared; width: features of an image; notices: what was guessed or taken for
     granted about the weights.
     """
 
@@ -204,7 +204,7 @@ def embed(
 def _rows(
     model: Embedder, paths: list[str], size: int, tokens: bool
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The images that could be decoded, and their features, and tokens where they are asked for;
+    """The images that could be decoded, and their features, and tokens where they are requested;
     the others are named on stderr."""
     names: list[str] = []
     rows = {"features": [np.zeros((0, model.width), np.float32)]}

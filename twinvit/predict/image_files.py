@@ -23,7 +23,7 @@ _OF_WEIGHTS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 
 
 def check_order(weights: str, command: str = "predict") -> None:
-    """Raise UserError for images in the place of the weights."""
+    """Raise UserError for images given as the weights."""
     if _is_images(weights):
         kind = "a folder of images" if os.path.isdir(weights) else "an image"
         raise UserError(
@@ -87,7 +87,7 @@ def batches_of(
 
 
 def set_up_jax(device: Device, precision: Precision) -> None:
-    """What JAX has to be told before it makes its first array."""
+    """The settings that JAX needs before it makes its first array."""
     import jax
 
     if device == "cpu":

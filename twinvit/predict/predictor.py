@@ -41,8 +41,8 @@ Guess = TypedDict("Guess", {"class": str, "index": int, "probability": float})
 class Predictor:
     """A model with all that it takes to name what is in an image. `twinvit.load` makes it.
 
-    model: the twin itself, in eval mode. class_names: one for each class; numbers where nobody said
-    them. notices: what was guessed about the weights, and may be wrong.
+    model: the twin itself, in eval mode. class_names: one for each class; indices where nothing
+    said them. notices: what was guessed about the weights, and may be wrong.
     """
 
     def __init__(
@@ -239,6 +239,6 @@ def _check(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Shares of 1 over the last axis, in the dtype of the logits."""
+    """Fractions of 1 over the last axis, in the dtype of the logits."""
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)

@@ -20,10 +20,10 @@ from twinvit.port.verdict import DIFFERENT, SAME, UNDECIDED, kinds, relative
 from twinvit.programs.target import Options, Run, Twin
 
 # How far a program may be off: a number in units of the rounding measured at its class, and the
-# whole in units of the whole's. A program has the twin's own operations. In float32 sound ones are
+# whole in units of the whole's. A program has the twin's own operations. In float32 right ones are
 # within 0.5 of both (small models; torch, jax), and what one unit in the last place becomes is all
 # that may differ. In bf16 such a unit becomes all of bf16's rounding, behind which a tanh GELU for
-# erf would pass; sound programs round where the twin does and are within 1e-4 of it.
+# erf would pass; right programs round where the twin does and are within 1e-4 of it.
 BOUNDS = {"fp32": (10.0, 5.0), "bf16": (1.0, 0.1)}
 NUDGED_RUNS = 3
 _EPS = float(np.finfo(np.float32).eps)
@@ -32,7 +32,8 @@ _LEAST_SEEN = 0.5  # of all numbers
 
 
 class NotKept(UserError):
-    """A program that was not kept. verdict: "different", or "undecided" where nothing was shown."""
+    """A program that was not saved. verdict: "different", or "undecided" where nothing was
+    shown."""
 
     def __init__(self, verdict: str, message: str):
         super().__init__(message)
@@ -45,7 +46,7 @@ class Checked:
 
     verdict: "same", "different" or "undecided", and why. relative_l2: the distance over what the
     logits are from their mean. limit: of that. worst: the largest difference of a number in units
-    of its rounding. seen: share of the numbers that float32 can show.
+    of its rounding. seen: fraction of the values that float32 can show.
     """
 
     verdict: str
@@ -82,7 +83,7 @@ def check(run: Run, twin: Twin, cfg: ModelConfig, options: Options) -> dict[str,
     if result.verdict != SAME:
         raise NotKept(
             result.verdict,
-            f"{result.why} ({number} images, {options.precision}), so the program was not kept: "
+            f"{result.why} ({number} images, {options.precision}), so the program was not saved: "
             + ("please report this; " if result.verdict == DIFFERENT else "")
             + "--no_verify exports it unchecked",
         )
@@ -107,7 +108,7 @@ def compared(
     of_head: bool = True,
 ) -> Checked:
     """Probabilities of the program against log-probabilities of the twin, [images, classes], and
-    those of the twin with weights and images moved by one unit in the last place; without a head,
+    those of the twin with weights and images changed by one unit in the last place; without a head,
     features of each. The first `number` rows are of other images each."""
     if found.shape != wanted.shape:
         why = f"the program's output is {list(found.shape)}, the twin's {list(wanted.shape)}"
@@ -141,7 +142,7 @@ def compared(
             f"{limit:.1e}; a number by {worst:.2g} times its rounding, limit {most:g})"
         )
         if hidden:
-            why += ": another rounding or another formula, which bf16 cannot tell apart"
+            why += ": another rounding or another formula, which bf16 cannot distinguish"
     elif (np.ptp(mine[:number], axis=0) <= 10 * unit[:number].max(axis=0)).all():
         verdict = UNDECIDED
         what = "probabilities (a head of zeros, or one class alone)" if of_head else "features"

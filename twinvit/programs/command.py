@@ -48,13 +48,13 @@ def export(
         batch_size: Fix the batch size; by default any can be given to the program.
         platforms: Of a program for jax; by default cpu and cuda.
         overwrite: Replace OUT where it exists.
-        verify: Load the program and compare it with the twin before it is kept.
+        verify: Load the program and compare it with the twin before it is saved.
         num_heads: Attention heads, for weight files that do not say.
         image_size: Side of the input in pixels, or height and width as in 32,96; by default that of
             the weights.
         positions: How learned positions become those of another image size: bicubic with antialias
             (timm's), dinov2 (of DINOv2's hub models), or corners (big_vision's).
-        mean: Of red, green and blue in [0, 1], R,G,B or one number, in place of what weights say.
+        mean: Of red, green and blue in [0, 1], R,G,B or one number, instead of what weights say.
         std: By which the pixels are divided, in the same way.
         interpolation: Filter of the resize, in the card.
         eval_resize: Shorter side over the centre crop, in the card; 0 squashes to a square.

@@ -51,8 +51,8 @@ class Twin(Protocol):
 
     def logits(self, images: np.ndarray, seed: int | None = None) -> np.ndarray:
         """Normalised images float32 [B, S, S, 3] -> logits [B, classes], or the features of a model
-        without a head, by the twin itself; with a seed, weights and images are moved by one unit in
-        the last place."""
+        without a head, by the twin itself; with a seed, weights and images are changed by one unit
+        in the last place."""
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         """Write the program, and return what its card says of this target alone."""
@@ -70,7 +70,7 @@ class Target:
     packages: tuple[str, ...]  # in the card's versions; what writing needs
     to_run: tuple[str, ...]  # what running needs
     largest: int | None = None  # bytes of weights that the file's format holds
-    data: str = ""  # ending of the file beside it for more; "": there is none
+    data: str = ""  # ending of the file next to it for more; "": there is none
 
     def code(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -102,7 +102,7 @@ class Target:
                 )
 
     def data_path(self, out: Path) -> Path:
-        """The file beside a program that holds its weights where the program's own cannot."""
+        """The file next to a program that holds its weights where the program's own cannot."""
         return out.with_name(out.name + self.data)
 
     def check_size(self, weights: int) -> None:

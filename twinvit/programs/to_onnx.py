@@ -23,7 +23,7 @@ class OnnxTwin(TorchTwin):
 
     def write(self, file: BinaryIO) -> dict[str, object]:
         with warnings.catch_warnings(), _quiet("torch.onnx"):
-            warnings.simplefilter("ignore")  # of torch and onnxscript, about their own insides
+            warnings.simplefilter("ignore")  # of torch and onnxscript, about their internals
             program = torch.onnx.export(
                 self.exported(),
                 dynamo=True,
@@ -48,7 +48,7 @@ def _write_beside(program: torch.onnx.ONNXProgram, file: BinaryIO, data: Path) -
     own = data.with_suffix("")
     program.save(own, external_data=True)
     if not data.is_file():
-        raise RuntimeError(f"torch.onnx wrote no {data.name} beside {own.name}")
+        raise RuntimeError(f"torch.onnx wrote no {data.name} next to {own.name}")
     file.write(own.read_bytes())
 
 

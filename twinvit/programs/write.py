@@ -1,4 +1,5 @@
-"""A program from weights: made, checked against the twin by numbers, and kept with its card."""
+"""A program from weights: made, checked against the twin by its outputs, and saved with its
+card."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def export(
     them of any image, and gives probabilities float32 [B, classes]; or, with `output` "features",
     what the model's head is given, [B, width], of weights with a head or without. `to` is torch
     (`.pt2`), jax (`.jax`, for `platforms`, by default cpu and cuda) or onnx (`.onnx`). B is free,
-    or `batch_size`. `verify` loads the program and compares it with the twin before it is kept.
+    or `batch_size`. `verify` loads the program and compares it with the twin before it is saved.
     `image_size` (pixels, or height and width) is for another size than the weights', for which
     learned positions are resampled by the rule `positions` (`shared_vit.weights.positions`).
     `mean`, `std`, `interpolation`, `eval_resize` and `exif` go before what the weights say or leave
@@ -66,7 +67,7 @@ def export(
     external data: a second file, `<out>.data`.
 
     Raises UserError for what cannot be exported, a missing package, an `out` that exists without
-    `overwrite`; check.NotKept, a UserError with a `verdict`, for a program whose numbers are not
+    `overwrite`; check.NotKept, a UserError with a `verdict`, for a program whose outputs are not
     the twin's ("different") or show nothing ("undecided"); nothing is left behind.
     """
     target, out = target_of(to), Path(out)
@@ -108,7 +109,7 @@ def export(
 
 
 def _with_output(source: Source, path: str | os.PathLike, output: Output) -> Source:
-    """The model that gives what is asked for. Raises UserError where it has no head for it."""
+    """The model that gives what is requested. Raises UserError where it has no head for it."""
     if output not in get_args(Output):
         raise UserError(f"output is {' or '.join(get_args(Output))}, not {output!r}")
     if output == "features":
@@ -138,7 +139,7 @@ def _check_out(out: Path, target: Target, overwrite: bool) -> None:
 
 @contextmanager
 def _data_file(target: Target, out: Path, wanted: bool) -> Iterator[Path | None]:
-    """Where the data of a program is written before it is kept: under its own name, in a folder
+    """Where the data of a program is written before it is checked: under its own name, in a folder
     that goes."""
     if not wanted:
         yield None
@@ -152,7 +153,7 @@ def _data_file(target: Target, out: Path, wanted: bool) -> Iterator[Path | None]
 
 
 def _keep(data: Path | None, target: Target, out: Path) -> None:
-    """Put a program's data in its place; that of the program before goes."""
+    """Move a program's data to its final name; that of the program before is removed."""
     there = target.data_path(out)
     if data is not None:
         sync(data)

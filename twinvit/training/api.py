@@ -1,4 +1,4 @@
-"""Training from Python: `twinvit.train` for a whole run, `twinvit.trainer` for its steps."""
+"""Training from Python: `twinvit.train` for a complete run, `twinvit.trainer` for its steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: each update's loss, grad norm and rate, each evaluation."""
+        """The lines of metrics.jsonl: each update's loss, grad norm and learning rate, each
+        evaluation."""
         return [json.loads(line) for line in (self.path / METRICS).read_text().splitlines()]
 
     @cached_property
@@ -97,17 +98,17 @@ class Stepper:
         return self.plan.batches(split, start)
 
     def step(self, batch: Batch, lr: float | None = None) -> StepMetrics:
-        """One update; its loss and the gradient's norm, once they are computed. `lr` in place of
-        the schedule's rate."""
+        """One update; its loss and the gradient's norm, once they are computed. `lr` instead of
+        the schedule's learning rate."""
         rate = self.plan.lr(self.step_count) if lr is None else lr
         result = self.trainer.train_step(self.trainer.to_device(batch), StepScalars(rate))
         self.step_count += 1
         return result.get()
 
     def evaluate(self) -> dict[str, float]:
-        """val_loss, val_top1 and val_top5 (shares of 1), val_count on the validation split."""
+        """val_loss, val_top1 and val_top5 (fractions of 1), val_count on the validation split."""
         result = evaluate(self.plan, self.trainer, Interrupt())
-        assert result is not None  # nobody asks it to stop
+        assert result is not None  # nothing stops it
         return result
 
     def state(self) -> TrainState:
@@ -129,7 +130,7 @@ def _check(framework: str) -> None:
 
 @contextmanager
 def _as_before(framework: Framework) -> Iterator[None]:
-    """JAX's own settings of types are those of before afterwards."""
+    """Restore JAX's settings of dtypes afterwards."""
     if framework != "jax":
         yield
         return

@@ -54,7 +54,8 @@ def evaluate(argv: list[str]) -> int:
 
 
 def _before_the_loop(*_: object) -> None:
-    """A scheduler that stops a job while it starts is told to start it again, as later."""
+    """A scheduler that stops a job while it starts gets the exit status that means "start again",
+    as later."""
     print("SIGTERM: the run has not begun, nothing to save", file=sys.stderr, flush=True)
     os._exit(EXIT_INTERRUPTED)
 

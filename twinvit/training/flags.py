@@ -93,7 +93,7 @@ class Flags(TypedDict, total=False):
 
 
 def requested(values: Flags, prog: str) -> RequestedConfig:
-    """What these flags ask for, as on a command line. None leaves a flag out.
+    """The requested config of these flags, as on a command line. None leaves a flag out.
 
     Raises UserError for unknown flags, with the nearest one, and for impossible values.
     """

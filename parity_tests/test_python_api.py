@@ -3,6 +3,7 @@ that fine-tunes on whatever folder there is."""
 
 import typing
 
+import mypy.api
 import numpy as np
 import pytest
 from data_helpers import encoded, photo
@@ -38,6 +39,22 @@ def test_the_types_are_those_of_the_flags():
             assert typing.get_args(hint) == kind.choices, name
         elif name not in ("keep", "mean", "std", "class_weights"):
             assert _kind(hint).type is kind.type, name
+
+
+def test_mypy_knows_the_requested_config(tmp_path):
+    """A flag of another name is refused, and a number that may be open yet."""
+    code = (
+        "from shared_vit.run.requested import RequestedConfig\n"
+        "def f(requested: RequestedConfig) -> float:\n"
+        "    return requested.lr + requested.{}\n"
+    )
+    for name in ("clip", "learning_rate", "num_classes"):
+        (tmp_path / f"{name}.py").write_text(code.format(name))
+    paths = [str(path) for path in tmp_path.glob("*.py")]
+    said, _, status = mypy.api.run([f"--cache-dir={tmp_path}", "--follow-imports=silent", *paths])
+    assert status == 1 and "clip.py" not in said, said
+    assert 'learning_rate.py:3: error: "RequestedConfig" has no attribute' in said
+    assert "num_classes.py:3: error: Unsupported operand types" in said
 
 
 def test_flags_are_taken_as_on_a_command_line():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from helpers import TINY, random_arrays
 from shared_vit.errors import UserError
 from shared_vit.run import requested
 from shared_vit.run.command_line import parse
+from shared_vit.run.flag_types import FlagTypes
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.recipe import Recipe
 from shared_vit.spec.runtime import RuntimeConfig
-from shared_vit.spec.settings import restore, setting, written
+from shared_vit.spec.settings import restore, setting, settings_of, written
 from shared_vit.weights.formats import twinvit
 
 pytestmark = pytest.mark.quick
@@ -125,3 +127,16 @@ def test_a_new_setting_is_a_flag(monkeypatch, capsys):
 def test_wrong_types_are_named(name, value, message):
     with pytest.raises(UserError, match=message):
         restore(ModelConfig, dataclasses.asdict(ModelConfig()) | {name: value}, "x")
+
+
+def test_type_checkers_know_every_flag():
+    """Its own type, or also None where something else may decide it; any other name is refused."""
+    of_settings = {}
+    for table in requested.TABLES:
+        hints = typing.get_type_hints(table)
+        for name, about in settings_of(table).items():
+            of_settings[name] = hints[name] | None if about.open else hints[name]
+    assert typing.get_type_hints(FlagTypes) == of_settings, "bring flag_types.py up to date"
+    assert not vars(FlagTypes).keys() & of_settings.keys()  # a value would hide the user's
+    with pytest.raises(AttributeError, match="there is no flag --learning_rate"):
+        parse(["--preset=digits"], "x").learning_rate  # noqa: B018

@@ -289,9 +289,10 @@ def _implied(requested: RequestedConfig, auto: Iterable[str]) -> RequestedConfig
         and "data" not in requested.given
     ):
         base["data"] = "folder"
-    if new and requested.data == "digits" and "model" in requested.given:
+    model = requested.given.get("model")
+    if new and requested.data == "digits" and model is not None:
         if "image_size" not in requested.given:
-            patch = requested.patch_size or model_config(requested.model).patch_size
+            patch = requested.patch_size or model_config(model).patch_size
             base["image_size"] = 8 if 8 % patch == 0 else 2 * patch
     if requested.optimizer == "adam" and "weight_decay" not in requested.given:
         base["weight_decay"] = 0.0

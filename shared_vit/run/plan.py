@@ -172,6 +172,7 @@ def make_plan(requested: RequestedConfig, framework: str) -> Plan:
         Path(requested.run_dir) if requested.run_dir else free_run_dir(requested.preset, framework)
     )
     if requested.device == "cpu":
+        assert requested.world_size is not None  # the devices are resolved
         check_processes(requested.world_size)
     if requested.tensorboard == "on" and requested.mode == "train":
         tensorboard.check_installed()

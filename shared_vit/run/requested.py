@@ -6,10 +6,11 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared_vit.cores import cores
 from shared_vit.errors import UserError
+from shared_vit.run.flag_types import FlagTypes
 from shared_vit.run.presets import PRESETS
 from shared_vit.run.record import Record
 from shared_vit.spec.config import IMAGENET_MEAN, IMAGENET_STD
@@ -191,7 +192,7 @@ _DEFAULTS = {name: None if s.open else default for name, (s, _, default) in flag
 
 
 @dataclass(frozen=True)
-class RequestedConfig:
+class RequestedConfig(FlagTypes):
     """Flags by name, as attributes: given ones, else those of the preset or of the run that is
     continued, else defaults; None where data or devices decide.
 
@@ -204,18 +205,15 @@ class RequestedConfig:
     record: Record | None = None
     left_open: frozenset[str] = frozenset()
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in (
-            "given",
-            "base",
-            "record",
-            "left_open",
-        ):  # while it is unpickled
-            raise AttributeError(name)
-        for values in (self.given, self.base, _DEFAULTS):
-            if name in values:
-                return values[name]
-        raise AttributeError(f"there is no flag --{name}")
+    if not TYPE_CHECKING:  # checkers know the flags by FlagTypes, and report any other name
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or name in ("given", "base", "record", "left_open"):
+                raise AttributeError(name)  # while it is unpickled
+            for values in (self.given, self.base, _DEFAULTS):
+                if name in values:
+                    return values[name]
+            raise AttributeError(f"there is no flag --{name}")
 
     def replace(self, **changes: Any) -> RequestedConfig:
         """The same with other flags given."""

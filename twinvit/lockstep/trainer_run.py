@@ -167,7 +167,7 @@ def resolve(requested: RequestedConfig) -> Plan:
     import torch_vit.devices
 
     requested = jax_vit.devices.resolve(requested)
-    if requested.num_processes > 1:
+    if (requested.num_processes or 1) > 1:
         raise UserError("a lockstep runs in one process: leave --num_processes out")
     one = torch_vit.devices.resolve(requested.replace(world_size=1))
     return make_plan(requested.replace(compile=one.compile), "lockstep")

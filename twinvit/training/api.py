@@ -56,13 +56,13 @@ def train(framework: Framework = "torch", **flags: Unpack[Flags]) -> Run:
     """
     _check(framework)
     wanted = requested(flags, "twinvit.train")
-    if not wanted.run_dir:
-        wanted = wanted.replace(run_dir=str(free_run_dir(wanted.preset, framework)))
+    run_dir = wanted.run_dir or str(free_run_dir(wanted.preset, framework))
+    wanted = wanted.replace(run_dir=run_dir)
     with _as_before(framework):
         status = importlib.import_module(f"{framework}_vit.train").train(wanted)
     if status not in (0, EXIT_INTERRUPTED):
-        raise UserError(f"the run in {wanted.run_dir} failed; its messages say why")
-    return Run(Path(wanted.run_dir), framework, interrupted=status == EXIT_INTERRUPTED)
+        raise UserError(f"the run in {run_dir} failed; its messages say why")
+    return Run(Path(run_dir), framework, interrupted=status == EXIT_INTERRUPTED)
 
 
 def trainer(framework: Framework = "torch", **flags: Unpack[Flags]) -> Stepper:

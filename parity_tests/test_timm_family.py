@@ -270,7 +270,7 @@ def test_every_tensor_of_the_family_has_first_values():
         ({"rope_temperature": 50.0}, ""),
         ({"rope_grid_offset": 0.5}, ""),
         ({"rope_rotate_half": True}, "its config.json gives create_model rope_rotate_half"),
-        ({"block_fn": "ParallelScalingBlock"}, "tells create_model block_fn"),
+        ({"block_fn": "ParallelScalingBlock"}, "gives create_model block_fn"),
     ],
 )
 def test_arguments_that_no_tensor_shows_are_not_passed_over(argument, refused, tmp_path):
@@ -295,7 +295,7 @@ def test_arguments_of_the_first_models_are_not_passed_over_either(tmp_path):
     config = json.loads(path.read_text())
     config["model_args"]["block_fn"] = "ResPostBlock"
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="tells create_model block_fn"):
+    with pytest.raises(UserError, match="gives create_model block_fn"):
         weights.read(pair.folder)
 
 

@@ -1,4 +1,4 @@
-"""Explaining anybody's port between PyTorch and JAX: what is wrong, where, and the proof."""
+"""Explain any port between PyTorch and JAX: what differs, where, and the proof."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report as annotations of a GitHub workflow: one line for each place to look at."""
+"""A report as annotations of a GitHub workflow: one line for each location to look at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def workflow_commands(report: Report) -> Iterator[str]:
     """Workflow commands, "::error file=port.py,line=3,title=gelu_tanh::..." one a line.
 
     The verdict comes first unless it is "same" without a reason; then each finding at every line
-    of the side that is to be changed, or without a place where none is known.
+    of the side that is to be changed, or without a location where none is known.
     """
     level = LEVELS[report.verdict]
     if not report.same or report.reasons:

@@ -1,4 +1,4 @@
-"""What `explain` is given, checked before any long work: one sentence for each mistake."""
+"""Checks of `explain`'s arguments before any long work: one sentence for each mistake."""
 
 from __future__ import annotations
 

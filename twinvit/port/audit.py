@@ -33,7 +33,7 @@ class Spot:
     Attributes:
         cause: identifier of the catalogue.
         text: what the mistake is.
-        place: where, "layers.0.mlp.act: gelu".
+        place: the operation, "layers.0.mlp.act: gelu".
         distance: relative L2 distance of the outputs.
         largest: largest absolute difference of the outputs.
         caught: True if the test would see it.
@@ -76,7 +76,7 @@ class BlindSpots:
     @property
     def verdict(self) -> str:
         """ "different": the test lets mistakes through; "same": it catches each that was made;
-        "undecided": some change nothing or are no numbers, some places were left out."""
+        "undecided": some change nothing or are not finite, some places were left out."""
         seen = [f"{len(self.missed)} mistakes pass"] if self.missed else []
         return decide(Evidence(seen, self.reasons, len(self.spots)))
 
@@ -147,7 +147,7 @@ def blind_spots(
         metric: "allclose", "cosine", "kl" or "top1" (over the last axis).
         output: which arrays of a structured output, as for `explain`; by default all.
         limit: how many mistakes are tried, those of the first layer of each kind first.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
         PortError: the model refuses its inputs, or the metric is unknown.
@@ -240,7 +240,7 @@ class _Judge:
 
 
 def _same_function(graph: Graph, node: Node, edit: Edit) -> bool:
-    """Whether an edit gives the operation's own results on drawn operands, too."""
+    """Whether an edit gives the operation's own results on random operands, too."""
     if edit.refs is not None and list(edit.refs) != list(node.refs):
         return False
     generator = torch.Generator().manual_seed(0)

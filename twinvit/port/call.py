@@ -1,4 +1,4 @@
-"""What a cause is asked about: one operation of the reference, its arguments, and what surrounds
+"""What a cause is called with: one operation of the reference, its arguments, and what surrounds
 it."""
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Call:
 
     @property
     def graph(self) -> Graph:
-        """The reference as it is while causes are asked. A variant's function, which is kept with
-        the finding, does not keep it: each edited graph has values of its own.
+        """The reference as it is while causes are tried. A variant's function, which is stored with
+        the finding, does not store it: each edited graph has its own values.
 
         Raises:
-            ReferenceError: it is gone; a variant's function is to use what it read before.
+            ReferenceError: it no longer exists; a variant's function is to use what it read before.
         """
         graph = self._graph()
         if graph is None:

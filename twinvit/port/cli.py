@@ -197,7 +197,7 @@ def _inputs(p: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 same, 1 different, 2 undecided, 3 no verdict.
 
-    Raises SystemExit where the arguments are wrong (3) or help was asked for (0).
+    Raises SystemExit where the arguments are wrong (3) or help was requested (0).
     """
     given = list(sys.argv[1:] if argv is None else argv)
     arguments = parser().parse_args(spelt(given))

@@ -164,7 +164,7 @@ def jax_inputs(
     """The arrays with their axes in the orders that the port takes; None where none are named.
 
     Raises:
-        PortError: a shape is no order of the array's axes, or of two that hold other numbers.
+        PortError: a shape is no order of the array's axes, or of two that hold other values.
     """
     if not shapes:
         return None

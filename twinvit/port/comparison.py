@@ -396,7 +396,7 @@ def _before_steps(session: Session, findings: Sequence[Finding]) -> list[Finding
 
 
 def remeasure(session: Session) -> None:
-    """Measure the rounding of the outputs again: edits have made other numbers of them."""
+    """Measure the rounding of the outputs again: edits have made other values of them."""
     fresh = output_noise(session.graph)
     session.noise.elements = fresh.elements
     session.noise.relative.update({o: fresh.get(o) for o in session.graph.outputs})

@@ -35,13 +35,13 @@ class Judged:
     """All that was compared.
 
     Attributes:
-        forward: the comparison in evaluation mode (or in train mode, if that alone was asked for).
+        forward: the comparison in evaluation mode (or in train mode, if that alone was requested).
         trained: the comparison in train mode beside it.
         gradients: findings about gradients.
         known: every difference of gradients has a proven cause.
         native: both programs as they run, in evaluation mode.
         reference: the side that is right.
-        seen: positions of constant inputs that were tried with other numbers.
+        seen: positions of constant inputs that were tried with other values.
         wrong, open: further reasons for "different" and "undecided".
     """
 
@@ -163,7 +163,7 @@ def evidence_of(judged: Judged) -> verdict.Evidence:
 
 
 def _first(session: Session, pair: Paired, pairs: Sequence[Paired]) -> str:
-    """Where an output's numbers that are not finite were first made, or where rounding first
+    """Where an output's elements that are not finite were first made, or where rounding first
     moves something too far."""
     graph = session.graph
     out = graph.outputs[list(pairs).index(pair)]

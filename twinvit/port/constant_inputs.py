@@ -1,4 +1,4 @@
-"""Other numbers for inputs that are constant: with ones or zeros a flip, an order, or an input left
+"""Other values for inputs that are constant: with ones or zeros a flip, an order, or an input left
 out cannot be seen."""
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def constant_places(arrays: Sequence[np.ndarray]) -> list[int]:
 def varied_inputs(
     arrays: Sequence[np.ndarray], rows: Mapping[int, int], seed: int
 ) -> list[np.ndarray] | None:
-    """The inputs with other numbers in the constant ones; None if there is none of these.
+    """The inputs with other values in the constant ones; None if there is none of these.
 
     Where all are constant, the largest floating-point array is data and becomes random. Else, and
-    for the others: whole numbers that choose rows become random ones of `rows`; zeros and ones are
+    for the others: integers that choose rows become random ones of `rows`; zeros and ones are
     masks, of which each line's end is turned; others spread around what they were.
 
     Args:
         arrays: the first inputs.
-        rows: how many rows the table has that an input of whole numbers chooses from, by position.
+        rows: how many rows the table has that an input of integers chooses from, by position.
         seed: of what is drawn.
     """
     places = constant_places(arrays)
@@ -62,7 +62,7 @@ def varied_inputs(
 
 
 def rows_of(graph: Graph) -> dict[int, int]:
-    """How many rows the table has that an input of whole numbers chooses from, by its position."""
+    """How many rows the table has that an input of integers chooses from, by its position."""
     found = {}
     for k, i in enumerate(graph.inputs()):
         if graph.values[i].dtype not in (torch.int64, torch.int32):

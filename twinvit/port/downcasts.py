@@ -70,8 +70,8 @@ def _key(session: Session, value: int) -> object | None:
 def _alone(
     session: Session, side: str, rounding: Rounding, others: _Numbers, other: OwnTypes
 ) -> bool | None:
-    """Whether the other side rounds nowhere what one side rounds; None where it cannot be told,
-    as it holds no equal value."""
+    """Whether the other side rounds nowhere what one side rounds; None where it cannot be
+    determined, as it holds no equal value."""
     value = rounding.value
     key = session.index.key(value) if side == "jax" else _key(session, value)
     held = others.get(key) if key is not None else None

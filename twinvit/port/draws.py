@@ -1,4 +1,4 @@
-"""The reference with a report's edits against the port, on inputs and weights that are drawn."""
+"""The reference with a report's edits against the port, on random inputs and weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sample:
 
 @dataclass
 class Verified:
-    """What the draws say.
+    """The results of the draws.
 
     Attributes:
         draws: each of them.
@@ -57,7 +57,7 @@ class Verified:
         unclear: what they were apart on for another reason, perhaps.
         findings: parameters that one side reads and the other holds and does not read.
         open: what could not be decided.
-        seen: positions of constant inputs that were tried with other numbers.
+        seen: positions of constant inputs that were tried with other values.
     """
 
     draws: list[Draw] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Verified:
 
 
 def verified(program: Program, others: Further, drawn: bool, seed: int = 1) -> Verified:
-    """Try the program on a caller's further inputs, and on drawn inputs and weights.
+    """Try the program on a caller's further inputs, and on random inputs and weights.
 
     Args:
         program: of the first inputs.

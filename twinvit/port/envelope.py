@@ -1,4 +1,4 @@
-"""What a report says of itself besides the comparison: models, inputs, versions."""
+"""What a report states in addition to the comparison: models, inputs, versions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The error that a user of `twinvit.port` can meet."""
+"""The error that `twinvit.port` raises for wrong models, inputs or files."""
 
 
 class PortError(Exception):
-    """The two models cannot be judged: the message says what was wrong, where, and what to do.
+    """The two models cannot be compared: the message says what was wrong, where, and what to do.
 
     The command line turns it into exit status 3.
     """

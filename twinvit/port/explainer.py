@@ -56,7 +56,7 @@ def explain(
         jax_inputs: arrays as the port takes them; by default the same, and 4-D images NCHW -> NHWC
             if the port refuses those. A list of tuples if `inputs` is one.
         weights: "as_is" (the port holds the weights already), "transfer" (the reference's weights
-            are put into the port by a proposed map), a WeightMap or the path of one.
+            are loaded into the port by a proposed map), a WeightMap or the path of one.
         what: of "forward", "grad", "train".
         output: which array of a structured output: a key, an index, or a function that is given
             what either model returns (PyTorch's tensors, the port's JAX arrays) and returns what is
@@ -64,10 +64,10 @@ def explain(
         reference: the side that is right, "torch" or "jax": the report's texts, fixes and places
             speak of the other, which is to be changed. The verdict does not depend on it but where
             one model returns NaN as it runs: it is blamed on the port alone.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
-        PortError: the two cannot be judged: what was wrong and what to do.
+        PortError: the two cannot be compared: what was wrong and what to do.
     """
     started = time.perf_counter()
     say = progress or (lambda text: None)
@@ -132,7 +132,7 @@ def assert_same(
     """Fail with the report as the message unless the port is the reference; for pytest.
 
     Args:
-        narrowings: how far (relative L2) the port's outputs may be moved by a computation in a
+        narrowings: how far (relative L2) the port's outputs may be changed by a computation in a
             narrower type than the reference has there; None: by any amount.
         arguments: as of `explain`.
     """

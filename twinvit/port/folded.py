@@ -1,7 +1,7 @@
 """Weights that a converter folded in a narrow type: b_ih + b_hh, batch norm into a convolution.
 
 The port is right to that type's rounding. This is proven by folding the reference's weights in
-float64, putting them into the port, and comparing again.
+float64, loading them into the port, and comparing again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Fold:
 
 
 def unfold(pair: Pair, comparison: Comparison) -> list[Finding]:
-    """Put weights folded in float64 in place of the port's, where those are the same folded in
+    """Substitute weights folded in float64 for the port's, where those are the same folded in
     float32; a finding of kind "precision" for each."""
     if comparison.agrees or not 0 < comparison.distance < NEAR:
         return []

@@ -21,7 +21,7 @@ def checked_inputs(argument: str, inputs: Any, model: Any, notes: list[str]) -> 
         argument: "inputs" or "jax_inputs", for messages.
         inputs: what was given.
         model: the PyTorch model that takes them by its own signature; None where nothing is known.
-        notes: told what was done to them.
+        notes: called with what was done to them.
 
     Raises:
         PortError: one is no array, or there is nothing to compare.

@@ -1,4 +1,4 @@
-"""The JAX model that `explain` is given: half given, without numbers."""
+"""The JAX model that `explain` is given: incomplete ones, and ones without values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def checked_jax(model: Any, notes: list[str]) -> Any:
     """The port as a pair, an nnx.Module, a callable pytree or a `Function`.
 
     Raises:
-        PortError: it is half of a model, or its arrays hold no numbers.
+        PortError: it is a part of a model, or its arrays hold no values.
     """
     if isinstance(model, type):
         raise PortError(f"jax_model is the class {model.__name__}; give an instance of it")
@@ -41,7 +41,7 @@ def checked_jax(model: Any, notes: list[str]) -> Any:
 
 
 def _with_generators(model: Any, notes: list[str]) -> Any:
-    """The port with random generators that hold no numbers started at 0: a converter that makes a
+    """The port with random generators that hold no values started at 0: a converter that makes a
     model by `eval_shape` and loads its weights leaves them so. Other arrays must hold some."""
     tree = model.params if isinstance(model, Function) else model
     found, structure = jax.tree_util.tree_flatten_with_path(tree)

@@ -1,4 +1,4 @@
-"""The PyTorch model that `explain` is given: wrapped, half given, without numbers."""
+"""The PyTorch model that `explain` is given: wrapped ones, incomplete ones, ones without values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def checked_torch(model: Any, kinds: tuple[str, ...], notes: list[str]) -> Any:
     """The PyTorch model without wrappers.
 
     Raises:
-        PortError: it is no model, or its parameters hold no numbers.
+        PortError: it is no model, or its parameters hold no values.
     """
     if isinstance(model, type):
         raise PortError(f"torch_model is the class {model.__name__}; give an instance of it")

@@ -66,10 +66,10 @@ class PortGradients:
     Attributes:
         index: every value of its backward pass that can be looked up.
         own: by the name of a parameter of the reference, the gradient of the port's one array that
-            holds the same numbers.
-        few: gradients and parts of them with too few numbers to be looked up, sorted, by size.
+            holds the same values.
+        few: gradients and parts of them with too few elements to be looked up, sorted, by size.
         zeros: how many gradients and parts of them are zero, by size.
-        broken: of each gradient that holds NaN or infinity what its numbers are, as `kinds` counts.
+        broken: of each gradient that holds NaN or infinity their counts, by `kinds`.
         size: the largest finite number in a gradient of the reference.
         first: the line of the port whose derivative first makes NaN of numbers; "" where none does.
         lines: by the id of a value of the reference the line at which the port computes it.
@@ -98,7 +98,7 @@ class PortGradients:
                 self.few.setdefault(part.size, []).append(np.sort(part, axis=None))
 
     def has(self, name: str, g: np.ndarray) -> bool:
-        """True if this is the port's gradient of a parameter; one of few numbers is not judged.
+        """True if this is the port's gradient of a parameter; one of few elements is not judged.
 
         A parameter whose numbers one array of the port holds is compared with that array's
         gradient. Of another one (fused, split, tied, or all ones) the gradient, or its equal parts
@@ -151,12 +151,12 @@ class PortGradients:
 
 
 def kinds(g: np.ndarray) -> tuple[int, int, int, int]:
-    """How many numbers a gradient has, and how many are NaN, infinity and minus infinity."""
+    """How many elements a gradient has, and how many are NaN, infinity and minus infinity."""
     return g.size, int(np.isnan(g).sum()), int((g == np.inf).sum()), int((g == -np.inf).sum())
 
 
 def _finite_apart(x: np.ndarray, y: np.ndarray) -> float:
-    """Distance of the finite numbers of two arrays that have as many."""
+    """Distance of the finite values of two arrays that have as many."""
     x, y = np.sort(x[np.isfinite(x)]), np.sort(y[np.isfinite(y)])
     return distance(x, y) if x.size else 0.0
 
@@ -245,7 +245,7 @@ def compare_gradients(
 
 
 def _unjudged(gradients: Mapping[str, np.ndarray]) -> list[str]:
-    """Gradients that are NaN or infinite on both sides and have too few other numbers."""
+    """Gradients that are NaN or infinite on both sides and have too few other values."""
     return [
         f"the gradient of {name} is NaN or infinite in {g.size - n} of its {g.size} numbers on "
         "both sides"

@@ -1,4 +1,4 @@
-"""Is the comparison itself sound: each model against itself, and the weights of both."""
+"""Is the comparison itself valid: each model against itself, and the weights of both."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
     if not random and size > CHECKED:
         return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is drawn anew
+        torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is sampled anew
         again = torch_program.record(
             pair.torch_model, pair.inputs, lambda out: [t for _, t in pick_torch(out, pair.output)]
         )

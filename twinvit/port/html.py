@@ -30,7 +30,7 @@ def page(report: Report) -> str:
 
 
 def frame(report: Report) -> str:
-    """The page in a frame of its own, as a notebook shows it."""
+    """The page in its own frame, as a notebook shows it."""
     inside = html.escape(page(report), quote=True)
     return (
         f'<iframe srcdoc="{inside}" title="{html.escape(_verdict(report)[1], quote=True)}" '

@@ -1,6 +1,6 @@
-"""A small random model of any Hugging Face architecture, to port before the weights are at hand.
+"""A small random model of any Hugging Face architecture, to port before the weights are available.
 
-Two layers show almost every mistake of a port, and take seconds where the whole model takes
+Two layers show almost every mistake of a port, and take seconds where the full model takes
 minutes. Sizes are made smaller by the names that transformers' configurations give them.
 """
 

@@ -1,4 +1,4 @@
-"""Values of the port, looked up by what they hold and not by where they stand.
+"""Values of the port, looked up by their elements and not by where they are computed.
 
 Two arrays count as equal if they have the same size and their *sorted* values agree, so axes may be
 ordered and
@@ -40,7 +40,7 @@ class Entry:
         name: primitive, or "parameter", "input", "constant".
         where: the user's file and line.
         parents: ids of the operands.
-        zero: all of its numbers, of which there are some, are zero.
+        zero: all of its elements, of which there are some, are zero.
     """
 
     id: int
@@ -56,7 +56,7 @@ class Entry:
 
 
 def evidence(x: np.ndarray) -> bool:
-    """True if equality of `x` with something would prove anything: 8 different numbers or more."""
+    """True if equality of `x` with something would prove anything: 8 different values or more."""
     if x.size < SMALLEST or x.dtype != np.float64:
         return False
     flat = x.reshape(-1) if x.flags.c_contiguous else x.ravel()
@@ -152,7 +152,7 @@ class Index:
         return entry.id
 
     def ids(self, size: int) -> list[int]:
-        """Entries of this many numbers, in the order of `table`'s rows."""
+        """Entries of this many elements, in the order of `table`'s rows."""
         return self._by_size.get(size, [])
 
     def key(self, entry_id: int) -> tuple[int, str, str]:
@@ -210,7 +210,7 @@ class Index:
             if self._same_numbers(x, ids[hit]):
                 return ids[hit]
             theirs = self.sorted(ids[hit])
-            if theirs is None:  # not kept: five moments agree to rounding
+            if theirs is None:  # not stored: five moments agree to rounding
                 return ids[hit]
             if mine is None:
                 mine = sorted_finite(x)
@@ -219,7 +219,7 @@ class Index:
         return None
 
     def _none_near(self, flat: np.ndarray, others: float, size: int, tolerance: float) -> bool:
-        """True if the root mean square alone tells these numbers from each value of this size; it
+        """True if the root mean square alone tells these values from each value of this size; it
         is one of the bounds, and the cheapest."""
         total = float(np.dot(flat, flat)) if flat.size else 0.0
         if not 0 < total < 1e299:  # squares of larger numbers overflow
@@ -230,7 +230,7 @@ class Index:
         return not near.any()
 
     def _same_numbers(self, x: np.ndarray, entry_id: int) -> bool:
-        """True for the numbers of a large array that the program was given: weights are as a rule
+        """True for the elements of a large array that the program was given: weights are as a rule
         the same to the last place, and hashing them is less work, and less memory, than sorting."""
         entry = self.entries[entry_id]
         if x.size < LARGE or entry.name not in GIVEN or entry.value is None:

@@ -1,8 +1,8 @@
-"""Layers of a stack that the port holds in another order: told before formulas are asked.
+"""Layers of a stack that the port holds in another order: found before formulas are compared.
 
-Which layer stands in which place of the port is read off the weights. A port may well run a stack
+Which layer is at which position of the port is read off the weights. A port may well run a stack
 from its end: the reference's layers are put in that order if the port runs them in it or, where
-that cannot be told, if more values of the reference are found then.
+that cannot be determined, if more values of the reference are found then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST = 256  # layers of a stack that are looked at
 _Key = tuple[int, int]
-"""Size and checksum of an array's numbers in any order."""
+"""Size and checksum of an array's elements in any order."""
 _Group = list[_Key]
 """Of one parameter of a stack, the key of each layer's."""
 _Ordered = tuple[torch.nn.Module, dict[str, np.ndarray], dict[str, np.ndarray]]
@@ -78,7 +78,7 @@ def _runs_so(
 
 
 def _groups(graph: Graph, prefix: str) -> list[dict[int, int]]:
-    """Of each parameter of a stack, the ids of the layers' by their numbers."""
+    """Of each parameter of a stack, the ids of the layers' by their values."""
     groups: dict[str, dict[int, int]] = {}
     for name, value in graph.params().items():
         split = _split(name)
@@ -112,7 +112,7 @@ def _meets(graph: Graph, value: int) -> int:
 
 def run_order(graph: Graph, index: Index, prefix: str) -> list[int] | None:
     """Which of a stack's layers the port runs where the reference runs the first, the second, ...;
-    None where that cannot be told."""
+    None where that cannot be determined."""
     tape = index.tape
     for group in _groups(graph, prefix):
         numbers = sorted(group)

@@ -1,5 +1,5 @@
-"""The map of weights is doubted before the port is blamed: what names alone decided is decided
-again once the port's other differences are known."""
+"""The map of weights is checked before the port is called wrong: what names alone decided is
+decided again once the port's other differences are known."""
 
 from __future__ import annotations
 

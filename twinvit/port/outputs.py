@@ -46,7 +46,7 @@ class Paired:
         return self.name or self.theirs or "the output"
 
     def fix_layout(self, mine: np.ndarray, theirs: np.ndarray, relaid: bool = False) -> None:
-        """Choose the order of the port's axes, on these numbers, once for all.
+        """Choose the order of the port's axes, on these values, once for all.
 
         `relaid`: the port was given its images as NHWC, and may return images so where shapes do
         not tell (as many channels as rows and columns). No other order is tried for equal shapes.
@@ -230,7 +230,7 @@ def _preferred(leaves: Leaves) -> int:
 
 
 def is_float(x: Any) -> bool:
-    """True for arrays of real or complex floating-point numbers, of either framework."""
+    """True for arrays of real or complex floating-point values, of either framework."""
     name = str(x.dtype).removeprefix("torch.")
     return name.startswith(("float", "bfloat", "complex"))
 

@@ -62,7 +62,7 @@ class Pair(PortSide):
         self.rounded: list[Rounded] = []
 
     def transfer(self, weights: Any) -> None:
-        """Put the reference's weights into the port.
+        """Load the reference's weights into the port.
 
         Raises:
             PortError: the map does not fit the two models.
@@ -92,7 +92,7 @@ class Pair(PortSide):
         )
 
     def place(self, found: WeightMap) -> list[str]:
-        """Put the reference's weights into the port by a map; returns the names of the port's
+        """Load the reference's weights into the port by a map; returns the names of the port's
         arrays. Raises PortError if it does not fit."""
         placed = found.apply(torch_values.widened(self.torch_model).state_dict())
         position = {name: i for i, name in enumerate(self.pure.names)}

@@ -1,4 +1,4 @@
-"""Where an operation stands in the user's code: the same rule for both frameworks.
+"""The location of an operation in the user's code: the same rule for both frameworks.
 
 A model's line is the innermost one that is neither this package's, nor the framework's, nor a
 library's of layers and helpers: what a user can change. A model that is put together from layers
@@ -27,7 +27,7 @@ Frame = tuple[str, int, str]
 def user_place(frames: Iterable[Frame]) -> str:
     """The first of these frames, innermost first, that is the user's, "model.py:12"; "" if none.
 
-    This package's frames around the model's call end the search: beyond stands who asked.
+    This package's frames around the model's call end the search: beyond is the caller.
     """
     for name, line, function in frames:
         if name.startswith(_HERE):

@@ -30,7 +30,7 @@ class PortSide:
     Attributes:
         arrays: the inputs as the reference takes them, in float64.
         given: the inputs as the port takes them, where it was given its own; else None.
-        leaves: the port's arrays in float64, those that were put into it among them.
+        leaves: the port's arrays in float64, those that were loaded into it among them.
         own_types: the port refuses float64: it is recorded in its own types.
         apart: its operations depend on its types: it was recorded in its own.
         layout: which layout of images is tried: 0 as they are, 1 images as NHWC at once.
@@ -236,7 +236,7 @@ class PortSide:
         return self.program(gradient, given), given
 
     def floats(self) -> list[int]:
-        """Places of the leaves of floating-point numbers."""
+        """Places of the leaves of floating-point values."""
         held = enumerate(self.leaves)
         return [i for i, x in held if isinstance(x, np.ndarray) and x.dtype == np.float64]
 
@@ -284,7 +284,7 @@ class PortSide:
         return self.own_leaves(), inputs
 
     def own_leaves(self) -> list[Any]:
-        """The port's parameters in its own types, those that were put into it among them."""
+        """The port's parameters in its own types, those that were loaded into it among them."""
         result = []
         for own, value in zip(self.pure.leaves, self.leaves):
             dtype = getattr(own, "dtype", None)

@@ -14,20 +14,20 @@ import numpy as np
 HUGE = 1e30  # larger numbers are masks' constants
 SPREAD = 0.2  # standard deviation of the factors that inputs are drawn with
 LAYERS = 64  # a longer first axis is none of stacked layers
-FEW = 8  # arrays of fewer different numbers equal others by chance
+FEW = 8  # arrays of fewer different values equal others by chance
 GATE = 0.37  # zeros that are opened become so much of the median size
 WIDTH = 0.8  # spread of the factors (around 1.1) of weights; a larger one turns their order
 Key = tuple[int, int]
-"""Size and checksum of an array's numbers in any order."""
+"""Size and checksum of an array's elements in any order."""
 
 
 def redrawn_inputs(arrays: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Other inputs of the same kinds.
 
     Floating-point numbers are multiplied by 1 + 0.2 r, r standard normal; matrices stay symmetric
-    or rotations, lines of one norm, one sum or in order stay such. Whole numbers are
+    or rotations, lines of one norm, one sum or in order stay such. Integers are
     permuted along the longest axis, each line by itself, so that each stays in its range. Masks
-    (booleans, 0 and 1, two different numbers) are rolled along the batch: shuffled, they could hide
+    (booleans, 0 and 1, two different values) are rolled along the batch: shuffled, they could hide
     every position of a row. Infinite numbers stay.
     """
     rng = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def _redrawn(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _restored(x: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The drawn numbers with what the lines of `x` have in common: one norm (directions,
+    """The random numbers with what the lines of `x` have in common: one norm (directions,
     rotations), one sum (probabilities), an order (times, edges of bins)."""
     if x.dtype.kind != "f" or not x.ndim or x.shape[-1] < 2 or not np.isfinite(new).all():
         return new
@@ -106,7 +106,7 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _is_mask(x: np.ndarray) -> bool:
-    """True for booleans, for 0 and 1 in any type, and for two different numbers."""
+    """True for booleans, for 0 and 1 in any type, and for two different values."""
     if x.dtype.kind == "b":
         return True
     if x.dtype.kind not in "fiu" or x.size < 2:
@@ -118,14 +118,14 @@ def _is_mask(x: np.ndarray) -> bool:
 
 
 def _is_whole(x: np.ndarray) -> bool:
-    """True for floating-point arrays of different whole numbers: ids, timesteps, pixels."""
+    """True for floating-point arrays of different integers: ids, timesteps, pixels."""
     if x.dtype.kind != "f" or x.size < 2 or not np.isfinite(x).all():
         return False
     return bool((x == np.floor(x)).all() and (x != x.flat[0]).any())
 
 
 class Drawn(Sequence[np.ndarray]):
-    """Arrays that are computed each time that they are asked for, and not kept."""
+    """Arrays that are computed each time that they are requested, and not stored."""
 
     def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
         self._count, self._make = count, make
@@ -152,7 +152,7 @@ class Weights:
     Attributes:
         mine: the reference's arrays, in the order given.
         theirs: the port's.
-        moved: how many of the reference's arrays have other numbers.
+        moved: how many of the reference's arrays have other values.
         alone: numbers of arrays of either side that have no equal on the other and kept their
             values, as positions (of the reference's, of the port's). What one side computed from
             its weights before stays with the old ones there.
@@ -175,8 +175,8 @@ def redrawn_weights(
 
     Numbers that are equal stay equal in every layout, split and stack, so no map is needed. The
     function keeps signs (variances stay positive) and zero. An array without an equal on the other
-    side (not as a whole, in slices or splits along an axis, nor number by number) keeps its values,
-    and so does what equals one of `fixed`.
+    side (not as a whole, in slices or splits along an axis, nor element by element) keeps its
+    values, and so does what equals one of `fixed`.
 
     Args:
         mine: the reference's parameters, float64.
@@ -222,11 +222,11 @@ class Held:
     """An array of one side, with what it can be recognised by.
 
     Attributes:
-        strong: True if it holds numbers enough to be recognised by.
-        whole: key of all its numbers.
+        strong: True if it has enough elements to be recognised by.
+        whole: key of all its elements.
         coverings: ways of taking it apart, each a list of keys.
         parts: all these keys.
-        moves: True if its numbers are drawn anew.
+        moves: True if its elements are sampled anew.
     """
 
     def __init__(self, x: np.ndarray) -> None:
@@ -313,7 +313,7 @@ def _typical(arrays: Sequence[np.ndarray]) -> float:
 
 
 def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
-    """Where `x` holds one of few numbers, which are sorted."""
+    """Where `x` holds one of few elements, which are sorted."""
     if len(few) <= 4:
         found = np.zeros(x.shape, bool)
         for v in few:
@@ -341,7 +341,7 @@ def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], n
 
 
 def _different(x: np.ndarray) -> int:
-    """How many different numbers an array holds, counted up to FEW."""
+    """How many different values an array holds, counted up to FEW."""
     flat = np.ascontiguousarray(x).reshape(-1)
     head = np.unique(flat[:4096]).size
     return head if head >= FEW or flat.size <= 4096 else np.unique(flat).size

@@ -34,13 +34,13 @@ class Finding:
         cause: identifier of the catalogue; "" where there is none.
         text: what is wrong, in words.
         torch: the place in the PyTorch model, "layers.0.mlp.act: gelu".
-        jax: the place in the JAX model, "modeling.py:118"; "" where it cannot be told.
+        jax: the place in the JAX model, "modeling.py:118"; "" where it cannot be determined.
         before: the distance at this operation without the edit (relative L2).
         after: the distance at this operation with the edit.
         places: every place of the PyTorch model that the same edit was made at.
         what: "forward", "grad", "train" or "optimizer".
         fix: what to write in the side that is to be changed; "" where it is not known.
-        torch_line: file and line of `torch`, "model.py:31"; "" where it cannot be told.
+        torch_line: file and line of `torch`, "model.py:31"; "" where it cannot be determined.
         torch_lines: the lines of all places, in their order, each once.
         jax_lines: the same in the JAX model.
         operations: of an expression, how many operations of the reference it replaces and how many
@@ -72,17 +72,18 @@ class Downcast:
     Attributes:
         side: "torch" or "jax".
         where: file and line; it may be within a library.
-        dtype: the type that was asked for there.
+        dtype: the type that was requested there.
         cost: the relative L2 distance of the outputs that this downcast alone makes; None if not
             measured.
         alone: True if the other side holds the same value in wider types alone as it runs, False if
-            it rounds it as well (or this one does not as it runs), None if that cannot be told.
+            it rounds it as well (or this one does not as it runs), None if that cannot be
+            determined.
         lines: the user's lines that lead there, each once.
         largest: the largest absolute difference of a number of the outputs that it makes; None if
             not measured, as the next two.
         divergence: of logits, the mean Kullback-Leibler divergence of the softmax over the last
             axis with it from that without it, in nats; None where no output is logits.
-        agreement: of logits, the share of positions whose largest logit is the same one.
+        agreement: of logits, the fraction of positions whose largest logit is the same one.
     """
 
     side: str
@@ -162,7 +163,7 @@ class Draw:
     """The reference with the report's edits against the port, on other inputs or weights.
 
     Attributes:
-        kind: "inputs" (drawn inputs), "weights" (drawn weights) or "given" (the caller's inputs).
+        kind: "inputs" (random inputs), "weights" (random weights) or "given" (the caller's inputs).
         distances: relative L2 distance by the output's name.
         note: what is to be said about it, in words.
         worst: the largest |difference| of any element in units of its own measured rounding; None
@@ -350,7 +351,7 @@ class Report:
         """Write the report as JSON to a file, or to standard output if the path is "-".
 
         Numbers that JSON lacks are written as the strings "inf", "-inf" and "nan". The file
-        `report.schema.json` beside this module describes it field by field.
+        `report.schema.json` next to this module describes it field by field.
         """
         from twinvit.port.report_json import write
 

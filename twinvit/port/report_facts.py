@@ -52,7 +52,7 @@ def _input(x: Input) -> str:
 
 
 def drawn(report: Report) -> str:
-    """Where the inputs' numbers are from: "seed 3", "given by the caller"; "" without inputs."""
+    """Where the inputs' values are from: "seed 3", "given by the caller"; "" without inputs."""
     if report.seed is not None:
         return f"seed {report.seed}"
     return "given by the caller" if report.inputs else ""

@@ -1,4 +1,4 @@
-"""Reports as JSON files: one envelope, described by `report.schema.json` beside this module."""
+"""Reports as JSON files: one envelope, described by `report.schema.json` next to this module."""
 
 from __future__ import annotations
 

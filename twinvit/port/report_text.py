@@ -50,7 +50,7 @@ def lines(report: Report, c: dict[str, str]) -> Iterator[str]:
 
 
 def head(report: Report, c: dict[str, str]) -> Iterator[str]:
-    """The verdict and what is said first: one line, and further reasons on lines of their own."""
+    """The verdict and its first reason in one line, and each further reason in its own line."""
     yield verdict_line(report, c)
     for reason in report.reasons[1:]:
         yield f"   {reason}"
@@ -98,7 +98,7 @@ def rounding(report: Report) -> str:
 
 
 def costs(narrow: Downcast) -> str:
-    """What a downcast costs, to be put behind its place."""
+    """What a downcast costs, to be appended to its location."""
     if narrow.cost is None:
         return ""
     text = f", costs {distance(narrow.cost)}"

@@ -1,4 +1,4 @@
-"""Weights that one side holds in a narrower type: told, and the other's are rounded alike."""
+"""Weights that one side holds in a narrower dtype: reported, and the other's are rounded alike."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def round_alike(pair: Pair) -> None:
 
     What is rounded: an array that the other side holds once it is rounded to a type of that side's,
     in any layout, stacked, fused or split, and does not hold before. A side all of whose weights
-    are numbers of a narrower type than they are kept in holds them in that one. Neither model that
-    was given is changed.
+    are numbers of a narrower dtype than they are stored in holds them in that one. Neither model
+    that was given is changed.
     """
     model = pair.torch_model
     if not isinstance(model, torch.nn.Module):
@@ -70,8 +70,8 @@ def _wide(x: Any) -> np.ndarray:
 
 
 def _kept_in(arrays: Mapping[str, tuple[Any, np.dtype]]) -> dict[str, np.dtype]:
-    """The type of each array's numbers: its own, or the narrower one that all numbers of all arrays
-    are of; one array of such numbers alone proves no intent."""
+    """The type of each array's elements: its own, or the narrower one that all numbers of all
+    arrays are of; one array of such numbers alone proves no intent."""
     own = {name: dtype for name, (_, dtype) in arrays.items()}
     for narrow in (_TYPES[torch.bfloat16], _TYPES[torch.float16], _TYPES[torch.float32]):
         wider = [n for n, dtype in own.items() if dtype.itemsize > narrow.itemsize]
@@ -82,7 +82,7 @@ def _kept_in(arrays: Mapping[str, tuple[Any, np.dtype]]) -> dict[str, np.dtype]:
 
 
 def _exact(value: np.ndarray, dtype: np.dtype) -> bool:
-    """True if all these numbers are of the type."""
+    """True if all these values are of the type."""
     with np.errstate(over="ignore"):
         return np.array_equal(value.astype(dtype).astype(np.float64), value, equal_nan=True)
 
@@ -174,9 +174,10 @@ def _rounded(arrays: _Arrays, others: _Arrays) -> dict[str, tuple[np.ndarray, np
 class _Held:
     """Arrays of one type: do they hold given numbers, in any layout?
 
-    Numbers of a narrow type are few: that each occurs somewhere says nothing. So the numbers of a
-    whole array are asked for, of a slice of one (also of one layer of a stack), or of several that
-    are slices of what is given. Numbers are told by the sum of their hashes, whatever their order.
+    Numbers of a narrow type are few: that each occurs somewhere says nothing. So the elements of a
+    whole array are looked up, of a slice of one (also of one layer of a stack), or of several that
+    are slices of what is given. Arrays are identified by the sum of their elements' hashes,
+    whatever their order.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
@@ -194,7 +195,7 @@ class _Held:
         )
 
     def _in_one(self, size: int, total: int) -> bool:
-        """Whether so many numbers of this sum are a slice of one of the arrays."""
+        """Whether so many elements of this sum are a slice of one of the arrays."""
         for i, h in enumerate(self.hashes):
             for axis, length in enumerate(h.shape):
                 # Of the whole, or of one layer of a stack.
@@ -220,7 +221,7 @@ class _Held:
         return self._slices[i, axis, part]
 
     def _in_several(self, hashes: np.ndarray) -> bool:
-        """Whether some of the arrays, one after the other along an axis, make up these numbers."""
+        """Whether some of the arrays, one after the other along an axis, make up these values."""
         for axis, length in enumerate(hashes.shape):
             step = hashes.size // length
             margin = hashes.sum(tuple(a for a in range(hashes.ndim) if a != axis), dtype=np.uint64)

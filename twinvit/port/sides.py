@@ -1,4 +1,4 @@
-"""Texts that speak of port and reference, where the JAX model is the one that is right."""
+"""Texts about port and reference where the JAX model is the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that one side holds and does not read: their numbers stand in its code.
+"""Parameters that one side holds and does not read: their values are constants in its code.
 
 Such a port agrees with its reference on these weights and on no others.
 """
@@ -18,7 +18,7 @@ from twinvit.port.report import Finding
 if TYPE_CHECKING:
     from twinvit.port.verify import Program
 
-MOST = 4  # arrays of equal numbers that one which is not read may stand for
+MOST = 4  # arrays of equal values that one which is not read may stand for
 
 
 @dataclass
@@ -27,7 +27,7 @@ class _Unread:
 
     Attributes:
         name: its own, on that side.
-        live: positions of the other side's arrays that hold its numbers and are read.
+        live: positions of the other side's arrays that hold its elements and are read.
     """
 
     name: str
@@ -110,13 +110,13 @@ def unread(
 
 
 def _constants(program: Program) -> set[Key]:
-    """Keys of the arrays that stand in the port's code."""
+    """Keys of the arrays that are constants in the port's code."""
     held = [e.value for e in program.index.entries if e.name == "constant"]
     return {Held(x).whole for x in held if x is not None}
 
 
 def _counts(arrays: Sequence[np.ndarray]) -> Counter[float]:
-    """How often each number stands in arrays too poor to be recognised by all of theirs."""
+    """How often each number occurs in arrays with too few different values to be recognised."""
     count: Counter[float] = Counter()
     for x in arrays:
         if not Held(x).strong:
@@ -129,7 +129,7 @@ def _is_wide(x: object) -> bool:
 
 
 class _Wide(Mapping[str, np.ndarray]):
-    """Tensors by name, each in float64 when it is asked for, and not kept."""
+    """Tensors by name, each in float64 when it is requested, and not stored."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
@@ -199,7 +199,7 @@ def _other_way(name: str, theirs: Sequence[str], moved: float) -> Finding:
 
 
 def _place(program: Program, value: np.ndarray) -> str:
-    """Where the port reads a constant of these numbers; "" where none is found."""
+    """Where the port reads a constant of these values; "" where none is found."""
     index = program.index
     hit = index.find(value, 1e-13) if value.size >= 8 else None
     if hit is None or index.entries[hit].name not in ("constant", "parameter"):

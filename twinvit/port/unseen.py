@@ -74,7 +74,7 @@ def _bounds(graph: Graph) -> list[str]:
 
 def unseen(session: Session, kinds: tuple[str, ...], tried: Container[int] = ()) -> list[str]:
     """What these inputs and weights could not show; `tried`: positions of constant inputs that were
-    compared with other numbers."""
+    compared with other values."""
     graph = session.graph
     found: list[str] = []
     constant = [

@@ -1,7 +1,7 @@
 """When two arrays are the same: the arithmetic of every verdict, in NumPy alone.
 
 Two programs of one function differ by rounding. Rounding is measured at each number (several runs
-of the reference whose every result is moved by one unit in the last place), so each number is
+of the reference whose every result is changed by one unit in the last place), so each number is
 judged by itself: what is large cannot hide what is small. NaN, +inf and -inf are compared kind by
 kind.
 """
@@ -20,9 +20,9 @@ EPS = float(np.finfo(np.float64).eps)
 FACTOR = 100.0  # right ports stay within 5 measured roundings
 LEAST = 1e-13  # no tolerance (relative L2) is smaller
 MOST = 1e-9  # and none is larger, whatever rounding was measured
-UNJUDGED = 1e-10  # a number that rounding alone moves by more proves nothing
+UNJUDGED = 1e-10  # a number that rounding alone changes by more proves nothing
 GARBAGE = 1e-15  # of an array's size: rounding below this is that of a zero
-ENOUGH = 8  # different finite numbers that an array with others needs
+ENOUGH = 8  # different finite values that an array with others needs
 MASK = 1e37  # the types' most negative numbers, by which masks are made
 DWARFED = 1e-4  # the rest is at most this much of a constant that dwarfs it
 CLUSTERS = 3  # so many different constants at most
@@ -35,8 +35,8 @@ class Arithmetic:
     Attributes:
         eps: one unit in the last place of 1.
         most: no number may be further off, relative to its scale, whatever rounding was measured.
-        unjudged: a number that rounding alone moves by more of its scale proves nothing.
-        garbage: rounding below this share of an array's size is that of a zero.
+        unjudged: a number that rounding alone changes by more of its scale proves nothing.
+        garbage: rounding below this fraction of an array's size is that of a zero.
     """
 
     eps: float = EPS
@@ -125,7 +125,7 @@ def _l2(difference: np.ndarray, a: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Distance:
-    """How an array of the port differs from the reference's, number by number.
+    """How an array of the port differs from the reference's, element by element.
 
     Attributes:
         verdict: "same", "different" or "undecided".
@@ -135,8 +135,8 @@ class Distance:
         worst: the largest |difference| over that number's measured rounding; inf where kinds
             differ. Right ports stay within 5, the bound is 100.
         where: the index of that number, None where nothing differs.
-        different: how many numbers are not the same.
-        size: how many numbers there are.
+        different: how many elements are not the same.
+        size: how many elements there are.
     """
 
     verdict: str
@@ -247,8 +247,8 @@ def _units(
     rounding: np.ndarray | None,
     arithmetic: Arithmetic,
 ) -> np.ndarray:
-    """Each number's measured rounding and its own last place; that of a zero that no rounding moves
-    is small against its neighbours."""
+    """Each number's measured rounding and its own last place; that of a zero that no rounding
+    changes is small against its neighbours."""
     unit = arithmetic.eps * np.abs(x)
     if rounding is not None:
         with np.errstate(invalid="ignore"):

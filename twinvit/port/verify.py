@@ -271,7 +271,7 @@ def nudged(graph: Graph, size: float, runs: int) -> list[float]:
 
 def _nudged_run(live: Graph, size: float, seed: int) -> dict[int, torch.Tensor]:
     """The outputs of a graph whose parameters, inputs and constants are changed by `size`; each of
-    these is made where it is used, and not kept."""
+    these is made where it is used, and not stored."""
     sources = {i for i, s in enumerate(live.source) if s != "node"}
     wanted = set(live.outputs)
     held: dict[int, torch.Tensor] = {}
@@ -422,7 +422,7 @@ def _source(x: np.ndarray, place: int, inputs: Arrays) -> Source | None:
 
 
 def _is_plain(x: np.ndarray) -> bool:
-    """True for constants, and for whole numbers that count along the last axis."""
+    """True for constants, and for integers that count along the last axis."""
     if x.size < 2 or (x == x.flat[0]).all():
         return True
     counted = np.broadcast_to(np.arange(x.shape[-1]) + x[..., :1], x.shape)

@@ -36,7 +36,7 @@ class Target:
     """A value of the reference that the port is to compute.
 
     Attributes:
-        value: its numbers.
+        value: its elements.
         node: the operation that it belongs to.
         names: the reference's arrays that it is computed from directly.
     """
@@ -167,7 +167,7 @@ class WeightSearch:
         return self._undecided()
 
     def _lost(self) -> list[int]:
-        """Targets in order that are missing, and that nothing that follows them vouches for."""
+        """Targets in order that are missing, and that nothing that follows them proves."""
         of_node: dict[int, list[int]] = {}
         for k, target in enumerate(self.targets):
             of_node.setdefault(target.node, []).append(k)
@@ -347,8 +347,8 @@ def _kind(rule: Any) -> tuple[str, int]:
 
 
 def equal_arrays(state: Mapping[str, np.ndarray]) -> list[str]:
-    """Arrays that hold the same numbers in the same or in another order of axes, in words: which of
-    them one of the port's is cannot be told by any value."""
+    """Arrays that hold the same values in the same or in another order of axes, in words: which of
+    them one of the port's is cannot be determined by any value."""
     sets: dict[tuple[Any, ...], list[str]] = {}
     texts = []
     for name, x in state.items():

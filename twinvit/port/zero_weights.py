@@ -1,4 +1,4 @@
-"""Parameters that are zero everywhere, filled with numbers in both models alike: what goes into
+"""Parameters that are zero everywhere, filled with the same values in both models: what goes into
 them, and comes out of them, shows its order."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The catalogue of causes: wrong versions of a reference's operations, as people have met them.
+"""The catalogue of causes: wrong versions of a reference's operations, as found in people's ports.
 
 A cause is a name, the operations it applies to, and a generator of variants. A variant is a text
 and a function that
@@ -72,7 +72,7 @@ class Variant:
             returns. Of an
             operation with several results it may return the first alone.
         refs: ids of the values that `fn` takes instead of the arguments.
-        node: the operation that is replaced, if not the one that the cause was asked about.
+        node: the operation that is replaced, if not the one that the cause was called with.
         also: further operations that the same edit replaces.
         also_refs: of each of these, ids of the values that it takes instead of its arguments; empty
             where they take their arguments.

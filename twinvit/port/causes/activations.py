@@ -1,4 +1,4 @@
-"""Activations: GELU's forms, slopes, and one activation in place of another."""
+"""Activations: GELU's forms, slopes, and one activation instead of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of attention: how keys and values are shared by queries."""
+"""Heads of attention: which queries use which keys and values."""
 
 from __future__ import annotations
 

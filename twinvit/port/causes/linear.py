@@ -198,7 +198,7 @@ def untied(call: Call) -> Iterator[Variant]:
     ),
 )
 def other_value(call: Call) -> Iterator[Variant]:
-    """The port holds other numbers for a parameter (not loaded, rounded, or of another
+    """The port holds other values for a parameter (not loaded, rounded, or of another
     checkpoint)."""
     yield from _ports_value(call, shared=False)
 

@@ -1,4 +1,4 @@
-"""Where a block's normalisation stands: before what the block computes, on its result, or on the
+"""Where a block normalises: before what the block computes, on its result, or on the
 sum with the residual."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rotary positions of a part of each head's numbers."""
+"""Rotary positions of a part of each head's elements."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _rotated(found: Rotation, part: int) -> Callable[..., torch.Tensor]:
 
 @cause("rope_partial", on="add")
 def rope_partial(call: Call) -> Iterator[Variant]:
-    """The port rotates another part of each head's numbers (all for half of them)."""
+    """The port rotates another part of each head's elements (all for half of them)."""
     found = _rotation_at(call)
     if found is None:
         return

@@ -34,7 +34,7 @@ def _producer(call: Call, value: int | None, *names: str) -> Any:
 
 def _ported(call: Call, value: torch.Tensor) -> bool | None:
     """Whether the port has a value: the softmax of those chosen is the softmax of all over its
-    sum, and which of them a port computes is told by this. None without a port."""
+    sum, and this decides which of them a port computes. None without a port."""
     if call.index is None:
         return None
     array = np.ascontiguousarray(value.detach().numpy(), np.float64)

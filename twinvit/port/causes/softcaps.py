@@ -98,6 +98,6 @@ def softcap_value(call: Call) -> Iterator[Variant]:
 
 @cause("softcap_added", on=())
 def softcap_added(_: Call) -> Iterator[Variant]:
-    """The port caps values softly, c * tanh(x / c), where the reference does not (told from an
+    """The port caps values softly, c * tanh(x / c), where the reference does not (known from an
     expression)."""
     return iter(())

@@ -79,7 +79,7 @@ def dropout_on(call: Call) -> Iterator[Variant]:
 
 @cause("layer_order", on=())
 def layer_order(_: Call) -> Iterator[Variant]:
-    """The port holds the layers of a stack in another order, or one of them in each place (told
+    """The port holds the layers of a stack in another order, or one of them for all (known
     from the weights)."""
     return iter(())
 

@@ -11,13 +11,13 @@ from twinvit.port.models.base import Function, Mode, Pure
 __all__ = ["Function", "Mode", "Pure", "pure"]
 
 ADAPTERS = (recorded, function, linen, equinox, haiku, nnx, keras, pytree)
-"""Modules with `accepts(port)` and `pure(port, mode)`; the first that accepts a port is asked."""
+"""Modules with `accepts(port)` and `pure(port, mode)`; the first that accepts a port is used."""
 
 
 def pure(port: Any, *, train: bool = False, evaluate: bool = False) -> Pure:
     """A port as a pure function of its leaves. Raises PortError for what it cannot call.
 
-    A module is run in the mode that it is in, unless `train` or `evaluate` ask for one.
+    A module is run in the mode that it is in, unless `train` or `evaluate` request one.
     """
     for adapter in ADAPTERS:
         if adapter.accepts(port):

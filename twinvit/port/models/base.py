@@ -35,7 +35,7 @@ class Pure:
         leaves: the port's arrays, in their own types.
         names: their names, "layers.0.kernel".
         kind: the library: "function", "nnx", "linen", "haiku", "pytree" or "keras".
-        stateful: whether it returns a new state beside the output.
+        stateful: whether it returns a new state in addition to the output.
         batched: the same call for a batch, of a model of single examples; None where there is no
             such model.
     """
@@ -49,7 +49,7 @@ class Pure:
 
 
 def called(fn: Callable[..., Any], mode: Mode, *args: Any) -> Any:
-    """What `fn` returns, told the mode by the argument that it has for that."""
+    """What `fn` returns, given the mode by the argument that it has for that."""
     return fn(*args, **mode_arguments(fn, mode))
 
 

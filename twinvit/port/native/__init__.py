@@ -1,1 +1,1 @@
-"""Both programs as they run: in their own types, against themselves in float64."""
+"""Both programs as they run: in their own dtypes, against themselves in float64."""

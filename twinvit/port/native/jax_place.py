@@ -48,7 +48,7 @@ class Watch(Interpreter):
 
 
 def jax_place(pair: Pair, pure: models.Pure, arrays: Sequence[np.ndarray]) -> dict[str, str]:
-    """The first place of the port that breaks each output; empty if it cannot be told.
+    """The first place of the port that breaks each output; empty if it cannot be determined.
 
     The traced program is evaluated widened and in its own types, and a result is bad where only its
     own type makes it NaN or infinite. From an output the bad operands are followed to those

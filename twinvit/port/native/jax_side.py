@@ -1,4 +1,4 @@
-"""The port as it runs: compiled if it can be, in its own types."""
+"""The port as it runs: compiled if possible, in its own dtypes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def overflow(
 
 @dataclass
 class Identified:
-    """In the place of an array, for the choice of outputs."""
+    """Stands for an array, for the choice of outputs."""
 
     id: int
     dtype: str = "float32"

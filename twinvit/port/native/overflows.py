@@ -1,4 +1,4 @@
-"""Where a port's integers leave their type: int32 as it runs, int64 in the comparison."""
+"""Where a port's integers overflow: int32 as it runs, int64 in the comparison."""
 
 from __future__ import annotations
 

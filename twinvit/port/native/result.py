@@ -24,9 +24,9 @@ class Broken:
     Attributes:
         side: "torch" or "jax".
         output: the output's name; "" where there is one array.
-        count, size: how many of how many numbers.
+        count, size: how many of how many elements.
         kind: "NaN" or "infinity", that of the most.
-        where: the first place that makes one, "rope.py:11"; "" where it cannot be told.
+        where: the first place that makes one, "rope.py:11"; "" where it cannot be determined.
         own: how many of them the other side has not, as it runs.
     """
 
@@ -56,7 +56,7 @@ class NativeRun:
         outputs: the same by side and name of the output, ("jax", "logits").
         dtypes: the outputs' types by side, {"jax": "bfloat16"}; several are joined by commas.
         broken: outputs with NaN or infinity that float64 has not.
-        integers: by side, the largest share of an output's integers or booleans that are others
+        integers: by side, the largest fraction of an output's integers or booleans that are others
             than in float64.
         overflow: where an integer of the port leaves its type as it runs, "rope.py:11", looked for
             where the port is far from itself; "" where none does.
@@ -79,7 +79,7 @@ class NativeRun:
 
         The port alone is blamed: NaN that the reference returns in the same places as it runs is
         the reference's program, rightly ported. NaN of the reference alone is said, and the verdict
-        stands on float64: a port is asked for the reference's formulas, not for its faults.
+        stands on float64: a port should compute the reference's formulas, not its faults.
         """
         blamed = [b for b in self.broken if b.side == port and b.own]
         if blamed:

@@ -1,4 +1,4 @@
-"""Both programs run once as they are: in their own types, the port compiled.
+"""Both programs run once as they are: in their own dtypes, the port compiled.
 
 The comparison evaluates both in float64, where nothing overflows. A softmax without its maximum, a
 mask of two times finfo.min or an exponential in float16 is right there and NaN where it is used.
@@ -31,8 +31,8 @@ def run_native(
 ) -> NativeRun:
     """Run both programs in their own types on the CPU, and compare each with itself in float64.
 
-    Neither model is changed, and no state of random numbers moves. What cannot be run is said in a
-    note and never raised.
+    Neither model is changed, and no random generator's state changes. What cannot be run is said in
+    a note and never raised.
 
     Args:
         pair: the two models and their inputs.

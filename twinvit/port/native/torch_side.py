@@ -44,7 +44,7 @@ def torch_outputs(pair: Pair, train: bool) -> Named:
 
 
 class _FirstBroken(TorchDispatchMode):
-    """Remembers which operation first made infinity or NaN of finite numbers, for each tensor."""
+    """Remembers which operation first made infinity or NaN of finite values, for each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _FirstBroken(TorchDispatchMode):
             if t is None or not (t.is_floating_point() or t.is_complex()) or not t.numel():
                 continue
             if not bool(torch.isfinite(t).all()):
-                # an infinity that was asked for is no fault until it makes NaN
+                # an infinity that was requested is no fault until it makes NaN
                 fresh = "" if told and not bool(t.isnan().any()) else where
                 kept = next((k for k in known if k), fresh)
                 self.origin[id(t)] = (t, kept)
@@ -73,7 +73,7 @@ class _FirstBroken(TorchDispatchMode):
 
 
 def torch_place(pair: Pair, train: bool) -> dict[str, str]:
-    """The reference's first place that breaks each output; empty if it cannot be told."""
+    """The reference's first place that breaks each output; empty if it cannot be determined."""
     try:
         model, names, tries = torch_values.as_given(pair.torch_model, pair.inputs, train)
         watch = _FirstBroken()

@@ -1,4 +1,4 @@
-"""Rows of operations, and the sets and positions that are asked of them."""
+"""Rows of operations, and the sets and positions that are looked up in them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What differs between a `torch.optim` optimizer and an Optax transformation, and the proof.
 
-The same drawn gradients go through both in float64. A NumPy model of the reference (checked against
-the reference's own trajectory) is then edited, one known difference at a time, until it reproduces
-the port's trajectory to rounding.
+The same random gradients go through both in float64. A NumPy model of the reference (checked
+against the reference's own trajectory) is then edited, one known difference at a time, until it
+reproduces the port's trajectory to rounding.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def explain_optimizer(
         A report with what="optimizer"; its operations are the steps. It is "same" where every
         tensor's way is the same to rounding and something moved, also with gradients of other
         sizes, or differs by no more than a schedule or an accumulator in float32 does;
-        "undecided" where rounding decides, nothing moved, a number is not finite, the reference's
+        "undecided" where rounding decides, nothing changed, a number is not finite, the reference's
         clip acted always or never, or names that were not given decide.
 
     Raises:
@@ -117,7 +117,7 @@ def _runs(
     names: Mapping[str, str],
     seed: int,
 ) -> list[Run]:
-    """Both sides on the drawn gradients, and on much smaller and much larger ones."""
+    """Both sides on the random gradients, and on much smaller and much larger ones."""
     problems = [problem, *(replace(problem, gradients=problem.gradients * s) for s in SCALES)]
     found = []
     for drawn, port in zip(problems, run_optax(transform, problems, names), strict=True):

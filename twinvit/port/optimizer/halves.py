@@ -22,7 +22,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class _Wide(TorchDispatchMode):
-    """float64 wherever a 16-bit type is asked for."""
+    """float64 wherever a 16-bit type is requested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +69,6 @@ def widened(update: Callable[..., Any], params: Any, state: Any) -> Callable[...
 
 
 def _wide(x: Any) -> np.ndarray:
-    """An array in float64, if its numbers are floating-point ones."""
+    """An array in float64, if its elements are floating-point ones."""
     array = np.asarray(x)
     return array.astype(np.float64) if jax.numpy.issubdtype(array.dtype, np.floating) else array

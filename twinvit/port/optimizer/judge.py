@@ -1,8 +1,8 @@
 """When two optimizers are the same: each tensor's way, against what rounding does to it.
 
 The ways are compared from the start on, so that small updates of large parameters count, and tensor
-by tensor, so that one that moves far cannot hide another. Gradients of other sizes show thresholds
-that the usual ones never reach.
+by tensor, so that one that changes much cannot hide another. Gradients of other sizes show
+thresholds that the usual ones never reach.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Course:
     Attributes:
         problem: parameters and gradients.
         reference, port: parameters before and after each step, (steps + 1, elements), float64.
-        nudged: runs of the reference whose numbers were moved by one eps, of the same shape.
+        nudged: runs of the reference whose numbers were changed by one eps, of the same shape.
         acted: (steps,) whether the reference's clip changed the gradient; None without a clip.
     """
 

@@ -137,7 +137,7 @@ class Settings:
     # Adafactor's
     decay_power: float = 0.8  # squares decay by 1 - step ** -power
     decay_offset: int = 0
-    fixed_decay: float | None = None  # in place of that
+    fixed_decay: float | None = None  # instead of that
     narrow_decay: bool = False  # computed in float32
     eps_floor: float = 0.0  # of the squares' root and of their mean
     eps_inside: float = 0.0  # added to the squares
@@ -157,7 +157,7 @@ class Settings:
     ns_a: float = 3.4445
     ns_b: float = -4.7750
     ns_c: float = 2.0315
-    ns_table: np.ndarray | None = None  # (steps, 3), in place of these
+    ns_table: np.ndarray | None = None  # (steps, 3), instead of these
     ns_eps: float = 1e-7
     ns_eps_added: bool = False  # else the larger one of the norm and it
     precondition: str = "frobenius"

@@ -98,7 +98,8 @@ def _running(side: str) -> Iterator[None]:
 def run_torch(
     factory: Callable[[Any], Any], problem: Problem, nudge: int | None = None
 ) -> Reference:
-    """The PyTorch side; with `nudge`, a seed, its parameters are moved by one eps in each step."""
+    """The PyTorch side; with `nudge`, a seed, its parameters are changed by one eps in each
+    step."""
     rng = np.random.default_rng(nudge)
     module = _Holder(problem.tree(problem.start))
     own = dict(module.named_parameters())  # a module's own come before its children's

@@ -1,4 +1,4 @@
-"""A PyTorch optimizer's settings, as its parameter groups hold them and as it moved."""
+"""A PyTorch optimizer's settings, as its parameter groups hold them and as its steps show them."""
 
 from __future__ import annotations
 

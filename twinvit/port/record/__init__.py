@@ -1,1 +1,1 @@
-"""Both programs recorded: the operations, their values, and where each stands."""
+"""Both programs recorded: the operations, their values, and the location of each."""

@@ -16,6 +16,6 @@ def split_inputs(inputs: Any) -> tuple[list[str], list[Any]]:
 
 
 def float_type(x: Any) -> str:
-    """The name of the type of an input's numbers, "bfloat16"."""
+    """The name of the type of an input's elements, "bfloat16"."""
     dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     return str(dtype).removeprefix("torch.")

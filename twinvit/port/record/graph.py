@@ -2,7 +2,7 @@
 
 What is recorded is functional (an operation in place is there as its functional form), so any part
 of the graph can be run again with other values, under autograd too. Nothing changes a graph: an
-edit returns a new one, which shares the values that the edit does not reach.
+edit returns a new one, which uses the same values where the edit does not reach.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ref:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation: what it was called with, what came out, and where it stands in the user's
+    """One operation: what it was called with, what came out, and where it is in the user's
     code. `refs` are the ids of the values among its arguments, each once."""
 
     index: int
@@ -77,7 +77,7 @@ class Node:
 
 
 class Edit(NamedTuple):
-    """A function in place of an operation.
+    """A function that replaces an operation.
 
     It takes the operation's resolved arguments, or the values `refs` where they are given (all of
     them come before the operation), and returns what the operation returns.
@@ -94,13 +94,13 @@ class Graph:
     Attributes:
         source: of each value "param:NAME", "input:K", "const" or "node".
         producer: of each value the index of the operation that makes it; None where none does.
-        narrowings: where the model asked for a narrower type, and which.
+        narrowings: where the model requested a narrower type, and which.
         modules: classes of modules by name.
         reads: values that the model's Python code read as numbers (`if`, `.item()`), and where.
-        heard: each operation as the model called it.
+        heard: each operation as the model called it in its own dtypes.
         heard_at: the number of recorded operations before each of them.
         written: values that random numbers were written into (`bernoulli_`).
-        rows: of each attention whether it zeroed rows that are masked whole.
+        rows: of each attention whether it zeroed rows that are completely masked.
         types: the types that values have as the program runs; None where that is not known.
         numbers: operations, by their place in `heard`, that took the numbers of the program that
             runs.
@@ -141,7 +141,7 @@ class Graph:
         return {i: tuple(users) for i, users in found.items()}
 
     def input_dependent(self) -> frozenset[int]:
-        """Ids of the values that depend on an input's numbers, and not on its shape alone, in the
+        """Ids of the values that depend on an input's elements, and not on its shape alone, in the
         program as it was recorded."""
         return (self.recorded or self)._input_dependent
 
@@ -219,7 +219,7 @@ class Graph:
     def arguments(
         self, node: Node, changed: Mapping[int, torch.Tensor] | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The operation's arguments with `changed` values in place of the recorded ones."""
+        """The operation's arguments with `changed` values instead of the recorded ones."""
         values = self.values
 
         def get(x: Any) -> Any:
@@ -244,12 +244,12 @@ class Graph:
         values by id.
 
         Args:
-            edits: functions in place of operations, by node index.
-            changed: values put in place of recorded ones, by id.
+            edits: functions that replace operations, by node index.
+            changed: values substituted for recorded ones, by id.
             first: no operation before this one changes.
             until: the last operation to run.
             everything: run every operation (under autograd, or with other parameters).
-            on_value: told of each value as it is computed.
+            on_value: called with each value as it is computed.
             keep: with it, a value is dropped after its last use unless it says True.
         """
         changed = dict(changed or {})
@@ -302,7 +302,7 @@ class Graph:
         return graph.with_values(graph.run(edits, dict(values), first=first))
 
     def edited(self, edits: Mapping[int, Edit]) -> Graph:
-        """The graph with functions in place of operations, and what follows from them."""
+        """The graph with operations replaced by functions, and what follows from them."""
         return self.put({i: self.nodes[i].edited(edit) for i, edit in edits.items()}, {})
 
     def pinned(self, values: Mapping[int, torch.Tensor]) -> Graph:

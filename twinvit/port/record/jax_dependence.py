@@ -1,4 +1,4 @@
-"""What of a JAX program depends on the types that it is given.
+"""What of a JAX program depends on the dtypes that it is given.
 
 A port is traced in its own types and in float64. Where the two programs are the same but for types,
 the one in float64 has the constants unrounded: `eps = 1e-6`, a table of NumPy's. A constant whose

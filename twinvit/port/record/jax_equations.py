@@ -1,4 +1,4 @@
-"""Equations of a jaxpr bound again, in other types than they were traced in."""
+"""Equations of a jaxpr bound again, in other dtypes than they were traced in."""
 
 from __future__ import annotations
 

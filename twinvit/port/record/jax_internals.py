@@ -1,6 +1,6 @@
-"""All that is taken from JAX's own modules, which it may rename: lines, and types in force.
+"""All uses of JAX's private modules, which it may rename: source lines, and dtypes in force.
 
-JAX has no public way to ask where an equation stands, nor to trace a program whose constants keep
+JAX has no public way to find an equation's location, nor to trace a program whose constants keep
 their digits. A part that an installed JAX lacks is said with its version.
 """
 
@@ -96,7 +96,7 @@ def conversions(
     A number takes the type of the array that it meets while it is traced: 0.044715 is 0.0447 in
     bfloat16. No evaluation of the jaxpr brings its digits back, so they must not be lost first.
 
-    `made(operands, dtype)` is the type that `arange` and conversions are asked for in its place.
+    `made(operands, dtype)` is the dtype that `arange` and conversions make instead.
     JAX's own caches of traces are set apart by `key`, which says what is done.
     """
     module = importlib.import_module("jax._src.lax.lax")
@@ -192,7 +192,7 @@ def key_type(name: str) -> Any:
 
 
 class Told(_part("source_info_util", "SourceInfo")):  # type: ignore[misc]
-    """A source that says its places itself: the user's, and the innermost."""
+    """A source that gives its locations itself: the user's, and the innermost."""
 
     __slots__ = ("places",)
 

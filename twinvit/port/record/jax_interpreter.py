@@ -29,7 +29,7 @@ Sink = Callable[[Any, str, str, list[int]], int]
 
 
 class Deferred:
-    """An argument that is made each time that an equation reads it, and not kept."""
+    """An argument that is made each time that an equation reads it, and not stored."""
 
     def __init__(self, make: Callable[[], np.ndarray]) -> None:
         self.make = make
@@ -68,7 +68,7 @@ class Interpreter:
         return literal(value)
 
     def one_sided(self) -> list[str]:
-        """Comparisons of floating-point numbers with one result throughout, in words."""
+        """Comparisons of floating-point values with one result throughout, in words."""
         return [
             f"{where}: the port's comparison ({name}) is {str(*seen).lower()} for every number; "
             "what the other side leads to is not compared"

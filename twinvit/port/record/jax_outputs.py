@@ -26,7 +26,7 @@ def ordered_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 @dataclasses.dataclass
 class Outputs:
-    """Arrays that a port returns, and their names, which a trace keeps beside the shapes."""
+    """Arrays that a port returns, and their names, which a trace keeps with the shapes."""
 
     arrays: list[Any]
     names: tuple[str, ...]

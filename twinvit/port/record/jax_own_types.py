@@ -1,4 +1,4 @@
-"""The types that a JAX program's variables have as it runs, and where it rounds them."""
+"""The dtypes that a JAX program's variables have as it runs, and where it rounds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an equation of a JAX program stands."""
+"""The location of a JAX program's equation in the user's code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def frames(source: Any) -> tuple[str, str]:
-    """Where an equation stands: the user's place, "file.py:12", or "layer NAME" where the model is
-    put together from a library's layers alone; and the innermost place outside JAX."""
+    """An equation's location: the user's, "file.py:12", or "layer NAME" where the model is
+    made of a library's layers alone; and the innermost location outside JAX."""
     if isinstance(source, Told):
         return source.places
     called = user_frames(source)

@@ -22,7 +22,7 @@ def on_cpu(x64: bool) -> Iterator[None]:
     rounds otherwise.
 
     Raises:
-        PortError: JAX was told to leave the CPU out.
+        PortError: JAX was configured without the CPU.
     """
     try:
         cpu = jax.local_devices(backend="cpu")[0]

@@ -47,7 +47,7 @@ class Step:
 
     @property
     def layout(self) -> bool:
-        """True for a step that returns the same numbers, at most in another order or more often."""
+        """True for a step that returns the same values, at most in another order or more often."""
         return self.name in LAYOUT or self.name in ("convert_element_type", "broadcast_in_dim")
 
 
@@ -56,11 +56,11 @@ class Slot:
     """One value as the program holds it: unlike the index, in each layout by itself.
 
     Attributes:
-        entry: the index's entry of these numbers; -1 for a literal.
+        entry: the index's entry of these values; -1 for a literal.
         kind: "parameter", "input", "constant", "literal", "step", "slice" or "stack".
         step: the step that makes it; -1 for what no step makes.
         first: True if the entry's numbers are in this layout.
-        value: kept where the index does not hold it, and small; else None.
+        value: stored where the index does not hold it, and small; else None.
     """
 
     entry: int
@@ -84,7 +84,7 @@ class Tape:
     """Slots that the program or a step of a loop returns as results, read by no equation."""
 
     def add(self, slot: Slot, value: Any = None) -> int:
-        """A new slot; its value is kept if the index does not hold it and it is small."""
+        """A new slot; its value is stored if the index does not hold it and it is small."""
         number = len(self.slots)
         if value is not None and (slot.entry < 0 or self.index.entries[slot.entry].value is None):
             size = getattr(value, "nbytes", 0)
@@ -98,7 +98,7 @@ class Tape:
         return number
 
     def value(self, number: int) -> np.ndarray | None:
-        """The array that a slot holds; None where it was not kept."""
+        """The array that a slot holds; None where it was not stored."""
         slot = self.slots[number]
         if slot.value is not None:
             return np.asarray(slot.value)
@@ -117,7 +117,7 @@ class Tape:
             made = {self.slots[i].entry for i in step.outs}
             for operand in step.operands:
                 entry = self.slots[operand].entry
-                if made != {entry}:  # no other layout of the same numbers
+                if made != {entry}:  # no other layout of the same values
                     found.setdefault(entry, set()).add(k)
         for number in self.returned:
             found.setdefault(self.slots[number].entry, set()).add(-1)
@@ -144,7 +144,7 @@ class _Loop:
 
 
 class Taping(Interpreter):
-    """An interpreter that also writes a tape; the ids that it hands on are slots of the tape."""
+    """An interpreter that also writes a tape; the ids that it passes on are slots of the tape."""
 
     def __init__(self, index: Index) -> None:
         super().__init__(index.add)

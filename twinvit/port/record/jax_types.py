@@ -1,4 +1,4 @@
-"""Floating-point types of a JAX program, and those that its values are computed in."""
+"""Floating-point dtypes of a JAX program, and those that its values are computed in."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def kind(dtype: Any) -> str:
 
 
 def rounds_to(mine: Any, theirs: Any) -> bool:
-    """True if numbers are, rounded to the type of the others, these, number by number."""
+    """True if numbers are, rounded to the type of the others, these, element by element."""
     a, b = np.asarray(mine), np.asarray(theirs)
     if kind(a.dtype) != kind(b.dtype):
         return False

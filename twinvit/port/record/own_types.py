@@ -1,6 +1,6 @@
-"""The types that a program's values have as it runs, where it is computed in float64.
+"""The dtypes that a program's values have as it runs, where it is computed in float64.
 
-A value is told by what it holds, and may be held in several types: a product in float32 that is
+A value is identified by its elements, and may exist in several dtypes: a product in float32 that is
 converted to bfloat16 is held in both.
 """
 
@@ -22,8 +22,8 @@ class Rounding:
     Attributes:
         value: its id in the recording.
         dtype: the type that it is rounded to.
-        inner: the innermost place, which may be within a library, "linear.py:80".
-        where: the user's place, "model.py:31".
+        inner: the innermost location, which may be within a library, "linear.py:80".
+        where: the user's location, "model.py:31".
         users: the operations that take the result, where the recording has none that makes it.
     """
 

@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 
 class Rows:
-    """Whether each attention of a recording zeroed rows that are masked whole, in order; one that
-    did in an earlier recording does again, also where no row is."""
+    """Whether each attention of a recording zeroed rows that are completely masked, in order; one
+    that did in an earlier recording does again, also where no row is."""
 
     def __init__(self, before: Sequence[bool] = ()) -> None:
         self.before = before

@@ -1,4 +1,4 @@
-"""What a call of an ATen operation says of itself: its name, its functional form, its types."""
+"""What is read from a call of an ATen operation: its name, its functional form, its dtypes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def replayable(func: Any) -> Any:
 
 
 def takes_the_default(args: Any, kwargs: dict[str, Any], out: Any) -> bool:
-    """True for an operation that makes floats of whole numbers (a division, a root): of the default
+    """True for an operation that makes floats of integers (a division, a root): of the default
     type, which is another one when it is run again."""
     if not isinstance(out, torch.Tensor) or not out.is_floating_point() or kwargs.get("dtype"):
         return False

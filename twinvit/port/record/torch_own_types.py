@@ -1,4 +1,4 @@
-"""The types that a recorded PyTorch program's values have as it runs."""
+"""The dtypes that a recorded PyTorch program's values have as it runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def own_types(graph: Graph, listener: Listener) -> OwnTypes:
 
 
 def _asked(node: Node) -> str | None:
-    """The type that a conversion was asked for by its name; None for other operations."""
+    """The dtype that a conversion's name requests; None for other operations."""
     if node.narrowed is None or not node.refs:
         return None
     return str(node.narrowed).removeprefix("torch.")

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from twinvit.port.places import Frame, user_place
 
 PLACE: ContextVar[str | None] = ContextVar("PLACE", default=None)
-"""The place of what a recording computes again, whose own code is not there."""
+"""The location of what a recording computes again, whose own code is absent."""
 
 
 def where_in_user_code() -> str:

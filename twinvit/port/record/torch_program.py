@@ -76,7 +76,7 @@ def record(
         like: a recording of the model as it is, where this one and these inputs are in float64.
 
     Returns:
-        The graph, with every value kept.
+        The graph, with every value stored.
     """
     replayed = getattr(model, "replayed", None)  # the model is a recording
     if replayed is not None:
@@ -123,7 +123,7 @@ def record_native(
 def _listened(
     model: Any, inputs: Sequence[Any] | Mapping[str, Any], pick: Pick, train: bool
 ) -> Listener | None:
-    """What was heard of the model in its own types; None if it does not run in them."""
+    """The operations of the model in its own dtypes; None if it does not run in them."""
     copy, names, tries = as_given(model, inputs, train)
     for tensors in tries:
         listener = Listener(where_in_user_code)
@@ -222,7 +222,7 @@ def _recorded(
     rows: Sequence[bool] = (),
 ) -> Graph:
     """One forward pass in float64, or in the model's own types, with these operations' numbers.
-    `rows`: which attentions zero rows that are masked whole, as in an earlier recording."""
+    `rows`: which attentions zero rows that are completely masked, as in an earlier recording."""
     graph = Draft(dict(numbers or {}))
     wide = model if own else widened(model)
     recorder = Recorder(graph, numbers, own)

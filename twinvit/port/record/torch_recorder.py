@@ -47,7 +47,7 @@ aten = torch.ops.aten
 class Recorder(TorchDispatchMode):
     """Records operations; widens every floating-point value to float64 on the way.
 
-    `numbers` are taken in place of those that operations, by their place in order, are called with.
+    `numbers` are taken instead of those that operations, by their place in order, are called with.
     With `own` nothing is widened.
     """
 

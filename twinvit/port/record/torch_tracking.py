@@ -22,7 +22,8 @@ class Tracked:
     def __init__(self, graph: Draft) -> None:
         self.graph = graph
         self.scopes: list[str] = []
-        # A tensor and its value by the tensor's `id`, which is used again when a tensor is gone.
+        # A tensor and its value by the tensor's `id`, which is used again when a tensor no longer
+        # exists.
         self._ids: dict[int, tuple[torch.Tensor, int]] = {}
         self._by_storage: dict[int, list[torch.Tensor]] = {}
         self._storages: dict[int, int] = {}
@@ -77,7 +78,7 @@ class Tracked:
         return self.id_of(tensor)
 
     def _alias(self, tensor: torch.Tensor) -> int | None:
-        """The id of a tensor that shares a recorded one's storage (a view that C++ made without an
+        """The id of a tensor that uses a recorded one's storage (a view that C++ made without an
         operation)."""
         group = self._by_storage.get(tensor.untyped_storage()._cdata, [])
         geometry = (list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset()))
@@ -143,7 +144,7 @@ class Tracked:
         return out
 
     def keep_written(self, target: torch.Tensor) -> None:
-        """Keep the recorded values of a storage that is to be written to as they are."""
+        """Copy the recorded values of a storage that is about to be written to."""
         self.known(target)
         storage = target.untyped_storage()._cdata
         for tensor in self._by_storage.get(storage, []):

@@ -1,7 +1,7 @@
-"""What of a PyTorch program depends on the types that it is given.
+"""What of a PyTorch program depends on the dtypes that it is given.
 
-The model is run once as it is and listened to. Its operations and their numbers are laid beside
-those of the recording in float64: `finfo(x.dtype).min` or `nn.RMSNorm(eps=None)` give other numbers
+The model is run once as it is and recorded. Its operations and their values are compared with
+those of the recording in float64: `finfo(x.dtype).min` or `nn.RMSNorm(eps=None)` give other values
 there, and those of the program that runs are taken.
 """
 
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 _Made = tuple[int | str, int]
 _NUMBERS = (float, int, complex)  # and no types, devices or generators
 _READ = 0.02  # bfloat16 rounds by 0.004; what depends on the type is seldom as near
-_CONSTANT = 4096  # tensors of so many numbers are compared number by number
+_CONSTANT = 4096  # tensors of so many elements are compared element by element
 
 
 class Apart(Exception):
@@ -57,7 +57,7 @@ def heard(func: Any, args: Any, kwargs: dict[str, Any], where: str) -> Heard | N
 
 
 def differing(wide: Sequence[Heard], own: Sequence[Heard]) -> dict[int, Heard]:
-    """Of the operations in float64, by their place in order, those with other numbers as the model
+    """Of the operations in float64, by their place in order, those with other values as the model
     runs. Raises Apart where the operations are others."""
     found = {}
     for k, (a, b) in enumerate(zip(wide, own)):
@@ -91,7 +91,7 @@ def _same_number(x: Any, y: Any) -> bool:
 
 def _near(x: float, y: float) -> bool:
     """True if two numbers may be one, which the model has read from its values (`.item()`) and
-    which rounding moved."""
+    which rounding changed."""
     size = max(abs(x), abs(y))
     return x == y or (math.isfinite(size) and abs(x - y) <= _READ * size)
 

@@ -1,4 +1,4 @@
-"""PyTorch models and inputs as they are recorded: copies, in float64 or in their own types."""
+"""PyTorch models and inputs as they are recorded: copies, in float64 or in their own dtypes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def to_torch(array: Any) -> torch.Tensor:
 
 
 def to_numpy(t: torch.Tensor) -> np.ndarray:
-    """A tensor's numbers as a contiguous array."""
+    """A tensor's elements as a contiguous array."""
     return np.ascontiguousarray(t.detach().numpy())
 
 

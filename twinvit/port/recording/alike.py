@@ -1,4 +1,4 @@
-"""Whether operands are those that an operation was recorded with, number by number."""
+"""Whether operands are those that an operation was recorded with, element by element."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import numpy as np
 from twinvit.port.verdict import dwarfing, kinds
 
 SAME = 1e-8
-"""Relative: numbers that are nearer are the recorded ones, moved by rounding; those of drawn inputs
-are not."""
+"""Relative: numbers that are nearer are the recorded ones, changed by rounding; those of random
+inputs are not."""
 
 
 def alike(given: np.ndarray, recorded: np.ndarray) -> bool:
-    """True if two arrays of float64, complex128, integers or booleans hold the same numbers at the
-    same places but for rounding. Masks and other constants that dwarf the rest hide nothing."""
+    """True if two arrays of float64, complex128, integers or booleans hold the same values at the
+    same places but for rounding. Masks and other constants much larger than the rest hide
+    nothing."""
     if given.shape != recorded.shape:
         return False
     if given.dtype.kind not in "fc" or recorded.dtype.kind not in "fc":

@@ -18,7 +18,7 @@ PLAIN = frozenset(
 PARTS = {"complex64": "float32", "complex128": "float64"}
 """Complex types are held as two numbers along a last axis of their own."""
 BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
-"""Types that NumPy lacks are held as the bits of their numbers."""
+"""Types that NumPy lacks are held as the bits of their values."""
 AXES = 32
 NUMBERS = 1 << 40
 
@@ -71,7 +71,7 @@ def _stored(array: np.ndarray, name: str) -> np.ndarray:
 
 
 class Read:
-    """The arrays of a recording, each read when it is asked for."""
+    """The arrays of a recording, each read when it is requested."""
 
     def __init__(self, described: Any, stored: Mapping[str, np.ndarray], path: Any) -> None:
         if not isinstance(described, list) or len(described) != len(stored):

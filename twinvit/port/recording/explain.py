@@ -47,7 +47,7 @@ def explain_recordings(
         what: as of `explain`; it must have been recorded.
         output: as of `explain`.
         right: the framework that is right, "torch" or "jax"; by default that of `reference`.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
         PortError: a recording is damaged, or the two are not of the same inputs.

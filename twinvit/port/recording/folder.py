@@ -56,7 +56,7 @@ def check_new(path: Path) -> None:
 
 
 def write(path: Path, framework: str, program: dict[str, Any], arrays: Written) -> None:
-    """Write a recording. It is there whole, or not at all. Raises PortError if the path exists."""
+    """Write a recording, completely or not at all. Raises PortError if the path exists."""
     from safetensors.numpy import save_file
 
     check_new(path)

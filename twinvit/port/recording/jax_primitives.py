@@ -37,7 +37,7 @@ LEAVES = frozenset(
 )
 """Primitives that compute numbers of numbers."""
 FLOW = frozenset(("scan", "while", "cond", "shard_map", *CALLS))
-"""Primitives that run programs of their own, which are parameters."""
+"""Primitives that run other programs, which are parameters."""
 _UNSAID = frozenset(
     "sharding out_sharding in_shardings out_shardings ctx_mesh in_layouts out_layouts layout "
     "compiler_options_kvs name debug_info inline donated_invars keep_unused devices srcs "

@@ -1,6 +1,6 @@
-"""A traced JAX program as JSON and arrays, and made again from them.
+"""A traced JAX program as JSON and arrays, and rebuilt from them.
 
-All jaxprs of a recording stand in one list, each once: a function that is called twice is one
+All jaxprs of a recording are in one list, each once: a function that is called twice is one
 jaxpr, and its variables are the same objects.
 """
 
@@ -299,7 +299,7 @@ class OneDevice:
 
 
 class _Placed:
-    """In the place of an equation of which the place alone is asked."""
+    """Stands for an equation of which the location alone is needed."""
 
     def __init__(self, source_info: Told) -> None:
         self.source_info = source_info

@@ -102,7 +102,7 @@ class _Traces:
 
 
 class _Watching(Interpreter):
-    """Keeps what some equations are run with and return."""
+    """Stores what some equations are run with and return."""
 
     def __init__(self, wanted: Mapping[int, Any], runs: dict[int, list[Run]]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def jax_program_of(
         inputs: NumPy arrays as the PyTorch model takes them, a tuple or a mapping.
         output: a function that chooses of what the model returns, or None.
         what: of "forward", "grad", "train".
-        say: told what is being done.
+        say: called with what is being done.
         jax_inputs: arrays as this model takes them, where it takes others.
 
     Raises:
@@ -188,7 +188,7 @@ def _layouts(side: PortSide, train: bool, gradients: bool) -> list[_Traces | Non
 
 
 def _encoder(side: PortSide, traces: Sequence[_Traces], arrays: Written) -> Encoder:
-    """What writes the programs, told the values of equations that are recorded by theirs."""
+    """What writes the programs, given the values of equations that are recorded by value."""
     encoder = Encoder(Written())
     for trace in traces:
         for traced, _ in trace.programs(side.leaves):

@@ -41,7 +41,7 @@ def record_model(
         what: of "forward", "grad", "train": what can be compared later.
         jax_inputs: arrays as the JAX model takes them, where it takes others; for that side alone.
         output: a function that chooses of what the model returns.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
         PortError: the model does not run, cannot be recorded, or the folder exists.

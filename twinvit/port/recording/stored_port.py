@@ -1,4 +1,4 @@
-"""A recorded JAX model in place of the model itself: its arrays, and its programs."""
+"""A recorded JAX model, used like the model itself: its arrays, and its programs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Mode:
 
 
 class StoredPort:
-    """A recorded JAX model, as a comparison asks for it.
+    """A recorded JAX model, as a comparison uses it.
 
     Attributes:
         stored_inputs: the inputs as the PyTorch model takes them; `own_inputs`, as this one does,
@@ -118,7 +118,7 @@ class StoredPort:
 
     @property
     def _mode(self) -> _Mode:
-        assert self._now is not None  # a program was asked for before
+        assert self._now is not None  # a program was requested before
         return self._now
 
     def gradient(

@@ -1,4 +1,4 @@
-"""A recorded PyTorch model in place of the model itself: its parameters, and its program."""
+"""A recorded PyTorch model, used like the model itself: its parameters, and its program."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _kind(value: torch.Tensor) -> list[Any]:
 
 
 def _narrowed(value: torch.Tensor) -> torch.Tensor:
-    """A constant, in float32 where that holds its numbers."""
+    """A constant, in float32 where that holds its elements."""
     value = value.detach()
     if value.dtype != torch.float64 or value.numel() < 64:
         return value

@@ -33,7 +33,7 @@ def torch_program_of(
         inputs: NumPy arrays as it takes them, a tuple or a mapping.
         output: a function that chooses of what the model returns, or None.
         train: record train mode, too.
-        say: told what is being done.
+        say: called with what is being done.
 
     Raises:
         PortError: the model does not run, or differs from itself.
@@ -125,7 +125,7 @@ def _check(model: Any, inputs: Any, pick: Callable[[Any], list[Any]], graph: Gra
     if sum(graph.values[i].numel() for i in graph.params().values()) > CHECKED:
         return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is drawn anew
+        torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is sampled anew
         again = torch_program.record(model, inputs, pick)
     apart = [_apart(graph, again, k) for k in range(len(graph.outputs))]
     if max(apart, default=0.0) > 1e-9:

@@ -1,2 +1,2 @@
 """The search of a port's comparison: which operations of the reference have an equal in the port,
-where the two part, and why."""
+where the two diverge, and why."""

@@ -1,4 +1,4 @@
-"""Names of expressions that people have met: a name only where both formulas show it."""
+"""Common names of expressions: a name only where both formulas show it."""
 
 from __future__ import annotations
 

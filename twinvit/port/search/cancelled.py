@@ -1,4 +1,4 @@
-"""Values whose share in everything that is found cancels, whatever the weights: a scale that is
+"""Values whose effect on everything that is found cancels, whatever the weights: a scale that is
 divided out again, a shift that a softmax or a normalisation takes away. A port may leave them out.
 """
 
@@ -17,8 +17,8 @@ SAME = 1e-9  # relative: values that other weights and inputs do not move
 
 
 def cancelled(graph: Graph, found: Iterable[int], hidden: Iterable[int]) -> set[int]:
-    """Those of `hidden` that move nothing found with other weights and inputs either, though some
-    of what is computed from them does: the shares cancel in every model of these operations.
+    """Those of `hidden` that change nothing found with other weights and inputs either, though some
+    of what is computed from them does: the effects cancel in every model of these operations.
 
     What passes through a value that is the same for all weights and inputs (a softmax over one
     position) does not count: that is so at these shapes alone. Empty where the operations do not

@@ -18,7 +18,7 @@ from twinvit.port.search.session import Session
 from twinvit.port.search.trial import NARROW, Trial, TrialResult
 
 FALSE_IN_CELLS = frozenset(("residual_source", "bias_missing", "flatten_order"))
-"""Causes that a step's few numbers seem to prove behind a mistake in a recurrent cell."""
+"""Causes that a step's few elements seem to prove behind a mistake in a recurrent cell."""
 FALSE_IN_A_CELL = frozenset(("gate_missing",))
 """Causes that a cell's first step, whose state is zero, seems to prove in the cell itself."""
 SEARCH = 800  # candidates that are tried for one operation
@@ -165,7 +165,7 @@ def equals(session: Session, trial: Trial, trials: Sequence[Trial], front: Node)
 
 
 def aligned(session: Session, trial: Trial) -> bool:
-    """True if the first regained value equals the port's number by number, axes permuted at
+    """True if the first regained value equals the port's element by element, axes permuted at
     most."""
     proof = trial.judged.proof
     if proof is None or proof[1] < 0:

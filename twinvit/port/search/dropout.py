@@ -2,7 +2,7 @@
 
 What a side draws are zeros and ones at random, by which it multiplies a value. The two sides draw
 others, so nothing after a dropout agrees before one takes the pattern of the other. Which dropout
-is which is told by the value that goes in, number by number; the rates are read off what is kept.
+is which is told by the value that goes in, element by element; the rates are read off what is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twinvit.port.search.trial import AppliedEdit
 
 ARRANGED = ("convert_element_type", "copy", "reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 """Layout operations of JAX that keep the order of the numbers, where their count stays."""
-UNLIKELY = 5.0  # standard deviations that a share of zeros is not off by
+UNLIKELY = 5.0  # standard deviations that a fraction of zeros is not off by
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Pattern:
 
     Attributes:
         kept: True where a number is kept, or was zero before.
-        factor: of the numbers that are kept.
-        zeros: the share of the others, among those that were not zero before.
+        factor: of the elements that are not dropped.
+        zeros: the fraction of the others, among those that were not zero before.
     """
 
     kept: np.ndarray
@@ -76,7 +76,7 @@ class Dropped:
         given: the value that it takes, and those that this one is made of by scalings with a
             number, each with the factor that makes it; the nearest first.
         after: factors of the scalings that follow, the first one 1.
-        draws: how many numbers were drawn.
+        draws: how many elements were drawn.
     """
 
     own: Pattern
@@ -90,12 +90,12 @@ class Dropped:
 
     @cached_property
     def rate(self) -> float:
-        """Read off a factor where it fits the share of zeros; else that share."""
+        """Read off a factor where it fits the fraction of zeros; else that share."""
         return self.read if self.read is not None else self.own.zeros
 
     @cached_property
     def read(self) -> float | None:
-        """The rate that a factor is for; None where none fits the share of zeros."""
+        """The rate that a factor is for; None where none fits the fraction of zeros."""
         beside = [f for i in range(len(self.given)) for f in self.factors(i)]
         for factor in (self.own.factor, *beside):
             rate = 1 - 1 / factor
@@ -125,7 +125,7 @@ class Site:
     Attributes:
         node: the operation that makes the zeros.
         given: the id of the value that it takes.
-        draws: how many numbers are drawn.
+        draws: how many elements are drawn.
     """
 
     node: Node
@@ -231,7 +231,7 @@ class PortDropouts:
         )
 
     def _value(self, number: int) -> np.ndarray | None:
-        """The array that a slot holds, where it was kept in this layout or in another."""
+        """The array that a slot holds, where it was stored in this layout or in another."""
         value = self.tape.value(number)
         step = self.tape.step_of(number)
         if value is not None or step is None or not step.layout or not step.operands:
@@ -259,7 +259,8 @@ class PortDropouts:
         return None
 
     def _draws(self, random: list[int], size: int) -> int:
-        """How many numbers were drawn for a value of this size: fewer, where they are broadcast."""
+        """How many elements were drawn for a value of this size: fewer, where they are
+        broadcast."""
         sizes = []
         for number in random:
             slot = number

@@ -24,7 +24,7 @@ from twinvit.port.search.session import Session
 from twinvit.port.search.trial import AppliedEdit
 from twinvit.port.verify import Further, Program
 
-EQUAL = 1e-11  # relative: a value of the port's on drawn inputs, whose rounding is not measured
+EQUAL = 1e-11  # relative: a value of the port's on random inputs, whose rounding is not measured
 ROUNDS = 3  # times that places are added and new samples drawn
 SHOWN = 3  # places that a finding's text names
 

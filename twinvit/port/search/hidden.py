@@ -1,4 +1,4 @@
-"""Values of the reference that nothing found depends on: the outputs cannot vouch for them."""
+"""Values of the reference that nothing found depends on: the outputs do not show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinvit.port.ops import DRAWS, PRODUCTS, STEPS, UNTRACKED, ZEROING
 from twinvit.port.record.graph import Graph, Node, flat_tensors
 from twinvit.port.record.torch_values import to_numpy
 
-BLIND = 1e-7  # a value is hidden if as much of it moves nothing that is found by 1e-13
+BLIND = 1e-7  # a value is hidden if as much of it changes nothing that is found by 1e-13
 
 
 def sensitivities(
@@ -32,7 +32,7 @@ def sensitivities(
         found: ids of values that are known to be right.
         values: ids of floating-point values.
         mixed: with it, every gradient is multiplied by random numbers wherever it enters an
-            operation, so that no two shares cancel, and none passes through these values.
+            operation, so that no two terms cancel, and none passes through these values.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
@@ -56,7 +56,7 @@ def sensitivities(
 
 
 class _Mixed(torch.autograd.Function):
-    """The same numbers; the gradient is multiplied by random ones of either sign."""
+    """The same values; the gradient is multiplied by random ones of either sign."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -128,7 +128,7 @@ def _size(gradient: torch.Tensor, value: torch.Tensor) -> float:
 
 def behind_steps(graph: Graph, found: Iterable[int]) -> set[int]:
     """Values that reach something found through a step: an operation that jumps or that returns
-    whole numbers, whose gradient says nothing."""
+    integers, whose gradient says nothing."""
     right = set(found)
     through: set[int] = set()
     reached: set[int] = set()

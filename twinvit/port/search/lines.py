@@ -1,4 +1,4 @@
-"""The port's lines of a finding: where in an expression the two computations part.
+"""The port's lines of a finding: where in an expression the two computations diverge.
 
 One operation of PyTorch's is several of a port, and often several lines. Both versions of the
 operation, as the reference has it and as the edit makes it, are computed step by step; the port's
@@ -79,7 +79,7 @@ def _after_found(session: Session, node: Node) -> str:
     for made in session.index.entries:
         if not found.intersection(made.parents):
             continue
-        if made.name in LAYOUT or made.name in CONVERSIONS:  # the same numbers
+        if made.name in LAYOUT or made.name in CONVERSIONS:  # the same values
             found.add(made.id)
         elif made.where and made.id not in claimed:
             return made.where
@@ -134,7 +134,7 @@ def _held(session: Session, region: set[int], nodes: Mapping[int, Node]) -> set[
 
 
 class _Step:
-    """What an operation computes on the way; its numbers are put in order once, if at all."""
+    """What an operation computes on the way; its elements are put in order once, if at all."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -147,7 +147,7 @@ class _Step:
         return np.sort(self.array.reshape(-1))
 
     def equals(self, session: Session, entry: int) -> bool:
-        """True for the numbers of a value of the port."""
+        """True for the elements of a value of the port."""
         theirs = session.index.sorted(entry)
         if theirs is None:
             theirs = session.index.entries[entry].few

@@ -32,7 +32,7 @@ OTHERS = 3  # divergences beside the first at which a part of the port's program
 def explain_divergences(
     session: Session, say: Progress, pairing: Pairing | None = None
 ) -> tuple[list[Finding], float, bool]:
-    """Explain and mend one divergence after the other, from the first on. `pairing`: the dropouts
+    """Explain and edit one divergence after the other, from the first on. `pairing`: the dropouts
     of both sides, in train mode.
 
     Returns the findings, the relative L2 distance of the outputs that remains with the edits of
@@ -189,7 +189,7 @@ class _Walk:
         return [f for f in self.session.frontier(self.skip) if f is not front][:OTHERS]
 
     def _joint(self, front: Node) -> bool:
-        """Two causes that meet at this divergence; a cell's few numbers tell no pairs apart."""
+        """Two causes that meet at this divergence; a cell's few elements tell no pairs apart."""
         session = self.session
         if session.recurrent(front) or any(same_kind(front, other) for other in self.single):
             return False

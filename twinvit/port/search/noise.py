@@ -20,7 +20,7 @@ from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import to_numpy
 
 RUNS = 3
-LARGE = 1 << 16  # numbers of a parameter that is not kept moved
+LARGE = 1 << 16  # elements of a parameter whose changed copy is not stored
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Noise:
 
     Attributes:
         relative: the largest relative L2 distance of each value, by its id, between runs of the
-            reference whose every result, parameter, input and constant is moved by one eps.
+            reference whose every result, parameter, input and constant is changed by one eps.
         elements: of the kept values, the largest absolute move of each number; float64.
     """
 
@@ -62,7 +62,7 @@ class _Nudge:
         self.at = 0
 
     def __call__(self, x: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
-        """`whole`: whole numbers stay as they are."""
+        """`whole`: integers stay as they are."""
         if x.dtype not in (torch.float64, torch.complex128) or not x.numel():
             return x
         self.skip(x)
@@ -72,7 +72,7 @@ class _Nudge:
         return moved
 
     def skip(self, x: torch.Tensor) -> None:
-        """Go on as if these numbers had been moved."""
+        """Go on as if these values had been moved."""
         if x.dtype in (torch.float64, torch.complex128) and x.numel():
             self.at = (self.at + 7919) % 9973
 
@@ -99,7 +99,7 @@ def measure_noise(graph: Graph, keep: Iterable[int] = (), runs: int = RUNS) -> N
 
 
 def output_noise(graph: Graph, runs: int = RUNS) -> Noise:
-    """What rounding does to the outputs alone, and to each of their numbers."""
+    """What rounding does to the outputs alone, and to each of their values."""
     outputs = set(graph.outputs)
     return _measured(graph, outputs, outputs, runs)
 
@@ -158,7 +158,7 @@ def run_nudged(
 
     Args:
         on_value: told of each result, and of what is given where that is in `told`.
-        whole: which of the large given values hold whole numbers other than zero, as far as that is
+        whole: which of the large given values hold integers other than zero, as far as that is
             known; it is added to.
     """
     held: dict[int, torch.Tensor] = {}
@@ -201,7 +201,7 @@ def _moved_leaf(graph: Graph, i: int, nudge: _Nudge, at: int, whole: bool) -> to
 
 
 def _has_whole(value: torch.Tensor) -> bool:
-    """True if there are whole numbers, zero left out: those stay as they are."""
+    """True if there are integers, zero left out: those stay as they are."""
     if value.dtype != torch.float64:
         return False
     parts = value.reshape(-1).split(1 << 18)
@@ -243,7 +243,7 @@ def nudged_results(
 
 
 class _Steps(TorchDispatchMode):
-    """Keeps what comparisons, roundings to whole numbers and draws inside an edit come to."""
+    """Keeps what comparisons, roundings to integers and draws inside an edit come to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class _Steps(TorchDispatchMode):
 
 
 def _stays(name: str, made: Any) -> bool:
-    """Whether rounding does not move an operation's results: steps, draws, whole numbers."""
+    """Whether rounding does not change an operation's results: steps, draws, integers."""
     return name in STEPS or name in DRAWS or not any(_moves(t) for t in flat_tensors(made))
 
 
@@ -278,7 +278,7 @@ class _Inside(TorchDispatchMode):
         made = func(*args, **kwargs)
         if _stays(name, made):
             first, recorded = next(self.steps, ("", None))
-            # a view of whole numbers is made of what those come to already
+            # a view of integers is made of what those come to already
             return recorded if first == name and not func.is_view else made
         if name in EXACT or func._schema.is_mutable:
             return made
@@ -317,7 +317,7 @@ def _moves(t: torch.Tensor | None) -> bool:
 
 
 def _remainder(node: Node, args: Any, kwargs: Any, first: list[Any]) -> list[Any] | None:
-    """x - n y with the recorded n, the whole number of times that y goes into x."""
+    """x - n y with the recorded n, the integral number of times that y goes into x."""
     x, y = args[0], args[1]
     if not isinstance(x, torch.Tensor):
         return None

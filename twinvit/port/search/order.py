@@ -67,7 +67,7 @@ def find_by_order(session: Session, node: Node) -> int | None:
 
 def other_choices(session: Session) -> list[str]:
     """Choices of the reference of whose operand the port chooses by no increasing function, though
-    it chooses among as many numbers; one text each."""
+    it chooses among as many elements; one text each."""
     texts = []
     for node in session.graph.nodes:
         if node.index not in session.live or not _chooses(session, node):
@@ -86,7 +86,7 @@ def other_choices(session: Session) -> list[str]:
 
 
 def _choosers(session: Session, size: int) -> list[tuple[int, np.ndarray]]:
-    """Values of the port of this many finite numbers that it chooses by, with their ids."""
+    """Values of the port of this many finite values that it chooses by, with their ids."""
     entries = session.index.entries
     wanted = {k for e in entries if e.name in CHOOSING for k in e.parents if k >= 0}
     held = [(k, entries[k].value) for k in sorted(wanted)]
@@ -118,7 +118,7 @@ def _order_alone(session: Session, node: Node) -> bool:
 
 
 def _layout_of(session: Session, node: Node, root: int) -> bool:
-    """True for an operation whose result is the same numbers, in another layout."""
+    """True for an operation whose result is the same values, in another layout."""
     return bool(node.outs) and all(o is not None and session.root[o] == root for o in node.outs)
 
 

@@ -1,4 +1,4 @@
-"""Two mistakes that meet: no edit alone brings a value of the port back, two together do.
+"""Two mistakes at one place: no edit alone brings a value of the port back, two together do.
 
 An eps and the variance's denominator of one norm, a scale that is missing before a mask that is.
 """

@@ -10,7 +10,7 @@ from twinvit.port.search.trial import AppliedEdit
 
 
 def left_as_it_was(session: Session, before: Mapping[int, Node], *, better: bool = False) -> bool:
-    """Put operations back in place of edited ones, unless something found needs the edits; True if
+    """Restore operations that were edited, unless something found needs the edits; True if
     that was done.
 
     A product without its bias is a value of every port that adds the bias after it, so an edit can

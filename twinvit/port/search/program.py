@@ -22,7 +22,7 @@ from twinvit.port.search.noise import NUDGE
 from twinvit.port.search.region import Order, Region
 
 STEPS = frozenset({"ceil", "floor", "is_finite", "rem", "round", "sign"})
-"""Primitives whose results jump: rounding does not move them."""
+"""Primitives whose results jump: rounding does not change them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _Run(torch.autograd.Function):
 
 
 def _moved(nudge: Callable[..., torch.Tensor], step: Step, result: Any) -> Any:
-    """A result with its rounding; None for one that rounding does not move."""
+    """A result with its rounding; None for one that rounding does not change."""
     array = np.asarray(result)
     if array.dtype != np.float64 or step.name in STEPS:
         return None
@@ -130,7 +130,7 @@ def _results(interpreter: Interpreter, step: Step, values: list[Any]) -> list[An
 
 
 def _typed(value: Any, var: Any) -> Any:
-    """Whole numbers in the type that the equation was traced with; the reference's are of 64
+    """Integers in the type that the equation was traced with; the reference's are of 64
     bits."""
     dtype = getattr(value, "dtype", None)
     traced = var.aval.dtype
@@ -205,7 +205,7 @@ def result_edit(node: Node, out: int, refs: Sequence[int], piece: Callable[..., 
 
 
 def operand_edit(node: Node, operand: int, refs: Sequence[int], piece: Callable[..., Any]) -> Edit:
-    """An operation that reads the result of a piece of these values in place of an operand."""
+    """An operation that reads the result of a piece of these values instead of an operand."""
     reads = tuple(dict.fromkeys([*node.refs, *refs]))
 
     def fn(*values: torch.Tensor) -> Any:

@@ -1,7 +1,7 @@
 """What proves an edit: values after it that the port holds, and that depend on it.
 
-An edited operation's own result is no proof: any array of the port can be met by some wrong version
-of an operation near it, and a constant can be solved to meet one.
+An edited operation's own result is no proof: any array of the port can be reached by some wrong
+version of an operation near it, and a constant can be solved to reach one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PINNED = 1  # the bit of values that are put in place; those of edits follow
 
 
 def telling(x: np.ndarray) -> bool:
-    """True if equality of a model's output with `x` would prove anything, however few its numbers:
+    """True if equality of a model's output with `x` would prove anything, however few its elements:
     one of them is finite and no small fraction (a zero, a one, a share of a few)."""
     finite = np.unique(x[np.isfinite(x)])
     if finite.size >= SMALLEST:
@@ -57,7 +57,7 @@ class Tally:
 
     Args:
         session: the reference and what is known of it, without the edits.
-        edits: functions in place of operations.
+        edits: functions that replace operations.
         values: ids of values that are put in place.
     """
 

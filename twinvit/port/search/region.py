@@ -1,7 +1,7 @@
 """Parts of the port's program whose inputs the reference holds, too, and what they replace there.
 
 From a value of the port the walk goes back and stops at the first value on every path that the
-reference holds, number by number in some layout. Parameters and inputs are such values where
+reference holds, element by element in some layout. Parameters and inputs are such values where
 nothing lies between. All functions here look at the tape and the graph and change neither.
 """
 
@@ -68,7 +68,7 @@ def orders(shape: Sequence[int], target: Sequence[int]) -> list[Order]:
 
 
 def order_between(mine: np.ndarray, theirs: np.ndarray, tolerance: float) -> Order | None:
-    """The order of axes by which `mine` is `theirs`, number by number; None if there is none."""
+    """The order of axes by which `mine` is `theirs`, element by element; None if there is none."""
     if mine.size != theirs.size:
         return None
     exact = mine.dtype.kind not in "fc"
@@ -109,7 +109,7 @@ class Held:
         return self._known[slot]
 
     def further(self, slot: int) -> bool:
-        """True for one more value of these numbers than the reference has: an operation of the
+        """True for one more value of these elements than the reference has: an operation of the
         port's that changes nothing here (a clip that nothing exceeds) and that it lacks."""
         if slot not in self._further:
             self._further[slot] = self._is_further(slot)
@@ -289,8 +289,8 @@ def _region(
 
 
 def with_silent(tape: Tape, held: Held, region: Region, before: int) -> Region:
-    """The region with the operations after it that leave its numbers as they are on these inputs: a
-    clip that nothing exceeds is part of what the port computes."""
+    """The region with the operations after it that leave its elements as they are on these inputs:
+    a clip that nothing exceeds is part of what the port computes."""
     for _ in range(SILENT):
         entry = tape.slots[region.out].entry
         key = tape.index.key(entry) if entry >= 0 else None
@@ -334,7 +334,7 @@ def _leaf(tape: Tape, number: int, constants: list[int]) -> None:
 
 
 def _written(value: np.ndarray) -> bool:
-    """True for one number, however often, and for whole numbers that count along an axis: not what
+    """True for one number, however often, and for integers that count along an axis: not what
     a computation left."""
     if value.size <= 1 or not _varied(value):
         return True
@@ -400,5 +400,5 @@ def replaced(
 
 
 def small(run: int, dead: int, live: int, table: bool) -> bool:
-    """True if a transplant of so many operations, in place of so many, is one."""
+    """True if a transplant of so many operations, instead of so many, is one."""
     return run <= (TABLE if table else RUN) and dead <= min(RUN, max(REPLACED, live // 10))

@@ -33,8 +33,8 @@ class Snapshot(NamedTuple):
 
 
 Pinned = tuple[dict[int, Node], dict[int, Node], dict[int, torch.Tensor]]
-"""The operations that values were put in place of, what stands there now, and the values of no
-operation that others were put in place of."""
+"""The operations that values were substituted for, what stands there now, and the values of no
+operation that others were substituted for."""
 
 
 _NEARLY = 1e-10
@@ -59,7 +59,7 @@ class Session:
         self.port_outputs = list(port_outputs)
         self.hidden: set[int] = set()  # what nothing found depends on, though it leads there
         self.stepped: set[int] = set()  # of these what something depends on through a step alone
-        self.unjudged: dict[int, float] = {}  # what rounding alone moves too far, and how far
+        self.unjudged: dict[int, float] = {}  # what rounding alone changes too far, and how far
         self.errors: dict[str, None] = {}  # causes that raised, where and what
         self.accepted: list[AppliedEdit] = []
         self.trials = 0
@@ -121,7 +121,8 @@ class Session:
         return hit
 
     def judge_output(self, k: int, value: torch.Tensor | None = None) -> verdict.Distance:
-        """The k-th output, or another value in its place, against the port's, number by number."""
+        """The k-th output, or another value in its place, against the port's, element by
+        element."""
         out = self.graph.outputs[k]
         mine = to_numpy(self.graph.values[out] if value is None else value)
         found = verdict.judge(mine, self.port_outputs[k], self.noise.elements.get(out))
@@ -180,7 +181,7 @@ class Session:
     def _passed(self) -> None:
         """Which values lead to a found one."""
         self.covered: set[int] = set()
-        tainted = self.tainted = set()  # a part that is found does not vouch for those that are not
+        tainted = self.tainted = set()  # a part that is found proves nothing of those that are not
         agreed = all(self.match.get(self.root[o]) is not None for o in self.graph.outputs)
         for node in reversed(self.graph.nodes):
             if node.index not in self.live:
@@ -205,7 +206,7 @@ class Session:
 
     def find_hidden(self) -> bool:
         """Look for values that lead to found ones and that nothing found depends on, with these
-        weights and inputs: nothing vouches for them. True if there are others than before."""
+        weights and inputs: nothing proves them. True if there are others than before."""
         before, self.hidden, self.stepped = self.hidden, set(), set()
         self._passed()
         found = [i for i, hit in self.match.items() if hit is not None]
@@ -248,7 +249,7 @@ class Session:
         return {self.graph.nodes[p].place for p in producers if p is not None}
 
     def unvouched(self) -> list[str]:
-        """Hidden values with too few numbers to be looked up, one text each."""
+        """Hidden values with too few elements to be looked up, one text each."""
         texts = []
         for i in sorted(self.hidden - self.stepped):
             producer = self.graph.producer[i]
@@ -335,7 +336,7 @@ class Session:
         )
 
     def output_distance(self) -> float:
-        """The largest relative L2 distance of an output; of whole numbers the share that
+        """The largest relative L2 distance of an output; of integers the share that
         differs."""
         return max(
             (
@@ -438,7 +439,7 @@ class Session:
     def missed(
         self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor], limit: int = 4
     ) -> list[int]:
-        """Found values that are lost where these operations and values stand in place of the
+        """Found values that are lost where these operations and values replace the
         present ones, the first `limit`; results of the operations themselves do not count, the
         model's outputs do."""
         graph = self.graph.with_nodes(nodes)
@@ -535,7 +536,7 @@ class Session:
         self._refresh(None)
 
     def pin(self, values: Mapping[int, torch.Tensor]) -> Pinned:
-        """Put values in place of what the reference computes; returns what they took the places
+        """Substitute values for what the reference computes; returns what they took the places
         of."""
         producers = [p for i in values if (p := self.graph.producer[i]) is not None]
         before = {p: self.graph.nodes[p] for p in producers}

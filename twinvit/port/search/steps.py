@@ -146,7 +146,7 @@ def _given(results: list[torch.Tensor]) -> Callable[..., object]:
 
 
 def _far(session: Session, node: Node, results: list[torch.Tensor]) -> tuple[int, float]:
-    """How many numbers of the outputs differ, and how far, with these results of an operation."""
+    """How many elements of the outputs differ, and how far, with these results of an operation."""
     graph = session.graph
     changed = graph.run({node.index: Edit(_given(results))}, first=node.index)
     told = [session.judge_output(k, changed.get(o)) for k, o in enumerate(graph.outputs)]

@@ -53,7 +53,7 @@ ORDERS = 3  # orders of axes that are tried of one of them
 TRIED = 8  # of those that regain something, how many are tried as programs
 ENOUGH = 4  # regained values more than which do not tell candidates apart
 CLEAR = 4  # operations of one that needs no other place than the first
-BACK = 6  # operations before a place whose operands the port may use in its stead
+BACK = 6  # operations before a place whose operands the port may use instead of it
 WINDOW = 24  # operations around a place whose operands are meant, of equal ones
 LONGEST = 2000  # steps of the port that are walked to describe a part that is too large
 
@@ -141,7 +141,7 @@ def safely(session: Session, front: Node, attempt: Callable[[], _Result]) -> _Re
 
 
 def at_value(session: Session, front: Node, value: int, entry: int) -> AppliedEdit | None:
-    """A transplant that computes an entry of the port in place of one value."""
+    """A transplant that computes an entry of the port instead of one value."""
     tape = session.index.tape
     producer = session.graph.producer[value]
     if tape is None or producer is None or entry not in tape.origin:
@@ -315,7 +315,7 @@ def _regions(
 
 
 def _left_out(session: Session, tape: Tape, held: Held, site: Site) -> list[Region]:
-    """Values of the reference's before a place, that the port uses in its stead."""
+    """Values of the reference's before a place, that the port uses instead of it."""
     graph = session.graph
     size = graph.values[site.value].numel()
     layer, regions, seen = [session.root[site.value]], [], {session.root[site.value]}
@@ -375,7 +375,7 @@ def build(session: Session, tape: Tape, site: Site, region: Region, order: Order
 
 
 def _depends(session: Session, site: Site, refs: Iterable[int]) -> None:
-    """Refuse numbers in place of what depends on inputs, or on parameters."""
+    """Refuse numbers instead of what depends on inputs, or on parameters."""
     graph = session.graph
     for dependent, what in ((graph.input_dependent(), "input"), (graph.trained(), "parameter")):
         if site.value in dependent and not any(r in dependent for r in refs):

@@ -1,4 +1,4 @@
-"""What the search tries, and what it takes."""
+"""What the search tries, and what it accepts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AppliedEdit:
     left_out: list[dict[int, Edit]] = field(default_factory=list)
     """The edits at further places that nothing needed on these inputs."""
     originals: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Values of no operation that others were put in place of, as they were."""
+    """Values of no operation that others were substituted for, as they were."""
     settled: bool = False
     """Proven together with another finding, without which it cannot be left out."""
     unseen: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ class TrialResult:
         proof: the first regained value: its id, the port's entry (-1: an output), and the value;
             the edited operation's own result, where that is found.
         own: results of the edited operations themselves that are found. They prove nothing.
-        arrays: how many of the regained values hold numbers enough to be told from others.
+        arrays: how many of the regained values have enough elements to be told from others.
     """
 
     regained: int

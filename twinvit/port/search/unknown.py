@@ -283,7 +283,7 @@ def _best_of(session: Session, front: Node, place: int, entries: Sequence[int]) 
 
 
 def _places(session: Session, front: Node, out: int) -> list[int]:
-    """Values that the port's can be put in place of: the operation's, those it takes, those
+    """Values that the port's can be substituted for: the operation's, those it takes, those
     that follow."""
     places = [out]
     layer = [front]

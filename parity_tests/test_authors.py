@@ -408,7 +408,7 @@ def test_tables_in_a_file_are_held_to_the_model(name, tensor, change, tmp_path):
         if not altered:
             weights.open_weights(tmp_path / "other.pth", format)
             continue
-        with pytest.raises(UserError, match=f"its {tensor} has other numbers"):
+        with pytest.raises(UserError, match=f"its {tensor} has other values"):
             weights.open_weights(tmp_path / "other.pth", format)
 
 

@@ -216,7 +216,7 @@ def test_tied_tensors_are_read(tmp_path):
 def test_pickled_models_and_parameters_say_so(tmp_path):
     model = torch.nn.Linear(3, 2)
     torch.save(model, tmp_path / "whole.pth")
-    with pytest.raises(UserError, match="whole model as Python objects.*state_dict"):
+    with pytest.raises(UserError, match="complete model as Python objects.*state_dict"):
         open_pth(tmp_path / "whole.pth")
     torch.save(list(model.parameters()), tmp_path / "parameters.pth")
     with pytest.raises(UserError, match="a list of 2 tensors without their names"):

@@ -80,7 +80,7 @@ def test_what_cannot_weigh(photos, tmp_path):
     for bad in ((0.0, 0.0), (-2.0, 1.0), (float("inf"), 1.0)):
         with pytest.raises(UserError, match="numbers of at least 0, and not all of them 0"):
             Recipe(class_weights=bad)
-    with pytest.raises(UserError, match="has 2 numbers, and the model has 3 classes"):
+    with pytest.raises(UserError, match="has 2 weights, and the model has 3 classes"):
         train_here("torch", tmp_path / "run", *FLAGS, f"--data_dir={photos}", "--class_weights=1,2")
 
 

@@ -18,7 +18,7 @@ demo: setup
 quick: setup
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m quick $$(grep -l mark.quick parity_tests/test_*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m quick $$(grep -lr --include="test_*.py" mark.quick parity_tests)
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"

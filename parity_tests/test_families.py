@@ -1,7 +1,6 @@
 """Claim: named models are rows, and impossible models are refused by rows."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from shared_vit.errors import UserError
 from shared_vit.spec import config, families, rules
 from shared_vit.spec.config import ModelConfig, model_config, name_of
 from shared_vit.spec.families import MODELS, Family
-from twinvit.models import files_table, formats_of, models, row, table
+from twinvit.models import formats_of, models, row
 
 pytestmark = pytest.mark.quick
 
@@ -62,11 +61,6 @@ def test_every_model_is_listed_and_knows_its_name(capsys):
         "torch", "jax", "timm", "torchvision", "huggingface", "google", "big_vision",
         "mae", "dino",
     ]  # fmt: skip
-
-
-def test_the_documents_have_the_table():
-    document = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
-    assert table() in document and files_table() in document
 
 
 def test_a_family_is_a_row(monkeypatch):

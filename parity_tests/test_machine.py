@@ -3,7 +3,6 @@ describes whole, one line with --quiet, annotations with --github, and leaves wi
 
 import copy
 import importlib.resources
-import importlib.util
 import json
 import shutil
 import sys
@@ -26,8 +25,6 @@ from twinvit.pages.verdicts import SCHEMA_FILE, Verdict, envelope, optional_path
 from twinvit.parity import command as parity
 from twinvit.parity import page as parity_page
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/machine.md"
 SCHEMA = json.loads((importlib.resources.files("twinvit.pages") / SCHEMA_FILE.name).read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 TOOLS = SCHEMA["properties"]["tool"]["enum"]
@@ -334,22 +331,6 @@ def test_a_flag_without_a_value_is_standard_output():
 def test_numbers_that_json_lacks_are_words():
     found = Verdict("compare", "same", "", (), {"a": np.float64("nan"), "b": [np.float32("inf")]})
     assert envelope(found)["a"] == "nan" and envelope(found)["b"] == ["inf"]
-
-
-def page_tables():
-    """The generated half of docs/machine.md, as docs/site_machine.py makes it."""
-    spec = importlib.util.spec_from_file_location("site_machine", ROOT / "docs/site_machine.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.tables()
-
-
-def test_the_page_documents_every_field():
-    assert PAGE.read_text().endswith(page_tables()), "run `python docs/site_machine.py`"
-    text = PAGE.read_text()
-    for part in objects(SCHEMA["$defs"]):
-        for name, field in part.get("properties", {}).items():
-            assert "description" not in field or f"| `{name}` |" in text, name
 
 
 def test_a_json_that_is_read_is_not_replaced(commands, capsys):

@@ -2,7 +2,6 @@
 says why not. The list is in `strangers/`."""
 
 import functools
-from pathlib import Path
 
 import certificates
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from helpers import random_images, relative_l2, to_torch
 from strangers import of_facebook
 from strangers.row import drawn
-from strangers.rows import STRANGERS, table
+from strangers.rows import STRANGERS
 
 import jax_vit
 import torch_vit
@@ -96,8 +95,3 @@ def test_published_sizes_are_known_by_their_tensors(name, write, tmp_path):
 def test_the_list_is_long_and_half_of_it_written_by_libraries():
     assert len(STRANGERS) > 60 and sum(row.by_library for row in STRANGERS) >= 30
     assert len(set(names(STRANGERS))) == len(STRANGERS)
-
-
-def test_the_document_has_the_list():
-    page = Path(__file__).parent.parent / "docs/checkpoints.md"
-    assert table() in page.read_text(), "python -m strangers.rows writes it"

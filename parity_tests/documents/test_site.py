@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAZY = ("twinvit", "twinvit.port", "torch_vit", "jax_vit")  # packages that import on first use
 
 

@@ -19,7 +19,7 @@ from examples import agent_rounds
 from shared_vit import model_config, weights
 from twinvit import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SMALL = ("--device=cpu", "--workers=0", "--batch_size=16", "--warmup_steps=2")
 

@@ -421,6 +421,12 @@ def _fits(moved: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return a <= b or b <= a
 
 
+_Unit = tuple[str, tuple[int, ...], np.ndarray]
+"""A tensor of the reference or a part of one: its name, which part, and its values."""
+_Choices = list[tuple[Rule, list[Rule]]]
+"""Rules, each with its alternatives."""
+
+
 def _by_name(
     left: list[str],
     leaves: Mapping[str, np.ndarray],
@@ -428,73 +434,76 @@ def _by_name(
     used: set[tuple[str, tuple[int, ...]]],
     kind: str,
     result: WeightMap,
-) -> list[tuple[Rule, list[Rule]]]:
-    """Rules by shape, name and order, each with its alternatives."""
-    from scipy.optimize import linear_sum_assignment
-
+) -> _Choices:
+    """Rules by shape, name and order, each with its alternatives; `result` gets the rules."""
     taken = {t for t, _ in used}
     units = [(n, p, x) for n, p, x in _parts(state) if (n, p) not in used and (p or n not in taken)]
-    choices: list[tuple[Rule, list[Rule]]] = []
-    wanted = [n for n in left]
-    stacked: dict[str, Rule] = {}
-    sizes = {x.size for n, p, x in units if not p}
-    for name in list(wanted):
-        leaf = leaves[name]
-        if leaf.ndim >= 2 and leaf.size not in sizes and leaf.shape[0] > 1:
-            rule = _stacked(name, leaf, units, kind)
-            if rule is not None:
-                stacked[name] = rule
-                wanted.remove(name)
-    for rule in stacked.values():
-        result.rules.append(rule)
-        choices.append((rule, [r for r in _turned(rule, kind) if r.permute != rule.permute]))
-    gone = {t for r in stacked.values() for t in r.torch}
+    choices = _stacks(left, leaves, units, kind)
+    stacked = {rule.jax for rule, _ in choices}
+    gone = {t for rule, _ in choices for t in rule.torch}
     units = [u for u in units if u[0] not in gone]
     whole_sizes = {x.size for n, p, x in units if not p}
     by_size: dict[int, list[str]] = {}
-    for name in wanted:
-        by_size.setdefault(leaves[name].size, []).append(name)
+    for name in left:
+        if name not in stacked:
+            by_size.setdefault(leaves[name].size, []).append(name)
     for size, names in by_size.items():
         options = [
             u
             for u in units
             if u[2].size == size and (not u[1] or size not in whole_sizes or _packed(u[0]))
         ]
-        if not options:
-            continue
-        scores = np.array(
+        if options:
+            choices += _of_one_size(names, leaves, options, kind)
+    result.rules.extend(rule for rule, _ in choices)
+    return choices
+
+
+def _stacks(
+    left: list[str], leaves: Mapping[str, np.ndarray], units: list[_Unit], kind: str
+) -> _Choices:
+    """Rules of the port's arrays that hold a layer's array of every layer."""
+    sizes = {x.size for n, p, x in units if not p}
+    choices: _Choices = []
+    for name in left:
+        leaf = leaves[name]
+        if leaf.ndim >= 2 and leaf.size not in sizes and leaf.shape[0] > 1:
+            rule = _stacked(name, leaf, units, kind)
+            if rule is not None:
+                turned = [r for r in _turned(rule, kind) if r.permute != rule.permute]
+                choices.append((rule, turned))
+    return choices
+
+
+def _of_one_size(
+    names: list[str], leaves: Mapping[str, np.ndarray], options: list[_Unit], kind: str
+) -> _Choices:
+    """Rules of the port's arrays of one size: the assignment with the best sum of scores."""
+    from scipy.optimize import linear_sum_assignment
+
+    scores = np.array(
+        [
             [
-                [
-                    _score(n, u[0], u[1])
-                    + _straight(kind, n, u[2], leaves[n].shape)
-                    - 0.3 * abs(i / len(names) - j / len(options))
-                    for j, u in enumerate(options)
-                ]
-                for i, n in enumerate(names)
+                _score(n, u[0], u[1])
+                + _straight(kind, n, u[2], leaves[n].shape)
+                - 0.3 * abs(i / len(names) - j / len(options))
+                for j, u in enumerate(options)
             ]
-        )
-        rows, columns = linear_sum_assignment(-scores)
-        for i, j in zip(rows, columns):
-            torch_name, part, x = options[j]
-            orders = _default(kind, names[i], x, leaves[names[i]].shape)
-            rule = Rule(names[i], [torch_name], leaves[names[i]].shape, x.shape, orders[0], part)
-            alternatives = [
-                Rule(names[i], [torch_name], rule.shape, x.shape, o, part) for o in orders[1:4]
-            ]
-            close = [k for k in range(len(options)) if k != j and scores[i][k] > scores[i][j] - 1.5]
-            alternatives += [
-                Rule(
-                    names[i],
-                    [options[k][0]],
-                    rule.shape,
-                    options[k][2].shape,
-                    _default(kind, names[i], options[k][2], rule.shape)[0],
-                    options[k][1],
-                )
-                for k in close[:6]
-            ]
-            result.rules.append(rule)
-            choices.append((rule, alternatives))
+            for i, n in enumerate(names)
+        ]
+    )
+    choices: _Choices = []
+    for i, j in zip(*linear_sum_assignment(-scores)):
+        name, shape = names[i], leaves[names[i]].shape
+        torch_name, part, x = options[j]
+        orders = _default(kind, name, x, shape)
+        rule = Rule(name, [torch_name], shape, x.shape, orders[0], part)
+        alternatives = [Rule(name, [torch_name], shape, x.shape, o, part) for o in orders[1:4]]
+        close = [k for k in range(len(options)) if k != j and scores[i][k] > scores[i][j] - 1.5]
+        for other, other_part, y in (options[k] for k in close[:6]):
+            order = _default(kind, name, y, shape)[0]
+            alternatives.append(Rule(name, [other], shape, y.shape, order, other_part))
+        choices.append((rule, alternatives))
     return choices
 
 

@@ -193,12 +193,15 @@ def embed(
     names, arrays = _rows(model, paths, batch_size, tokens)
     with atomic_write(target) as file:
         np.savez(file, images=np.array(names, dtype=np.str_), **arrays)  # type: ignore[arg-type]
-    each = f"{model.width} features each"
-    rows, columns = model.cfg.grid
-    if tokens:
-        each += f", and {rows} x {columns} tokens of {model.cfg.width}"
-    print(f"wrote {target}: {len(names):,} images, {each}")
+    print(f"wrote {target}: {len(names):,} images, {_of_an_image(model, tokens)}")
     return 1 if len(names) < len(paths) else 0
+
+
+def _of_an_image(model: Embedder, tokens: bool) -> str:
+    """What is written for each image, in words."""
+    rows, columns = model.cfg.grid
+    also = f", and {rows} x {columns} tokens of {model.cfg.width}" if tokens else ""
+    return f"{model.width} features each{also}"
 
 
 def _rows(

@@ -18,7 +18,7 @@ from twinvit.port.report import Operation
 from twinvit.port.search.constants import narrow_everywhere
 from twinvit.port.search.formula import same_kind
 from twinvit.port.search.residual import residual
-from twinvit.port.search.session import Pinned, Session, Snapshot
+from twinvit.port.search.session import Session, Snapshot
 from twinvit.port.search.transplant import at_value, described, first_lacking, safely
 from twinvit.port.search.trial import NARROW, AppliedEdit
 
@@ -28,6 +28,9 @@ LATER = 8  # operations after an unknown at which the search can begin again
 
 _Put = tuple[int, float, int, np.ndarray, int]
 """What is regained, the distance, the port's entry and its value, and the place it is put at."""
+
+
+_UNEXPLAINED = "no catalogued cause explains this operation"
 
 
 def substitute(session: Session, front: Node) -> AppliedEdit:
@@ -41,32 +44,12 @@ def substitute(session: Session, front: Node) -> AppliedEdit:
         if best is None or best[0] <= 1:
             best = _put(session, front, _later(session, front), best, 96)
     if best is None or out is None:
-        near_ = session.index.nearest(value) if value.dtype == np.float64 else []
-        d = near_[0][0] if near_ else float("inf")
-        where = session.index.entries[near_[0][1]].where if near_ else ""
-        text = (
-            "no catalogued cause explains this operation, and the port holds no array of its size"
-            if d == float("inf")
-            else ("no catalogued cause explains this operation")
-        )
-        reason = safely(session, front, partial(first_lacking, session, front))
-        text += _no_number(session, out)
-        text += f"; {reason}" if reason else ""
-        return AppliedEdit("unknown", "", text, front, {}, {}, where, d, d, [front.place])
+        return _not_placed(session, front, out, value)
     gain, far, entry, moved, place = best
     told = gain > 1 or (gain == 1 and place == out and not session.graph.consumers.get(place))
-    shape = (
-        residual(to_numpy(session.graph.values[place]), moved)
-        if told or (far < 0.5 and place == out)
-        else ""
-    )
-    near_now = session.index.nearest(value)
-    before = near_now[0][0] if near_now else float("inf")
-    kind, text = "unknown", "no catalogued cause explains this operation"
-    if shape:
-        if place != out:
-            text += f"; seen at {session.graph.nodes[session.graph.producer[place] or 0].place}"
-        text += f"; the port's value minus the reference's {shape}"
+    near = session.index.nearest(value)
+    before = near[0][0] if near else float("inf")
+    text = _UNEXPLAINED + _difference(session, out, best, told)
     if told:
         taken = safely(session, front, partial(at_value, session, front, place, entry))
         if taken is not None:
@@ -74,38 +57,51 @@ def substitute(session: Session, front: Node) -> AppliedEdit:
         reason = safely(session, front, partial(described, session, front, entry))
     else:
         reason = safely(session, front, partial(first_lacking, session, front))
-    text += _no_number(session, out)
-    if reason:
-        text += f"; {reason}"
-    values: dict[int, torch.Tensor] = {}
-    pinned: Pinned = {}, {}, {}
-    after = before
-    if told:
-        present = to_numpy(session.graph.values[place]).copy()
-        values = {place: torch.from_numpy(moved)}
-        pinned = session.pin(values)
-        after = 0.0
-        free = session.graph.input_dependent() | session.graph.trained()
-        if 1e-12 < far < NARROW and place not in free and narrow_everywhere(present, moved):
-            kind, text = (
-                "precision",
-                f"a constant that one side makes in a narrower type, {far:.1e} apart",
-            )
-    done = AppliedEdit(
-        kind,
-        "",
-        text,
-        front,
-        {},
-        values,
-        session.index.entries[entry].where,
-        before,
-        after,
-        [front.place],
-    ).took(*pinned)
-    if told and kind == "unknown":
+    text += _no_number(session, out) + (f"; {reason}" if reason else "")
+    where = session.index.entries[entry].where
+    if not told:
+        return AppliedEdit("unknown", "", text, front, {}, {}, where, before, before, [front.place])
+    kind = "unknown"
+    present = to_numpy(session.graph.values[place]).copy()
+    values = {place: torch.from_numpy(moved)}
+    pinned = session.pin(values)
+    free = session.graph.input_dependent() | session.graph.trained()
+    if 1e-12 < far < NARROW and place not in free and narrow_everywhere(present, moved):
+        kind = "precision"
+        text = f"a constant that one side makes in a narrower type, {far:.1e} apart"
+    done = AppliedEdit(kind, "", text, front, {}, values, where, before, 0.0, [front.place])
+    done = done.took(*pinned)
+    if kind == "unknown":
         done.again = partial(_again, session, done, _Kind(front, place, entry, {entry}))
     return done
+
+
+def _not_placed(session: Session, front: Node, out: int | None, value: np.ndarray) -> AppliedEdit:
+    """The finding where no value of the port can be put in place."""
+    near = session.index.nearest(value) if value.dtype == np.float64 else []
+    far = near[0][0] if near else float("inf")
+    where = session.index.entries[near[0][1]].where if near else ""
+    text = _UNEXPLAINED
+    if far == float("inf"):
+        text += ", and the port holds no array of its size"
+    reason = safely(session, front, partial(first_lacking, session, front))
+    text += _no_number(session, out) + (f"; {reason}" if reason else "")
+    return AppliedEdit("unknown", "", text, front, {}, {}, where, far, far, [front.place])
+
+
+def _difference(session: Session, out: int, best: _Put, told: bool) -> str:
+    """How the port's value differs from the reference's at its place, in words; "" where the two
+    may have nothing to do with each other."""
+    _, far, _, moved, place = best
+    if not told and not (far < 0.5 and place == out):
+        return ""
+    shape = residual(to_numpy(session.graph.values[place]), moved)
+    if not shape:
+        return ""
+    seen = session.graph.nodes[session.graph.producer[place] or 0].place
+    return (f"; seen at {seen}" if place != out else "") + (
+        f"; the port's value minus the reference's {shape}"
+    )
 
 
 @dataclass

@@ -63,8 +63,9 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """Pre-norm encoder block [B, N, width] -> the same.
 
-    Its first dropout site is `site`; its branches are dropped at the rate `path_rate`, their sites
-    being `path_site` and `path_site + 1`.
+    A site is the number of a dropout in the model, which chooses its random key. Those of dropout
+    begin at `site`; the branches are dropped at the rate `path_rate`, with the sites `path_site`
+    and `path_site + 1`. places: what the attention needs of positions (rotary tables or biases).
     """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
@@ -117,14 +118,14 @@ class VisionTransformer(nn.Module):
     With `cfg.num_classes` 0 there is no head, and the output is the pooled features [B, width].
 
     The constructor leaves the weights unset: zero, and one for LayerNorm's scales.
-    `torch_vit.create` draws them, `torch_vit.from_arrays` and `torch_vit.load` take them over.
+    `torch_vit.create` initializes them, `torch_vit.from_arrays` and `torch_vit.load` load them.
 
     `dropout=(keys, rows)` turns dropout and stochastic depth on: keys int32 [sites, 2]
-    (`torch_vit.dropout.to_keys`), rows int64 [B], the images' numbers in the global batch.
+    (`torch_vit.dropout.to_keys`), rows int64 [B], the images' indices in the global batch.
     Without it a call is deterministic. A new model is in eval mode; after `train()`, a call
     without `dropout` raises UserError where `cfg.dropout` or `cfg.drop_path` is above 0.
 
-    The last norm is taken of the class token alone where the logits need no other, and of every
+    The last norm is applied to the class token alone where the logits need no other, and to every
     token under `every_token`.
 
     With `remat` set, the backward pass recomputes each block from its input, the only tensor that
@@ -220,7 +221,7 @@ class VisionTransformer(nn.Module):
         patches, or attention pooling.
 
         `cfg.pool_class_token` says whether the latter two take the tokens before the patches'.
-        A distilled model's class and distillation tokens come apart, [B, 2, width].
+        Of a distilled model the class and distillation tokens are returned, [B, 2, width].
         """
         if self.cfg.distilled:
             return x[:, :2]
@@ -241,7 +242,7 @@ class VisionTransformer(nn.Module):
         self, images: Tensor, layers: int | Sequence[int] | None = None, norm: bool = True
     ) -> Features:
         """Tokens and pooled features of normalised images, and the tokens after blocks `layers`:
-        their numbers from 0, negative ones from the end, or how many of the last.
+        their indices from 0, negative ones from the end, or how many of the last.
 
         `norm` applies the last norm to these too, where it is one of tokens. It can be jitted or
         compiled, and has gradients. Raises UserError for a block that the model does not have.

@@ -14,7 +14,7 @@ from shared_vit.data.sources.left_out import describe
 from shared_vit.data.sources.listing import list_split
 from shared_vit.errors import UserError
 
-_AT_ONCE = 4096  # so that the results of millions of images do not pile up
+_AT_ONCE = 4096  # images submitted at a time, so that few results wait to be read
 
 
 def check_folder(root: Path) -> int:
@@ -50,8 +50,8 @@ def check_folder(root: Path) -> int:
 
 
 def check_dataset(dataset: Dataset) -> list[str]:
-    """Path and reason of each image of a data set that cannot be decoded; a progress bar on
-    terminals. Empty for data that are not encoded images."""
+    """Path and reason of each image of a data set that cannot be decoded; [] for data that are not
+    encoded images. Shows a progress bar on terminals."""
     from tqdm import tqdm
 
     if not dataset.photographs:
@@ -64,7 +64,7 @@ def check_dataset(dataset: Dataset) -> list[str]:
 
 
 def _complaints(split: Split) -> Iterator[str]:
-    """Where and why for each image in turn; empty for a good one."""
+    """For each image in order its path and why it cannot be decoded; "" if it can."""
 
     def check(index: int) -> str:
         try:

@@ -1,4 +1,4 @@
-"""How many threads and processes decode images, and how the processes behave."""
+"""How many threads and processes decode images, and how those processes start and end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from shared_vit.cores import cores
 from shared_vit.errors import UserError
 
-THREADS_PER_WORKER = 4  # as many as Python's lock lets decode without waiting for one another
+THREADS_PER_WORKER = 4  # more would wait for Python's global interpreter lock
 _MANY_CORES = 8
 _LOCKS = 32  # of a worker's queues and events, a page each; with Grain 0.2.18 they take 28
 
@@ -30,7 +30,8 @@ def plan(workers: int | None, photographs: bool) -> tuple[int, int]:
 
 
 def shared_memory_fits(num_bytes: int) -> bool:
-    """Whether /dev/shm has space: containers often give it 64 MB, and a write beyond kills."""
+    """Whether /dev/shm has space: containers often give it 64 MB, and a write beyond it kills the
+    process."""
     try:
         return shutil.disk_usage("/dev/shm").free > num_bytes
     except OSError:
@@ -38,7 +39,7 @@ def shared_memory_fits(num_bytes: int) -> bool:
 
 
 def check_processes_can_talk(workers: int) -> None:
-    """Raise UserError where worker processes could not use one queue: its locks need /dev/shm."""
+    """Raise UserError where worker processes cannot have a queue: its locks need /dev/shm."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -54,7 +55,7 @@ def check_processes_can_talk(workers: int) -> None:
 
 
 def start_worker(number: int, of: int) -> None:
-    """The first call in a worker process.
+    """What each worker process calls first.
 
     Signals to the whole group (Ctrl-C, a scheduler's) are left to the parent, and the worker ends
     when its parent is killed.

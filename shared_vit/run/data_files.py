@@ -18,8 +18,8 @@ _SHOWN = 4
 
 
 def write_files(folder: Path, dataset: Dataset) -> None:
-    """Write a line for each file: split, class, size and path. Nothing for data that are no image
-    folder, or for more than 200,000 files. Raises UserError where that fails."""
+    """Write a line for each file: split, class, size and path. Writes nothing for data that are
+    not an image folder, or for more than 200,000 files. Raises UserError where writing fails."""
     lines = _lines(dataset)
     if lines is None:
         return
@@ -30,7 +30,8 @@ def write_files(folder: Path, dataset: Dataset) -> None:
 
 
 def changes(folder: Path, dataset: Dataset) -> str:
-    """The first files that are not as they were when the run began; "" where nothing is known."""
+    """The first files that are missing, new or changed since the run began, in words; "" where the
+    list of that time cannot be read or the data are no folder."""
     now = _lines(dataset)
     try:
         packed = read_limited(folder / NAME, _MOST_BYTES)
@@ -40,11 +41,11 @@ def changes(folder: Path, dataset: Dataset) -> str:
     if now is None:
         return ""
     old, new = _by_path(before), _by_path(now)
-    told = [f"{p} is missing" for p in islice((p for p in old if p not in new), _SHOWN)]
-    told += [f"{p} is new" for p in islice((p for p in new if p not in old), _SHOWN)]
+    found = [f"{p} is missing" for p in islice((p for p in old if p not in new), _SHOWN)]
+    found += [f"{p} is new" for p in islice((p for p in new if p not in old), _SHOWN)]
     other = (p for p in old if p in new and old[p] != new[p])
-    told += [f"{p} has another size or class" for p in islice(other, _SHOWN)]
-    return some(told, 2 * _SHOWN)
+    found += [f"{p} has another size or class" for p in islice(other, _SHOWN)]
+    return some(found, 2 * _SHOWN)
 
 
 def _lines(dataset: Dataset) -> list[str] | None:

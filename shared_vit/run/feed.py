@@ -1,4 +1,4 @@
-"""The batches of a start of a run, read so far ahead that a bad image is known in time to save."""
+"""The training batches of a run, read ahead so that a bad image is found while all can save."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _AHEAD = LAG + 1
 class Feed:
     """The training batches of one process, from step `start` to `end`.
 
-    failure: what ended the stream, once it is read; `take` goes on with what was read before it.
-    Raises UserError for a batch among the first that cannot be read: nothing is lost then.
+    failure: the error that ended the stream; `take` still returns the batches read before it.
+    Raises UserError where one of the first batches cannot be read: nothing has been computed by
+    then.
     """
 
     def __init__(self, plan: Plan, trainer: Trainer, start: int, end: int):
@@ -59,8 +60,8 @@ class Feed:
 
 
 def empty_batch(plan: Plan, num_processes: int, step: int) -> Batch:
-    """A batch that counts nothing, for a process whose own cannot be read and which the others
-    wait for."""
+    """A batch of weight 0, for a process that cannot read its own while the others wait for it in
+    the collectives."""
     rows = plan.recipe.batch_size // num_processes
     images = np.zeros((rows, *plan.model.image_shape, 3), np.uint8)
     labels, weight = np.zeros(rows, np.int32), np.zeros(rows, np.float32)

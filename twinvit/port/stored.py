@@ -26,7 +26,7 @@ class _Unread:
     """An array that one side holds and does not read.
 
     Attributes:
-        name: its own, on that side.
+        name: its name on that side.
         live: positions of the other side's arrays that hold its elements and are read.
     """
 
@@ -68,14 +68,14 @@ def unread(
     idle: Mapping[str, np.ndarray],
     stored: Container[Key] = (),
 ) -> list[_Unread]:
-    """Arrays of one side that it does not read, and which the other side reads.
+    """The arrays that one side holds and does not read, and whose equals the other side reads.
 
-    Where one of `used` is no array of the other side's, in slices, splits and stacks, it may be
-    computed from what `idle` holds: only what stands in the code is found then.
+    Where one of `used` is not made of the other side's arrays (slices, splits, stacks), it may be
+    computed from `idle`: then only arrays among the constants of the code are found.
 
     Args:
         every: what the other side reads.
-        live: of these what can be stood for, None in the other places.
+        live: the same, with None for those that need not be looked for.
         used: what this side reads.
         idle: what this side holds and does not read, by name.
         stored: keys of the constants in this side's code.
@@ -160,7 +160,8 @@ def _learned(program: Program) -> Mapping[str, np.ndarray]:
 
 
 def _other(arrays: Sequence[np.ndarray], place: int) -> list[np.ndarray]:
-    """The arrays with another one in one place, of the same signs; zeros move, too."""
+    """The arrays with the one at index `place` replaced by random values of the same signs; zeros
+    change, too."""
     rng = np.random.default_rng(0)
     result = list(arrays)
     x = arrays[place]

@@ -1,6 +1,6 @@
-"""What a format can hold of a model: fields of its function, and tensors.
+"""Which models a format can hold: values of `ModelConfig`'s fields, and tensors.
 
-Each format declares it (`Format.holds`, `Format.zero`); the refusals follow from the declarations.
+Each format declares it (`Format.holds`, `Format.zero`); errors for other models follow from that.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from shared_vit.weights.lazy import Arrays
 if TYPE_CHECKING:
     from shared_vit.weights.formats.base import Format
 
-# Which values of a field a format can hold, or in which models it can hold the field's value.
+# The values of a field that a format can hold, or whether it can hold the field in a model.
 Rule = Collection[Any] | Callable[[ModelConfig], bool]
 
 BOTH = (False, True)
 ANY: Rule = lambda cfg: True  # noqa: E731
 
-# Sizes, and what the code of every format takes as arguments (`Format.notes`) or does not need.
+# Fields that every format holds at any value: sizes, and what the format's code takes as arguments
+# (`Format.notes`) or does not need.
 FREE = frozenset(
     (
         "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim",
@@ -34,11 +35,11 @@ FREE = frozenset(
     )
 )  # fmt: skip
 
-# Of a field that most formats hold in more than one value.
+# Fields that most formats hold at more than one value.
 _USUAL: Mapping[str, Rule] = {"pos_embed": ("learned", "sincos2d")}
 
 # What a user can do about a value that a format does not hold.
-MENDS = {
+REMEDIES = {
     "pre_logits": "--num_classes=N leaves out the pre-logits layer and the head, and makes a head "
     "of zeros",
     "num_classes": "--num_classes=N makes a head of zeros",
@@ -77,11 +78,11 @@ def check_held(fmt: Format, cfg: ModelConfig, formats: Mapping[str, Format]) -> 
         return
     shown = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in fields)
     others = [name for name, other in formats.items() if not other.not_held(cfg)]
-    known = MENDS | ({"num_classes": _WITHOUT_HEAD} if cfg.num_classes else {})
-    mends = "".join(f"; {known[name]}" for name in fields if name in known)
+    known = REMEDIES | ({"num_classes": _WITHOUT_HEAD} if cfg.num_classes else {})
+    remedies = "".join(f"; {known[name]}" for name in fields if name in known)
     raise UserError(
         f"{fmt.name} cannot hold a model with {shown}: {', '.join(['torch', 'jax', *others])} can"
-        f"{mends}"
+        f"{remedies}"
     )
 
 

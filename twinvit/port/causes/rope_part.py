@@ -1,4 +1,4 @@
-"""Rotary positions of a part of each head's elements."""
+"""Rotary positions that rotate only the first elements of each head."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from twinvit.port.record.graph import Graph, Node
 
 @dataclass
 class Rotation:
-    """A rotation x * cos + rotate(x) * sin of the first numbers of each head.
+    """A rotation x * cos + rotate(x) * sin of the first elements of each head.
 
     Attributes:
-        whole: id of the value with all numbers of a head.
-        size, part: how many these are, and how many are rotated.
+        whole: id of the value with all elements of a head.
+        size, part: elements of a head, and how many of them are rotated.
         half: whether halves are rotated, or pairs of neighbours.
         base: of the frequencies base ** (-2 j / part).
         first: the first position.
-        axis: the positions' axis of the tables, from the end.
-        end: the operation whose result is the whole.
+        axis: the positions' axis of the tables, counted from the end.
+        end: index of the operation whose result has all elements.
+        positions: how many positions the tables have.
     """
 
     whole: int
@@ -90,7 +91,7 @@ def _joined(graph: Graph, node: Node) -> Node | None:
 
 
 def _rotated(found: Rotation, part: int) -> Callable[..., torch.Tensor]:
-    """The rotation of another number of numbers, its frequencies by that number."""
+    """The rotation of the first `part` elements instead, with the frequencies of that number."""
     rotate = _half if found.half else _interleaved
 
     def fn(x: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,14 @@ import jax
 @dataclass(frozen=True)
 class Function:
     """A port that is a plain function: `fn(params, *inputs)`; `params` is any pytree of arrays,
-    passed whole."""
+    passed as one argument."""
 
     fn: Callable[..., Any]
     params: Any
 
 
 class Mode(NamedTuple):
-    """Train mode, or evaluation; with neither a module runs in the mode that it is in."""
+    """Train mode, or evaluation; with neither a module runs in its present mode."""
 
     train: bool = False
     evaluate: bool = False
@@ -32,7 +32,7 @@ class Pure:
 
     Attributes:
         call: `call(leaves, *inputs)`; a stateful one returns the output and the new state.
-        leaves: the port's arrays, in their own types.
+        leaves: the port's arrays, in their own dtypes.
         names: their names, "layers.0.kernel".
         kind: the library: "function", "nnx", "linen", "haiku", "pytree" or "keras".
         stateful: whether it returns a new state in addition to the output.
@@ -54,7 +54,7 @@ def called(fn: Callable[..., Any], mode: Mode, *args: Any) -> Any:
 
 
 def mode_arguments(fn: Callable[..., Any], mode: Mode) -> dict[str, Any]:
-    """Arguments that choose between training and inference, by the names that are in use."""
+    """Arguments that choose between training and inference, by the names that libraries use."""
     try:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):
@@ -75,7 +75,7 @@ def mode_arguments(fn: Callable[..., Any], mode: Mode) -> dict[str, Any]:
 
 
 def path_name(path: Any) -> str:
-    """The name of a leaf, "layers.0.kernel", of its path in a pytree."""
+    """The name of a leaf, "layers.0.kernel", from its path in a pytree."""
     parts = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     return ".".join(parts)
 
@@ -87,5 +87,6 @@ def flattened(tree: Any) -> tuple[list[Any], list[str], Any]:
 
 
 def is_of(value: Any, *packages: str) -> bool:
-    """Whether a class of the value's is defined in one of these packages; imports none of them."""
+    """Whether the value's class, or one that it inherits, is defined in one of these packages;
+    imports none of them."""
     return any(c.__module__.split(".")[0] in packages for c in type(value).__mro__)

@@ -1,4 +1,4 @@
-"""A recording of a port."""
+"""Recordings of JAX models (`twinvit.port.recording`) as ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of the reference's operations."""
+"""From a cause's variant to edits of the reference's graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twinvit.port.record.graph import Edit, Graph, Node
 
 
 def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
-    """What a variant replaces, asked about at `site`, by the operations' positions."""
+    """`{index of an operation: its edit}` of a variant that a cause yielded at `site`."""
     edits: dict[int, Edit] = {}
     first = variant.node if variant.node is not None else site.index
     refs = variant.also_refs or (None,) * len(variant.also)
@@ -26,8 +26,8 @@ def edits_of(graph: Graph, site: Node, variant: Variant) -> dict[int, Edit]:
 def checked(
     graph: Graph, node: Node, fn: Callable[..., object], reshapes: bool = False
 ) -> Callable[..., object]:
-    """The variant as a replacement: results that it leaves out are the operation's own, shapes are
-    checked."""
+    """The variant's function as an edit of the operation: results that it leaves out are taken from
+    the operation. The edit raises ValueError for a result of another shape."""
 
     own = [None if o is None else graph.values[o] for o in node.outs]
 

@@ -1,4 +1,4 @@
-"""Expressions, with the library functions that they spell out folded for reading.
+"""Expressions made readable: what spells out a library function is written as that function.
 
 An expression is a tuple (name, operands...); a leaf is ("value", name) or ("number", x). Products
 and quotients are folded as one product of factors, so that a normalisation is seen in each of the
@@ -31,7 +31,7 @@ def _named(x: tuple[Any, ...]) -> bool:
 
 
 def parts(x: Expression) -> Iterator[Expression]:
-    """An expression and all that it is made of, each once."""
+    """An expression and all of its subexpressions, each once."""
     seen: set[Expression] = set()
     rest = [x]
     while rest:
@@ -44,7 +44,7 @@ def parts(x: Expression) -> Iterator[Expression]:
 
 
 def count(x: Expression) -> int:
-    """How many operations an expression has; what stands in it twice is one."""
+    """How many operations an expression has; one that occurs twice is counted once."""
     total = 0
     for part in parts(x):
         if is_leaf(part) or part[0] in ("reshape", "transpose", "part"):
@@ -88,7 +88,7 @@ def _near(x: Expression, value: float) -> bool:
 
 
 def _factors(x: Expression) -> list[Expression] | None:
-    """The factors of a product or quotient; None for what is none."""
+    """The factors of a product or quotient; None for other expressions."""
     if x[0] == "product":
         return list(x[1:])
     if x[0] == "mul":
@@ -107,7 +107,7 @@ def _inverse(x: Expression) -> Expression | None:
 
 
 def _product(x: Expression) -> Expression | None:
-    """Nested products as one; the numbers among its factors first."""
+    """Nested products as one; its constant factors are multiplied and come first."""
     if x[0] not in ("mul", "div", "product"):
         return None
     found = _factors(x)
@@ -215,7 +215,7 @@ def _negated(inner: Expression, x: Expression, scale: float) -> bool:
 
 
 def _mean(x: Expression) -> Expression | None:
-    """sum / n; with n the count of what is summed, which a sum holds."""
+    """A mean, from sum / n with n the number of summed elements (the sum's last operand)."""
     if x[0] not in ("div", "mul", "product") or len(x) != 3:
         return None
     for total, n in ((x[1], x[2]), (x[2], x[1])):
@@ -305,7 +305,7 @@ def _clip(x: Expression) -> Expression | None:
 
 
 def _arithmetic(x: Expression) -> Expression | None:
-    """An operation on numbers that are written."""
+    """The result of an operation on constants."""
     if x[0] == "where" and len(x) == 4 and number(x[1]) is not None:
         chosen: Expression = x[2] if number(x[1]) else x[3]
         return chosen
@@ -325,7 +325,7 @@ _WRITTEN: dict[str, Callable[[float, float], float]] = {
 
 
 def _neutral(x: Expression) -> Expression | None:
-    """What adds nothing, or is the larger one of -inf."""
+    """x + 0 and max(x, -inf) are x."""
     if x[0] in ("add", "maximum") and len(x) == 3:
         nothing = 0.0 if x[0] == "add" else -math.inf
         for a, b in (x[1:], x[:0:-1]):

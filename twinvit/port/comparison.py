@@ -118,6 +118,11 @@ class Comparison:
     """Of each compared output, whether it depends on random numbers that are not the port's."""
 
     @property
+    def stale(self) -> bool:
+        """True if the search ended where the reference is to be recorded again."""
+        return self.session.stopped
+
+    @property
     def agrees(self) -> bool:
         """True if no output differs, and nothing had to be changed for that."""
         return not self.findings and all(d.verdict != verdict.DIFFERENT for d in self.before)
@@ -134,7 +139,10 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
         mine[:] = pick_torch(out, pair.output)
         return [t for _, t in mine]
 
-    graph = torch_program.record(pair.torch_model, pair.inputs, choose, train=train)
+    live, like = pair.live or (None, None)
+    graph = torch_program.record(
+        pair.torch_model, pair.inputs, choose, train=train, like=like, live=live
+    )
     pair.notes += [n for n in graph.notes if n not in pair.notes]
     say("recording the port")
     index = Index()
@@ -204,8 +212,15 @@ def _near(graph: Graph, compared: Sequence[Paired], port: Sequence[np.ndarray]) 
     )
 
 
-def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
-    """Record both models, and explain where they part."""
+def compare(
+    pair: Pair, train: bool, say: Progress, stop: bool = False, native: NativeRun | None = None
+) -> Comparison:
+    """Record both models, and explain where they part.
+
+    Args:
+        stop: end where edits change what the reference's control flow follows.
+        native: both programs as they run, where that is known.
+    """
     recorded = record(pair, train, say)
     graph = recorded.graph
     named = [(p.theirs, x) for p, x in zip(recorded.compared, recorded.port)]
@@ -214,7 +229,8 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
         check_port(pair, recorded.port, named)
     say("running both as they are")
     mine = [(p.name, graph.values[o]) for p, o in zip(recorded.compared, graph.outputs)]
-    native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
+    if native is None:
+        native = run_native(pair, recorded.pure, recorded.arrays, mine, named, train=train)
     say("measuring rounding")
     session = _session(recorded, train)
     pairing = _paired_draws(session) if train else None
@@ -225,7 +241,7 @@ def compare(pair: Pair, train: bool, say: Progress) -> Comparison:
     operations = session.operations()
     steps = [] if agrees else other_sides(session)
     start = session.snapshot()
-    findings, remaining, unknown = explain_divergences(session, say, pairing)
+    findings, remaining, unknown = explain_divergences(session, say, pairing, stop)
     after = _operations_after(session, start, unknown) if findings else []
     unpaired = [] if pairing is None else list(pairing.unpaired())
     if pairing is not None:

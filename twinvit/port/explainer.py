@@ -12,6 +12,7 @@ from twinvit.port import verdict
 from twinvit.port.arguments import checked, hint
 from twinvit.port.comparison import compare
 from twinvit.port.conclusion import Judged, conclude, evidence_of
+from twinvit.port.control_flow import compare_following
 from twinvit.port.errors import PortError
 from twinvit.port.expected import expected
 from twinvit.port.folded import unfold
@@ -156,14 +157,14 @@ def _explain(
     reference: str,
 ) -> Report:
     alone = kinds == ("train",)
-    forward = compare(pair, alone, say)
+    forward = compare_following(pair, alone, say)
     for _ in range(REMAPS):
         if not map_again(pair, forward):
             break
-        forward = compare(pair, alone, say)
+        forward = compare_following(pair, alone, say)
     folded = unfold(pair, forward)
     if folded:
-        again = compare(pair, alone, say)
+        again = compare_following(pair, alone, say)
         again.findings = [*folded, *again.findings]
         again.before, again.distance = forward.before, forward.distance
         forward = again
@@ -184,6 +185,7 @@ def _explain(
         judged.open += left
     if "train" in kinds and not alone:
         say("comparing train mode")
+        pair.live = None
         judged.trained = compare(pair, True, say)
     say("trying other inputs and weights")
     # A step at its edge may fall to either side on a draw: no draw decides then.

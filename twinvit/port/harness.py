@@ -34,8 +34,13 @@ def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)  # what is drawn is sampled anew
+        live, like = pair.live or (None, None)
         again = torch_program.record(
-            pair.torch_model, pair.inputs, lambda out: [t for _, t in pick_torch(out, pair.output)]
+            pair.torch_model,
+            pair.inputs,
+            lambda out: [t for _, t in pick_torch(out, pair.output)],
+            like=like,
+            live=live,
         )
     for i, j in zip(graph.outputs, [again.outputs[k] for k in places]):
         a, b = graph.values[i], again.values[j]

@@ -18,6 +18,8 @@ from twinvit.port.record.torch_values import to_torch
 from twinvit.port.search.loop import Progress
 
 if TYPE_CHECKING:
+    from twinvit.port.record.graph import Graph
+    from twinvit.port.record.live_edits import LiveEdits
     from twinvit.port.weight_map import WeightMap
 
 
@@ -60,6 +62,8 @@ class Pair(PortSide):
         self.say = say
         self.weight_map: WeightMap | None = None  # what put the reference's weights into the port
         self.rounded: list[Rounded] = []
+        self.live: tuple[LiveEdits, Graph] | None = None
+        """Edits that the reference is recorded with, and its recording without them."""
 
     def transfer(self, weights: Any) -> None:
         """Load the reference's weights into the port.

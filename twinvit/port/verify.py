@@ -20,6 +20,7 @@ from twinvit.port.port_side import jax_input
 from twinvit.port.record import jax_trace, torch_program, torch_values
 from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 from twinvit.port.record.jax_interpreter import Deferred, Interpreter, Sink
+from twinvit.port.record.live_edits import LiveEdits, live_edits
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import Weights
 from twinvit.port.search.noise import output_noise
@@ -79,6 +80,8 @@ class Program:
         traced, chosen = recorded.traced, recorded.chosen
         self.pair, self.train, self.traced, self.chosen = pair, train, traced, chosen
         self.graph = recorded.graph
+        self.live = pair.live
+        self.like = self.graph if pair.live is None else pair.live[1]
         self.pairs = recorded.compared
         self.names = [p.name for p in self.pairs]
         plain = recorded.graph.nodes
@@ -131,16 +134,29 @@ class Program:
         def pick(out: Any) -> list[Any]:
             return [t for _, t in pick_torch(out, self.pair.output)]
 
-        graph = torch_program.record(model, given, pick, train=self.train, like=self.graph)
-        graph = replace(graph, outputs=tuple(graph.outputs[p.mine] for p in self.pairs))
-        if self.edits:
-            if [n.name for n in graph.nodes] != self.order:
-                raise PortError(
-                    "the reference runs other operations on these values than on the first "
-                    "inputs, so the edits have no places in it"
-                )
+        def record(live: LiveEdits | None) -> Graph:
+            graph = torch_program.record(
+                model, given, pick, train=self.train, like=self.like, live=live
+            )
+            return replace(graph, outputs=tuple(graph.outputs[p.mine] for p in self.pairs))
+
+        before = self.live[0] if self.live is not None else LiveEdits()
+        graph = record(before)
+        if not self.edits:
+            return graph
+        if [n.name for n in graph.nodes] == self.order and not self._follows(graph):
             return self._edited(graph)
-        return graph
+        if any(a.values for a in self.edits):
+            raise PortError(
+                "the reference runs other operations on these values than on the first "
+                "inputs, so the edits have no places in it"
+            )
+        own = live_edits(self.graph, [a.edits for a in self.edits])
+        return record(before.plus(own))
+
+    def _follows(self, graph: Graph) -> bool:
+        """True if the reference's control flow may follow numbers that the edits change."""
+        return not self.train and graph.follows_values() and not any(a.values for a in self.edits)
 
     def _edited(self, graph: Graph) -> Graph:
         """The graph with the edits made, and what follows from them."""

@@ -232,11 +232,13 @@ def _one_factor(call: Call, gated: bool) -> Iterator[Variant]:
     """One factor of two without the other; `gated`: one of them is an activation, and the other
     is not."""
     a, b = call.argument(0), call.argument(1)
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return
+    if a.shape != b.shape and not gated:  # a gate may be one number for each token or channel
         return
     if call.parameter(0) or call.parameter(1):
         return
-    graph, refs = call.graph, (call.ref(0), call.ref(1))
+    graph, refs, shape = call.graph, (call.ref(0), call.ref(1)), call.out.shape
     made = [graph.producer[r] if r is not None else None for r in refs]
     gates = [p is not None and graph.nodes[p].name in GATES for p in made]
     if (sum(gates) == 1) != gated:
@@ -251,7 +253,7 @@ def _one_factor(call: Call, gated: bool) -> Iterator[Variant]:
             )  # fmt: skip
         else:
             text = "the port lacks the gated half" if position else "the port lacks the gate"
-        yield Variant(text, lambda x: x.clone(), refs=(ref,))
+        yield Variant(text, lambda x: x.expand(shape).clone(), refs=(ref,))
 
 
 @cause("gate_order", on="mul")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,12 +31,24 @@ class Draft:
     rows: list[bool] = field(default_factory=list)
     heard_at: list[int] = field(default_factory=list)  # how many nodes there were before each
 
+    live: Any = None  # LiveEdits that are made while it is recorded; None without any
+    seen: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    by_key: dict[Any, int] = field(default_factory=dict)  # operations by the keys of live edits
+
     def add_value(self, value: torch.Tensor, source: str, producer: int | None = None) -> int:
         """Add a value; returns its id."""
         self.values.append(value)
         self.source.append(source)
         self.producer.append(producer)
         return len(self.values) - 1
+
+    def key(self, scope: str, name: str, where: str) -> tuple[tuple[str, str, str], int]:
+        """The key of the next operation, as of live edits."""
+        kind = (scope, name, where)
+        key = kind, self.seen[kind]
+        self.seen[kind] += 1
+        self.by_key[key] = len(self.nodes)
+        return key
 
     def finished(self, outputs: Iterable[int]) -> Graph:
         """The graph of what was recorded, with these outputs."""

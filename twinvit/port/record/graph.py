@@ -19,6 +19,10 @@ from twinvit.port.ops import FRESH_DRAWS, RANDOM, SHAPE_ONLY
 from twinvit.port.record.own_types import OwnTypes
 from twinvit.port.record.torch_types import Heard
 
+SIZED_BY_VALUES = frozenset(
+    {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive"}
+)
+"""Operations whose results' sizes depend on numbers."""
 RANDOM_NUMBERS = (RANDOM | FRESH_DRAWS) - {"native_dropout"}
 
 
@@ -54,6 +58,14 @@ class Node:
     def place(self) -> str:
         """The reference's place, "layers.0.mlp.act: gelu"."""
         return f"{self.scope}: {self.name}" if self.scope else self.name
+
+    def run(self, values: Mapping[int, torch.Tensor]) -> Any:
+        """What it returns for these operands, by id."""
+
+        def get(x: Any) -> Any:
+            return values[x.id] if isinstance(x, Ref) else x
+
+        return self.op(*_map_refs(self.args, get), **_map_refs(self.kwargs, get))
 
     def edited(self, edit: Edit) -> Node:
         """The operation as an edit makes it."""
@@ -203,6 +215,15 @@ class Graph:
             ".item()); only what these inputs lead to is compared"
             for where in places
         ]
+
+    def follows_values(self) -> bool:
+        """True if what the model runs may follow numbers that depend on its inputs: it reads them,
+        or makes arrays whose sizes depend on them."""
+        dependent = self.input_dependent()
+        return any(i in dependent for i, _ in self.reads) or any(
+            node.name in SIZED_BY_VALUES and any(r in dependent for r in node.refs)
+            for node in self.nodes
+        )
 
     def first_use(self, value_id: int) -> int:
         """Index of the first operation that takes a value."""

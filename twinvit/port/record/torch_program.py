@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_map
 from twinvit.port.errors import PortError
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
+from twinvit.port.record.live_edits import LiveEdits
 from twinvit.port.record.torch_attention import ROWS, Attention, Rows, attention
 from twinvit.port.record.torch_own_types import as_recorded, own_types
 from twinvit.port.record.torch_place import where_in_user_code
@@ -64,6 +66,7 @@ def record(
     *,
     train: bool = False,
     like: Graph | None = None,
+    live: LiveEdits | None = None,
 ) -> Graph:
     """Record one forward pass of `model` in float64, with the numbers and operations that depend on
     the type as they are where the model runs.
@@ -74,6 +77,7 @@ def record(
         pick: chooses the compared arrays of what the model returns; what it computes is recorded.
         train: record in train mode.
         like: a recording of the model as it is, where this one and these inputs are in float64.
+        live: edits that are made while it is recorded.
 
     Returns:
         The graph, with every value stored.
@@ -84,8 +88,13 @@ def record(
         return graph
     if like is not None:
         if like.own:
+            if live:
+                raise PortError("no edits can be made while a model is recorded in its own types")
             return _recorded_in(like.own, model, inputs, pick, like.rows)
-        return _recorded(model, inputs, pick, train, like.numbers, rows=like.rows)
+        placed = _placed(like) if live else None
+        return _recorded(
+            model, inputs, pick, train, like.numbers, rows=like.rows, live=live, placed=placed
+        )
     own = _listened(model, inputs, pick, train)
     graph = _recorded(model, inputs, pick, train)
     if own is None:
@@ -103,6 +112,19 @@ def record(
         for where in dict.fromkeys(operation.where for operation in others.values())
     ]
     return replace(graph, notes=(*graph.notes, *notes), types=own_types(graph, own))
+
+
+def _placed(graph: Graph) -> dict[tuple[str, str, int], Heard]:
+    """The numbers that a recording took of the program that runs, by the name and the line of an
+    operation and the count of such before it."""
+    seen: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for place, operation in enumerate(graph.heard):
+        key = operation.name, operation.where
+        if place in graph.numbers:
+            found[*key, seen[key]] = graph.numbers[place]
+        seen[key] += 1
+    return found
 
 
 def record_native(
@@ -220,12 +242,14 @@ def _recorded(
     numbers: Mapping[int, Heard] | None = None,
     own: bool = False,
     rows: Sequence[bool] = (),
+    live: LiveEdits | None = None,
+    placed: Mapping[tuple[str, str, int], Heard] | None = None,
 ) -> Graph:
     """One forward pass in float64, or in the model's own types, with these operations' numbers.
     `rows`: which attentions zero rows that are completely masked, as in an earlier recording."""
-    graph = Draft(dict(numbers or {}))
+    graph = Draft(dict(numbers or {}), live=live)
     wide = model if own else widened(model)
-    recorder = Recorder(graph, numbers, own)
+    recorder = Recorder(graph, numbers, own, placed)
     hooks: list[Any] = []
     if isinstance(wide, torch.nn.Module):
         wide.train(train)

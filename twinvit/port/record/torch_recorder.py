@@ -7,6 +7,7 @@ derived again.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,13 +49,20 @@ class Recorder(TorchDispatchMode):
     """Records operations; widens every floating-point value to float64 on the way.
 
     `numbers` are taken instead of those that operations, by their place in order, are called with.
-    With `own` nothing is widened.
+    With `own` nothing is widened. `placed` are the numbers by the operations' names, lines and
+    counts, instead of `numbers`.
     """
 
     def __init__(
-        self, graph: Draft, numbers: Mapping[int, Heard] | None = None, own: bool = False
+        self,
+        graph: Draft,
+        numbers: Mapping[int, Heard] | None = None,
+        own: bool = False,
+        placed: Mapping[tuple[str, str, int], Heard] | None = None,
     ) -> None:
         super().__init__()
+        self.placed = placed
+        self.counted: Counter[tuple[str, str]] = Counter()
         self.graph = graph
         self.numbers = numbers or {}
         self.own = own
@@ -67,7 +75,7 @@ class Recorder(TorchDispatchMode):
         where = where_in_user_code()
         operation = heard(func, args, kwargs, where)
         if operation is not None:
-            other = self.numbers.get(len(self.graph.heard))
+            other = self._numbers_of(operation)
             self.graph.heard.append(operation)
             self.graph.heard_at.append(len(self.graph.nodes))
             if other is not None and other.name == operation.name:
@@ -111,6 +119,16 @@ class Recorder(TorchDispatchMode):
         if takes_the_default(args, kwargs, out):
             op = functools.partial(by_wide_default, op)
         return self.tracked.record(op, op_name(func), args, kwargs, out, where, narrowed)
+
+    def _numbers_of(self, operation: Heard) -> Heard | None:
+        """What an operation takes its numbers from; None for its own. Where edits change what the
+        model's control flow follows, it is known by its line and the count of such before it."""
+        place = len(self.graph.heard)
+        if self.placed is None:
+            return self.numbers.get(place)
+        key = operation.name, operation.where
+        self.counted[key] += 1
+        return self.placed.get((*key, self.counted[key] - 1))
 
     def _batch_norm(self, args: Any, kwargs: dict[str, Any], where: str) -> Any:
         """Batch norm in train mode writes its running statistics, which its schema does not say."""
@@ -185,8 +203,11 @@ class Recorder(TorchDispatchMode):
             else:
                 new = pure(*wide_args, **wide_kwargs)
             name = op_name(func).rstrip("_")
-            self.tracked.record(pure, name, wide_args, wide_kwargs, new, where)
+            kept = self.tracked.record(pure, name, wide_args, wide_kwargs, new, where)
             result = func(*args, **kwargs)
+            if kept is not new:  # an edit was made
+                new = kept
+                target.copy_(new)
             if aten_name(func) in MOVED_IN_PLACE:
                 self.tracked.points(target, self.tracked.id_of(new))
             else:

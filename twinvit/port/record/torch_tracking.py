@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Node, Ref, flat_tensors
+from twinvit.port.record.live_edits import edited
 from twinvit.port.record.torch_calls import restride, scatter
 
 
@@ -52,6 +54,7 @@ class Tracked:
         index = len(self.graph.nodes)
         out = self.graph.add_value(value, "node", index)
         scope = self.scopes[-1] if self.scopes else ""
+        self.graph.key(scope, name, where)
         self.graph.nodes.append(Node(index, op, name, args, {}, (out,), scope, where))
         return out
 
@@ -111,7 +114,8 @@ class Tracked:
         where: str,
         narrowed: torch.dtype | None = None,
     ) -> Any:
-        """Add an operation with its operands and results to the graph; returns `out`."""
+        """Add an operation with its operands and results to the graph; returns `out`, or what
+        stands in its place where an edit is made while the model is recorded."""
         graph = self.graph
 
         def refs(tree: Any) -> Any:
@@ -129,6 +133,9 @@ class Tracked:
 
         args, kwargs = refs(args), refs(kwargs)
         index = len(graph.nodes)
+        scope = self.scopes[-1] if self.scopes else ""
+        node = Node(index, op, name, tuple(args), kwargs, (), scope, where, narrowed)
+        node, out = edited(graph, graph.key(scope, name, where), node, out)
         outs: list[int | None] = []
         for tensor in flat_tensors(out):
             if tensor is None:
@@ -137,10 +144,7 @@ class Tracked:
             value_id = graph.add_value(tensor.detach(), "node", index)
             self.track(tensor, value_id)
             outs.append(value_id)
-        scope = self.scopes[-1] if self.scopes else ""
-        graph.nodes.append(
-            Node(index, op, name, tuple(args), kwargs, tuple(outs), scope, where, narrowed)
-        )
+        graph.nodes.append(replace(node, outs=tuple(outs)))
         return out
 
     def keep_written(self, target: torch.Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,20 +30,21 @@ OTHERS = 3  # divergences beside the first at which a part of the port's program
 
 
 def explain_divergences(
-    session: Session, say: Progress, pairing: Pairing | None = None
+    session: Session, say: Progress, pairing: Pairing | None = None, stop: bool = False
 ) -> tuple[list[Finding], float, bool]:
     """Explain and edit one divergence after the other, from the first on. `pairing`: the dropouts
-    of both sides, in train mode.
+    of both sides, in train mode. `stop`: end where the reference is to be recorded again.
 
     Returns the findings, the relative L2 distance of the outputs that remains with the edits of
     known causes, and whether a divergence has no known cause.
     """
     start = session.snapshot()
-    _Walk(session, say, pairing).run()
+    _Walk(session, say, pairing, stop).run()
     accepted = session.accepted
-    take_back(session, accepted)
-    while take_back_places(session, accepted):
+    if not session.stopped:  # what proves an edit may be behind other operations
         take_back(session, accepted)
+        while take_back_places(session, accepted):
+            take_back(session, accepted)
     findings: list[Finding] = []
     for a in accepted:
         torch_lines, jax_lines = lines_of(session, a)
@@ -97,8 +98,11 @@ class _Walk:
     search goes back and takes another.
     """
 
-    def __init__(self, session: Session, say: Progress, pairing: Pairing | None = None) -> None:
+    def __init__(
+        self, session: Session, say: Progress, pairing: Pairing | None = None, stop: bool = False
+    ) -> None:
         self.session = session
+        self.stop = stop
         self.say = say
         self.pairing = pairing
         self.skip: set[int] = set()
@@ -116,11 +120,22 @@ class _Walk:
             fronts = session.frontier(self.skip)
             if not fronts and session.find_hidden():
                 fronts = session.frontier(self.skip)
+            if self._stale(fronts):
+                session.stopped = True
+                break
             if not fronts or len(session.accepted) >= MAX_FINDINGS:
                 if not self._back():
                     break
                 continue
             self._step(fronts[0])
+
+    def _stale(self, fronts: Sequence[Node]) -> bool:
+        """True if what is left to be explained comes after numbers that the reference's control
+        flow follows and that the edits changed."""
+        stale = self.session.stale() if self.stop else None
+        if stale is None or (not fronts and self.session.outputs_agree()):
+            return False
+        return not fronts or fronts[0].index > stale
 
     def _pair(self) -> None:
         """Give the reference the port's random pattern wherever the same value goes into both."""

@@ -6,6 +6,7 @@ version of an operation near it, and a constant can be solved to reach one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -71,6 +72,7 @@ class Tally:
         self.covered = 0
         self.regained: list[int] = []
         self.own = self.broken = self.misses = self.arrays = 0
+        self.kinds: set[tuple[str, str, str]] = set()  # of operations whose results stay lost
         self.seen: dict[int, bool] = {}  # by value: found in this run
         self.proof: tuple[int, int, torch.Tensor] | None = None
 
@@ -106,13 +108,20 @@ class Tally:
         self.seen[out] = found is not None
         if found is None:
             self.broken += was == "found"
-            self.misses += was == "lost" and late
+            self._miss(node, was == "lost" and late)
         elif was == "lost" and (
             found < 0
             or out in session.watched  # a running statistic may stay what it was
             or session.index.key(found) not in self.claims
         ):
             self._regain(out, found, value, edited, last)
+
+    def _miss(self, node: Node, missed: bool) -> None:
+        """Count a value that stays lost; of a loop over experts one pass."""
+        kind = re.sub(r"\d+", "#", node.scope), node.name, node.where
+        if missed and not (self.session.follows_values and kind in self.kinds):
+            self.misses += 1
+            self.kinds.add(kind)
 
     def _regain(self, out: int, found: int, value: torch.Tensor, edited: bool, last: bool) -> None:
         session = self.session

@@ -13,6 +13,7 @@ from twinvit.port.index import Index, distance, evidence
 from twinvit.port.ops import LAYOUT, MOVES, PARTS, SHAPE_ONLY
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import to_numpy
+from twinvit.port.record.unused import unused_operands
 from twinvit.port.report import Operation
 from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
@@ -23,6 +24,7 @@ from twinvit.port.search.trial import AppliedEdit, TrialResult
 
 CELLS = ("LSTM", "GRU", "RNN")
 WINDOW = 60  # operations after the first divergence that a candidate is judged by
+EXPERTS = 400  # the same where each expert computes of its own tokens what a port does of all
 
 
 class Snapshot(NamedTuple):
@@ -69,6 +71,9 @@ class Session:
         self.drawn: frozenset[int] = frozenset()  # random numbers, which the port draws otherwise
         self.random: Mapping[int, Node] = {}  # operations where they meet other values
         self.tainted: set[int] = set()
+        self.follows_values = graph.follows_values()
+        self.stopped = False  # the search ended where the reference is to be recorded again
+        self._used_refs: dict[Node, Collection[int]] = {}
         self.live = self._live()
         self.root: dict[int, int] = {}
         self._roots()
@@ -86,8 +91,17 @@ class Session:
             if any(o in wanted for o in node.outs):
                 live.add(node.index)
                 if node.name not in SHAPE_ONLY:  # which takes the shape alone
-                    wanted.update(node.refs)
+                    wanted.update(self._used(node))
         return live
+
+    def _used(self, node: Node) -> Collection[int]:
+        """The operands that an operation depends on: an edit may leave a branch out."""
+        if node is self._recorded.nodes[node.index] or len(node.refs) < 2:
+            return node.refs
+        if node not in self._used_refs:
+            unused = unused_operands(node, {r: self.graph.values[r] for r in node.refs})
+            self._used_refs[node] = [r for r in node.refs if r not in unused]
+        return self._used_refs[node]
 
     def _roots(self) -> None:
         for i, producer in enumerate(self.graph.producer):
@@ -141,6 +155,22 @@ class Session:
     def judge_outputs(self) -> list[verdict.Distance]:
         """Every output, as it is now, against the port's."""
         return [self.judge_output(k) for k in range(len(self.port_outputs))]
+
+    def stale(self) -> int | None:
+        """The first operation, by its position, behind which the reference may run others than the
+        recorded ones: edits changed numbers that its control flow follows. None without one."""
+        now, then = self.graph, self._recorded
+        if now is then or not self.follows_values:
+            return None
+        changed = now.changed_from(then)
+        read = {i for i, _ in then.reads}
+        producers = (
+            now.producer[i] or 0
+            for i in changed
+            if now.values[i].shape != then.values[i].shape
+            or (i in read and not torch.equal(now.values[i], then.values[i]))
+        )
+        return min(producers, default=None)
 
     def agrees(self, k: int, value: torch.Tensor | None = None) -> bool:
         """True unless the k-th output, or another value in its place, differs from the port's."""
@@ -411,6 +441,8 @@ class Session:
         tally = Tally(self, edits, placed)
         changed: dict[int, torch.Tensor] = dict(placed)
         last_front = max(front.index, max(edits, default=0))
+        if self.follows_values and window == WINDOW:
+            window = EXPERTS
         for index in range(first, min(len(self.graph.nodes), last_front + window)):
             if index not in self.live:
                 continue

@@ -1,0 +1,146 @@
+"""References whose control flow follows numbers that the port's mistake changes: experts that are
+given other tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from twinvit import port
+
+WIDTH, EXPERTS = 12, 6
+INPUT = np.random.default_rng(0).standard_normal((7, WIDTH)).astype(np.float32)
+
+
+class Experts(nn.Module):
+    """Each token goes to the two experts that its router prefers; an expert without tokens is not
+    run."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
+        self.shared = nn.Linear(WIDTH, WIDTH) if shared else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.gate(x).sigmoid()
+        weights, chosen = scores.topk(2, -1)
+        weights = weights / weights.sum(-1, keepdim=True) * 2.5
+        y = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, k = torch.where(chosen == e)
+            if len(token):
+                y.index_add_(0, token, torch.tanh(expert(x[token])) * weights[token, k, None])
+        return y if self.shared is None else y + self.shared(x) * torch.sigmoid(scores[:, :1])
+
+
+class Stack(nn.Module):
+    """Two layers of experts: the second one's tokens depend on what the first one computes."""
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Experts(shared) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def experts(p: dict[str, Any], x: jax.Array, wrong: str) -> jax.Array:
+    """All experts of all tokens, and of each token those that count."""
+    logits = x @ p["gate.weight"].T
+    scores = jax.nn.softmax(logits, -1) if wrong == "softmax" else jax.nn.sigmoid(logits)
+    weights, chosen = jax.lax.top_k(scores, 2)
+    if wrong != "norm":
+        weights = weights / weights.sum(-1, keepdims=True)
+    if wrong != "scale":
+        weights = weights * 2.5
+    act = jax.nn.relu if wrong == "relu" else jnp.tanh
+    names = [f"experts.{e}" for e in range(EXPERTS)]
+    every = jnp.stack([act(x @ p[f"{n}.weight"].T + p[f"{n}.bias"]) for n in names], 1)
+    y = jnp.einsum("nke,ned,nk->nd", jax.nn.one_hot(chosen, EXPERTS), every, weights)
+    if "shared.weight" not in p or wrong == "shared":
+        return y
+    gate = 1.0 if wrong == "gate" else jax.nn.sigmoid(scores[:, :1])
+    return y + (x @ p["shared.weight"].T + p["shared.bias"]) * gate
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shared", "cause"),
+    [
+        ("", False, ""),
+        ("norm", False, "router_norm"),
+        ("scale", False, "scale"),
+        ("softmax", False, "activation"),
+        ("", True, ""),
+        ("shared", True, "residual_missing"),
+        ("gate", True, "gate_missing"),
+    ],
+)
+def test_a_reference_is_recorded_again_where_an_edit_sends_tokens_elsewhere(wrong, shared, cause):
+    torch.manual_seed(0)
+    model = Stack(shared).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        for k in range(2):
+            start = f"layers.{k}."
+            layer = {n.removeprefix(start): v for n, v in p.items() if n.startswith(start)}
+            x = x + experts(layer, x, wrong)
+        return x
+
+    report = port.explain(model, port.Function(call, held), (INPUT,))
+    assert report.verdict == ("different" if wrong else "same"), report
+    assert [f.cause for f in report.findings] == ([cause] if wrong else []), report
+    assert report.explained
+    if wrong:
+        assert any("recorded again" in note for note in report.notes)
+        assert {place.split(":")[0] for place in report.findings[0].places} == {
+            "layers.0",
+            "layers.1",
+        }
+    other = np.random.default_rng(1).standard_normal(INPUT.shape).astype(np.float32)
+    assert max(report.verify((other,)).values()) < 1e-12
+
+
+class Branch(nn.Module):
+    """Two branches, chosen by a sum."""
+
+    limit = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.above, self.below = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.gelu(self.first(x))
+        return self.above(h) if h.sum() > self.limit else torch.tanh(self.below(h))
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_an_edit_is_proven_in_the_branch_that_it_leads_to(approximate):
+    torch.manual_seed(0)
+    model = Branch().eval()
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+    h = model.first(torch.tensor(INPUT)).detach()
+    sums = [float(nn.functional.gelu(h, approximate=a).sum()) for a in ("none", "tanh")]
+    model.limit = sum(sums) / 2
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        def linear(name: str, y: jax.Array) -> jax.Array:
+            return y @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+        h = jax.nn.gelu(linear("first", x), approximate=approximate)
+        return jnp.where(h.sum() > model.limit, linear("above", h), jnp.tanh(linear("below", h)))
+
+    report = port.explain(model, port.Function(call, held), (INPUT,), what=("forward", "grad"))
+    assert [f.cause for f in report.findings] == ["gelu_tanh"] * approximate, report
+    assert report.explained and report.same != approximate

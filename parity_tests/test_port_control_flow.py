@@ -25,6 +25,7 @@ class Experts(nn.Module):
         self.gate = nn.Linear(WIDTH, EXPERTS, bias=False)
         self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(EXPERTS))
         self.shared = nn.Linear(WIDTH, WIDTH) if shared else None
+        self.opened = nn.Linear(WIDTH, 1, bias=False) if shared else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.gate(x).sigmoid()
@@ -35,7 +36,9 @@ class Experts(nn.Module):
             token, k = torch.where(chosen == e)
             if len(token):
                 y.index_add_(0, token, torch.tanh(expert(x[token])) * weights[token, k, None])
-        return y if self.shared is None else y + self.shared(x) * torch.sigmoid(scores[:, :1])
+        if self.shared is None or self.opened is None:
+            return y
+        return y + self.shared(x) * torch.sigmoid(self.opened(x))
 
 
 class Stack(nn.Module):
@@ -66,7 +69,7 @@ def experts(p: dict[str, Any], x: jax.Array, wrong: str) -> jax.Array:
     y = jnp.einsum("nke,ned,nk->nd", jax.nn.one_hot(chosen, EXPERTS), every, weights)
     if "shared.weight" not in p or wrong == "shared":
         return y
-    gate = 1.0 if wrong == "gate" else jax.nn.sigmoid(scores[:, :1])
+    gate = 1.0 if wrong == "gate" else jax.nn.sigmoid(x @ p["opened.weight"].T)
     return y + (x @ p["shared.weight"].T + p["shared.bias"]) * gate
 
 

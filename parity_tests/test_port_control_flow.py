@@ -13,7 +13,7 @@ from torch import nn
 from twinvit import port
 
 WIDTH, EXPERTS = 12, 6
-INPUT = np.random.default_rng(0).standard_normal((7, WIDTH)).astype(np.float32)
+INPUT = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
 
 
 class Experts(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 from about import origin
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "parity_tests")]
 
 from shared_vit.data.batch import Batch  # noqa: E402
 
@@ -61,7 +61,7 @@ def measure(name: str, precision: str) -> dict[str, float]:
     jax.config.update("jax_enable_x64", precision == "fp64")
     from shared_vit import Recipe, model_config
     from shared_vit.run.state import StepScalars, first_state
-    from twinvit import pairs
+    import twin_pairs as pairs
 
     cfg = model_config(name)
     arrays = pairs.random_arrays(cfg)

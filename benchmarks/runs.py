@@ -18,7 +18,8 @@ TWINS = ("jax", "torch")
 @functools.cache
 def environment() -> dict[str, str]:
     """One thread to a process, and JAX's compiled programs kept from process to process."""
-    cache = tempfile.mkdtemp(prefix="twinvit_jax_cache_")
+    known = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    cache = known or tempfile.mkdtemp(prefix="twinvit_jax_cache_")
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "JAX_COMPILATION_CACHE_DIR": cache,

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.runs import TWINS, train  # noqa: E402
-from twinvit import noise_rule  # noqa: E402
+from twinvit.parity import noise_rule  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

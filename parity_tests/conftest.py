@@ -1,6 +1,7 @@
 """Set-up for every test: one torch thread, eight CPU devices for JAX, float64 only where a test
 asks for it, and programs of JAX compiled without the optimizer of machine code."""
 
+import gc
 import os
 
 import jax
@@ -14,6 +15,8 @@ import torch
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+gc.freeze()  # what stands at the start is not looked through again
+gc.set_threshold(50_000, 20, 50)  # programs are traced a sixth faster
 torch.set_num_threads(1)  # two threads on a busy machine can be several times slower than one
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,10 +31,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # the same small step is compiled in many tests
+    # the same small step is compiled in many tests, and in the processes that they start
     if config.pluginmanager.hasplugin("cacheprovider"):
-        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        directory = str(config.cache.mkdir("jax"))
+        jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ SMALL = ModelConfig(
 )
 # The digits model with larger patches: 5 tokens, so that a step takes milliseconds.
 TINY = ModelConfig(
-    image_size=8, patch_size=4, width=64, depth=4, num_heads=4, mlp_dim=256, num_classes=10
+    image_size=8, patch_size=4, width=64, depth=2, num_heads=4, mlp_dim=256, num_classes=10
 )
 DIGITS = Recipe(
     model=TINY, data="digits", batch_size=32, lr=1e-3, weight_decay=0.1, warmup_steps=10

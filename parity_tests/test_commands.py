@@ -14,7 +14,7 @@ from twinvit.compare.command import compare
 from twinvit.parity.curves import curves
 from twinvit.parity.noise_rule import read_curve
 
-FLAGS = ("--preset=digits", "--device=cpu", "--batch_size=32", "--warmup_steps=5")
+FLAGS = ("--preset=digits", "--depth=2", "--device=cpu", "--batch_size=32", "--warmup_steps=5")
 
 
 def command(*args, cwd, status=0, script=None) -> str:

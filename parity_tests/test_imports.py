@@ -1,6 +1,8 @@
 """Claim: each package imports only what it may, and `--help` waits for no framework."""
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,3 +169,26 @@ def test_a_reader_of_an_installed_package_is_found_by_its_entry_point():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
+
+
+SCRIPTS = [
+    path for name in ("benchmarks", "examples", "docs") for path in (ROOT / name).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_scripts_import_names_that_are_there(path):
+    """Also inside functions, which no test calls where a run takes long."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if of_this_project(node)]
+    for node in nodes:
+        module = importlib.import_module(node.module)
+        for name in node.names:
+            found = hasattr(module, name.name) or importlib.util.find_spec(
+                f"{node.module}.{name.name}"
+            )
+            assert found, f"line {node.lineno}: {node.module} has no {name.name}"
+
+
+def of_this_project(node) -> bool:
+    module = node.module if isinstance(node, ast.ImportFrom) else None
+    return module is not None and module.startswith(PACKAGES)

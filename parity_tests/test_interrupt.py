@@ -169,7 +169,7 @@ def test_a_skipped_step_of_fp16_does_not_stop_the_run(tmp_path):
     """A scale that is too large for float16: the gradient overflows, the step is skipped and says
     so, the run goes on."""
     state_path = tmp_path / "run/checkpoints/step_2"
-    flags = (*SMALL_RUN[:4], "--precision=fp16")
+    flags = (*SMALL_RUN[:5], "--precision=fp16")
     train_here("torch", tmp_path / "run", *flags, "--stop_at=2")
     state, extra = checkpoint.load(state_path)
     state.scalars["scale"] = 2.0**40

@@ -13,7 +13,8 @@ from shared_vit.run.best import Best, better, read_best
 from shared_vit.run.checkpoint import STATE, newest
 from shared_vit.weights import read
 
-RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "--warmup_steps=2",
+RUN = ("--preset=digits", "--depth=2", "--device=cpu", "--steps=6", "--batch_size=32",
+       "--warmup_steps=2",
        "--eval_every=1", "--checkpoint_every=6", "--keep=1", "--workers=0")  # fmt: skip
 RISES_AND_FALLS = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.1, 6: 0.3}
 

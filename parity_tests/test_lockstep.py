@@ -251,7 +251,7 @@ def partner_of_another_pair(monkeypatch):
 
 FAULTS = {  # fault: settings, the first step it shows in, what names its place
     late_rate: (dict(), 2, "params."),
-    decay_on_norms: (dict(weight_decay=0.3), 1, "params.blocks.*.norm*.weight"),
+    decay_on_norms: (dict(weight_decay=0.3), 1, "params.*norm*.weight"),
     clip_with_eps: (dict(clip=0.1), 1, "exp_avg_sq."),
     other_dropout_site: (dict(dropout=0.1), 1, ""),
     mean_of_means: (dict(grad_accum=4), 1, ""),
@@ -473,7 +473,8 @@ def here(monkeypatch):
 
 
 RUN = (
-    "--preset=digits", "--steps=6", "--batch_size=32", "--warmup_steps=3", "--checkpoint_every=2",
+    "--preset=digits", "--depth=2", "--steps=6", "--batch_size=32", "--warmup_steps=3",
+    "--checkpoint_every=2",
     "--keep=all", "--eval_every=0", "--workers=0", "--model=vit_nano2",
 )  # fmt: skip
 

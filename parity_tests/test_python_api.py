@@ -23,7 +23,7 @@ from shared_vit.weights import open_weights
 from twinvit.training.flags import Flags, requested
 
 DIGITS: dict = dict(
-    preset="digits", device="cpu", world_size=1, precision="fp32", steps=6, batch_size=32,
+    preset="digits", depth=2, device="cpu", world_size=1, precision="fp32", steps=6, batch_size=32,
     warmup_steps=2, seed=3,
 )  # fmt: skip
 ARGV = [f"--{name}={value}" for name, value in DIGITS.items()]

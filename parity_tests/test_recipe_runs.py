@@ -45,7 +45,8 @@ def test_curves(settings, steps, x64):
 
 
 FLAGS = (
-    "--preset=digits", "--device=cpu", "--steps=12", "--batch_size=32", "--warmup_steps=3",
+    "--preset=digits", "--depth=2", "--device=cpu", "--steps=12", "--batch_size=32",
+    "--warmup_steps=3",
     "--eval_every=6", "--checkpoint_every=3", "--keep=all", "--workers=0", "--mixup=0.2",
     "--cutmix=1", "--label_smoothing=0.1", "--randaug=1,10", "--drop_path=0.1", "--ema=0.9",
 )  # fmt: skip

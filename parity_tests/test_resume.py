@@ -29,7 +29,7 @@ from shared_vit.run import checkpoint
 from shared_vit.run.interrupt import EXIT_INTERRUPTED
 
 SWITCHED = (
-    *SMALL_RUN[:6], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5",
+    *SMALL_RUN[:7], "--precision=fp64", "--grad_accum=2", "--eval_every=5", "--checkpoint_every=5",
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
 def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(twin, tmp_path, monkeypatch):
     """The writer fetches the state when training has gone on, and, in JAX, has given the buffers of
     then away."""
-    flags = (*SMALL_RUN[:4], "--steps=6", "--dropout=0.1")
+    flags = (*SMALL_RUN[:5], "--steps=6", "--dropout=0.1")
     write = checkpoint.Writer._write
     train_here(twin, tmp_path / "soon", *flags, "--checkpoint_every=3")
     monkeypatch.setattr(checkpoint.Writer, "_write", lambda *args: (time.sleep(1), write(*args)))
@@ -170,7 +170,7 @@ def test_other_settings_are_refused_and_another_length_is_noticed(tmp_path, caps
 
 
 def test_a_run_begun_from_weights_resumes_without_them(tmp_path):
-    run_dir, weights, flags = tmp_path / "run", tmp_path / "weights", SMALL_RUN[:4]
+    run_dir, weights, flags = tmp_path / "run", tmp_path / "weights", SMALL_RUN[:5]
     shutil.copytree(reference("torch") / "checkpoints/step_20", weights)
     train_here("torch", tmp_path / "alone", *flags, f"--init_from={weights}")
     train_here("torch", run_dir, *flags, f"--init_from={weights}", "--stop_at=4")
@@ -184,7 +184,7 @@ def test_a_run_begun_from_weights_resumes_without_them(tmp_path):
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     run_dir = tmp_path / "run"
-    process = start("torch", run_dir, *SMALL_RUN[:2], "--steps=100000", "--checkpoint_every=5")
+    process = start("torch", run_dir, *SMALL_RUN[:3], "--steps=100000", "--checkpoint_every=5")
     assert wait_for((run_dir / "checkpoints/step_5").exists, process)
     said = train("torch", run_dir, "--resume", status=2)
     assert f"another process is training in {run_dir}" in said

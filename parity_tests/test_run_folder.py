@@ -23,7 +23,8 @@ from shared_vit.spec.runtime import RuntimeConfig
 from twinvit.parity.noise_rule import read_curve
 
 DATA = {"name": "digits", "fingerprint": "1234"}
-TINY_RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "--warmup_steps=2",
+TINY_RUN = ("--preset=digits", "--depth=2", "--device=cpu", "--steps=6", "--batch_size=32",
+            "--warmup_steps=2",
             "--eval_every=3", "--checkpoint_every=2", "--keep=all", "--workers=0")  # fmt: skip
 
 

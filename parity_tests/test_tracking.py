@@ -25,7 +25,8 @@ from shared_vit.run.directory import RunDir
 from shared_vit.run.interrupt import Interrupt
 from shared_vit.run.tracking import _Bar
 
-TINY_RUN = ("--preset=digits", "--device=cpu", "--steps=6", "--batch_size=32", "--warmup_steps=2",
+TINY_RUN = ("--preset=digits", "--depth=2", "--device=cpu", "--steps=6", "--batch_size=32",
+            "--warmup_steps=2",
             "--eval_every=4", "--checkpoint_every=2", "--workers=0")  # fmt: skip
 
 

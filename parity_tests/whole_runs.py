@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 SMALL_RUN = (
-    "--preset=digits", "--device=cpu", "--steps=20", "--batch_size=32",
+    "--preset=digits", "--depth=2", "--device=cpu", "--steps=20", "--batch_size=32",
     "--dropout=0.1", "--warmup_steps=5",
     "--eval_every=10", "--checkpoint_every=2", "--keep=20",
 )  # fmt: skip

@@ -72,7 +72,8 @@ WEIGHTS = (
     "A.safetensors", "B.safetensors", "vit_b16.safetensors", "ViT-B_16.npz", "vit_b16.npz",
     "weights.npz", "folder_of_files/a.npz", "folder_of_files/b.safetensors",
 )  # fmt: skip
-RUN = ("--preset=digits", "--device=cpu", "--batch_size=8", "--warmup_steps=1", "--workers=0")
+RUN = ("--preset=digits", "--depth=2", "--device=cpu", "--batch_size=8", "--warmup_steps=1",
+       "--workers=0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

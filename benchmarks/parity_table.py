@@ -59,9 +59,10 @@ def measure(name: str, precision: str) -> dict[str, float]:
     torch.set_num_threads(1)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "fp64")
+    import twin_pairs as pairs
+
     from shared_vit import Recipe, model_config
     from shared_vit.run.state import StepScalars, first_state
-    import twin_pairs as pairs
 
     cfg = model_config(name)
     arrays = pairs.random_arrays(cfg)

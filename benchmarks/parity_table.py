@@ -19,7 +19,7 @@ import numpy as np
 from about import origin
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "parity_tests")]
+sys.path.insert(0, str(ROOT))
 
 from shared_vit.data.batch import Batch  # noqa: E402
 
@@ -59,8 +59,7 @@ def measure(name: str, precision: str) -> dict[str, float]:
     torch.set_num_threads(1)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", precision == "fp64")
-    import twin_pairs as pairs
-
+    from benchmarks import twin_pairs as pairs
     from shared_vit import Recipe, model_config
     from shared_vit.run.state import StepScalars, first_state
 

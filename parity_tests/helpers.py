@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from twin_pairs import (
+
+from benchmarks.twin_pairs import (
     jax_trainer,
     random_arrays,
     random_images,
@@ -16,7 +17,6 @@ from twin_pairs import (
     traces,
     worst,
 )
-
 from shared_vit.run.schedule import learning_rate
 from shared_vit.run.state import StepScalars, TrainState, first_state
 from shared_vit.spec.config import ModelConfig

@@ -87,7 +87,7 @@ def test_a_program_gives_the_twins_probabilities_at_any_batch(to, cfg, programs)
 
 @pytest.mark.parametrize("to", EACH)
 def test_the_check_sees_another_gelu(to, monkeypatch, tmp_path):
-    """Test of the check: a program of tanh GELU for the twin's erf is not kept."""
+    """Test of the check: a program of tanh GELU for the twin's erf is not saved."""
     erf = dataclasses.replace(CFG, gelu="erf")
     path = weight_file(tmp_path, erf)
     code = target.TARGETS[to].code()
@@ -95,7 +95,7 @@ def test_the_check_sees_another_gelu(to, monkeypatch, tmp_path):
     monkeypatch.setattr(
         code.twin, "write", lambda self, file, real=code.twin.write: real(other, file)
     )
-    with pytest.raises(check.NotKept, match=r"logits are .* away from the twin's .*not kept") as e:
+    with pytest.raises(check.NotKept, match=r"logits are .* away from the twin's .*not saved") as e:
         twinvit.export(path, tmp_path / f"x{SUFFIX[to]}", to)
     assert e.value.verdict == "different"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -293,7 +293,7 @@ def test_a_failed_export_keeps_the_program_that_it_was_to_replace(tmp_path, monk
     monkeypatch.setattr(
         to_jax, "load", lambda file, folder=None: lambda images: np.full((len(images), 7), 1 / 7)
     )
-    with pytest.raises(UserError, match="not kept"):
+    with pytest.raises(UserError, match="not saved"):
         twinvit.export(weight_file(tmp_path), out, "jax", overwrite=True)
     assert (out.read_text(), card_path(out).read_text()) == ("old", "old")
     assert len(list(tmp_path.iterdir())) == 3
@@ -410,7 +410,7 @@ def test_the_command_says_what_it_found(tmp_path, monkeypatch, capsys):
     found = r"\(jax, fp32, any batch; same: logits \S+ from the twin's on 4 images, limit \S+\)\n"
     assert status == 0 and re.fullmatch(wrote + found, streams.out) and streams.err == ""
     status, streams = run(zero, "--overwrite")
-    assert status == 2 and streams.out == "" and "not kept: --no_verify" in streams.err
+    assert status == 2 and streams.out == "" and "not saved: --no_verify" in streams.err
     assert streams.err.startswith("undecided: every image has the same probabilities")
     status, streams = run(zero, "--overwrite", "--no_verify", "--batch_size=2")
     assert status == 0

@@ -9,8 +9,8 @@ import helpers
 import numpy as np
 import pytest
 from helpers import jax_trainer, random_arrays, run, torch_trainer
-from twin_pairs import state_distance
 
+from benchmarks.twin_pairs import state_distance
 from shared_vit.run.state import first_state
 from shared_vit.spec import canonical
 from shared_vit.spec.config import ModelConfig, model_config

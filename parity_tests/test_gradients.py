@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SMALL, VARIANTS, random_arrays, worst
-from twin_pairs import gradients
 
+from benchmarks.twin_pairs import gradients
 from jax_vit import ops
 from shared_vit import model_config
 from shared_vit.spec.precision import PRECISIONS

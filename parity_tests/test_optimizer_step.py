@@ -10,12 +10,12 @@ import optax
 import pytest
 import torch
 from helpers import DIGITS, TINY, jax_trainer, random_state, relative_l2, run, torch_trainer, worst
-from twin_pairs import state_distance, without_key_bias
 
 import jax_vit.optim
 import jax_vit.trainer
 import torch_vit.optim
 import torch_vit.trainer
+from benchmarks.twin_pairs import state_distance, without_key_bias
 from shared_vit import model_config
 from shared_vit.data import batches
 from shared_vit.run.state import StepScalars

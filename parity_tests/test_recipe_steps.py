@@ -9,7 +9,6 @@ import pytest
 import ranks
 import torch
 from helpers import TINY, jax_trainer, random_arrays, relative_l2, torch_trainer
-from twin_pairs import state_distance, without_key_bias
 
 import jax_vit.dropout
 import jax_vit.objective
@@ -19,6 +18,7 @@ import torch_vit.dropout
 import torch_vit.objective
 import torch_vit.optim
 import torch_vit.trainer
+from benchmarks.twin_pairs import state_distance, without_key_bias
 from shared_vit.data.batch import Batch
 from shared_vit.data.mixing import Mix, mix_of
 from shared_vit.run.state import StepScalars, first_state

@@ -15,10 +15,10 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from twin_pairs import without_key_bias
 
 import jax_vit
 import torch_vit
+from benchmarks.twin_pairs import without_key_bias
 from shared_vit import weights
 from shared_vit.data.batch import Batch
 from shared_vit.errors import UserError

@@ -221,8 +221,9 @@ class Index:
     def _none_near(self, flat: np.ndarray, others: float, size: int, tolerance: float) -> bool:
         """True if the root mean square alone tells these values from each value of this size; it
         is one of the bounds, and the cheapest."""
-        total = float(np.dot(flat, flat)) if flat.size else 0.0
-        if not 0 < total < 1e299:  # squares of larger numbers overflow
+        with np.errstate(over="ignore"):  # the squares of large numbers
+            total = float(np.dot(flat, flat)) if flat.size else 0.0
+        if not 0 < total < 1e299:
             return False
         table = self.table(size)
         rms = np.sqrt(total / flat.size)

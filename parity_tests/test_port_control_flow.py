@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from twinvit import port
+from twinvit.port.record import torch_program
+from twinvit.port.record.graph import Edit
+from twinvit.port.record.unused import unused_operands
 
 WIDTH, EXPERTS = 12, 6
 INPUT = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
@@ -147,3 +150,27 @@ def test_an_edit_is_proven_in_the_branch_that_it_leads_to(approximate):
     report = port.explain(model, port.Function(call, held), (INPUT,), what=("forward", "grad"))
     assert [f.cause for f in report.findings] == ["gelu_tanh"] * approximate, report
     assert report.explained and report.same != approximate
+
+
+EDITS = {
+    "left out": (lambda m, x, y: x.clone(), True),
+    "of integers alone": (lambda m, x, y: x + torch.ones_like(y), True),
+    "behind a step": (lambda m, x, y: x + (y - 5).relu(), False),
+    "negative alone": (lambda m, x, y: x + (-y).relu(), False),
+    "clamped": (lambda m, x, y: x * y.clamp(max=0.05), False),
+    "the smaller one": (lambda m, x, y: torch.maximum(x, y - 9), False),
+    "compared": (lambda m, x, y: x + (y > 300).double() * x, False),
+    "times zero": (lambda m, x, y: x + 0 * y, False),  # NaN and infinity pass
+    "masked out": (lambda m, x, y: torch.where(m, 2 * x, y), False),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_an_operand_is_unused_only_where_no_values_make_it_count(case):
+    """On the recorded values the mask is True throughout, and no number is large."""
+    edit, unused = EDITS[case]
+    inputs = (torch.ones(3, 5, dtype=torch.bool), *torch.randn(2, 3, 5, dtype=torch.float64))
+    graph = torch_program.record(torch.where, inputs, lambda out: [out])
+    (node,) = (n for n in graph.nodes if n.name == "where")
+    found = unused_operands(node.edited(Edit(edit, None)), dict(enumerate(graph.values)))
+    assert found == ({node.refs[2]} if unused else set())

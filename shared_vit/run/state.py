@@ -44,7 +44,7 @@ class StepMetrics(NamedTuple):
 
     loss: float
     grad_norm: float
-    skipped: bool  # fp16 only: the gradient was not finite, the loss scale was lowered
+    skipped: bool  # fp16 only: gradient not finite, loss scale lowered, no weight changed
     stop: bool  # whether any process had requested to stop when the step began
 
 

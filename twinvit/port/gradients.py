@@ -14,6 +14,7 @@ import torch
 
 from twinvit.port.gradient_edits import candidates
 from twinvit.port.index import SMALLEST, Index, distance, evidence, layouts
+from twinvit.port.own_gradients import NOTE, apart, own_gradients
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
@@ -214,6 +215,11 @@ def compare_gradients(
         for o in graph.outputs
     ]
     reference = reference_gradients(graph, cotangents)
+    plain = graph is recorded.graph
+    truth = own_gradients(pair, recorded.graph, [p.mine for p in recorded.compared], cotangents)
+    unlike = apart(reference if plain else reference_gradients(recorded.graph, cotangents), truth)
+    if plain:
+        reference |= {n: truth[n] for n in unlike}
     theirs, own = _port_gradients(graph, pair, recorded, cotangents, reference)
     theirs.lines = {
         i: recorded.index.entries[e].where
@@ -223,7 +229,11 @@ def compare_gradients(
     wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
     judged = sum(1 for n, g in reference.items() if n in own or evidence(g))
     note = f"gradients of {judged} parameters compared, {len(wrong)} without an equal"
-    findings, wrong = _explained(graph, theirs, cotangents, wrong, reference)
+    findings: list[Finding] = []
+    if unlike:
+        note += f"; {NOTE}"
+    else:
+        findings, wrong = _explained(graph, theirs, cotangents, wrong, reference)
     for name in wrong[:8]:
         far, where, ratio = _nearest(theirs, name, reference[name])
         text = f"the gradient of {name} has no equal in the port" + (

@@ -259,6 +259,8 @@ TABLE = Table(
         Op("as_strided_scatter", "exact"),
         Op("constant_pad_nd", "exact"),
         Op("copy_into", "exact own"),
+        Op("custom_backward", "layout exact untracked uncounted own"),
+        Op("custom_backwards", "exact uncounted own"),
         Op("cumprod", "whole"),
         Op("cumsum", "whole"),
         Op("diagonal", "exact"),
@@ -288,6 +290,7 @@ TABLE = Table(
         Op("triu", "exact"),
         Op("unsafe_chunk", "unshared"),
         Op("var_mean", "decomposed"),
+        Op("written_over", "layout exact untracked uncounted own"),
         Op("zeros", "exact"),
     ),
 )

@@ -16,6 +16,7 @@ from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.live_edits import LiveEdits
 from twinvit.port.record.torch_attention import ROWS, Attention, Rows, attention
+from twinvit.port.record.torch_gradients import functions_told
 from twinvit.port.record.torch_own_types import as_recorded, own_types
 from twinvit.port.record.torch_place import where_in_user_code
 from twinvit.port.record.torch_recorder import Recorder
@@ -256,6 +257,7 @@ def _recorded(
         for name, tensor in _named_tensors(wide):
             recorder.tracked.track(tensor, graph.add_value(tensor.detach(), f"param:{name}"))
         graph.buffers = frozenset(name for name, _ in wide.named_buffers())
+        recorder.tracked.trained = {recorder.tracked.id_of(p) for p in wide.parameters()}
         hooks = _follow_modules(wide, graph, recorder.tracked.scopes)
     keys, arrays = split_inputs(inputs)
     tensors = list(arrays) if own else [to_torch(x) for x in arrays]
@@ -263,9 +265,17 @@ def _recorded(
         recorder.tracked.track(tensor, graph.add_value(tensor.clone(), f"input:{number}"))
     zeroed = Rows(rows)
     token = ROWS.set(zeroed)
+    blocks = recorder.tracked.blocks
     try:
         default = None if own else torch.float64
-        with _quiet_torch(default), torch.no_grad(), Attention(), recorder:
+        with (
+            _quiet_torch(default),
+            torch.no_grad(),
+            blocks.followed(),
+            functions_told(recorder.ruled),
+            Attention(),
+            recorder,
+        ):
             try:
                 out = call(wide, keys, tensors)
             except PortError:
@@ -285,6 +295,11 @@ def _recorded(
             hook.remove()
     graph.rows = zeroed.now
     return graph.finished([recorder.tracked.known(tensor) for tensor in picked])
+
+
+def recorded_wide(function: Callable[..., list[Any]], tensors: Sequence[torch.Tensor]) -> Graph:
+    """A function of tensors as operations, recorded on these in float64."""
+    return _recorded(function, list(tensors), list, False)
 
 
 def _follow_modules(model: torch.nn.Module, graph: Draft, scopes: list[str]) -> list[Any]:

@@ -120,6 +120,10 @@ class Recorder(TorchDispatchMode):
             op = functools.partial(by_wide_default, op)
         return self.tracked.record(op, op_name(func), args, kwargs, out, where, narrowed)
 
+    def ruled(self, kind: Any, args: tuple[Any, ...], out: Any) -> Any:
+        """What a torch.autograd.Function returned, with its own backward."""
+        return self.tracked.ruled(kind, args, out, where_in_user_code())
+
     def _numbers_of(self, operation: Heard) -> Heard | None:
         """What an operation takes its numbers from; None for its own. Where edits change what the
         model's control flow follows, it is known by its line and the count of such before it."""
@@ -203,7 +207,8 @@ class Recorder(TorchDispatchMode):
             else:
                 new = pure(*wide_args, **wide_kwargs)
             name = op_name(func).rstrip("_")
-            kept = self.tracked.record(pure, name, wide_args, wide_kwargs, new, where)
+            old = self.tracked.known(target)
+            kept = self.tracked.record(pure, name, wide_args, wide_kwargs, new, where, written=True)
             result = func(*args, **kwargs)
             if kept is not new:  # an edit was made
                 new = kept
@@ -211,7 +216,8 @@ class Recorder(TorchDispatchMode):
             if aten_name(func) in MOVED_IN_PLACE:
                 self.tracked.points(target, self.tracked.id_of(new))
             else:
-                self.tracked.derive(target, self.tracked.id_of(new), where)
+                made = self.tracked.without_gradient(self.tracked.id_of(new), old, where)
+                self.tracked.derive(target, made, where)
             return result
         result = self._drawn_into(func, args, kwargs)
         for target in targets:  # e.g. random numbers: what was written is a constant

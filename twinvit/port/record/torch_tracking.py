@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 
+from twinvit.port.ops import UNTRACKED
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Node, Ref, flat_tensors
 from twinvit.port.record.live_edits import edited
 from twinvit.port.record.torch_calls import restride, scatter
+from twinvit.port.record.torch_gradients import Blocks, CustomBackward, written_over
+
+aten = torch.ops.aten
 
 
 class Tracked:
@@ -19,11 +23,15 @@ class Tracked:
     Attributes:
         graph: what is recorded into.
         scopes: names of the modules that run now, outermost first.
+        blocks: those of the model without gradients.
+        trained: ids of the values that a gradient may flow from to a parameter.
     """
 
     def __init__(self, graph: Draft) -> None:
         self.graph = graph
         self.scopes: list[str] = []
+        self.blocks = Blocks()
+        self.trained: set[int] = set()
         # A tensor and its value by the tensor's `id`, which is used again when a tensor no longer
         # exists.
         self._ids: dict[int, tuple[torch.Tensor, int]] = {}
@@ -55,8 +63,14 @@ class Tracked:
         out = self.graph.add_value(value, "node", index)
         scope = self.scopes[-1] if self.scopes else ""
         self.graph.key(scope, name, where)
-        self.graph.nodes.append(Node(index, op, name, args, {}, (out,), scope, where))
+        node = Node(index, op, name, args, {}, (out,), scope, where)
+        self.graph.nodes.append(node)
+        if name not in UNTRACKED and self._passes(node):
+            self.trained.add(out)
         return out
+
+    def _passes(self, node: Node) -> bool:
+        return any(r in self.trained for r in node.refs)
 
     def track(self, tensor: torch.Tensor, value_id: int) -> None:
         """A tensor that was not known holds this value."""
@@ -113,9 +127,11 @@ class Tracked:
         out: Any,
         where: str,
         narrowed: torch.dtype | None = None,
+        written: bool = False,
     ) -> Any:
         """Add an operation with its operands and results to the graph; returns `out`, or what
-        stands in its place where an edit is made while the model is recorded."""
+        stands in its place where an edit is made while the model is recorded. `written`: its
+        results are written over a tensor."""
         graph = self.graph
 
         def refs(tree: Any) -> Any:
@@ -145,6 +161,48 @@ class Tracked:
             self.track(tensor, value_id)
             outs.append(value_id)
         graph.nodes.append(replace(node, outs=tuple(outs)))
+        if name not in UNTRACKED and self._passes(node):
+            self.trained.update(o for o in outs if o is not None)
+            if self.blocks.off and not written:
+                self._cut(out, where)
+        return out
+
+    def _cut(self, out: Any, where: str) -> None:
+        """No gradient flows through these results of an operation."""
+        for tensor in flat_tensors(out):
+            if tensor is not None and tensor.is_floating_point() and self.holds(tensor):
+                refs = (Ref(self.id_of(tensor)),)
+                cut = self.add(aten.detach.default, "detach", refs, tensor.detach(), where)
+                self.points(tensor, cut)
+
+    def without_gradient(self, new: int, old: int, where: str) -> int:
+        """The id of a value that was written over another one, where the model runs without
+        gradients: what flows to it goes on to the other one."""
+        if not self.blocks.off or not {new, old} & self.trained:
+            return new
+        value = self.graph.values[new]
+        self.trained.discard(new)
+        return self.add(written_over, "written_over", (Ref(new), Ref(old)), value, where)
+
+    def ruled(self, kind: Any, args: tuple[Any, ...], out: Any, where: str) -> Any:
+        """What a torch.autograd.Function returned, with its own backward."""
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        given = [self.known(t) for t in tensors]
+        outs = [t for t in flat_tensors(out) if t is not None]
+        moves = any(i in self.trained and t.is_floating_point() for i, t in zip(given, tensors))
+        if not outs or not moves or self.blocks.off:
+            return out
+        graph, index = self.graph, len(self.graph.nodes)
+        name = "custom_backward" if len(outs) == 1 else "custom_backwards"
+        refs = tuple(Ref(i) for i in (*map(self.known, outs), *given))
+        made = tuple(graph.add_value(t.detach(), "node", index) for t in outs)
+        scope = self.scopes[-1] if self.scopes else ""
+        graph.key(scope, name, where)
+        rule = CustomBackward(kind, args, len(outs))
+        graph.nodes.append(Node(index, rule, name, refs, {}, made, scope, where))
+        for tensor, value in zip(outs, made):
+            self.points(tensor, value)
+        self.trained.update(made)
         return out
 
     def keep_written(self, target: torch.Tensor) -> None:

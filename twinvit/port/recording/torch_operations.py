@@ -17,10 +17,29 @@ import torch
 from twinvit.port.errors import OtherNumbers, PortError
 from twinvit.port.record.graph import Ref, flat_tensors
 from twinvit.port.record.torch_calls import by_wide_default, copy_into, restride, scatter
+from twinvit.port.record.torch_gradients import CustomBackward, written_over
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.recording.alike import alike
 
-_OWN: dict[str, Callable[..., Any]] = {f.__name__: f for f in (restride, scatter, copy_into)}
+
+def custom_backward(out: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+    """What a torch.autograd.Function returned; its own backward is not recorded.
+
+    Raises:
+        PortError: a gradient would pass through it.
+    """
+    if out.requires_grad or any(t.requires_grad for t in given):
+        raise PortError(
+            "the PyTorch model was recorded with a torch.autograd.Function, whose backward is "
+            "not recorded, so that no gradient passes through it; compare gradients by explain "
+            "on the models themselves"
+        )
+    return out
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (restride, scatter, copy_into, written_over, custom_backward)
+}
 _ARGUMENTS = frozenset("Tensor number int float complex bool str Device Generator".split())
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}")
 
@@ -48,6 +67,8 @@ def operation_name(op: Any) -> str:
     """The name that an operation is written by. Raises Unwritable."""
     if isinstance(op, functools.partial) and op.func is by_wide_default and not op.keywords:
         return f"wide {operation_name(*op.args)}"
+    if isinstance(op, CustomBackward) and op.results == 1:
+        return f"own {custom_backward.__name__}"
     if op in _OWN.values():
         return f"own {op.__name__}"
     if not allowed(op):

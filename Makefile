@@ -20,11 +20,14 @@ quick: setup
 	$(BIN)/ruff format --check --quiet .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m quick $$(grep -lr --include="test_*.py" mark.quick parity_tests)
 
+# Files in the order of parity_tests/conftest.py, not by their number of tests.
+BY_FILE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(BY_FILE) -m "not slow"
 
 test-slow: setup
-	XLA_FLAGS= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	FORK_SERVER=0 XLA_FLAGS= $(BIN)/python -m pytest $(BY_FILE) -m slow
 
 # Which of the committed mutations no test sees; QUICK=1: by the quick tier alone.
 test-mutations: setup

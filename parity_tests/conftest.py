@@ -21,6 +21,16 @@ torch.set_num_threads(1)  # two threads on a busy machine can be several times s
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+# The files that take longest, in this order: they begin first, so that no worker of
+# `make test` is left with one of them at the end.
+LONGEST = (
+    "test_lockstep", "test_commands", "test_examples", "test_documents", "test_recipe_steps",
+    "test_resume", "test_launch", "test_memory", "test_recipe_runs", "test_port_optimizer",
+    "test_topology", "test_features", "test_family_training", "test_strangers",
+    "test_weights_dtype", "test_finetune", "test_old_files", "test_port_transplant",
+    "test_lockstep_plants", "test_weights_convert", "test_curves", "test_timm_family",
+)  # fmt: skip
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -35,8 +45,13 @@ def pytest_configure(config):
     if config.pluginmanager.hasplugin("cacheprovider"):
         directory = str(config.cache.mkdir("jax"))
         jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture

@@ -27,14 +27,23 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(twin: str, run_dir: Path, *flags: str, **options: Any) -> subprocess.Popen:
-    """A trainer in a process group of its own; stdout and stderr go to `run_dir`.log."""
+def start(
+    twin: str,
+    run_dir: Path,
+    *flags: str,
+    popen: Callable[..., subprocess.Popen] = subprocess.Popen,
+    **options: Any,
+) -> subprocess.Popen:
+    """A trainer in a process group of its own; stdout and stderr go to `run_dir`.log.
+
+    `popen` starts the process.
+    """
     run_dir = run_dir.absolute()  # the trainer works in its parent
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(run_dir), "ab") as log:
         command = [sys.executable, str(ROOT / f"train_{twin}.py"), f"--run_dir={run_dir}", *flags]
         options = {"env": environment(), "start_new_session": True, "cwd": run_dir.parent} | options
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+        return popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
 
 
 def train(

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import fork_server
 import numpy as np
 import pytest
 from data_helpers import encoded, photo
@@ -100,7 +101,7 @@ def test_several_processes_stop_and_save_together(tmp_path, split):
         f"--run_dir={tmp_path}/run",
     ]  # fmt: skip
     code = "import sys; from twinvit.cli import main; main()"
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-c", code, "train", "--framework=torch", *argv],
         capture_output=True, text=True, timeout=300, env=environment() | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -121,7 +122,7 @@ def test_several_processes_of_jax_save_and_then_stop(tmp_path, split, process):
     ]  # fmt: skip
     command = [sys.executable, "-m", "twinvit", "train", "--framework=jax", *argv]
     running = [
-        subprocess.Popen(
+        fork_server.Popen(
             [*command, f"--process_id={i}"], text=True, env=environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_a_killed_fork_server_ends_the_run_with_one_message(tmp_path):
         "--workers=0",
     ]  # fmt: skip
     code = "from twinvit.cli import main; main()"
-    run = subprocess.Popen(
+    run = fork_server.Popen(
         [sys.executable, "-c", code, "train", *argv, f"--run_dir={tmp_path}/r"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment() | {"OMP_NUM_THREADS": "1"},
@@ -231,7 +232,9 @@ def test_a_full_disk_while_a_pth_is_written_says_so(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
         f"write_pth({str(tmp_path / 'w.pth')!r}, {{'a': np.zeros(1 << 18, np.float32)}})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = fork_server.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
     assert "UserError: cannot write" in done.stderr and "File too large" in done.stderr
     assert not list(tmp_path.iterdir())
 

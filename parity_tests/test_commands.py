@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import fork_server
 import pytest
 from whole_runs import ROOT, environment, metrics, train, train_here
 
@@ -22,7 +23,7 @@ def command(*args, cwd, status=0, script=None) -> str:
     program = [str(ROOT / script)] if script else ["-c", "from twinvit.cli import main; main()"]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     line = [sys.executable, *program, *map(str, args)]
-    done = subprocess.run(line, cwd=cwd, env=environment(), timeout=400, **pipes)
+    done = fork_server.run(line, cwd=cwd, env=environment(), timeout=400, **pipes)
     assert done.returncode == status, done.stdout
     assert "Traceback" not in done.stdout
     return done.stdout
@@ -102,7 +103,8 @@ def test_compare_names_the_first_divergence(parity_run, tmp_path, capsys):
 def test_no_flags_at_all(twin, tmp_path):
     """`python train_x.py` trains the digits where there is no ImageNet, in a folder it prints."""
     own = "--wandb=offline" if twin == "torch" else "--seed=1"
-    said = train(twin, tmp_path / "run", "--steps=3", "--device=cpu", own)
+    flags = ("--steps=3", "--device=cpu", own)
+    said = train(twin, tmp_path / "run", *flags, popen=subprocess.Popen)  # a new interpreter
     assert "no ImageNet found" in said and str(tmp_path / "run") in said and "top-1" in said
     assert len(read_curve(tmp_path / "run")) == 3
     if twin == "torch":

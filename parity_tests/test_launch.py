@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import fork_server
 import pytest
 import ranks
 import torch
 
+from benchmarks.runs import environment
 from jax_vit import devices as jax_devices
 from jax_vit import rendezvous
 from shared_vit.errors import UserError
@@ -32,13 +34,22 @@ CFG = RequestedConfig(dict(batch_size=64, device="cpu"))
 def no_cluster(monkeypatch):
     """Nothing of a surrounding torchrun, SLURM or thread setting."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMP_")) or name in (
-            "RANK",
-            "WORLD_SIZE",
-            "LOCAL_RANK",
-            "LOCAL_WORLD_SIZE",
-        ):
+        if name.startswith("OMP_") or of_a_cluster(name):
             monkeypatch.delenv(name)
+
+
+def of_a_cluster(name: str) -> bool:
+    return name.startswith("SLURM_") or name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+    )
+
+
+def alone(**more: str) -> dict[str, str]:
+    """The environment of a process."""
+    return {n: v for n, v in environment().items() if not of_a_cluster(n)} | more
 
 
 @pytest.fixture
@@ -65,25 +76,15 @@ def start(tmp_path, function, *args, **env) -> subprocess.Popen:
     command = ranks.write_script(
         tmp_path / f"script{len(list(tmp_path.iterdir()))}", function, *args
     )
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | env,
-        start_new_session=True,
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return fork_server.Popen(command, env=alone(**env), start_new_session=True, **pipes)
 
 
 def train(twin: str, *flags: str) -> subprocess.Popen:
     """`twinvit train` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "twinvit", "train", f"--framework={twin}", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TWINVIT_TIMEOUT": "30"},
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "twinvit", "train", f"--framework={twin}", *flags]
+    return fork_server.Popen(command, env=alone(TWINVIT_TIMEOUT="30"), **pipes)
 
 
 def rank_pids(process: subprocess.Popen, number: int) -> list[int]:
@@ -179,7 +180,8 @@ def test_a_signal_before_the_run_asks_for_another_start():
         "t.parse = lambda *a: os.kill(os.getpid(), signal.SIGTERM)\n"
         "t.run('torch', [], 'x')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    done = fork_server.run(command, capture_output=True, text=True, env=alone())
     assert (done.returncode, done.stderr.count("\n")) == (75, 1), done.stderr
 
 

@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 
+import fork_server
 import numpy as np
 import pytest
 import ranks
@@ -21,6 +22,7 @@ from helpers import (
     train_config,
 )
 
+from benchmarks.runs import environment
 from shared_vit.data.batch import Batch
 from twinvit.parity.noise_rule import Curve, Verdict, gap, machine_epsilon, noise_rule
 
@@ -89,14 +91,13 @@ def run_jax_processes(job: ranks.Job, cfg, flags, folder, processes: int = 2):
     """`processes` of them, with as many devices each as `flags.world_size`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = []
     for i in range(processes):
         place = dict(coordinator=f"127.0.0.1:{port}", num_processes=processes, process_id=i)
         own = flags.replace(**place)
         command = ranks.write_script(folder / f"process{i}", ranks.jax_process, job, cfg, own)
-        running.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        running.append(fork_server.Popen(command, env=environment(), **pipes))
     outputs = [p.communicate(timeout=300)[0] for p in running]
     assert [p.returncode for p in running] == [0] * processes, outputs
     return np.load(job.out)

@@ -6,9 +6,11 @@ import json
 import tempfile
 from pathlib import Path
 
+import fork_server
 import numpy as np
 
-from benchmarks.runs import ROOT, TWINS, digests, environment, log_of, start, train, wait_for
+from benchmarks import runs
+from benchmarks.runs import ROOT, TWINS, digests, environment, log_of, wait_for
 from shared_vit.run import checkpoint
 from shared_vit.run.state import TrainState, first_state
 
@@ -22,6 +24,10 @@ __all__ = [
     "train",
     "wait_for",
 ]
+
+# Trainers in processes of their own, with the frameworks imported.
+start = functools.partial(runs.start, popen=fork_server.Popen)
+train = functools.partial(runs.train, popen=fork_server.Popen)
 
 SMALL_RUN = (
     "--preset=digits", "--depth=2", "--device=cpu", "--steps=20", "--batch_size=32",

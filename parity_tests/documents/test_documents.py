@@ -7,11 +7,11 @@ images, a data set, all of them tiny.
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import fork_server
 import numpy as np
 import pytest
 from helpers import random_arrays
@@ -103,7 +103,7 @@ def world(tmp_path_factory):
         for name in ("runs/imagenet-jax", "runs/folder-torch", "runs/finetune-jax"):
             train_here("torch", Path(name), *PHOTOS, "--steps=2")
         # What `twinvit report RUN` finds there.
-        subprocess.run([sys.executable, "-m", "twinvit", "audit", "RUN"], env=environment())
+        fork_server.run([sys.executable, "-m", "twinvit", "audit", "RUN"], env=environment())
     cfg = model_config("vit_nano2", num_classes=2, image_size=8)
     for name in WEIGHTS:
         format = "google" if name.endswith(".npz") else "torch"
@@ -228,7 +228,7 @@ def test_commands_work(where, command, here, monkeypatch, capfd):
 def run_twinvit(words: list[str], monkeypatch) -> int:
     if words[0] == "audit" or "--framework=jax" in words:  # sets JAX up, which is set up here
         command = [sys.executable, "-m", "twinvit", *words]
-        return subprocess.run(command, env=environment(), timeout=300).returncode
+        return fork_server.run(command, env=environment(), timeout=300).returncode
     monkeypatch.setattr(sys, "argv", ["twinvit", *words])
     try:
         cli.main()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import nbformat
 import pytest
 from helpers import random_arrays
@@ -27,7 +28,7 @@ SMALL = ("--device=cpu", "--workers=0", "--batch_size=16", "--warmup_steps=2")
 def example(name: str, *arguments: object, status: int = 0) -> str:
     """What an example prints."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(
+    done = fork_server.run(
         command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment()
     )
     assert done.returncode == status, done.stdout + done.stderr

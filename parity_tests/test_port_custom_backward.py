@@ -129,7 +129,7 @@ def hooked(x: torch.Tensor) -> torch.Tensor:
 
 PAIRS = [
     ("reversed", reverse, times(-0.5), lambda x: x),
-    ("fused", Fused.apply, jax.nn.silu, times(0.5)),
+    ("fused", Fused.apply, jax.nn.silu, lambda x: times(0.5)(jax.nn.silu(x))),
     ("split", splits, split, lambda x: (jnp.tanh(x) + x) * jnp.exp(jnp.tanh(x) - x)),
     (
         "block",
@@ -154,6 +154,11 @@ def test_gradients_are_those_of_the_models_own_backward(name, between, right, wr
 def test_a_model_is_left_as_it_was_after_it_is_recorded():
     before = [getattr(torch.no_grad, k) for k in ("__enter__", "__exit__")]
     base = torch.autograd.Function.__mro__[1]
+    graph = torch_program.record(Net(reverse), (INPUT,), lambda out: [out])
+    assert [n.index for n in graph.nodes] == list(range(len(graph.nodes)))
+    assert [n.where.split(":")[0] for n in graph.nodes if n.name == "custom_backward"] == [
+        "parity_tests/test_port_custom_backward.py"
+    ]
     graph = torch_program.record(Net(without), (INPUT,), lambda out: [out])
     assert [n.name for n in graph.nodes if n.name == "detach"]
     assert [getattr(torch.no_grad, k) for k in ("__enter__", "__exit__")] == before

@@ -179,7 +179,7 @@ def _explain(
 
         say("comparing gradients")
         judged.gradients, note, judged.known, left = compare_gradients(
-            judged.forward.session, pair, judged.forward.recorded
+            judged.forward.session, pair, judged.forward.recorded, judged.forward.program
         )
         judged.notes.append(note)
         judged.open += left

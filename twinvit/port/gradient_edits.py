@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from twinvit.port.ops import STRAIGHT_THROUGH
 from twinvit.port.record.graph import Graph, Node
 
 Function = Callable[..., Any]
@@ -58,7 +57,7 @@ def _carries(graph: Graph, node: Node) -> bool:
 
 
 def _passing(node: Node) -> Iterator[Candidate]:
-    """Edits that cut the gradient at an operation, scale it, or pass it straight through."""
+    """Edits that cut the gradient at an operation, or let it flow."""
     op = node.op
 
     def cut(*args: Any, **kwargs: Any) -> Any:
@@ -66,9 +65,6 @@ def _passing(node: Node) -> Iterator[Candidate]:
         if isinstance(made, torch.Tensor):
             return made.detach()
         return tuple(m.detach() if isinstance(m, torch.Tensor) else m for m in made)
-
-    def through(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return x + (op(x, *args, **kwargs) - x).detach()
 
     yield Candidate(
         node,
@@ -84,21 +80,6 @@ def _passing(node: Node) -> Iterator[Candidate]:
             "the reference detaches this; in the port a gradient flows through it",
             lambda x: x,
         )
-    if node.name in STRAIGHT_THROUGH and node.refs:
-        yield Candidate(
-            node,
-            "straight_through",
-            "the port passes the gradient straight through this; the reference does not",
-            through,
-        )
-    for factor in (2.0, 0.5, -1.0, 0.1):
-
-        def scaled(*args: Any, f: float = factor, **kwargs: Any) -> Any:
-            made = op(*args, **kwargs)
-            return made * f + (made * (1 - f)).detach() if isinstance(made, torch.Tensor) else made
-
-        text = f"the port multiplies the gradient by {factor:g} here"
-        yield Candidate(node, "grad_scale", text, scaled)
 
 
 def _making_nan(node: Node) -> Iterator[Candidate]:

@@ -38,7 +38,16 @@ def user_place(frames: Iterable[Frame]) -> str:
     return ""
 
 
-_BETWEEN = frozenset(("__torch_dispatch__", "__torch_function__", "attention", "convert"))
+_BETWEEN = frozenset(
+    (
+        "__torch_dispatch__",
+        "__torch_function__",
+        "attention",
+        "convert",
+        "function_applied",
+        "function_told",
+    )
+)
 """This package's functions that a framework calls while the model runs."""
 
 

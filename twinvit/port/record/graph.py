@@ -195,6 +195,10 @@ class Graph:
                 found.update(o for o in node.outs if o is not None)
         return frozenset(found)
 
+    def following(self, *values: int) -> frozenset[int]:
+        """Ids of these values, and of those that are computed from them."""
+        return self._reached(values)
+
     def ancestors(self, value_id: int) -> set[int]:
         """Ids of the values that a value is computed from, itself among them."""
         found, rest = {value_id}, [value_id]

@@ -75,13 +75,13 @@ def functions_told(told: Told) -> Iterator[None]:
     # before (`reverse = Reverse.apply`).
     base: Any = torch.autograd.Function.__mro__[1]
 
-    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    def function_applied(kind: Any, *args: Any, **kwargs: Any) -> Any:
         out = super(base, kind).apply(*args, **kwargs)
         if kwargs or issubclass(kind, CheckpointFunction):
             return out
         return told(kind, args, out)
 
-    base.apply = classmethod(apply)
+    base.apply = classmethod(function_applied)
     try:
         yield
     finally:

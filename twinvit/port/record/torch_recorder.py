@@ -68,10 +68,13 @@ class Recorder(TorchDispatchMode):
         self.own = own
         self.tracked = Tracked(graph)
         self.seen: set[tuple[str, str]] = set()
+        self.paused = False  # what the recorder computes is not recorded
         self.native = torch.get_default_dtype()  # before recording makes it float64
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if self.paused:
+            return func(*args, **kwargs)
         where = where_in_user_code()
         operation = heard(func, args, kwargs, where)
         if operation is not None:
@@ -120,9 +123,14 @@ class Recorder(TorchDispatchMode):
             op = functools.partial(by_wide_default, op)
         return self.tracked.record(op, op_name(func), args, kwargs, out, where, narrowed)
 
-    def ruled(self, kind: Any, args: tuple[Any, ...], out: Any) -> Any:
+    def function_told(self, kind: Any, args: tuple[Any, ...], out: Any) -> Any:
         """What a torch.autograd.Function returned, with its own backward."""
-        return self.tracked.ruled(kind, args, out, where_in_user_code())
+        where = where_in_user_code()
+        self.paused = True
+        try:
+            return self.tracked.ruled(kind, args, out, where)
+        finally:
+            self.paused = False
 
     def _numbers_of(self, operation: Heard) -> Heard | None:
         """What an operation takes its numbers from; None for its own. Where edits change what the

@@ -192,9 +192,10 @@ class Tracked:
         moves = any(i in self.trained and t.is_floating_point() for i, t in zip(given, tensors))
         if not outs or not moves or self.blocks.off:
             return out
-        graph, index = self.graph, len(self.graph.nodes)
+        graph = self.graph
         name = "custom_backward" if len(outs) == 1 else "custom_backwards"
         refs = tuple(Ref(i) for i in (*map(self.known, outs), *given))
+        index = len(graph.nodes)
         made = tuple(graph.add_value(t.detach(), "node", index) for t in outs)
         scope = self.scopes[-1] if self.scopes else ""
         graph.key(scope, name, where)

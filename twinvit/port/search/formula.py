@@ -230,6 +230,8 @@ def value_name(graph: Graph, i: int) -> str:
     if producer is None:
         if source.startswith("input:"):
             return "input" if len(graph.inputs()) == 1 else source.replace(":", " ")
+        if source == "gradient":  # what arrives at an operation's result
+            return source
         return _short(source[6:], 2) if source.startswith("param:") else "constant"
     node = graph.nodes[producer]
     scope = _short(node.scope, 2)

@@ -4,7 +4,7 @@ otherwise."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,12 @@ from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.report import Finding
 from twinvit.port.search.session import Session
+from twinvit.port.verdict import relative
 from twinvit.port.verify import Program
 
 LARGE = (8.0, 64.0, 1e3, 1e5)
 """Sizes of cotangents at which clips are looked for that nothing exceeds at 1."""
+NEAR = 1e-9  # relative L2 of a gradient and a multiple of it
 SECONDS = 60.0  # spent on the search for one cause
 
 
@@ -42,8 +44,8 @@ def compare_gradients(
     """
     graph = session.graph
     compared = _Compared.of(session, pair, recorded, 1.0)
-    if not compared.wrong and _depends_on_size(compared, recorded):
-        for size in LARGE:
+    if not compared.wrong:
+        for size in _sizes(compared, graph, recorded):
             large = _Compared.of(session, pair, recorded, size)
             if large.wrong:
                 compared = large
@@ -123,11 +125,31 @@ class _Compared:
         return [n for n, g in gradients.items() if not explained(n, g)]
 
 
-def _depends_on_size(compared: _Compared, recorded: Any) -> bool:
-    """True if a gradient of either side may depend on the cotangents' size: a function with a
-    backward of its own clips it, perhaps."""
-    custom = any(n.name.startswith("custom_backward") for n in recorded.graph.nodes)
-    return custom or has_custom_vjp(recorded.traced.closed.jaxpr)
+def _sizes(compared: _Compared, graph: Graph, recorded: Any) -> Iterator[float]:
+    """Sizes of cotangents at which a gradient of either side is no multiple of that at 1: a
+    function with a backward of its own clips it, perhaps."""
+    mine = any(n.name.startswith("custom_backward") for n in recorded.graph.nodes)
+    theirs = has_custom_vjp(recorded.traced.closed.jaxpr)
+    first = compared.backward.scaled(1.0) if theirs else []
+    for size in LARGE:
+        large = compared.backward.scaled(size) if theirs else []
+        if _nonlinear(first, large, size):
+            yield size
+        elif mine:
+            cotangents = [size * c for c in compared.cotangents]
+            grads = parameter_gradients(graph, cotangents, Made())
+            names = list(grads)
+            before = [compared.reference[n] for n in names]
+            if _nonlinear(before, [grads[n] for n in names], size):
+                yield size
+
+
+def _nonlinear(first: list[np.ndarray], large: list[np.ndarray], size: float) -> bool:
+    return any(
+        relative(size * x, y) > NEAR
+        for x, y in zip(first, large)
+        if np.isfinite(x).all() and x.any()
+    )
 
 
 def has_custom_vjp(jaxpr: Any) -> bool:

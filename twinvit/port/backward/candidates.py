@@ -25,7 +25,7 @@ from twinvit.port.backward.rules import (
 from twinvit.port.backward.solve import EQUAL, bounds, factor_between, factors, range_between
 from twinvit.port.backward.written import written
 from twinvit.port.index import Index
-from twinvit.port.ops import ELEMENTWISE, LAYOUT
+from twinvit.port.ops import ELEMENTWISE, LAYOUT, STEPS
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_gradients import CustomBackward
 from twinvit.port.search.region import RUN
@@ -265,7 +265,7 @@ def _before(flow: Flow, node: Node, shape: torch.Size) -> Iterator[int]:
         for r in layer:
             producer = flow.graph.producer[r]
             before = flow.graph.nodes[producer] if producer is not None else None
-            if before is None or before.name not in ELEMENTWISE | LAYOUT:
+            if before is None or before.name not in ELEMENTWISE | LAYOUT | STEPS:
                 continue
             following += [i for i in before.refs if i not in seen]
             seen.update(before.refs)

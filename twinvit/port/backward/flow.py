@@ -117,9 +117,9 @@ class Flow:
                 hit = GIVEN
             self.entries[i] = hit
 
-    def lost(self) -> int:
-        """How many gradients the port has no equal of."""
-        return sum(e is None for e in self.entries.values())
+    def found(self) -> int:
+        """How many gradients the port has an equal of."""
+        return sum(e is not None and e != GIVEN for e in self.entries.values())
 
     def at_operand(self, node: Node, operand: int, size: float = 1.0) -> np.ndarray | None:
         """What an operation gives to the gradient of one of its operands, where its results'

@@ -15,6 +15,7 @@ from twinvit.port.backward.flow import TOLERANCE
 from twinvit.port.index import Index, distance, evidence, layouts
 from twinvit.port.record import jax_trace
 from twinvit.port.record.graph import Graph
+from twinvit.port.record.jax_interpreter import Interpreter
 from twinvit.port.record.jax_tape import Slot, Tape, Taping
 from twinvit.port.record.torch_values import to_numpy
 
@@ -182,6 +183,16 @@ class Backward:
     pair: Any
     recorded: Any
     graph: Graph
+    _last: tuple[Any, list[Any], int] | None = None
+    """The program that was run last, its arguments, and how many of them are no cotangents."""
+
+    def scaled(self, size: float) -> list[np.ndarray]:
+        """The gradients that were computed last, of cotangents that are `size` times as large."""
+        assert self._last is not None
+        traced, values, count = self._last
+        given = [*values[:count], *(size * c for c in values[count:])]
+        outs, _ = jax_trace.evaluate(traced, given, [-1] * len(given), Interpreter())
+        return [np.asarray(g) for g in outs]
 
     def at(
         self,
@@ -202,6 +213,7 @@ class Backward:
         pair = self.pair
         traced, given = self.traced(arrays, cotangents)
         values = [*leaves, *given]
+        self._last = traced, values, len(leaves) + len(arrays)
         index = Index()
         watch = _Watch(index)
         taping = Taping(index)

@@ -17,6 +17,7 @@ from twinvit.port.backward.transplant import transplants
 from twinvit.port.record.graph import Graph, Node
 from twinvit.port.record.torch_gradients import CustomBackward
 from twinvit.port.report import Finding
+from twinvit.port.search.formula import alike
 
 if TYPE_CHECKING:
     from twinvit.port.backward.ported import PortGradients
@@ -88,8 +89,8 @@ def _best(
     end: float,
 ) -> tuple[Candidate, list[str]] | None:
     """The first edit that explains all, else the one that leaves the fewest parameters without an
-    equal, or the fewest gradients within."""
-    score = (len(wrong), flow.lost())
+    equal, or brings the most gradients within back."""
+    score = (len(wrong), -flow.found())
     best: tuple[Candidate, list[str]] | None = None
     for node, bad in [*((n, []) for n in flow.custom(wrong)[:CUSTOM]), *fronts]:
         tried = _candidates(flow, node, bad, theirs) if bad else iter([derived(flow, node)])
@@ -104,9 +105,9 @@ def _best(
                 return candidate, names
             if not names or len(names) > len(wrong):
                 continue
-            lost = Flow.of(graph, cotangents, candidate.made, theirs.index).lost()
-            if (len(names), lost) < score:
-                score, best = (len(names), lost), (candidate, names)
+            again = Flow.of(graph, cotangents, candidate.made, theirs.index).found()
+            if (len(names), -again) < score:
+                score, best = (len(names), -again), (candidate, names)
         if best is not None and bad:
             return best
     return best
@@ -129,10 +130,11 @@ def findings(found: Found, theirs: PortGradients, before: int) -> list[Finding]:
         place, torch_lines = place_of(candidate.place), candidate.torch_lines
         torch_lines = [w for w in torch_lines or [candidate.place.where] if w]
         lines = [w for w in candidate.lines or [_line(candidate, theirs)] if w]
-        key = candidate.kind, candidate.cause, candidate.text
+        key = candidate.kind, candidate.cause, alike(candidate.text)
         if key not in made:
             made[key] = Finding(
-                *key, place, lines[0] if lines else "", float(before), 0.0, [], "grad",
+                candidate.kind, candidate.cause, candidate.text, place,
+                lines[0] if lines else "", float(before), 0.0, [], "grad",
                 torch_line=torch_lines[0] if torch_lines else "",
                 operations=candidate.operations, formulas=dict(candidate.formulas),
             )  # fmt: skip

@@ -140,8 +140,12 @@ WRONG: dict[str, tuple[Forward, Forward, Backward, Backward, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("side", ["jax", "torch"])
+IN_TORCH = ("reversed", "clipped", "norm clipped", "straight through", "spike", "norm")
+
+
+@pytest.mark.parametrize(
+    ("side", "name"), [*(("jax", n) for n in WRONG), *(("torch", n) for n in IN_TORCH)]
+)
 def test_another_backward_is_told_with_its_place(side, name):
     mine, theirs, own, other, cause, text = WRONG[name]
     if side == "jax":
@@ -163,6 +167,41 @@ def test_the_same_backward_on_both_sides_is_the_same(name):
     mine, theirs, own, other, *_ = WRONG[name]
     report = compared(in_torch(mine, own), in_jax(theirs, other))
     assert report.same, report
+
+
+class Repeated(torch.nn.Module):
+    """One layer, applied three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x = x + torch.nn.functional.gelu(self.a(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("backward", "cause"),
+    [
+        (lambda x, g: g * jnp.where(x > 0, 1.0, 0.1), ""),
+        (lambda x, g: jax.vjp(jax.nn.gelu, x)[1](g)[0], "grad_activation"),
+    ],
+)
+def test_a_layer_that_is_used_again_is_told_once(backward, cause):
+    torch.manual_seed(0)
+    model = Repeated()
+    gelu = in_jax(lambda x: jax.nn.gelu(x, approximate=False), backward)
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        for _ in range(3):
+            x = x + gelu(x @ p["a.weight"].T + p["a.bias"])
+        return x
+
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+    report = port.explain(model, port.Function(call, held), (INPUT,), what=("forward", "grad"))
+    assert report.explained and [f.cause for f in report.findings] == [cause], report
 
 
 def test_a_stable_backward_that_is_the_derivative_is_the_same():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from twinvit import port
 from twinvit.port.record import torch_program
@@ -127,6 +128,10 @@ def hooked(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def checkpointed(x: torch.Tensor) -> torch.Tensor:
+    return torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True)
+
+
 PAIRS = [
     ("reversed", reverse, times(-0.5), lambda x: x),
     ("fused", Fused.apply, jax.nn.silu, lambda x: times(0.5)(jax.nn.silu(x))),
@@ -139,9 +144,11 @@ PAIRS = [
     ),
     ("written", clamped, through, lambda x: jnp.clip(jnp.tanh(x), -0.5, 0.5)),
     ("hook", hooked, times(-0.5), lambda x: x),
+    ("checkpoint", checkpointed, jnp.tanh, lambda x: jax.lax.stop_gradient(jnp.tanh(x))),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize(("name", "between", "right", "wrong"), PAIRS, ids=[p[0] for p in PAIRS])
 def test_gradients_are_those_of_the_models_own_backward(name, between, right, wrong):
     report = compared(between, right)
@@ -166,6 +173,23 @@ def test_a_model_is_left_as_it_was_after_it_is_recorded():
     with pytest.raises(port.PortError):
         torch_program.record(Net(lambda x: x @ x), (INPUT,), lambda out: [out])
     assert "apply" not in vars(base)
+
+
+def test_a_recording_refuses_gradients_through_a_function_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    model = Net(reverse)
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        y = x @ p["a.weight"].T + p["a.bias"]
+        return y @ p["b.weight"].T + p["b.bias"]
+
+    kinds = ("forward", "grad")
+    for name, side in (("torch", model), ("jax", port.Function(call, held))):
+        port.record_model(tmp_path / name, side, (INPUT,), framework=name, what=kinds)
+    assert port.explain_recordings(tmp_path / "torch", tmp_path / "jax").same
+    with pytest.raises(port.PortError, match="backward is not recorded"):
+        port.explain_recordings(tmp_path / "torch", tmp_path / "jax", what=kinds)
 
 
 def test_blocks_that_no_parameter_reaches_add_no_operation():

@@ -103,13 +103,16 @@ class _Compared:
         if plain:
             reference |= {n: truth[n] for n in unlike}
         backward = Backward(pair, recorded, graph)
-        theirs = backward.at(graph, recorded.arrays, pair.leaves, cotangents, largest(reference))
+        given = graph, recorded.arrays, pair.leaves, cotangents, largest(reference)
+        theirs = backward.at(*given)
+        wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
+        if wrong:
+            theirs = backward.at(*given, taped=True)
         theirs.lines = {
             i: recorded.index.entries[e].where
             for i, root in session.root.items()
             if (e := session.match.get(root)) is not None and e >= 0
         }
-        wrong = [n for n, g in reference.items() if not theirs.has(n, g)]
         return cls(cotangents, reference, theirs, wrong, unlike, backward)
 
     def left(self, gradients: Mapping[str, np.ndarray]) -> list[str]:

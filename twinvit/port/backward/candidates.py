@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from twinvit.port.backward.flow import Flow
 from twinvit.port.backward.rules import (
@@ -25,7 +27,7 @@ from twinvit.port.backward.rules import (
 from twinvit.port.backward.solve import EQUAL, bounds, factor_between, factors, range_between
 from twinvit.port.backward.written import written
 from twinvit.port.index import Index
-from twinvit.port.ops import ELEMENTWISE, LAYOUT, STEPS
+from twinvit.port.ops import ACTIVATIONS, ELEMENTWISE, LAYOUT, STEPS
 from twinvit.port.record.graph import Node
 from twinvit.port.record.torch_gradients import CustomBackward
 from twinvit.port.search.region import RUN
@@ -76,6 +78,7 @@ def named(
         if r in own:
             yield from _solved_at_parameter(flow, node, r, own[r])
     yield from _straight(flow, node, now, bad)
+    yield from _activations(flow, node, now)
     yield from _blocked(flow, node, now, bad)
 
 
@@ -244,6 +247,42 @@ def _straight(flow: Flow, node: Node, now: Node, bad: list[int]) -> Iterator[Can
             for without in paths(flow, node, value):
                 edit = instead(now, o, value, straight, (), without)
                 yield Candidate("straight_through", text, node, flow.made.plus(node, edit))
+
+
+def _activations(flow: Flow, node: Node, now: Node) -> Iterator[Candidate]:
+    """The derivative of another activation."""
+    out, floats = node.outs[0], [r for r in node.refs if flow.values[r].is_floating_point()]
+    if node.name not in ACTIVATIONS or len(floats) != 1 or out not in flow.gradients:
+        return
+    assert out is not None
+    for name, function in _ACTIVATIONS.items():
+        edit = instead(now, out, floats[0], _derivative_of(function), floats, floats)
+        text = f"the port's backward is the derivative of {name}; the reference's of {node.name}"
+        yield Candidate("grad_activation", text, node, flow.made.plus(node, edit))
+
+
+def _derivative_of(function: Callable[[torch.Tensor], torch.Tensor]) -> Rule:
+    def rule(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (found,) = torch.autograd.grad(function(leaf), [leaf], [g])
+        return found
+
+    return rule
+
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "GELU's tanh form": partial(F.gelu, approximate="tanh"),
+    "quick GELU": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+}
 
 
 def paths(flow: Flow, node: Node, value: int) -> list[list[int]]:

@@ -201,6 +201,7 @@ class Backward:
         leaves: Sequence[Any],
         cotangents: Sequence[torch.Tensor],
         size: float,
+        taped: bool = False,
     ) -> PortGradients:
         """The port's gradients on these inputs and parameters.
 
@@ -209,6 +210,7 @@ class Backward:
             arrays, leaves: its inputs and parameters.
             cotangents: of the reference's outputs.
             size: the largest finite number in a gradient of the reference.
+            taped: write down how the backward pass is computed, too.
         """
         pair = self.pair
         traced, given = self.traced(arrays, cotangents)
@@ -218,13 +220,12 @@ class Backward:
         watch = _Watch(index)
         taping = Taping(index)
         taping.sink = watch.add
-        names = [*pair.pure.names, *(f"input {k}" for k in range(len(given)))]
-        slots = []
-        for k, (value, name) in enumerate(zip(values, names)):
-            kind = "parameter" if k < len(leaves) else "input"
-            entry = index.add(None, kind, name, [])  # what is given is no gradient to be found
-            slots.append(taping.tape.add(Slot(entry, kind, value=np.asarray(value))))
-        outs, _ = jax_trace.evaluate(traced, values, slots, taping)
+        if taped:
+            outs, _ = jax_trace.evaluate(
+                traced, values, self._slots(taping, values, len(leaves)), taping
+            )
+        else:
+            outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), Interpreter(watch.add))
         gradients = [np.asarray(g) for g in outs]
         floats = pair.floats()
         for g, i in zip(gradients, floats):
@@ -234,8 +235,18 @@ class Backward:
                     index.add(np.array(g[k]), "gradient", f"{pair.pure.names[i]}[{k}]", [])
         own = _own(graph, [np.asarray(leaves[i]) for i in floats], gradients)
         found = PortGradients(index, own, gradients, size)
-        found.first, found.tape = watch.first, taping.tape
+        found.first, found.tape = watch.first, taping.tape if taped else None
         return found
+
+    def _slots(self, taping: Taping, values: Sequence[Any], parameters: int) -> list[int]:
+        """What the program is given, on the tape; none of it is a gradient to be found."""
+        names = [*self.pair.pure.names, *(f"input {k}" for k in range(len(values) - parameters))]
+        slots = []
+        for k, (value, name) in enumerate(zip(values, names)):
+            kind = "parameter" if k < parameters else "input"
+            entry = taping.index.add(None, kind, name, [])
+            slots.append(taping.tape.add(Slot(entry, kind, value=np.asarray(value))))
+        return slots
 
     def traced(
         self, arrays: Sequence[np.ndarray], cotangents: Sequence[torch.Tensor]

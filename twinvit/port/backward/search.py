@@ -60,6 +60,7 @@ def explained(
 ) -> Found:
     """Edits of the backward after which the reference's gradients are the port's."""
     found = Found(Made(), [], wrong)
+    idle: list[Candidate] = []  # edits since the last one that explained a parameter
     end = time.perf_counter() + SECONDS
     for _ in range(ROUNDS):
         if not found.wrong or time.perf_counter() > end:
@@ -72,8 +73,11 @@ def explained(
         if best is None:
             break
         candidate, names = best
-        found.candidates.append(candidate)
-        found.made, found.wrong, found.place = candidate.made, names, None
+        idle.append(candidate)
+        found.made = candidate.made
+        if len(names) < len(found.wrong):
+            found.candidates += idle
+            found.wrong, found.place, idle = names, None, []
     return found
 
 

@@ -27,10 +27,15 @@ class Blocks:
 
     def __init__(self) -> None:
         self._entered: list[bool] = []
+        self._checkpoints = 0
 
     @property
     def off(self) -> bool:
         return bool(self._entered) and self._entered[-1]
+
+    def checkpoint(self) -> None:
+        """The next block is that of a checkpoint, whose backward is the derivative."""
+        self._checkpoints += 1
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
@@ -48,7 +53,10 @@ class Blocks:
         enter, leave = kind.__enter__, kind.__exit__
 
         def entered(block: Any) -> Any:
-            self._entered.append(_is_off(block))
+            off = _is_off(block)
+            if off and self._checkpoints:
+                self._checkpoints, off = self._checkpoints - 1, self.off
+            self._entered.append(off)
             return enter(block)
 
         def left(block: Any, *error: Any) -> Any:
@@ -68,7 +76,7 @@ def _is_off(block: Any) -> bool:
 
 
 @contextlib.contextmanager
-def functions_told(told: Told) -> Iterator[None]:
+def functions_told(told: Told, blocks: Blocks) -> Iterator[None]:
     """Within this, `told` is called wherever a torch.autograd.Function is, but for PyTorch's
     checkpoints, whose backward is the derivative."""
     # `Function.apply` looks its own `apply` up here at each call, also where a model bound it
@@ -76,10 +84,11 @@ def functions_told(told: Told) -> Iterator[None]:
     base: Any = torch.autograd.Function.__mro__[1]
 
     def function_applied(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        if issubclass(kind, CheckpointFunction):
+            blocks.checkpoint()
+            return super(base, kind).apply(*args, **kwargs)
         out = super(base, kind).apply(*args, **kwargs)
-        if kwargs or issubclass(kind, CheckpointFunction):
-            return out
-        return told(kind, args, out)
+        return out if kwargs else told(kind, args, out)
 
     base.apply = classmethod(function_applied)
     try:

@@ -272,7 +272,7 @@ def _recorded(
             _quiet_torch(default),
             torch.no_grad(),
             blocks.followed(),
-            functions_told(recorder.function_told),
+            functions_told(recorder.function_told, blocks),
             Attention(),
             recorder,
         ):

@@ -220,3 +220,31 @@ def test_an_edit_that_the_first_inputs_alone_show_is_no_explanation():
     report = compared(lambda x: x.view_as(x), in_jax(lambda x: x, random_looking))
     assert report.verdict == "different" and report.findings, report
     assert not (report.explained and report.findings[0].cause), report
+
+
+class Codes(torch.nn.Module):
+    """The nearest rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.table = torch.nn.Linear(8, 8), torch.nn.Embedding(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        return torch.tanh(self.table(torch.cdist(y, self.table.weight).argmin(-1)))
+
+
+def test_a_gradient_passed_over_a_choice_is_straight_through():
+    torch.manual_seed(0)
+    model = Codes()
+
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        y = x @ p["a.weight"].T + p["a.bias"]
+        far = ((y[:, None] - p["table.weight"]) ** 2).sum(-1)
+        code = p["table.weight"][far.argmin(-1)]
+        return jnp.tanh(y + jax.lax.stop_gradient(code - y))
+
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+    report = port.explain(model, port.Function(call, held), (INPUT,), what=("forward", "grad"))
+    assert report.explained and [f.cause for f in report.findings] == ["straight_through"], report
+    assert report.findings[0].torch == "table: embedding"

@@ -34,6 +34,7 @@ from twinvit.port.search.region import RUN
 from twinvit.port.verdict import relative
 
 BACK = 8  # operations that a gradient may be passed straight over
+OTHERS = 4  # values that it may be passed to over other operations
 SIZES = (0.02, 1.0, 30.0)  # of the gradients that a function's own backward is tried with
 PORTS = 3  # entries of the port that are tried with one constant
 
@@ -236,17 +237,30 @@ def _solved_at_parameter(flow: Flow, node: Node, r: int, theirs: np.ndarray) -> 
 
 def _straight(flow: Flow, node: Node, now: Node, bad: list[int]) -> Iterator[Candidate]:
     """The gradient of a result passed on as it is, over this operation or several."""
-    text = "the port passes the gradient straight through this; the reference does not"
     for o in node.outs:
-        if o is None or o not in flow.gradients or node.name in LAYOUT:
+        if o is None or o not in flow.gradients or node.name in LAYOUT or not bad:
             continue
-        shape = flow.values[o].shape
-        for value in _before(flow, node, shape):
-            if not bad:
-                continue
-            for without in paths(flow, node, value):
-                edit = instead(now, o, value, straight, (), without)
-                yield Candidate("straight_through", text, node, flow.made.plus(node, edit))
+        for value in _before(flow, node, flow.values[o].shape, ELEMENTWISE | LAYOUT | STEPS):
+            yield from _passed(flow, node, now, o, value)
+
+
+def over_others(flow: Flow, node: Node, bad: list[int]) -> Iterator[Candidate]:
+    """The same over whatever operations: the rows of a table that are chosen."""
+    now = flow.made.node(flow.graph, node.index)
+    for o in node.outs:
+        if o is None or o not in flow.gradients or node.name in LAYOUT or not bad:
+            continue
+        near = set(_before(flow, node, flow.values[o].shape, ELEMENTWISE | LAYOUT | STEPS))
+        every = _before(flow, node, flow.values[o].shape, None)
+        for value, _ in zip((v for v in every if v not in near), range(OTHERS)):
+            yield from _passed(flow, node, now, o, value)
+
+
+def _passed(flow: Flow, node: Node, now: Node, out: int, value: int) -> Iterator[Candidate]:
+    text = "the port passes the gradient straight through this; the reference does not"
+    for without in paths(flow, node, value):
+        edit = instead(now, out, value, straight, (), without)
+        yield Candidate("straight_through", text, node, flow.made.plus(node, edit))
 
 
 def _activations(flow: Flow, node: Node, now: Node) -> Iterator[Candidate]:
@@ -292,9 +306,11 @@ def paths(flow: Flow, node: Node, value: int) -> list[list[int]]:
     return [[value], floats] if value in floats and len(floats) > 1 else [floats]
 
 
-def _before(flow: Flow, node: Node, shape: torch.Size) -> Iterator[int]:
-    """Values of one shape that an operation's operands are computed from, element by element, the
-    nearest first."""
+def _before(
+    flow: Flow, node: Node, shape: torch.Size, through: frozenset[str] | None
+) -> Iterator[int]:
+    """Values of one shape that an operation's operands are computed from by these operations
+    (None: by any), the nearest first."""
     layer, seen = [r for r in node.refs], set(node.refs)
     for _ in range(BACK):
         for r in layer:
@@ -304,7 +320,7 @@ def _before(flow: Flow, node: Node, shape: torch.Size) -> Iterator[int]:
         for r in layer:
             producer = flow.graph.producer[r]
             before = flow.graph.nodes[producer] if producer is not None else None
-            if before is None or before.name not in ELEMENTWISE | LAYOUT | STEPS:
+            if before is None or (through is not None and before.name not in through):
                 continue
             following += [i for i in before.refs if i not in seen]
             seen.update(before.refs)

@@ -164,7 +164,7 @@ def _own(
     }
 
 
-def largest(gradients: Mapping[str, np.ndarray]) -> float:
+def largest(gradients: Mapping[Any, np.ndarray]) -> float:
     """The largest finite number in gradients."""
     return max(
         (float(abs(g[np.isfinite(g)]).max(initial=0)) for g in gradients.values()), default=0

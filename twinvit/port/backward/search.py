@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from twinvit.port.backward.candidates import Candidate, derived, named
+from twinvit.port.backward.candidates import Candidate, derived, named, over_others
 from twinvit.port.backward.flow import Flow, parameter_gradients
 from twinvit.port.backward.rules import Made
 from twinvit.port.backward.transplant import transplants
@@ -125,6 +125,7 @@ def _candidates(
     yield from named(flow, node, bad, theirs.index, own)
     if theirs.tape is not None:
         yield from transplants(flow, node, bad, theirs.tape)
+    yield from over_others(flow, node, bad)
 
 
 def findings(found: Found, theirs: PortGradients, before: int) -> list[Finding]:

@@ -187,8 +187,10 @@ class Tracked:
     def ruled(self, kind: Any, args: tuple[Any, ...], out: Any, where: str) -> Any:
         """What a torch.autograd.Function returned, with its own backward."""
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        given = [self.known(t) for t in tensors]
         outs = [t for t in flat_tensors(out) if t is not None]
+        if any(o is t for o in outs for t in tensors):
+            return out  # it writes over what it was called with, which is gone
+        given = [self.known(t) for t in tensors]
         moves = any(i in self.trained and t.is_floating_point() for i, t in zip(given, tensors))
         if not outs or not moves or self.blocks.off:
             return out

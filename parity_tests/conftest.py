@@ -3,9 +3,11 @@ asks for it, and programs of JAX compiled without the optimizer of machine code.
 
 import gc
 import os
+import sys
 
 import jax
 import pytest
+import shared_programs
 import torch
 
 # A step of a model of the tests takes a hundred times as long to compile as to compute; without
@@ -52,6 +54,15 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Trainers share them in a file of tests (`shared_programs.py`)."""
+    if "jax_vit.trainer" in sys.modules:
+        shared_programs.share()
+    yield
+    shared_programs.forget()
 
 
 @pytest.fixture

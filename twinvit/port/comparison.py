@@ -27,6 +27,7 @@ from twinvit.port.outputs import (
     pick_torch,
 )
 from twinvit.port.pair import Pair
+from twinvit.port.port_leaves import PortLeaves
 from twinvit.port.record import jax_trace, torch_program
 from twinvit.port.record.graph import Graph, Node
 from twinvit.port.record.jax_interpreter import Interpreter
@@ -149,13 +150,18 @@ def record(pair: Pair, train: bool, say: Progress) -> Recorded:
     if pair.layout is None:
         settle_layout(pair, graph, train)
     traced, arrays, pure = pair.trace(train=train)
-    ids = [index.add(v, "parameter", n, []) for v, n in zip(pair.leaves, pure.names)]
+    ids = [
+        index.add(v, "parameter", n, [], pair.leaves.kept(k))
+        for k, (v, n) in enumerate(zip(pair.leaves, pure.names))
+    ]
     _add_slices(index, pair.leaves, pure.names, ids)
     strange = None if train else other_weights(graph, index, pair.leaves)
     ids += [index.add(x, "input", f"input {k}", []) for k, x in enumerate(arrays)]
     interpreter = Taping(index)
     given = interpreter.given(ids)
-    outs, slots = jax_trace.evaluate(traced, [*pair.leaves, *arrays], given, interpreter)
+    outs, slots = jax_trace.evaluate(
+        traced, [*pair.leaves.arguments(), *arrays], given, interpreter
+    )
     index.tape = interpreter.tape
     index.tape.returned.update(slots)
     theirs = pick(labelled(traced.labels, outs, pure.stateful), pair.output, "JAX", named)
@@ -418,11 +424,9 @@ def remeasure(session: Session) -> None:
     session.noise.relative.update({o: fresh.get(o) for o in session.graph.outputs})
 
 
-def _add_slices(
-    index: Index, leaves: Sequence[Any], names: Sequence[str], ids: Sequence[int]
-) -> None:
+def _add_slices(index: Index, leaves: PortLeaves, names: Sequence[str], ids: Sequence[int]) -> None:
     """Slices of stacked parameters are values of the port, too."""
-    for leaf, name, i in zip(leaves, names, ids):
+    for place, (leaf, name, i) in enumerate(zip(leaves, names, ids)):
         if (
             isinstance(leaf, np.ndarray)
             and leaf.ndim >= 2
@@ -430,4 +434,5 @@ def _add_slices(
             and 1 < leaf.shape[0] <= 64
         ):
             for k in range(leaf.shape[0]):
-                index.add(leaf[k], "parameter", f"{name}[{k}]", [i])
+                own = leaves.kept(place)[k]
+                index.add(leaf[k], "parameter", f"{name}[{k}]", [i], own)

@@ -261,7 +261,7 @@ def _notes(pair: Pair, judged: Judged) -> list[str]:
         notes.append(f"parameters without an equal in the port: {shortened(lost)}")
     counts = (
         sum(session.graph.values[i].numel() for i in session.graph.params().values()),
-        sum(int(np.size(x)) for x in pair.leaves),
+        pair.leaves.numbers(),
     )
     if counts[0] != counts[1]:
         notes.append(

@@ -101,8 +101,8 @@ def port_costs(
         named: its outputs in float64, by name.
         logits: which of them are logits.
     """
-    large = sum(int(np.size(x)) for x in pair.leaves) > CHECKED
-    values = [*pair.leaves, *arrays]
+    large = pair.leaves.numbers() > CHECKED
+    values = [*pair.leaves.arguments(), *arrays]
     made = set() if types is None else {(r.inner, r.dtype) for r in types.roundings}
     plain: dict[str, Any] = {}
     for downcast in _measured([n for n in narrowings if n.side == "jax"], large):

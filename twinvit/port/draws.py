@@ -145,12 +145,7 @@ def _draw_asymmetric(result: Verified, program: Program, seed: int) -> None:
 
 def _draw_weights(result: Verified, program: Program, seed: int) -> None:
     graph_params = program.params
-    weights = redrawn_weights(
-        list(graph_params.values()),
-        [program.pair.leaves[k] for k in program.leaves],
-        program.fixed,
-        seed,
-    )
+    weights = redrawn_weights(program.mine, program.theirs, program.fixed, seed)
     if not weights.moved:
         if graph_params:
             note = "weights were not drawn: no parameter has an equal on the other side"
@@ -169,7 +164,7 @@ def _draw_weights(result: Verified, program: Program, seed: int) -> None:
 
 def _draw_zeros(result: Verified, program: Program, seed: int) -> None:
     """Open what is closed: gates and last layers of branches that start at zero, in both models."""
-    mine, theirs = list(program.params.values()), [program.pair.leaves[k] for k in program.leaves]
+    mine, theirs = program.mine, program.theirs
     if not any(x.size and not x.any() for x in mine):
         return
     plain, opened = (redrawn_weights(mine, theirs, program.fixed, seed, o) for o in (False, True))

@@ -18,6 +18,7 @@ from twinvit.port.expected import expected
 from twinvit.port.folded import unfold
 from twinvit.port.layers import order_layers
 from twinvit.port.map_again import left_open, map_again
+from twinvit.port.memory import give_back
 from twinvit.port.pair import Pair
 from twinvit.port.report import Report
 from twinvit.port.rounded_weights import round_alike, tell_rounded
@@ -71,7 +72,12 @@ def explain(
         PortError: the two cannot be compared: what was wrong and what to do.
     """
     started = time.perf_counter()
-    say = progress or (lambda text: None)
+
+    def say(text: str) -> None:
+        give_back()
+        if progress is not None:
+            progress(text)
+
     (inputs, jax_inputs), *further = several(inputs, jax_inputs)
     given = checked(
         torch_model,

@@ -14,7 +14,7 @@ import numpy as np
 
 from twinvit.port import verdict
 from twinvit.port.comparison import Comparison
-from twinvit.port.hashed import hashes, total
+from twinvit.port.hashed import whole
 from twinvit.port.pair import Pair
 from twinvit.port.record.graph import Graph, Node, Ref
 from twinvit.port.record.torch_values import to_numpy
@@ -84,7 +84,7 @@ def _folded(leaf: object) -> bool:
 
 
 def _key(x: np.ndarray) -> tuple[int, int]:
-    return x.size, total(hashes(x)) if x.dtype == np.float64 else -1
+    return x.size, whole(x) if x.dtype == np.float64 else -1
 
 
 def _folds(graph: Graph) -> Iterator[Fold]:

@@ -51,7 +51,7 @@ def settle_layout(pair: Pair, graph: Graph, train: bool) -> None:
         said = list(pair.notes)
         try:
             traced, arrays, _ = pair.trace(train=train)
-            counts.append(count_found(targets, traced, [*pair.leaves, *arrays]))
+            counts.append(count_found(targets, traced, [*pair.leaves.arguments(), *arrays]))
         except Exception:  # a layout that does not run
             counts.append(-1)
         pair.notes[:] = said

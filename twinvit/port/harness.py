@@ -56,10 +56,10 @@ def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
 
 def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[str, Any]]) -> None:
     """The port against itself, traced and evaluated once more."""
-    if sum(int(np.size(x)) for x in pair.leaves) > CHECKED:
+    if pair.leaves.numbers() > CHECKED:
         return
     traced, arrays, _ = pair.trace()
-    values = [*pair.leaves, *arrays]
+    values = [*pair.leaves.arguments(), *arrays]
     interpreter = Interpreter()
     outs, _ = jax_trace.evaluate(traced, values, [-1] * len(values), interpreter)
     again = dict(zip(traced.labels, outs))
@@ -75,21 +75,15 @@ def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[
 
 def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortError | None:
     """The error to raise where no parameter of the reference is in the port; None else."""
-    own = [
-        v
-        for v, s in zip(graph.values, graph.source)
-        if s.startswith("param:") and v.dtype == torch.float64 and evidence(to_numpy(v))
-    ]
-    held = [
-        x for x in leaves if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
-    ]
+    own = [i for i in graph.params().values() if _tells(graph.values[i])]
+    held = [k for k, x in enumerate(leaves) if _held(x)]
     if not own or not held:
         return None
-    if any(index.find(to_numpy(v), 1e-12) is not None for v in own):
+    if any(index.find(to_numpy(graph.values[i]), 1e-12) is not None for i in own):
         return None
-    numbers_held = np.sort(np.concatenate([x.reshape(-1) for x in held]))
-    for value in own:
-        flat = to_numpy(value).reshape(-1)
+    numbers_held = np.sort(np.concatenate([leaves[k].reshape(-1) for k in held]))
+    for i in own:
+        flat = to_numpy(graph.values[i]).reshape(-1)
         sample = flat[:: max(1, flat.size // 64)][:64]
         place = np.searchsorted(numbers_held, sample).clip(1, numbers_held.size - 1)
         near = np.minimum(
@@ -102,6 +96,14 @@ def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortErro
         "or more is found in the port: the two hold other weights. "
         'Convert the weights first, or give weights="transfer" to have them put into the port'
     )
+
+
+def _tells(value: torch.Tensor) -> bool:
+    return value.dtype == torch.float64 and evidence(to_numpy(value))
+
+
+def _held(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
 
 
 def lost_weights(session: Session) -> list[str]:

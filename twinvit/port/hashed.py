@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+PART = 1 << 16  # numbers that are hashed at once
+
 
 def total(hashed: np.ndarray) -> int:
     """The sum of hashes."""
     return int(hashed.sum(dtype=np.uint64))
+
+
+def whole(array: np.ndarray) -> int:
+    """The sum of the hashes of an array's numbers, in float64, without an array of them all."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    parts = (flat[k : k + PART].astype(np.float64) for k in range(0, flat.size, PART))
+    return sum(total(hashes(part)) for part in parts) & 0xFFFFFFFFFFFFFFFF
 
 
 def hashes(array: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twinvit.port.hashed import hashes, total
+from twinvit.port.hashed import whole
 from twinvit.port.verdict import dwarfing
 from twinvit.port.verdict import relative as distance
 
@@ -41,6 +41,7 @@ class Entry:
         where: the user's file and line.
         parents: ids of the operands.
         zero: all of its elements, of which there are some, are zero.
+        kept: its numbers, in the type that they are kept in; None where they are not.
     """
 
     id: int
@@ -48,11 +49,17 @@ class Entry:
     where: str
     parents: list[int]
     shape: tuple[int, ...]
-    value: np.ndarray | None = field(repr=False, default=None)
+    kept: np.ndarray | None = field(repr=False, default=None)
     slot: int = -1
     few: np.ndarray | None = field(repr=False, default=None)
     """The sorted numbers of a value that has too few to be told from others."""
     zero: bool = False
+
+    @property
+    def value(self) -> np.ndarray | None:
+        """The numbers in float64, made each time that they are asked for where they are kept in
+        a narrower type; None where they were not kept."""
+        return None if self.kept is None else self.kept.astype(np.float64, copy=False)
 
 
 def evidence(x: np.ndarray) -> bool:
@@ -129,7 +136,10 @@ class Index:
         self._sorted_bytes = 0
         self._keys: dict[int, tuple[int, str, str]] = {}
 
-    def add(self, value: Any, name: str, where: str, parents: list[int]) -> int:
+    def add(
+        self, value: Any, name: str, where: str, parents: list[int], own: np.ndarray | None = None
+    ) -> int:
+        """Take up a value; returns its id. `own`: its numbers in a narrower type, to be kept."""
         entry = Entry(len(self.entries), name, where, parents, tuple(np.shape(value)))
         self.entries.append(entry)
         if (
@@ -142,9 +152,10 @@ class Index:
             self._by_size[value.size].append(entry.id)
             self._prints.setdefault(value.size, []).append(fingerprint(value))
             self._table.pop(value.size, None)
-            if self.bytes + value.nbytes <= self.budget:
-                entry.value = value
-                self.bytes += value.nbytes
+            kept = value if own is None else own
+            if self.bytes + kept.nbytes <= self.budget:
+                entry.kept = kept
+                self.bytes += kept.nbytes
         elif isinstance(value, np.ndarray) and value.dtype == np.float64:
             entry.zero = value.size > 0 and not value.any()
             if value.size <= FEW:
@@ -234,9 +245,9 @@ class Index:
         """True for the elements of a large array that the program was given: weights are as a rule
         the same to the last place, and hashing them is less work, and less memory, than sorting."""
         entry = self.entries[entry_id]
-        if x.size < LARGE or entry.name not in GIVEN or entry.value is None:
+        if x.size < LARGE or entry.name not in GIVEN or entry.kept is None:
             return False
-        return total(hashes(x)) == total(hashes(entry.value))
+        return whole(x) == whole(entry.kept)
 
     def sorted(self, entry_id: int) -> np.ndarray | None:
         if entry_id in self._sorted:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from twinvit.port.hashed import hashes, total
+from twinvit.port.hashed import whole
 from twinvit.port.index import SMALLEST, Index
 from twinvit.port.pair import Pair, Rounded
+from twinvit.port.record import jax_types
 from twinvit.port.record.graph import Graph
+from twinvit.port.record.torch_values import WideTensors
 from twinvit.port.search.proof import behind
 
 if TYPE_CHECKING:
@@ -144,13 +146,13 @@ def run_order(graph: Graph, index: Index, prefix: str) -> list[int] | None:
 def _orders(model: torch.nn.Module, pair: Pair) -> dict[str, list[int]]:
     """By the name of a stack of the reference's, which of its layers stands in each place of the
     port's; stacks in the same order are left out."""
-    stacks = {n: t.detach().cpu().double().numpy() for n, t in model.named_parameters()}
-    mine = _numbered(stacks)
+    mine = _numbered(WideTensors(dict(model.named_parameters())))
     sizes = {group[0][0] for group in mine.values()}
     leaves = {
         n: x
-        for n, x in zip(pair.pure.names, pair.leaves)
-        if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.ndim
+        for k, n in enumerate(pair.pure.names)
+        if isinstance(x := pair.leaves.kept(k), np.ndarray)
+        if jax_types.wide(x.dtype) == np.float64 and x.ndim
     }
     theirs = list(_numbered({n: x for n, x in leaves.items() if x.size in sizes}).values())
     theirs += [
@@ -196,7 +198,7 @@ def _split(name: str) -> tuple[str, int, str] | None:
 
 
 def _key(array: np.ndarray) -> _Key:
-    return int(array.size), total(hashes(array))
+    return int(array.size), whole(array)
 
 
 def _ordered(model: Any, prefix: str, order: Sequence[int]) -> _Ordered | None:

@@ -103,7 +103,7 @@ class Pair(PortSide):
         for name, value in placed.items():
             if name not in position:
                 raise PortError(f"the map of weights makes {name}, which the port does not have")
-            shape = np.shape(self.leaves[position[name]])
+            shape = np.shape(self.leaves.kept(position[name]))
             if value.shape != shape:
                 raise PortError(
                     f"the map of weights makes {name} of shape {value.shape}; the port's is {shape}"

@@ -12,6 +12,7 @@ import numpy as np
 from twinvit.port import models
 from twinvit.port.errors import PortError
 from twinvit.port.outputs import apply_output
+from twinvit.port.port_leaves import PortLeaves
 from twinvit.port.record import jax_place, jax_trace, jax_types
 from twinvit.port.record.given import float_type, split_inputs
 from twinvit.port.record.jax_dependence import as_it_runs
@@ -53,7 +54,7 @@ class PortSide:
         self.output = output
         self.stored: StoredPort | None = jax_model if hasattr(jax_model, "stored_pure") else None
         self.pure = models.pure(jax_model, evaluate=evaluate)
-        self.leaves = [jax_types.widen(x) for x in self.pure.leaves]
+        self.leaves = PortLeaves(self.pure.leaves)
         self.given = (
             None if jax_inputs is None else [jax_input(x) for x in split_inputs(jax_inputs)[1]]
         )
@@ -279,17 +280,19 @@ class PortSide:
         """Parameters and inputs to record the port with: in float64, or in its own types where it
         refuses float64."""
         if not self.own_types:
-            return self.leaves, list(arrays)
+            return self.leaves.shapes(), list(arrays)
         inputs = [x.astype(np.int32) if x.dtype == np.int64 else x for x in self.own_inputs(arrays)]
         return self.own_leaves(), inputs
 
     def own_leaves(self) -> list[Any]:
         """The port's parameters in its own types, those that were loaded into it among them."""
         result = []
-        for own, value in zip(self.pure.leaves, self.leaves):
-            dtype = getattr(own, "dtype", None)
-            if dtype is not None and jax_types.is_narrow(dtype):
-                value = np.asarray(value).astype(np.dtype(dtype))
+        for k, own in enumerate(self.pure.leaves):
+            value, dtype = self.leaves.kept(k), getattr(own, "dtype", None)
+            if dtype is None or not jax_types.is_narrow(dtype):
+                value = jax_types.widen(value)
+            elif value.dtype != dtype:
+                value = value.astype(np.dtype(dtype))
             result.append(value)
         return result
 

@@ -186,7 +186,10 @@ def redrawn_weights(
         opened: arrays that are zero everywhere (gates, last layers of branches) become one number
             other than zero, where the two sides hold equally many such zeros.
     """
-    sides = [[Held(x) for x in side] for side in (mine, theirs)]
+    sides = [
+        [Held(x, partial(side.__getitem__, k)) for k, x in enumerate(side)]
+        for side in (mine, theirs)
+    ]
     kept = [a for a in (Held(x) for x in fixed if x.dtype == np.float64) if a.strong]
     parts, wholes = {k for a in kept for k in a.parts}, {a.whole for a in kept}
     for a in itertools.chain(*sides):
@@ -229,13 +232,21 @@ class Held:
         moves: True if its elements are sampled anew.
     """
 
-    def __init__(self, x: np.ndarray) -> None:
-        self.value = x
+    def __init__(self, x: np.ndarray, again: Callable[[], np.ndarray] | None = None) -> None:
+        """`again` makes `x` anew; with it the array is not kept."""
+        self._again = (lambda: x) if again is None else again
+        self.one_zero = False  # its negative zeros are zeros
         self.strong = _different(x) >= FEW
         self.moves = False
         self.coverings = list(_coverings(x)) if self.strong else []
         self.whole = self.coverings[0][0] if self.coverings else (x.size, 0)
         self.parts = {k for covering in self.coverings for k in covering}
+
+    @property
+    def value(self) -> np.ndarray:
+        """The array."""
+        x = self._again()
+        return x + 0.0 if self.one_zero else x
 
     def covered(self, parts: set[Key]) -> bool:
         return any(all(k in parts for k in covering) for covering in self.coverings)
@@ -244,15 +255,16 @@ class Held:
         """True for an array that kept numbers that nobody writes by hand."""
         if self.strong:
             return not self.moves
-        kept = self.value[_among(self.value, pinned)]
+        value = self.value
+        kept = value[_among(value, pinned)]
         return any(len(np.format_float_positional(np.float32(v), trim="-")) > 7 for v in kept.flat)
 
 
 def _settle(sides: Sequence[Sequence[Held]]) -> None:
     """Of the arrays that move keep those that the other side's make up."""
     for a in itertools.chain(*sides):
-        if ((a.value == 0) & np.signbit(a.value)).any():
-            a.value = a.value + 0.0  # one zero
+        value = a.value
+        a.one_zero = bool(((value == 0) & np.signbit(value)).any())
     while True:
         tables = [{k for a in side if a.moves for k in a.parts} for side in sides]
         open_ = [

@@ -102,7 +102,8 @@ def tell_rounded(pair: Pair, forward: Comparison) -> None:
     held = {n: x for r in pair.rounded if r.side == "port" for n, x in r.given.items()}
     if held:
         leaves = pair.leaves
-        pair.leaves = [held.get(n, x) for n, x in zip(pair.pure.names, leaves)]
+        names = enumerate(pair.pure.names)
+        pair.leaves = leaves.replaced({k: held[n] for k, n in names if n in held})
         theirs = program.port(program.arrays, None)
         pair.leaves = leaves
     for k, (out, x) in enumerate(zip(graph.outputs, theirs)):

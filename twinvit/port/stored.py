@@ -6,12 +6,13 @@ Such a port agrees with its reference on these weights and on no others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twinvit.port.record.torch_values import WideTensors
 from twinvit.port.redraw import Held, Key, Weights, redrawn_weights
 from twinvit.port.report import Finding
 
@@ -37,8 +38,7 @@ class _Unread:
 def stored_parameters(program: Program) -> list[Finding]:
     """A finding for each parameter that one side reads and the other holds and does not read, where
     the outputs depend on it and nothing that is read can have been computed from it."""
-    mine = list(program.params.values())
-    used = [program.pair.leaves[k] for k in program.leaves]
+    mine, used = program.mine, program.theirs
     idle = {
         program.pair.pure.names[k]: x
         for k, x in enumerate(program.pair.leaves)
@@ -128,23 +128,6 @@ def _is_wide(x: object) -> bool:
     return isinstance(x, np.ndarray) and x.dtype == np.float64
 
 
-class _Wide(Mapping[str, np.ndarray]):
-    """Tensors by name, each in float64 when it is requested, and not stored."""
-
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        found: np.ndarray = self._tensors[name].detach().double().numpy()
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
 def _learned(program: Program) -> Mapping[str, np.ndarray]:
     """The reference's parameters and running statistics in float64. Parameters that are not trained
     beside others that are, and other buffers, are tables that a port may compute."""
@@ -156,7 +139,7 @@ def _learned(program: Program) -> Mapping[str, np.ndarray]:
     held = {n: p for n, p in parameters.items() if frozen or p.requires_grad}
     held |= {n: b for n, b in model.named_buffers() if n.rsplit(".", 1)[-1].startswith("running_")}
     named = {n: p for n, p in held.items() if p.is_floating_point()}
-    return _Wide(named)
+    return WideTensors(named)
 
 
 def _other(arrays: Sequence[np.ndarray], place: int) -> list[np.ndarray]:

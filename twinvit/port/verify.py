@@ -14,6 +14,7 @@ import torch
 from twinvit.port import verdict
 from twinvit.port.constant_inputs import rows_of
 from twinvit.port.errors import PortError
+from twinvit.port.memory import give_back
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
 from twinvit.port.port_side import jax_input
@@ -22,7 +23,7 @@ from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 from twinvit.port.record.jax_interpreter import Deferred, Interpreter, Sink
 from twinvit.port.record.live_edits import LiveEdits, live_edits
 from twinvit.port.record.torch_values import to_numpy
-from twinvit.port.redraw import Weights
+from twinvit.port.redraw import Drawn, Weights
 from twinvit.port.search.noise import output_noise
 from twinvit.port.search.session import Session
 from twinvit.port.search.trial import AppliedEdit
@@ -106,12 +107,23 @@ class Program:
         self.rows = rows_of(session.graph)
         self.fixed = _fixed(session, plain, self.edits)
 
+    @property
+    def mine(self) -> Drawn:
+        """The reference's parameters and buffers that an output depends on, float64."""
+        names = list(self.params)
+        return Drawn(len(names), lambda i: self.params[names[i]])
+
+    @property
+    def theirs(self) -> Drawn:
+        """The port's arrays of floating-point numbers that an output depends on, float64."""
+        return Drawn(len(self.leaves), lambda i: self.pair.leaves[self.leaves[i]])
+
     def port(
         self, arrays: Arrays, weights: Weights | None, sink: Sink | None = None
     ) -> list[np.ndarray]:
         """The compared arrays of the port, in the order of the reference's axes; `sink` is told of
         every value that it computes."""
-        leaves = list(self.pair.leaves)
+        leaves = self.pair.leaves.arguments()
         if weights is not None:
             for i, k in enumerate(self.leaves):
                 leaves[k] = Deferred(partial(weights.theirs.__getitem__, i))
@@ -126,17 +138,19 @@ class Program:
         Raises:
             PortError: it fails on them, or runs other operations than on the first inputs.
         """
-        model = torch_values.widened(self.pair.torch_model)
-        if weights is not None:
-            _put(model, zip(self.params, weights.mine))
         given: Any = dict(zip(self.keys, inputs)) if self.keys else tuple(inputs)
 
         def pick(out: Any) -> list[Any]:
             return [t for _, t in pick_torch(out, self.pair.output)]
 
         def record(live: LiveEdits | None) -> Graph:
+            give_back()
+            # A new copy each time: recording it changes it (running statistics).
+            model = torch_values.widened(self.pair.torch_model)
+            if weights is not None:
+                _put(model, zip(self.params, weights.mine))
             graph = torch_program.record(
-                model, given, pick, train=self.train, like=self.like, live=live
+                model, given, pick, train=self.train, like=self.like, live=live, copy=False
             )
             return replace(graph, outputs=tuple(graph.outputs[p.mine] for p in self.pairs))
 
@@ -323,18 +337,35 @@ def _live(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes[::-1]))
 
 
-def _live_parameters(session: Session, plain: Sequence[Node]) -> dict[str, np.ndarray]:
+class _Parameters(Mapping[str, np.ndarray]):
+    """Values of a graph by name, float64."""
+
+    def __init__(self, graph: Graph, ids: Mapping[str, int]) -> None:
+        self._graph, self._ids = graph, ids
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return to_numpy(self._graph.values[self._ids[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def _live_parameters(session: Session, plain: Sequence[Node]) -> Mapping[str, np.ndarray]:
     """The reference's floating-point parameters and buffers that an output depends on."""
     graph = session.graph
     wanted = set(graph.outputs)
     for node in reversed(plain):
         if any(o in wanted for o in node.outs):
             wanted.update(_refs(node))
-    return {
-        n: to_numpy(graph.values[i])
+    found = {
+        n: i
         for n, i in graph.params().items()
         if i in wanted and graph.values[i].dtype == torch.float64
     }
+    return _Parameters(graph, found)
 
 
 def _refs(node: Node) -> Iterator[int]:

@@ -140,12 +140,12 @@ class WeightSearch:
         """Which of the targets the port computes with these rules."""
         self.tries += 1
         position = {n: k for k, n in enumerate(self.pure.names)}
-        values = [*self.pair.leaves, *self.arrays]
+        values = [*self.pair.leaves.arguments(), *self.arrays]
         try:
             for rule in rules:
                 k = position[rule.jax]
                 values[k] = jax_types.widen(
-                    np.asarray(rule.make(self.state)).reshape(np.shape(values[k]))
+                    np.asarray(rule.make(self.state)).reshape(np.shape(self.pair.leaves.kept(k)))
                 )
             index = Index()
             jax_trace.evaluate(self.traced, values, [-1] * len(values), Interpreter(index.add))

@@ -107,14 +107,14 @@ class Interpreter:
                     last[v] = n
         kept = {v for v in jaxpr.outvars if not isinstance(v, jex_core.Literal)}
 
-        def read(v: Any) -> tuple[Any, int]:
+        def read(v: Any, made: bool = True) -> tuple[Any, int]:
             if isinstance(v, jex_core.Literal):
                 return self.literal(v.val), -1
             value, i = env[v]
-            return (value.make() if isinstance(value, Deferred) else value), i
+            return (value.make() if made and isinstance(value, Deferred) else value), i
 
         for n, eqn in enumerate(jaxpr.eqns):
-            pairs = [read(v) for v in eqn.invars]
+            pairs = [read(v, made=_inner(eqn) is None) for v in eqn.invars]
             outs, out_ids = self.equation(eqn, [p[0] for p in pairs], [p[1] for p in pairs])
             for v, value, i in zip(eqn.outvars, outs, out_ids):
                 env[v] = (value, i)
@@ -128,8 +128,8 @@ class Interpreter:
     def equation(self, eqn: Any, values: list[Any], ids: list[int]) -> tuple[list[Any], list[int]]:
         name = eqn.primitive.name
         params = eqn.params
-        if name in CALLS or (name.startswith("custom_") and "call_jaxpr" in params):
-            inner = params[CALLS.get(name, "call_jaxpr")]
+        inner = _inner(eqn)
+        if inner is not None:
             outer = self._outer
             if outer is None and traced_within_jax(
                 inner
@@ -299,3 +299,11 @@ class Interpreter:
             carry, carry_ids = self.closed(
                 params["body_jaxpr"], [*body_consts, *carry], [*body_ids, *carry_ids]
             )
+
+
+def _inner(eqn: Any) -> Any:
+    """The program that an equation calls once with its operands; None where it calls none."""
+    name = eqn.primitive.name
+    if name in CALLS or (name.startswith("custom_") and "call_jaxpr" in eqn.params):
+        return eqn.params[CALLS.get(name, "call_jaxpr")]
+    return None

@@ -86,7 +86,7 @@ class Tape:
     def add(self, slot: Slot, value: Any = None) -> int:
         """A new slot; its value is stored if the index does not hold it and it is small."""
         number = len(self.slots)
-        if value is not None and (slot.entry < 0 or self.index.entries[slot.entry].value is None):
+        if value is not None and (slot.entry < 0 or self.index.entries[slot.entry].kept is None):
             size = getattr(value, "nbytes", 0)
             plain = isinstance(getattr(value, "dtype", None), np.dtype)  # no key of random numbers
             if size <= KEPT and self.held + size <= BUDGET and plain:

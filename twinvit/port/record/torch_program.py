@@ -68,6 +68,7 @@ def record(
     train: bool = False,
     like: Graph | None = None,
     live: LiveEdits | None = None,
+    copy: bool = True,
 ) -> Graph:
     """Record one forward pass of `model` in float64, with the numbers and operations that depend on
     the type as they are where the model runs.
@@ -79,6 +80,8 @@ def record(
         train: record in train mode.
         like: a recording of the model as it is, where this one and these inputs are in float64.
         live: edits that are made while it is recorded.
+        copy: record a copy of the model, in float64; without, it is in float64 and recorded
+            itself, and changed by that as by a call.
 
     Returns:
         The graph, with every value stored.
@@ -93,8 +96,9 @@ def record(
                 raise PortError("no edits can be made while a model is recorded in its own types")
             return _recorded_in(like.own, model, inputs, pick, like.rows)
         placed = _placed(like) if live else None
+        numbers, zeroed = like.numbers, like.rows
         return _recorded(
-            model, inputs, pick, train, like.numbers, rows=like.rows, live=live, placed=placed
+            model, inputs, pick, train, numbers, False, zeroed, live=live, placed=placed, copy=copy
         )
     own = _listened(model, inputs, pick, train)
     graph = _recorded(model, inputs, pick, train)
@@ -245,11 +249,13 @@ def _recorded(
     rows: Sequence[bool] = (),
     live: LiveEdits | None = None,
     placed: Mapping[tuple[str, str, int], Heard] | None = None,
+    copy: bool = True,
 ) -> Graph:
     """One forward pass in float64, or in the model's own types, with these operations' numbers.
-    `rows`: which attentions zero rows that are completely masked, as in an earlier recording."""
+    `rows`: which attentions zero rows that are completely masked, as in an earlier recording.
+    `copy`: of a copy of the model, in float64."""
     graph = Draft(dict(numbers or {}), live=live)
-    wide = model if own else widened(model)
+    wide = widened(model) if copy and not own else model
     recorder = Recorder(graph, numbers, own, placed)
     hooks: list[Any] = []
     if isinstance(wide, torch.nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,28 @@ def widened(model: Any) -> Any:
     """A copy of a module in float64 on the CPU; a function is returned as it is."""
     if not isinstance(model, torch.nn.Module):
         return model
-    return copied(model).double()
+    # Parameters are widened as they are copied: a copy in both types is never held.
+    wide = {id(p): _wide_parameter(p) for p in model.parameters() if _is_plain(p)}
+    return copied(model, wide).double()
 
 
-def copied(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of a module on the CPU. Raises PortError if it cannot be copied."""
-    computed: dict[int, Any] = {}  # attributes with a gradient (weight norm's), which refuse
+def _is_plain(p: torch.nn.Parameter) -> bool:
+    """True for a parameter of which nothing but its numbers is copied."""
+    plain = type(p) is torch.nn.Parameter and p.layout == torch.strided and not vars(p)
+    return plain and p.is_floating_point() and p.dtype in WIDE
+
+
+def _wide_parameter(p: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(p.detach().cpu().double(), requires_grad=p.requires_grad)
+
+
+def copied(
+    model: torch.nn.Module, instead: Mapping[int, torch.nn.Parameter] | None = None
+) -> torch.nn.Module:
+    """A copy of a module on the CPU, with other parameters in place of those of these ids. Raises
+    PortError if it cannot be copied."""
+    computed: dict[int, Any] = dict(instead or {})
+    # And attributes with a gradient (weight norm's), which refuse.
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
@@ -41,6 +57,23 @@ def copied(model: torch.nn.Module) -> torch.nn.Module:
         raise PortError(
             f"the PyTorch model cannot be copied ({error}); explain works on a float64 copy"
         ) from error
+
+
+class WideTensors(Mapping[str, np.ndarray]):
+    """Tensors by name, each in float64 when it is asked for, and not kept."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found: np.ndarray = self._tensors[name].detach().cpu().double().numpy()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def to_torch(array: Any) -> torch.Tensor:

@@ -94,7 +94,10 @@ class Call:
             if node.name not in LAYOUT or not node.refs:
                 return value_id
             source = node.refs[0]
-            if self.graph.values[source].numel() != self.graph.values[value_id].numel():
+            if (
+                self.graph.values.shaped(source).numel()
+                != self.graph.values.shaped(value_id).numel()
+            ):
                 return value_id
             value_id = source
         return None
@@ -255,7 +258,7 @@ class Call:
             if isinstance(arg, torch.Tensor):
                 sizes.update(dict.fromkeys(arg.shape))
         for value_id in self.graph.params().values():
-            sizes.update(dict.fromkeys(self.graph.values[value_id].shape))
+            sizes.update(dict.fromkeys(self.graph.values.shaped(value_id).shape))
         return [s for s in sizes if s > 1][:24]
 
     def elementwise_regions(self) -> list[tuple[int, int]]:
@@ -270,7 +273,7 @@ class Call:
         result: list[tuple[int, int]] = []
         for source in self.node.refs:
             if (
-                self.graph.values[source].shape != self.out.shape
+                self.graph.values.shaped(source).shape != self.out.shape
                 or source not in self.graph.input_dependent()
             ):
                 continue
@@ -279,11 +282,11 @@ class Call:
             for node in self.graph.nodes[self.graph.first_use(source) : self.node.index + 24]:
                 if not node.refs or not any(r in region for r in node.refs):
                     continue
-                inputs = [r for r in node.refs if self.graph.values[r].numel() > 1]
+                inputs = [r for r in node.refs if self.graph.values.shaped(r).numel() > 1]
                 if node.name not in ELEMENTWISE or not all(r in region for r in inputs):
                     continue
 
-                if self.graph.values[node.outs[0] or 0].shape != self.out.shape:
+                if self.graph.values.shaped(node.outs[0] or 0).shape != self.out.shape:
                     continue
                 region.add(node.outs[0])  # type: ignore[arg-type]
                 if node.index > self.node.index:

@@ -260,7 +260,7 @@ def _notes(pair: Pair, judged: Judged) -> list[str]:
     if lost:
         notes.append(f"parameters without an equal in the port: {shortened(lost)}")
     counts = (
-        sum(session.graph.values[i].numel() for i in session.graph.params().values()),
+        sum(session.graph.values.shaped(i).numel() for i in session.graph.params().values()),
         pair.leaves.numbers(),
     )
     if counts[0] != counts[1]:

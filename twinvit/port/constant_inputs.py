@@ -65,7 +65,7 @@ def rows_of(graph: Graph) -> dict[int, int]:
     """How many rows the table has that an input of integers chooses from, by its position."""
     found = {}
     for k, i in enumerate(graph.inputs()):
-        if graph.values[i].dtype not in (torch.int64, torch.int32):
+        if graph.values.shaped(i).dtype not in (torch.int64, torch.int32):
             continue
         layer, sizes = [i], []
         for v in layer:
@@ -74,7 +74,7 @@ def rows_of(graph: Graph) -> dict[int, int]:
                 if node.name in LAYOUT:
                     layer += [o for o in node.outs if o is not None and o not in layer]
                 elif node.name == "embedding" and node.refs and v != node.refs[0]:
-                    sizes.append(graph.values[node.refs[0]].shape[0])
+                    sizes.append(graph.values.shaped(node.refs[0]).shape[0])
         if sizes:
             found[k] = min(sizes)
     return found

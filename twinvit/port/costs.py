@@ -39,7 +39,7 @@ def reference_costs(
         logits: which of the graph's outputs are logits.
     """
     graph = session.graph
-    large = sum(v.numel() for v in graph.values) > LARGE
+    large = sum(graph.values.shaped(i).numel() for i in range(len(graph.values))) > LARGE
     for downcast in _measured([n for n in narrowings if n.side == "torch"], large):
         edits = _roundings(graph, downcast)
         if edits:

@@ -25,7 +25,7 @@ def targets_of(graph: Graph) -> list[np.ndarray]:
     values = [
         to_numpy(graph.values[i])
         for i in sorted(dependent)
-        if graph.source[i] == "node" and graph.values[i].dtype.is_floating_point
+        if graph.source[i] == "node" and graph.values.shaped(i).dtype.is_floating_point
     ]
     return [v for v in values if evidence(v)]
 

@@ -13,6 +13,7 @@ from twinvit.port.index import Index, align_distance, evidence
 from twinvit.port.ops import RANDOM
 from twinvit.port.outputs import pick_torch
 from twinvit.port.pair import Pair
+from twinvit.port.port_leaves import PortLeaves
 from twinvit.port.record import jax_trace, torch_program
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.jax_interpreter import Interpreter
@@ -29,7 +30,7 @@ def check_reference(pair: Pair, graph: Graph, places: Sequence[int]) -> None:
     alone. `places` are those of the graph's outputs among all that the model returns.
     """
     random = [n for n in graph.nodes if n.name in RANDOM]
-    size = sum(v.numel() for v, s in zip(graph.values, graph.source) if s.startswith("param:"))
+    size = sum(graph.values.shaped(i).numel() for i in graph.params().values())
     if not random and size > CHECKED:
         return
     with torch.random.fork_rng(devices=[]):
@@ -73,10 +74,10 @@ def check_port(pair: Pair, outputs: Sequence[np.ndarray], named: Sequence[tuple[
             )
 
 
-def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortError | None:
+def other_weights(graph: Graph, index: Index, leaves: PortLeaves) -> PortError | None:
     """The error to raise where no parameter of the reference is in the port; None else."""
     own = [i for i in graph.params().values() if _tells(graph.values[i])]
-    held = [k for k, x in enumerate(leaves) if _held(x)]
+    held = [k for k in range(len(leaves)) if leaves.is_real(k) and leaves.kept(k).size >= 8]
     if not own or not held:
         return None
     if any(index.find(to_numpy(graph.values[i]), 1e-12) is not None for i in own):
@@ -100,10 +101,6 @@ def other_weights(graph: Graph, index: Index, leaves: Sequence[Any]) -> PortErro
 
 def _tells(value: torch.Tensor) -> bool:
     return value.dtype == torch.float64 and evidence(to_numpy(value))
-
-
-def _held(x: Any) -> bool:
-    return isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size >= 8
 
 
 def lost_weights(session: Session) -> list[str]:

@@ -28,6 +28,7 @@ SMALLEST = 8  # fewer numbers are found everywhere by chance
 FEW = 64
 EQUAL = 1e-13
 LARGE = 1 << 14
+SORTED = 1 << 26  # bytes of values in order that are kept
 GIVEN = ("parameter", "constant", "input")
 
 
@@ -128,7 +129,7 @@ class Index:
         self.budget = budget
         self.bytes = 0
         self.lookups = 0
-        self.sorts = 0
+        self._once: set[int] = set()  # entries that were sorted
         self._by_size: dict[int, list[int]] = {}
         self._prints: dict[int, list[np.ndarray]] = {}
         self._table: dict[int, np.ndarray] = {}
@@ -161,6 +162,11 @@ class Index:
             if value.size <= FEW:
                 entry.few = np.sort(value.reshape(-1))
         return entry.id
+
+    @property
+    def sorts(self) -> int:
+        """How many values were put in order."""
+        return len(self._once)
 
     def ids(self, size: int) -> list[int]:
         """Entries of this many elements, in the order of `table`'s rows."""
@@ -256,11 +262,11 @@ class Index:
         value = self.entries[entry_id].value
         if value is None:
             return None
-        self.sorts += 1
+        self._once.add(entry_id)
         result = sorted_finite(value)
         self._sorted[entry_id] = result
         self._sorted_bytes += result.nbytes
-        while self._sorted_bytes > 512 << 20 and len(self._sorted) > 1:
+        while self._sorted_bytes > SORTED and len(self._sorted) > 1:
             _, old = self._sorted.popitem(last=False)
             self._sorted_bytes -= old.nbytes
         return result

@@ -18,7 +18,6 @@ import torch
 from twinvit.port.hashed import whole
 from twinvit.port.index import SMALLEST, Index
 from twinvit.port.pair import Pair, Rounded
-from twinvit.port.record import jax_types
 from twinvit.port.record.graph import Graph
 from twinvit.port.record.torch_values import WideTensors
 from twinvit.port.search.proof import behind
@@ -84,7 +83,11 @@ def _groups(graph: Graph, prefix: str) -> list[dict[int, int]]:
     groups: dict[str, dict[int, int]] = {}
     for name, value in graph.params().items():
         split = _split(name)
-        if split is not None and split[0] == prefix and graph.values[value].numel() >= SMALLEST:
+        if (
+            split is not None
+            and split[0] == prefix
+            and graph.values.shaped(value).numel() >= SMALLEST
+        ):
             groups.setdefault(split[2], {})[split[1]] = value
     return list(groups.values())
 
@@ -149,10 +152,9 @@ def _orders(model: torch.nn.Module, pair: Pair) -> dict[str, list[int]]:
     mine = _numbered(WideTensors(dict(model.named_parameters())))
     sizes = {group[0][0] for group in mine.values()}
     leaves = {
-        n: x
+        n: pair.leaves.kept(k)
         for k, n in enumerate(pair.pure.names)
-        if isinstance(x := pair.leaves.kept(k), np.ndarray)
-        if jax_types.wide(x.dtype) == np.float64 and x.ndim
+        if pair.leaves.is_real(k) and pair.leaves.kept(k).ndim
     }
     theirs = list(_numbered({n: x for n, x in leaves.items() if x.size in sizes}).values())
     theirs += [

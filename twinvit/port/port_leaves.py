@@ -45,6 +45,11 @@ class PortLeaves(Sequence[Any]):
         """An array in the type that it is kept in."""
         return self._kept[k]
 
+    def is_real(self, k: int) -> bool:
+        """True for an array of real floating-point numbers."""
+        x = self._kept[k]
+        return isinstance(x, np.ndarray) and bool(jax_types.wide(x.dtype) == np.float64)
+
     def numbers(self) -> int:
         """How many numbers all of them hold together."""
         return sum(int(np.size(x)) for x in self._kept)

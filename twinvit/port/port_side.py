@@ -238,8 +238,7 @@ class PortSide:
 
     def floats(self) -> list[int]:
         """Places of the leaves of floating-point values."""
-        held = enumerate(self.leaves)
-        return [i for i, x in held if isinstance(x, np.ndarray) and x.dtype == np.float64]
+        return [i for i in range(len(self.leaves)) if self.leaves.is_real(i)]
 
     def own_program(self, pure: models.Pure, arrays: Sequence[np.ndarray]) -> tuple[Any, Any]:
         """The jaxpr of the port as it runs, in its own types, and its outputs' names."""

@@ -40,9 +40,9 @@ def stored_parameters(program: Program) -> list[Finding]:
     the outputs depend on it and nothing that is read can have been computed from it."""
     mine, used = program.mine, program.theirs
     idle = {
-        program.pair.pure.names[k]: x
-        for k, x in enumerate(program.pair.leaves)
-        if not program.used[k] and _is_wide(x)
+        program.pair.pure.names[k]: program.pair.leaves[k]
+        for k in range(len(program.pair.leaves))
+        if not program.used[k] and program.pair.leaves.is_real(k)
     }
     findings = []
     learned = _learned(program)
@@ -122,10 +122,6 @@ def _counts(arrays: Sequence[np.ndarray]) -> Counter[float]:
         if not Held(x).strong:
             count.update((x + 0.0).reshape(-1).tolist())
     return count
-
-
-def _is_wide(x: object) -> bool:
-    return isinstance(x, np.ndarray) and x.dtype == np.float64
 
 
 def _learned(program: Program) -> Mapping[str, np.ndarray]:

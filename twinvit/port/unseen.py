@@ -80,8 +80,8 @@ def unseen(session: Session, kinds: tuple[str, ...], tried: Container[int] = ())
     constant = [
         n
         for n, i in graph.params().items()
-        if graph.values[i].numel() >= 2
-        and graph.values[i].dtype == torch.float64
+        if graph.values.shaped(i).numel() >= 2
+        and graph.values.shaped(i).dtype == torch.float64
         and float(graph.values[i].max()) == float(graph.values[i].min())
     ]
     if constant:
@@ -116,7 +116,7 @@ def unseen(session: Session, kinds: tuple[str, ...], tried: Container[int] = ())
         bool(graph.values[r].any())
         for n in masks
         for r in n.refs
-        if graph.values[r].dtype == torch.bool
+        if graph.values.shaped(r).dtype == torch.bool
     ):
         found.append("no position is masked")
     for node in graph.nodes:

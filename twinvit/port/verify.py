@@ -100,9 +100,7 @@ class Program:
             traced.closed.jaxpr, [k in set(chosen) for k in range(len(traced.labels))]
         )
         self.leaves = [
-            k
-            for k, x in enumerate(pair.leaves)
-            if self.used[k] and isinstance(x, np.ndarray) and x.dtype == np.float64
+            k for k in range(len(pair.leaves)) if self.used[k] and pair.leaves.is_real(k)
         ]
         self.rows = rows_of(session.graph)
         self.fixed = _fixed(session, plain, self.edits)
@@ -349,6 +347,9 @@ class _Parameters(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._ids
+
     def __len__(self) -> int:
         return len(self._ids)
 
@@ -363,7 +364,7 @@ def _live_parameters(session: Session, plain: Sequence[Node]) -> Mapping[str, np
     found = {
         n: i
         for n, i in graph.params().items()
-        if i in wanted and graph.values[i].dtype == torch.float64
+        if i in wanted and graph.values.shaped(i).dtype == torch.float64
     }
     return _Parameters(graph, found)
 

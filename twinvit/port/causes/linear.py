@@ -133,8 +133,8 @@ def _other_weights(call: Call, tied: bool) -> Iterator[Variant]:
             (name, i)
             for name, i in graph.params().items()
             if i != own
-            and graph.values[i].shape == value.shape
-            and graph.values[i].dtype == value.dtype
+            and graph.values.shaped(i).shape == value.shape
+            and graph.values.shaped(i).dtype == value.dtype
             and value.numel() >= 2
         ]
         same.sort(key=lambda item: (_unlike(item[0], mine), item[0]))
@@ -326,7 +326,9 @@ def _folded(call: Call, position: int) -> bool:
     return any(
         call.index.find((value + graph.values[i]).numpy(), EQUAL) is not None
         for other, i in graph.params().items()
-        if i != own and other.rpartition(".")[0] == module and graph.values[i].shape == value.shape
+        if i != own
+        and other.rpartition(".")[0] == module
+        and graph.values.shaped(i).shape == value.shape
     )
 
 

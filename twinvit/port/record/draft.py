@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from twinvit.port.record.graph import Graph, Node
+from twinvit.port.record.graph_values import Values
 from twinvit.port.record.torch_types import Heard
 
 
@@ -53,7 +54,7 @@ class Draft:
     def finished(self, outputs: Iterable[int]) -> Graph:
         """The graph of what was recorded, with these outputs."""
         return Graph(
-            tuple(self.values),
+            Values(self.values),
             tuple(self.source),
             tuple(self.producer),
             tuple(self.nodes),

@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from twinvit.port.ops import FRESH_DRAWS, RANDOM, SHAPE_ONLY
+from twinvit.port.record.graph_values import Values
 from twinvit.port.record.own_types import OwnTypes
 from twinvit.port.record.torch_types import Heard
 
@@ -123,7 +124,7 @@ class Graph:
         recorded: the graph as it was recorded, of one with edits.
     """
 
-    values: tuple[torch.Tensor, ...]
+    values: Values
     source: tuple[str, ...]
     producer: tuple[int | None, ...]
     nodes: tuple[Node, ...]
@@ -313,10 +314,10 @@ class Graph:
 
     def with_values(self, values: Mapping[int, torch.Tensor]) -> Graph:
         """The graph with other values of these ids; what follows from them is as it was."""
-        changed = list(self.values)
+        changed = list(self.values.kept)
         for i, value in values.items():
             changed[i] = value.detach()
-        return replace(self, values=tuple(changed), recorded=self.recorded or self)
+        return replace(self, values=Values(changed), recorded=self.recorded or self)
 
     def put(self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor]) -> Graph:
         """The graph with other operations and values in these places, and what follows from
@@ -353,7 +354,7 @@ class Graph:
 
     def changed_from(self, before: Graph) -> set[int]:
         """Ids of the values that are not those of another state of the same graph."""
-        pairs = enumerate(zip(self.values, before.values))
+        pairs = enumerate(zip(self.values.kept, before.values.kept))
         return {i for i, (now, then) in pairs if now is not then}
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from twinvit.port.errors import PortError
 from twinvit.port.record.draft import Draft
 from twinvit.port.record.graph import Graph
+from twinvit.port.record.graph_values import Values
 from twinvit.port.record.live_edits import LiveEdits
 from twinvit.port.record.torch_attention import ROWS, Attention, Rows, attention
 from twinvit.port.record.torch_gradients import functions_told
@@ -236,7 +237,7 @@ def _computed_wide(graph: Graph, given: Mapping[str, torch.Tensor]) -> Graph:
     graph = replace(graph, nodes=tuple(nodes))
     with torch.no_grad():
         values = graph.run({}, leaves, everything=True)
-    return replace(graph, values=tuple(values.get(i, v) for i, v in enumerate(graph.values)))
+    return replace(graph, values=Values([values.get(i, v) for i, v in enumerate(graph.values)]))
 
 
 def _recorded(
@@ -300,7 +301,11 @@ def _recorded(
         for hook in hooks:
             hook.remove()
     graph.rows = zeroed.now
-    return graph.finished([recorder.tracked.known(tensor) for tensor in picked])
+    finished = graph.finished([recorder.tracked.known(tensor) for tensor in picked])
+    if not copy or own or not isinstance(model, torch.nn.Module):
+        return finished
+    names = {i: name for name, i in finished.params().items()}
+    return replace(finished, values=finished.values.narrowed(names, dict(_named_tensors(model))))
 
 
 def recorded_wide(function: Callable[..., list[Any]], tensors: Sequence[torch.Tensor]) -> Graph:

@@ -133,21 +133,7 @@ class Tracked:
         stands in its place where an edit is made while the model is recorded. `written`: its
         results are written over a tensor."""
         graph = self.graph
-
-        def refs(tree: Any) -> Any:
-            if isinstance(tree, torch.Tensor):
-                return Ref(self.known(tree))
-            if isinstance(tree, tuple | list):
-                return (
-                    type(tree)(refs(t) for t in tree)
-                    if type(tree) in (tuple, list)
-                    else list(map(refs, tree))
-                )
-            if isinstance(tree, dict):
-                return {k: refs(v) for k, v in tree.items()}
-            return tree
-
-        args, kwargs = refs(args), refs(kwargs)
+        args, kwargs = self._refs(args), self._refs(kwargs)
         index = len(graph.nodes)
         scope = self.scopes[-1] if self.scopes else ""
         node = Node(index, op, name, tuple(args), kwargs, (), scope, where, narrowed)
@@ -207,6 +193,18 @@ class Tracked:
             self.points(tensor, value)
         self.trained.update(made)
         return out
+
+    def _refs(self, tree: Any) -> Any:
+        """Arguments with the tensors among them as references. (A method: a function that calls
+        itself would hold all that is tracked until the collector runs.)"""
+        if isinstance(tree, torch.Tensor):
+            return Ref(self.known(tree))
+        if isinstance(tree, tuple | list):
+            made = map(self._refs, tree)
+            return type(tree)(made) if type(tree) in (tuple, list) else list(made)
+        if isinstance(tree, dict):
+            return {k: self._refs(v) for k, v in tree.items()}
+        return tree
 
     def keep_written(self, target: torch.Tensor) -> None:
         """Copy the recorded values of a storage that is about to be written to."""

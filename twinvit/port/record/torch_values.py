@@ -72,6 +72,9 @@ class WideTensors(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __len__(self) -> int:
         return len(self._tensors)
 

@@ -11,6 +11,7 @@ import torch
 
 from twinvit.port.errors import PortError
 from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
+from twinvit.port.record.graph_values import Values
 from twinvit.port.record.own_types import OwnTypes, Rounding
 from twinvit.port.record.torch_place import PLACE
 from twinvit.port.record.torch_values import WIDE
@@ -146,7 +147,7 @@ class StoredGraph:
         if len(ready) != count:
             raise ValueError("a value that no operation makes")
         self.graph = Graph(
-            (),
+            Values(()),
             source,
             tuple(producer),
             tuple(nodes),
@@ -201,7 +202,7 @@ class StoredGraph:
         with torch.no_grad():
             for node in graph.nodes:
                 self._put(node, self._result(node, values), values)
-        return replace(graph, values=tuple(values[i] for i in range(len(self.kinds))))
+        return replace(graph, values=Values([values[i] for i in range(len(self.kinds))]))
 
     def _result(self, node: Node, values: Mapping[int, torch.Tensor]) -> Any:
         args, kwargs = self.graph.arguments(node, values)

@@ -267,7 +267,7 @@ def signature_of(session: Session, node: Node) -> tuple[object, ...]:
         trained = frozenset(r for r in node.refs if session.root[r] in params)
         varied = frozenset(node.refs) - trained
     shapes = tuple(
-        tuple(graph.values[r].shape)
+        tuple(graph.values.shaped(r).shape)
         for r in node.refs
         if r not in varied and (r in trained or graph.values[r].any())
     )

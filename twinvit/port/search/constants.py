@@ -32,7 +32,8 @@ def narrow_constants(session: Session) -> AppliedEdit | None:
     """
     graph = session.graph
     dependent = graph.input_dependent() | graph.trained()
-    held = {i: value for i, value in enumerate(graph.values) if i not in dependent}
+    fixed = [i for i in range(len(graph.values)) if i not in dependent]
+    held = {i: graph.values[i] for i in fixed}
     values, worst, entry = _rounded(session, _boundary(session), held)
     if not values:
         return None

@@ -39,7 +39,7 @@ def sensitivities(
         held = _tracked(graph, mixed)
         total = torch.zeros((), dtype=torch.float64)
         for i in found:
-            value = held.get(i, graph.values[i])
+            value = held[i] if i in held else graph.values[i]
             weight = _cotangent(graph.values[i], generator)
             if weight is not None and value.requires_grad:
                 total = total + (torch.where(weight != 0, value, 0.0) * weight).sum()
@@ -79,13 +79,14 @@ def _tracked(graph: Graph, mixed: Container[int] | None = None) -> dict[int, tor
             return value
         return value.detach().clone().requires_grad_(True)
 
-    held = {i: graph.values[i].detach() for i, s in enumerate(graph.source) if s != "node"}
+    held: dict[int, torch.Tensor] = {}  # what is given is read where it is used
     for node in graph.nodes:
         given = held
         if mixed is not None:
             given = {
                 r: _Mixed.apply(held[r], generator) if held[r].requires_grad else held[r]
                 for r in node.refs
+                if r in held
             }
         args, kwargs = graph.arguments(node, given)
         if node.name in UNTRACKED and node.outs[0] is not None:
@@ -140,7 +141,9 @@ def behind_steps(graph: Graph, found: Iterable[int]) -> set[int]:
             continue
         reached.update(node.refs)
         jumps = node.name in STEPS or node.name in DRAWS
-        whole = any(o in right | reached and not graph.values[o].is_floating_point() for o in outs)
+        whole = any(
+            o in right | reached and not graph.values.shaped(o).is_floating_point() for o in outs
+        )
         if stepped or jumps or whole:
             through.update(node.refs)
     return through

@@ -108,7 +108,8 @@ def _measured(graph: Graph, kept: set[int], wanted: set[int] | None, runs: int) 
     """Rounding of the wanted values, by default of all that operations compute; of those in `kept`
     of each number."""
     noise = Noise()
-    largest = max((v.numel() for v in graph.values), default=0)
+    places = range(len(graph.values))
+    largest = max((graph.values.shaped(i).numel() for i in places), default=0)
     known = _by_one_eps(graph) if wanted is None else {}
 
     def on_value(i: int, value: torch.Tensor) -> None:
@@ -142,9 +143,9 @@ def _by_one_eps(graph: Graph) -> dict[int, float]:
             continue
         source, out = node.refs[:1], node.outs[:1]
         if source and out and out[0] is not None and source[0] in known:
-            if graph.values[source[0]].numel() == graph.values[out[0]].numel():
+            if graph.values.shaped(source[0]).numel() == graph.values.shaped(out[0]).numel():
                 known[out[0]] = eps
-    return {i: eps for i in known if graph.values[i].dtype == torch.float64}
+    return {i: eps for i in known if graph.values.shaped(i).dtype == torch.float64}
 
 
 def run_nudged(
@@ -167,12 +168,12 @@ def run_nudged(
     for i, source in enumerate(graph.source):
         if source == "node":
             continue
-        value = graph.values[i]
+        value = graph.values.shaped(i)
         if value.numel() < LARGE:
-            held[i] = nudge(value, whole=True)
+            held[i] = nudge(graph.values[i], whole=True)
         else:  # moved where it is used, alike each time
             if i not in whole:
-                whole[i] = _has_whole(value)
+                whole[i] = _has_whole(graph.values[i])
             again[i] = partial(_moved_leaf, graph, i, nudge, nudge.at, whole[i])
             nudge.skip(value)
         if i in told:
@@ -293,7 +294,7 @@ class _Inside(TorchDispatchMode):
 def _edited(graph: Graph, node: Node, args: Any, kwargs: Any, nudge: Any) -> list[Any]:
     """The results of an edit on moved operands, with every operation inside it moved as well."""
     with _Steps() as steps:
-        first_args, first_kwargs = graph.arguments(node, dict(enumerate(graph.values)))
+        first_args, first_kwargs = graph.arguments(node)
         node.op(*first_args, **first_kwargs)
     token = NUDGE.set(nudge)
     try:

@@ -172,8 +172,8 @@ class Held:
         kinds = theirs.dtype.kind
         return [
             i
-            for i, value in enumerate(graph.values)
-            if value.numel() == theirs.size
+            for i in range(len(graph.values))
+            if (value := graph.values.shaped(i)).numel() == theirs.size
             and (graph.source[i] != "node" if given else kinds in "iub" and theirs.size > 1)
             and value.is_floating_point() == (kinds == "f")
             and (given or _varied(theirs))

@@ -111,7 +111,7 @@ class Session:
             node = self.graph.nodes[producer]
             if node.name in LAYOUT and node.refs:
                 source = node.refs[0]
-                if self.graph.values[source].numel() == self.graph.values[i].numel():
+                if self.graph.values.shaped(source).numel() == self.graph.values.shaped(i).numel():
                     self.root[i] = self.root[source]
 
     def tolerance(self, value_id: int) -> float:
@@ -248,7 +248,7 @@ class Session:
             and self.graph.producer[i] in self.live
             and self.match.get(i) is None
             and i in self.covered
-            and self.graph.values[i].dtype == torch.float64
+            and self.graph.values.shaped(i).dtype == torch.float64
         ]
         if candidates:
             try:
@@ -300,8 +300,8 @@ class Session:
         """True for an operation that takes one of many parts, a step of a sequence."""
         if node.name not in PARTS or not node.refs:
             return False
-        size = self.graph.values[node.refs[0]].numel()
-        return all(o is None or 4 * self.graph.values[o].numel() < size for o in node.outs)
+        size = self.graph.values.shaped(node.refs[0]).numel()
+        return all(o is None or 4 * self.graph.values.shaped(o).numel() < size for o in node.outs)
 
     def recurrent(self, node: Node) -> bool:
         """True for an operation of a recurrent layer."""

@@ -23,7 +23,7 @@ def step_operands(graph: Graph) -> set[int]:
         for node in graph.nodes
         if _is_step(graph, node)
         for ref in node.refs
-        if graph.values[ref].is_floating_point()
+        if graph.values.shaped(ref).is_floating_point()
     }
 
 
@@ -48,13 +48,13 @@ def other_sides(session: Session) -> list[str]:
 
 def _is_step(graph: Graph, node: Node) -> bool:
     if node.name in STEPS or node.name in CHOICES:
-        return any(graph.values[r].is_floating_point() for r in node.refs)
-    out = graph.values[node.outs[0]] if node.outs and node.outs[0] is not None else None
+        return any(graph.values.shaped(r).is_floating_point() for r in node.refs)
+    out = graph.values.shaped(node.outs[0]) if node.outs and node.outs[0] is not None else None
     return (
         out is not None
         and not out.is_floating_point()
         and not out.is_complex()
-        and any(graph.values[r].is_floating_point() for r in node.refs)
+        and any(graph.values.shaped(r).is_floating_point() for r in node.refs)
     )
 
 
@@ -85,7 +85,7 @@ def _alternatives(session: Session, node: Node) -> Iterator[list[torch.Tensor]]:
     """The step's results where its operands are moved within 100 roundings of their own, each
     other one once."""
     graph, seen = session.graph, list[list[torch.Tensor]]()
-    operands = [r for r in node.refs if graph.values[r].is_floating_point()]
+    operands = [r for r in node.refs if graph.values.shaped(r).is_floating_point()]
     moves = [graph.values[r].abs() * verdict.EPS for r in operands]
     for k, r in enumerate(operands):
         measured = session.noise.elements.get(r)

@@ -31,3 +31,11 @@ def test_an_axis_that_the_port_splits_is_the_same_numbers_in_order():
     split = X.transpose(0, 2, 1, 3).reshape(3, 13, 6, 4, 2)
     assert squeezed_distance(X, split) == 0
     assert squeezed_distance(X, split[..., ::-1]) > 0.1
+
+
+def test_numbers_whose_squares_overflow_are_looked_up_without_a_warning():
+    held = np.geomspace(1e150, 1e300, 12)
+    index = Index()
+    entry = index.add(held, "mul", "", [])
+    assert index.find(held[::-1].copy(), 1e-13) == entry
+    assert index.find(held * (1 + 1e-9), 1e-13) is None

@@ -9,6 +9,7 @@ import numpy as np
 from twinvit.port import verdict
 from twinvit.port.constant_inputs import constant_places, varied_inputs
 from twinvit.port.errors import OtherNumbers
+from twinvit.port.memory import give_back
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.redraw import (
     Weights,
@@ -85,12 +86,14 @@ def verified(program: Program, others: Further, drawn: bool, seed: int = 1) -> V
         seed: what they are drawn from.
     """
     result = Verified()
+    program.index.forget_sorted()
     for number, (inputs, jax_inputs) in enumerate(others, 2):
         mine, arrays = program.given(inputs, jax_inputs)
         _judge(result, program, Sample("given", f"inputs {number}", mine, arrays))
     if drawn:
         _draw_inputs(result, program, seed)
         _draw_weights(result, program, seed + 2)
+        give_back()
         _draw_zeros(result, program, seed + 3)
         result.findings = stored_parameters(program)
     return result

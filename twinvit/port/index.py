@@ -28,6 +28,7 @@ SMALLEST = 8  # fewer numbers are found everywhere by chance
 FEW = 64
 EQUAL = 1e-13
 LARGE = 1 << 14
+PART = 1 << 20  # numbers that are looked at together
 SORTED = 1 << 26  # bytes of values in order that are kept
 GIVEN = ("parameter", "constant", "input")
 
@@ -92,8 +93,15 @@ def _moments(flat: np.ndarray, others: float) -> np.ndarray:
     scale = max(top, -low) if max(top, -low) > 1e150 else 1.0  # squares must not overflow
     part = flat if scale == 1.0 else flat / scale
     rms = scale * np.sqrt(np.dot(part, part) / part.size)
-    mean, size = scale * part.mean(), scale * np.abs(part).mean()
+    mean, size = scale * part.mean(), scale * _mean_size(part)
     return np.array([mean, rms, size, top, low, others], dtype=np.float64)
+
+
+def _mean_size(x: np.ndarray) -> float:
+    """The mean absolute value; of a large array without one of the absolute values."""
+    if x.size <= PART:
+        return float(np.abs(x).mean())
+    return sum(float(np.abs(x[k : k + PART]).sum()) for k in range(0, x.size, PART)) / x.size
 
 
 def countable(x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -167,6 +175,11 @@ class Index:
     def sorts(self) -> int:
         """How many values were put in order."""
         return len(self._once)
+
+    def forget_sorted(self) -> None:
+        """Keep no values in order: they are put in order again where that is asked for."""
+        self._sorted.clear()
+        self._sorted_bytes = 0
 
     def ids(self, size: int) -> list[int]:
         """Entries of this many elements, in the order of `table`'s rows."""

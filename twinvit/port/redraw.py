@@ -11,6 +11,7 @@ from typing import overload
 
 import numpy as np
 
+PART = 1 << 18  # numbers that are drawn together
 HUGE = 1e30  # larger numbers are masks' constants
 SPREAD = 0.2  # standard deviation of the factors that inputs are drawn with
 LAYERS = 64  # a longer first axis is none of stacked layers
@@ -340,16 +341,31 @@ def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], n
     size = _typical(mine)
     speed, shift = rng.uniform(1.0, 2.0) / size, rng.uniform(-0.5, 0.5)
 
+    def part(x: np.ndarray) -> np.ndarray:
+        u = x * speed + shift
+        u /= 1 + u * u
+        u *= WIDTH
+        u += 1.1
+        u *= x
+        return u
+
     def function(x: np.ndarray) -> np.ndarray:
+        made = np.empty(x.shape)
         with np.errstate(all="ignore"):
-            u = x * speed + shift
-            u /= 1 + u * u
-            u *= WIDTH
-            u += 1.1
-            u *= x
-        return u if np.isfinite(u.sum()) else np.where(np.abs(x) < HUGE, u, x)
+            for flat, own in _parts(made, x):
+                flat[...] = part(own)
+            return made if np.isfinite(made.sum()) else np.where(np.abs(x) < HUGE, made, x)
 
     return function
+
+
+def _parts(made: np.ndarray, x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both arrays in parts, so that what is computed of one on the way is small."""
+    if x.size <= PART or not x.flags.c_contiguous:
+        yield made, x
+        return
+    flat, own = made.reshape(-1), x.reshape(-1)
+    yield from ((flat[k : k + PART], own[k : k + PART]) for k in range(0, x.size, PART))
 
 
 def _different(x: np.ndarray) -> int:
@@ -362,8 +378,11 @@ def _different(x: np.ndarray) -> int:
 def _mixed(x: np.ndarray) -> np.ndarray:
     """Each number's bits, stirred so that sums of them tell multisets apart."""
     bits = np.ascontiguousarray(x + 0.0).view(np.uint64)
-    bits = (bits ^ (bits >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (bits ^ (bits >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(29)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(32)
+    bits *= np.uint64(0x94D049BB133111EB)
+    return bits
 
 
 def _coverings(x: np.ndarray) -> Iterator[list[Key]]:

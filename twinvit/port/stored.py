@@ -46,14 +46,14 @@ def stored_parameters(program: Program) -> list[Finding]:
     }
     findings = []
     learned = _learned(program)
-    live = [x if n in learned else None for n, x in program.params.items()]
+    live = [n in learned for n in program.params]
     for found in unread(mine, live, used, idle, _constants(program)):
         moved = [program.moves(Weights(_other(mine, i), used, 1, ([], []))) for i in found.live]
         if all(moved):
             name = list(program.params)[found.live[0]] if len(found.live) == 1 else ""
             findings.append(_finding(program, found.name, name, mine[found.live[0]], max(moved)))
     own = {n: learned[n] for n in learned if n not in program.params}
-    for found in unread(used, used, mine, own):
+    for found in unread(used, [True] * len(used), mine, own):
         moved = [program.moves(Weights(mine, _other(used, k), 1, ([], []))) for k in found.live]
         if all(moved):
             names = [program.pair.pure.names[program.leaves[k]] for k in found.live]
@@ -63,7 +63,7 @@ def stored_parameters(program: Program) -> list[Finding]:
 
 def unread(
     every: Sequence[np.ndarray],
-    live: Sequence[np.ndarray | None],
+    live: Sequence[bool],
     used: Sequence[np.ndarray],
     idle: Mapping[str, np.ndarray],
     stored: Container[Key] = (),
@@ -75,7 +75,7 @@ def unread(
 
     Args:
         every: what the other side reads.
-        live: the same, with None for those that need not be looked for.
+        live: which of these are looked for.
         used: what this side reads.
         idle: what this side holds and does not read, by name.
         stored: keys of the constants in this side's code.
@@ -95,7 +95,7 @@ def unread(
         places = [
             i
             for i, a in enumerate(arrays)
-            if live[i] is not None and a.strong == own.strong and a.whole == own.whole
+            if live[i] and a.strong == own.strong and a.whole == own.whole
         ]
         if own.strong:
             read = [a for a in reads if own.whole in a.parts]

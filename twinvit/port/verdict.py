@@ -71,13 +71,14 @@ def kinds(x: np.ndarray) -> np.ndarray:
 def dwarfing(x: np.ndarray) -> np.ndarray | None:
     """True where a constant that repeats dwarfs the rest of `x` (masks, padding); None if there is
     none. Elements that are not finite are not among them."""
+    if x.dtype.kind == "f" and x.size and _is_spread(np.asarray(x).reshape(-1)):
+        return None
     size = np.abs(x).reshape(-1)
     top = float(size.max()) if size.size else 0.0
     if not top < np.inf:
         size = np.where(size < np.inf, size, 0)
         top = float(size.max())
-    sample = size[:: max(1, size.size // 64)]
-    if not top or ((sample > DWARFED * top) & (sample < 0.1 * top)).any():
+    if not top or _between(size, top):
         return None
     large = size >= 0.1 * top
     small = size[~large]
@@ -87,6 +88,20 @@ def dwarfing(x: np.ndarray) -> np.ndarray | None:
     ends = np.flatnonzero(np.diff(values) > 1e-3 * top)
     counts = np.diff([0, *(ends + 1), values.size])
     return large.reshape(x.shape) if len(counts) <= CLUSTERS and counts.min() >= 2 else None
+
+
+def _is_spread(flat: np.ndarray) -> bool:
+    """True for finite numbers of which few that are looked at are neither small nor large: most
+    arrays, told without an array of their sizes."""
+    with np.errstate(invalid="ignore"):
+        top = max(float(flat.max()), -float(flat.min()))
+    return top < np.inf and (not top or _between(np.abs(flat[:: max(1, flat.size // 64)]), top))
+
+
+def _between(size: np.ndarray, top: float) -> bool:
+    """True if some of a few sizes lie between those of what is dwarfed and of what dwarfs it."""
+    sample = size[:: max(1, size.size // 64)]
+    return bool(((sample > DWARFED * top) & (sample < 0.1 * top)).any())
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:

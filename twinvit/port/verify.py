@@ -150,6 +150,9 @@ class Program:
             graph = torch_program.record(
                 model, given, pick, train=self.train, like=self.like, live=live, copy=False
             )
+            if weights is None:
+                graph = torch_program.kept_narrow(graph, self.pair.torch_model)
+            del model
             return replace(graph, outputs=tuple(graph.outputs[p.mine] for p in self.pairs))
 
         before = self.live[0] if self.live is not None else LiveEdits()

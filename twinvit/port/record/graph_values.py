@@ -85,6 +85,13 @@ class Values(Sequence[torch.Tensor]):
         held = self.kept[k]
         return held if isinstance(held, torch.Tensor) else held.empty()
 
+    def rows(self, k: int, places: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix."""
+        held = self.kept[k]
+        if isinstance(held, Narrow):
+            return held.own[places].to(WIDE[held.own.dtype])
+        return _made(held)[places]
+
     def narrowed(self, names: Mapping[int, str], given: Mapping[str, torch.Tensor]) -> Values:
         """The same with parameters kept as they are in the model.
 

@@ -302,10 +302,15 @@ def _recorded(
             hook.remove()
     graph.rows = zeroed.now
     finished = graph.finished([recorder.tracked.known(tensor) for tensor in picked])
-    if not copy or own or not isinstance(model, torch.nn.Module):
-        return finished
-    names = {i: name for name, i in finished.params().items()}
-    return replace(finished, values=finished.values.narrowed(names, dict(_named_tensors(model))))
+    return kept_narrow(finished, model) if copy and not own else finished
+
+
+def kept_narrow(graph: Graph, model: Any) -> Graph:
+    """A graph in float64 with those parameters kept in a model's types that are the model's."""
+    if not isinstance(model, torch.nn.Module):
+        return graph
+    names = {i: name for name, i in graph.params().items()}
+    return replace(graph, values=graph.values.narrowed(names, dict(_named_tensors(model))))
 
 
 def recorded_wide(function: Callable[..., list[Any]], tensors: Sequence[torch.Tensor]) -> Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from twinvit.port.index import distance
 from twinvit.port.ops import AXIS_AT, DRAWS, EXACT, LAYOUT, STEPS, WHOLE
-from twinvit.port.record.graph import Graph, Node, flat_tensors
+from twinvit.port.record.graph import Graph, Node, Ref, flat_tensors
 from twinvit.port.record.torch_calls import aten_name
 from twinvit.port.record.torch_values import to_numpy
 
@@ -71,10 +71,24 @@ class _Nudge:
             return torch.where(x == x.round(), x, moved)
         return moved
 
+    def rows(self, x: torch.Tensor, start: int, places: torch.Tensor, count: int) -> torch.Tensor:
+        """Rows `x` (R, D) of a matrix of `count` numbers, moved as in the whole matrix: `places`
+        (R,) are theirs in it, and with `start` as `at` it is moved."""
+        at = self._next(start)
+        flat = places[:, None] * x.shape[1] + torch.arange(x.shape[1])
+        if count + at <= len(self.pool):
+            factor = self.pool[flat + at]
+        else:
+            factor = self.pool[flat % (len(self.pool) - 1 - at % 97)]
+        return torch.where(x == x.round(), x, x * factor)
+
     def skip(self, x: torch.Tensor) -> None:
         """Go on as if these values had been moved."""
         if x.dtype in (torch.float64, torch.complex128) and x.numel():
-            self.at = (self.at + 7919) % 9973
+            self.at = self._next(self.at)
+
+    def _next(self, at: int) -> int:
+        return (at + 7919) % 9973
 
     def _times(self, x: torch.Tensor) -> torch.Tensor:
         n = x.numel()
@@ -164,6 +178,7 @@ def run_nudged(
     """
     held: dict[int, torch.Tensor] = {}
     again: dict[int, Callable[[], torch.Tensor]] = {}
+    starts: dict[int, int] = {}
     whole = {} if whole is None else whole
     for i, source in enumerate(graph.source):
         if source == "node":
@@ -175,15 +190,17 @@ def run_nudged(
             if i not in whole:
                 whole[i] = _has_whole(graph.values[i])
             again[i] = partial(_moved_leaf, graph, i, nudge, nudge.at, whole[i])
+            starts[i] = nudge.at
             nudge.skip(value)
         if i in told:
             on_value(i, held[i] if i in held else again[i]())
     with torch.no_grad():
         for node in graph.nodes:
-            for ref in node.refs:
-                if ref in again:
-                    held[ref] = again[ref]()
-            outs = nudged_results(graph, node, held, nudge)
+            if _takes_rows(graph, node, starts):
+                outs = nudged_results(graph, *_rows_taken(graph, node, starts, held, nudge), nudge)
+            else:
+                held.update({ref: again[ref]() for ref in node.refs if ref in again})
+                outs = nudged_results(graph, node, held, nudge)
             for out, value in zip(node.outs, outs):
                 if out is not None:
                     held[out] = value
@@ -199,6 +216,33 @@ def _moved_leaf(graph: Graph, i: int, nudge: _Nudge, at: int, whole: bool) -> to
     moved = nudge(graph.values[i], whole=whole)
     nudge.at = present
     return moved
+
+
+def _takes_rows(graph: Graph, node: Node, starts: Mapping[int, int]) -> bool:
+    """True for an embedding: of a large table few rows are asked for."""
+    own = node.name == "embedding" and isinstance(node.op, torch._ops.OpOverload)
+    if not own or len(node.refs) != 2 or node.args[:2] != tuple(map(Ref, node.refs)):
+        return False
+    table = graph.values.shaped(node.refs[0])
+    return node.refs[0] in starts and table.ndim == 2 and table.dtype == torch.float64
+
+
+def _rows_taken(
+    graph: Graph,
+    node: Node,
+    starts: Mapping[int, int],
+    held: Mapping[int, torch.Tensor],
+    nudge: _Nudge,
+) -> tuple[Node, dict[int, torch.Tensor]]:
+    """An embedding of the rows alone that it takes, moved as in the whole table, and its
+    operands."""
+    table, asked = node.refs
+    indices = held[asked] if asked in held else graph.values[asked]
+    places, again = torch.unique(indices, return_inverse=True)
+    rows = graph.values.rows(table, places)
+    count = graph.values.shaped(table).numel()
+    moved = nudge.rows(rows, starts[table], places, count)
+    return replace(node, args=node.args[:2], kwargs={}), {table: moved, asked: again}
 
 
 def _has_whole(value: torch.Tensor) -> bool:

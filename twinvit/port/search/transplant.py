@@ -269,7 +269,7 @@ def sites_of(session: Session, front: Node) -> Iterator[Site]:
         if out is not None and session.status(out) == "lost":
             yield Site(front, out, False)
     for ref in front.refs:
-        if graph.values[ref].is_floating_point():
+        if graph.values.shaped(ref).is_floating_point():
             yield Site(front, ref, True)
     for ref in front.refs:
         root = session.root[ref]
@@ -298,7 +298,7 @@ def _regions(
     port's values that lead to what the reference does not hold."""
     before = _before(site)
     claims = session.claimed()
-    size = session.graph.values[site.value].numel()
+    size = session.graph.values.shaped(site.value).numel()
     found = []
     for entry in session.index.ids(size):
         if entry in claims or entry not in tape.origin:
@@ -317,7 +317,7 @@ def _regions(
 def _left_out(session: Session, tape: Tape, held: Held, site: Site) -> list[Region]:
     """Values of the reference's before a place, that the port uses instead of it."""
     graph = session.graph
-    size = graph.values[site.value].numel()
+    size = graph.values.shaped(site.value).numel()
     layer, regions, seen = [session.root[site.value]], [], {session.root[site.value]}
     for _ in range(BACK):
         following = []
@@ -331,7 +331,11 @@ def _left_out(session: Session, tape: Tape, held: Held, site: Site) -> list[Regi
         layer = following[:6]
         for i in layer:
             entry = session.match.get(i)
-            if graph.values[i].numel() == size and entry is not None and entry in tape.origin:
+            if (
+                graph.values.shaped(i).numel() == size
+                and entry is not None
+                and entry in tape.origin
+            ):
                 slot = tape.origin[entry]
                 order = dict(held.all_of(slot)).get(i)
                 step = tape.step_of(slot)  # of a loop's steps the first may lack what is zero there
@@ -531,7 +535,7 @@ def _alike_made(
         made = build(session, tape, site, region, template.made.order)
     except Refused:
         return None
-    shape = session.graph.values[site.value].shape
+    shape = session.graph.values.shaped(site.value).shape
     if tuple(shape) != template.made.order.shape or len(region.steps) != len(
         template.made.region.steps
     ):

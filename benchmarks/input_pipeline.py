@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from about import origin
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from shared_vit.cli.function_command import Flag, run  # noqa: E402
 
 PACKAGES = (
     "numpy", "grain", "simplejpeg", "opencv-python-headless", "pillow", "torch", "torchvision",
@@ -41,7 +44,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def benchmark(
     data_dir: Path,
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    json_file: Annotated[Path | None, Flag("json")] = None,
     seconds: float = 8,
     rounds: int = 5,
     memory_images: int = 20_000,
@@ -78,8 +81,8 @@ def benchmark(
     }
     measured = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, run in candidates.items():
-            measured[name].append(run())
+        for name, measure in candidates.items():
+            measured[name].append(measure())
     rates = {name: [rate for rate, _ in pairs] for name, pairs in measured.items()}
     result = {f"{name}_per_s": round(statistics.median(rates[name]), 1) for name in rates}
     for name, pairs in measured.items():
@@ -341,11 +344,10 @@ def _print_table(result: dict) -> None:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (sys.path[0], os.environ.get("PYTHONPATH")))
     )
-    tyro.cli(benchmark, use_underscores=True)
+    run(benchmark, sys.argv[1:], "input_pipeline.py")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from shared_vit.cli.function_command import run  # noqa: E402
 from shared_vit.data import randaugment  # noqa: E402
 
 
@@ -58,4 +58,4 @@ def _milliseconds(run: Callable[[], object], times: int) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(benchmark)
+    run(benchmark, sys.argv[1:], "randaugment.py")

@@ -285,7 +285,7 @@ def test_logits_that_overflow_are_an_error(tmp_path):
 def test_the_other_framework_is_not_imported(twin, absent, file, folder):
     code = (
         f"import sys\nfor name in {absent.split()!r}: sys.modules[name] = None\n"
-        f"import twinvit\nassert not {{'jax', 'torch', 'PIL', 'tyro'}} & "
+        f"import twinvit\nassert not {{'jax', 'torch', 'PIL', 'wandb'}} & "
         f"{{n for n, m in sys.modules.items() if m}}\n"
         f"print(twinvit.load({str(file)!r}, {twin!r}).predict({str(folder / 'c.png')!r})[0])"
     )

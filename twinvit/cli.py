@@ -10,9 +10,10 @@ import traceback
 
 import jax_vit  # noqa: F401 - registers the reader of orbax's folders; imports no framework
 import torch_vit  # noqa: F401 - registers the reader of .pth files; imports no framework
+from shared_vit.cli.function_command import run
 from shared_vit.errors import UserError, nearest, run_main
 from shared_vit.version import __version__
-from twinvit.pages import help_text, verdicts
+from twinvit.pages import verdicts
 
 # name: (module, function, what it does); a module is imported only when its command runs.
 COMMANDS = {
@@ -101,13 +102,8 @@ def _main() -> int | None:
     command = getattr(importlib.import_module(module), function)
     if list(inspect.signature(command).parameters) == ["argv"]:  # it reads its flags itself
         return command(args[1:])
-    if {"-h", "--help"} & set(args[1:]):
-        print(help_text.of_function(command, f"twinvit {args[0]}"), end="")
-        return 0
-    import tyro
-
-    given = verdicts.optional_path(args[1:]) if args[0] in JUDGES else args[1:]
-    return tyro.cli(command, args=given, prog=f"twinvit {args[0]}", use_underscores=True)
+    status: int | None = run(command, args[1:], f"twinvit {args[0]}")
+    return status
 
 
 def _judge() -> int | None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from shared_vit.cli.function_command import Positional
 from shared_vit.data.check import check_folder
 from shared_vit.data.sources.ilsvrc import prepare_imagenet
 from shared_vit.data.split import split_folder
@@ -15,9 +14,7 @@ from shared_vit.errors import UserError
 
 
 def prepare(
-    what: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="imagenet|FOLDER")
-    ] = None,
+    what: Annotated[str | None, Positional("imagenet|FOLDER")] = None,
     train_tar: Path | None = None,
     val_tar: Path | None = None,
     devkit: Path | None = None,

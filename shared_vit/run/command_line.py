@@ -11,8 +11,9 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from shared_vit.cli.parser import Parser
 from shared_vit.errors import UserError, nearest
 from shared_vit.run.config_file import read_config
 from shared_vit.run.presets import FROM_WEIGHTS, PRESETS
@@ -72,7 +73,7 @@ def parse(argv: list[str], prog: str) -> RequestedConfig:
     Raises UserError for impossible values; exits with status 2, naming near flags, for unknown
     ones.
     """
-    return _settled(vars(_parser(prog).parse_args([_underscored(arg) for arg in argv])))
+    return _settled(vars(_parser(prog).parse_args(argv)))
 
 
 def ask(argv: list[str], prog: str) -> RequestedConfig:
@@ -301,40 +302,17 @@ def _implied(requested: RequestedConfig, auto: Iterable[str]) -> RequestedConfig
     return dataclasses.replace(requested, base=base)
 
 
-def _underscored(arg: str) -> str:
-    if not arg.startswith("--"):
-        return arg
-    name, equals, value = arg.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+class _Parser(Parser):
+    """The flags of training, whose help has groups."""
 
-
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest flag for an unknown one. raises: errors are UserErrors, of a file."""
-
-    raises = False
-
-    def error(self, message: str) -> NoReturn:
-        if self.raises:
-            raise UserError(f"{self.prog}: {message}")
-        end = "" if message.endswith(("?", ".")) else "."
-        self.exit(2, f"error: {message}{end} {self.prog} --help lists the flags.\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            name = unknown[0].partition("=")[0].lstrip("-")
-            known = [s for action in self._actions for s in action.option_strings]
-            ours = ELSEWHERE.get(name)
-            hint = f"; did you mean --{ours}?" if ours else nearest(f"--{name}", known)
-            self.error(f"unknown argument {unknown[0]!r}{hint}")
-        return found
+    elsewhere = ELSEWHERE
+    format_help = argparse.ArgumentParser.format_help
 
 
 def _parser(prog: str, raises: bool = False) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [--flag=value ...]",
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=_Formatter,
         description="Train or evaluate a Vision Transformer. Both twins take the same flags.",

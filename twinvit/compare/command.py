@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from shared_vit.errors import UserError, some
 from shared_vit.run.record import read_record
@@ -39,8 +38,8 @@ SAME_WEIGHTS = 1e-12  # of an array's largest number: a type widened and narrowe
 
 
 def compare(
-    a: tyro.conf.Positional[Path],
-    b: tyro.conf.Positional[Path],
+    a: Path,
+    b: Path,
     /,
     precision: Precision = "fp64",
     twin_a: Twin = "jax",

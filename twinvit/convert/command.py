@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
+from shared_vit.cli.function_command import Flag, Positional
 from shared_vit.errors import UserError
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.input import describe_input
@@ -41,10 +40,10 @@ _MODEL_FOLDER = (
 
 
 def convert(
-    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
-    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+    src: Annotated[str, Positional("SRC")],
+    dst: Annotated[str, Positional("DST")],
     to: To,
-    from_: Annotated[From, tyro.conf.arg(name="from")] = "auto",
+    from_: Annotated[From, Flag("from")] = "auto",
     verify: bool = False,
     num_heads: int | None = None,
     image_size: int | str | None = None,

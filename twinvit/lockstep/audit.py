@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from shared_vit.errors import UserError, some
 from shared_vit.run import checkpoint
 from shared_vit.run.command_line import parse
@@ -28,7 +26,7 @@ from twinvit.verdict_flags import checked
 
 
 def audit(
-    run: tyro.conf.Positional[Path],
+    run: Path,
     /,
     steps: int = 1,
     device: Literal["auto", "cpu", "gpu"] = "auto",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 
+from shared_vit.cli.function_command import Flag
 from shared_vit.errors import UserError, some
 from shared_vit.run.record import Record, differences, read_record
 from shared_vit.spec.config import name_of
@@ -21,10 +21,10 @@ from twinvit.verdict_flags import checked
 
 
 def curves(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    runs: tuple[Path, ...],
     /,
     noise: tuple[Path, ...] = (),
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("curves.png"),
+    output: Annotated[Path, Flag(aliases=("-o",))] = Path("curves.png"),
     json: str | None = None,
     quiet: bool = False,
     github: bool = False,

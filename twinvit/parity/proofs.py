@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import tyro
-
 from shared_vit.errors import UserError
 
 
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> int:
+def report(runs: tuple[Path, ...], /) -> int:
     """Write the pages of proofs on disk: parity.html, lockstep.html, audit.html next to their
     files.
 

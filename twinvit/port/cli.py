@@ -10,10 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from shared_vit.cli.parser import Parser
 from twinvit.pages import verdicts
-from twinvit.pages.help_text import Parser
 from twinvit.port import command_verdicts as told
 from twinvit.port.command_inputs import arrays_of, check_writable, inputs, jax_inputs, load
 from twinvit.port.errors import PortError
@@ -27,9 +27,7 @@ SAME, DIFFERENT, UNDECIDED, NO_VERDICT = 0, 1, 2, 3
 class _Parser(Parser):
     """Leaves with status 3 where the arguments are wrong: 2 means undecided."""
 
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(NO_VERDICT, f"error: {message}\n")
+    status = NO_VERDICT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,7 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit where the arguments are wrong (3) or help was requested (0).
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser().parse_args(spelt(given))
+    if given and not given[0].startswith("-"):
+        given[0] = given[0].replace("-", "_")
+    arguments = parser().parse_args(given)
     arguments.command_line = shlex.join(["twinvit", "port", *given])
     verdicts.command_line.set(arguments.command_line)
     try:
@@ -215,20 +215,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exception(cause)
     print(f"error: {message}", file=sys.stderr)
     return NO_VERDICT
-
-
-def spelt(argv: Sequence[str]) -> list[str]:
-    """A command line with its command and flags as the parser knows them: hyphens and underscores
-    are alike."""
-    found = []
-    for i, arg in enumerate(argv):
-        name, equals, value = arg.partition("=")
-        if i == 0 and not arg.startswith("-"):
-            arg = arg.replace("-", "_")
-        elif name.startswith("--"):
-            arg = name.replace("_", "-") + equals + value
-        found.append(arg)
-    return found
 
 
 def _one_line(error: BaseException) -> str:

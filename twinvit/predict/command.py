@@ -8,13 +8,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from shared_vit.data.sources.listing import (
-    as_text,
-    printable,
-)
+from shared_vit.cli.function_command import Positional
+from shared_vit.data.sources.listing import as_text, printable
 from shared_vit.errors import UserError
 from shared_vit.spec.precision import Precision
 from shared_vit.weights import open_weights
@@ -25,10 +22,8 @@ from twinvit.predict.predictor import Device, Framework, Guess, Predictor, check
 
 
 def predict(
-    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
-    images: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER ...")
-    ],
+    weights: Annotated[str, Positional("RUN_OR_WEIGHTS")],
+    images: Annotated[tuple[str, ...], Positional("IMAGE_OR_FOLDER ...")],
     json: bool = False,
     top_k: int = 5,
     framework: Framework = "torch",

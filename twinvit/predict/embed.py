@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
+from shared_vit.cli.function_command import Flag, Positional
 from shared_vit.data.sources.listing import as_text
 from shared_vit.errors import UserError
 from shared_vit.files import atomic_write
@@ -127,11 +127,9 @@ def embedder(
 
 
 def embed(
-    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
-    images: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER ...")
-    ],
-    out: Annotated[str, tyro.conf.arg(aliases=["-o"])],
+    weights: Annotated[str, Positional("RUN_OR_WEIGHTS")],
+    images: Annotated[tuple[str, ...], Positional("IMAGE_OR_FOLDER ...")],
+    out: Annotated[str, Flag(aliases=("-o",))],
     overwrite: bool = False,
     tokens: bool = False,
     framework: Framework = "torch",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-import tyro
-
+from shared_vit.cli.function_command import Positional
 from shared_vit.weights.overrides import Exif, Interpolation
 from shared_vit.weights.positions import Positions
 from twinvit.convert.same_function import VERDICTS
@@ -16,8 +15,8 @@ from twinvit.programs.write import export as write
 
 
 def export(
-    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_WEIGHTS")],
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    path: Annotated[str, Positional("RUN_OR_WEIGHTS")],
+    out: Annotated[str, Positional("OUT")],
     to: To,
     output: Output = "probabilities",
     precision: Precision = "fp32",

@@ -17,7 +17,7 @@ from jax_vit.ops import (
     unstack,
 )
 from jax_vit.relative import relative_bias
-from jax_vit.rope import Places, rotation_of
+from jax_vit.rope import BlockPositions, rotation_of
 from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Policy
 from shared_vit.spec.relative import table_rows
@@ -26,8 +26,8 @@ from shared_vit.spec.relative import table_rows
 class Attention(nnx.Module):
     """Self-attention [B, N, width] -> the same: softmax(q k^T / sqrt(head width) + bias) v.
 
-    `places` is what the model knows of positions inside attention, for this block: nothing, tables
-    of rotary positions, or the index of relative ones.
+    `positions` is what attention is given of positions in this block: nothing, tables of rotary
+    ones, or the index of relative ones.
     """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
@@ -49,20 +49,20 @@ class Attention(nnx.Module):
         pads = not cfg.relative_bias
         self.pad = partial(pad_tokens, num_heads=cfg.num_heads, policy=policy) if pads else identity
 
-    def __call__(self, x: Array, places: Places) -> Array:
+    def __call__(self, x: Array, positions: BlockPositions) -> Array:
         b, n, d = x.shape
         x = self.pad(x)
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
         q, k, v = unstack(qkv)
         q, k = (
-            cast(self.rotate(y, places), self.policy.compute)
+            cast(self.rotate(y, positions), self.policy.compute)
             for y in (self.q_norm(q), self.k_norm(k))
         )
-        x = attention(q, k, v, self.policy, n, self.bias(places))
+        x = attention(q, k, v, self.policy, n, self.bias(positions))
         return self.proj(self.norm(x.reshape(b, -1, d)))[:, :n]
 
-    def bias(self, places: Places) -> Array | None:
+    def bias(self, positions: BlockPositions) -> Array | None:
         """What is added to scores, [1, heads, N, N]; None where positions are not relative."""
         if self.relative_position_bias_table is None:
             return None
-        return relative_bias(self.relative_position_bias_table, places)
+        return relative_bias(self.relative_position_bias_table, positions)

@@ -31,7 +31,7 @@ from jax_vit.ops import (
 from jax_vit.pooling import AttentionPool
 from jax_vit.precision import policy_of
 from jax_vit.relative import RelativeIndex
-from jax_vit.rope import Places, Rope
+from jax_vit.rope import BlockPositions, Rope
 from jax_vit.trace import trace
 from shared_vit.spec.config import ModelConfig, check_config
 from shared_vit.spec.layers import block_numbers
@@ -65,7 +65,7 @@ class Block(nnx.Module):
 
     A site is the number of a dropout in the model, which chooses its random key. Those of dropout
     begin at `site`; the branches are dropped at the rate `path_rate`, with the sites `path_site`
-    and `path_site + 1`. places: what the attention needs of positions (rotary tables or biases).
+    and `path_site + 1`. positions: what the attention needs of positions (rotary tables or biases).
     """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
@@ -81,12 +81,12 @@ class Block(nnx.Module):
         self,
         x: Array,
         dropout: Dropout,
-        places: Places,
+        positions: BlockPositions,
         site: int,
         path_site: int,
         path_rate: float,
     ) -> Array:
-        y = drop(self.attn(self.norm1(x), places), dropout, site, self.rate)
+        y = drop(self.attn(self.norm1(x), positions), dropout, site, self.rate)
         y = cast(self.ls1(y), self.policy.param)
         x = x + drop_path(y, dropout, path_site, path_rate)
         y = cast(self.ls2(self.mlp(self.norm2(x), dropout, site + 1)), self.policy.param)
@@ -100,12 +100,12 @@ class PostNormBlock(Block):
         self,
         x: Array,
         dropout: Dropout,
-        places: Places,
+        positions: BlockPositions,
         site: int,
         path_site: int,
         path_rate: float,
     ) -> Array:
-        y = self.norm1(drop(self.attn(x, places), dropout, site, self.rate))
+        y = self.norm1(drop(self.attn(x, positions), dropout, site, self.rate))
         x = x + drop_path(y, dropout, path_site, path_rate)
         y = self.norm2(self.mlp(x, dropout, site + 1))
         return x + drop_path(y, dropout, path_site + 1, path_rate)
@@ -187,10 +187,10 @@ class VisionTransformer(nnx.Module):
         check_inputs(self, images, dropout)
         x = drop(self.embed(images), dropout, 0, self.cfg.dropout)
         x, outputs = self.norm_pre(x), []
-        for i, (block, places) in enumerate(zip(self.blocks, self.places())):
+        for i, (block, positions) in enumerate(zip(self.blocks, self.block_positions())):
             call = remat(block) if self.remat else block
             paths = path_site(self.cfg.depth, i), self.cfg.path_rate(i)
-            x = call(x, dropout, places, 1 + 3 * i, *paths)
+            x = call(x, dropout, positions, 1 + 3 * i, *paths)
             if i in kept:
                 outputs.append(x)
         return x, outputs
@@ -208,11 +208,11 @@ class VisionTransformer(nnx.Module):
             x = jnp.concatenate([*before, x], axis=1)
         return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
-    def places(self) -> list[Places]:
+    def block_positions(self) -> list[BlockPositions]:
         """For each block, the positions that its attention is given."""
         if self.rope is not None:
-            return self.rope.places()
-        return [()] * self.cfg.depth if self.relative is None else self.relative.places()
+            return self.rope.block_positions()
+        return [()] * self.cfg.depth if self.relative is None else self.relative.block_positions()
 
     def pool(self, x: Array) -> Array:
         """[B, N, width] -> [B, width], as `cfg.pool` says: the class token, the mean of the

@@ -192,9 +192,11 @@ def remat(block: nnx.Module) -> Callable[..., Array]:
     """`block` with activation checkpointing: only its input is stored, and the backward pass
     recomputes it."""
 
-    def call(x: Array, dropout: Dropout, places: tuple[Array, ...], *where: int | float) -> Array:
+    def call(
+        x: Array, dropout: Dropout, positions: tuple[Array, ...], *where: int | float
+    ) -> Array:
         again = nnx.remat(lambda block, x, *given: block(x, *given, *where))
-        return again(block, x, dropout, places)
+        return again(block, x, dropout, positions)
 
     return call
 

@@ -16,13 +16,13 @@ class RelativeIndex(nnx.Module):
     def __init__(self, cfg: ModelConfig):
         self.cfg = cfg
 
-    def places(self) -> list[tuple[Array, ...]]:
+    def block_positions(self) -> list[tuple[Array, ...]]:
         """int [N, N] for each block."""
         index = jnp.asarray(relative.index(self.cfg.grid), jnp.int32)
         return [(index,)] * self.cfg.depth
 
 
-def relative_bias(table: Array, places: tuple[Array, ...]) -> Array:
+def relative_bias(table: Array, positions: tuple[Array, ...]) -> Array:
     """table [rows, heads] -> what is added to scores, [1, heads, N, N]."""
-    (index,) = places
+    (index,) = positions
     return jnp.asarray(table)[index].transpose(2, 0, 1)[None]

@@ -88,8 +88,8 @@ class Trainer:
         self.load(state)
         moved: dict[str, Any] = {"donate_argnums": (0, 1)}
         if self.sharded:
-            places = jax.tree.map(lambda a: a.sharding, (self.params, self.slots))
-            moved["out_shardings"] = (*places, self.replicated)
+            shardings = jax.tree.map(lambda a: a.sharding, (self.params, self.slots))
+            moved["out_shardings"] = (*shardings, self.replicated)
         self.compute_step = jax.jit(self._step, **moved)
         self.compute_gradients = jax.jit(self._gradients, out_shardings=self.replicated)
         self.compute_update = jax.jit(self._update, **moved)
@@ -401,12 +401,12 @@ class Trainer:
 
     def _put_all(self, arrays: list[np.ndarray], shards: bool) -> list[Array]:
         """The same arrays on every device of the mesh, or shared out over the devices."""
-        places = [
+        shardings = [
             placement(self.mesh, a.shape, True) if shards else self.replicated for a in arrays
         ]
         if not self.mesh.is_multi_process:
-            return jax.device_put(arrays, places)  # at once: ten times less overhead
-        made = zip(arrays, places, strict=True)
+            return jax.device_put(arrays, shardings)  # at once: ten times less overhead
+        made = zip(arrays, shardings, strict=True)
         return [jax.make_array_from_callback(a.shape, p, a.__getitem__) for a, p in made]
 
     def _flag(self, stop: bool) -> Array:

@@ -16,14 +16,14 @@ from torch_vit.ops import (
     unstack,
 )
 from torch_vit.relative import relative_bias
-from torch_vit.rope import Places, rotation_of
+from torch_vit.rope import BlockPositions, rotation_of
 
 
 class Attention(nn.Module):
     """Self-attention [B, N, width] -> the same: softmax(q k^T / sqrt(head width) + bias) v.
 
-    `places` is what the model knows of positions inside attention, for this block: nothing, tables
-    of rotary positions, or the index of relative ones.
+    `positions` is what attention is given of positions in this block: nothing, tables of rotary
+    ones, or the index of relative ones.
     """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
@@ -43,19 +43,19 @@ class Attention(nn.Module):
         self.norm = make_norm(cfg, cfg.width, policy) if has_norm else identity
         self.proj = Linear(cfg.width, cfg.width, policy, "proj" not in cfg.no_bias)
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
+    def forward(self, x: Tensor, positions: BlockPositions) -> Tensor:
         b, _, d = x.shape
         qkv = self.qkv(x).reshape(b, -1, 3, self.num_heads, d // self.num_heads)
         q, k, v = unstack(qkv)
         q, k = (
-            cast(self.rotate(y, places), self.policy.compute)
+            cast(self.rotate(y, positions), self.policy.compute)
             for y in (self.q_norm(q), self.k_norm(k))
         )
-        x = attention(q, k, v, self.policy, self.bias(places))
+        x = attention(q, k, v, self.policy, self.bias(positions))
         return self.proj(self.norm(x.reshape(b, -1, d)))
 
-    def bias(self, places: Places) -> Tensor | None:
+    def bias(self, positions: BlockPositions) -> Tensor | None:
         """What is added to scores, [1, heads, N, N]; None where positions are not relative."""
         if self.relative_position_bias_table is None:
             return None
-        return relative_bias(self.relative_position_bias_table, places)
+        return relative_bias(self.relative_position_bias_table, positions)

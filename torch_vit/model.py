@@ -34,7 +34,7 @@ from torch_vit.ops import (
 from torch_vit.pooling import AttentionPool
 from torch_vit.precision import policy_of
 from torch_vit.relative import RelativeIndex
-from torch_vit.rope import Places, Rope
+from torch_vit.rope import BlockPositions, Rope
 from torch_vit.trace import trace
 
 
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
     A site is the number of a dropout in the model, which chooses its random key. Those of dropout
     begin at `site`; the branches are dropped at the rate `path_rate`, with the sites `path_site`
-    and `path_site + 1`. places: what the attention needs of positions (rotary tables or biases).
+    and `path_site + 1`. positions: what the attention needs of positions (rotary tables or biases).
     """
 
     def __init__(self, cfg: ModelConfig, policy: Policy):
@@ -82,12 +82,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         dropout: Dropout,
-        places: Places,
+        positions: BlockPositions,
         site: int,
         path_site: int,
         path_rate: float,
     ) -> Tensor:
-        y = drop(self.attn(self.norm1(x), places), dropout, site, self.rate)
+        y = drop(self.attn(self.norm1(x), positions), dropout, site, self.rate)
         y = cast(self.ls1(y), self.policy.param)
         x = x + drop_path(y, dropout, path_site, path_rate)
         y = cast(self.ls2(self.mlp(self.norm2(x), dropout, site + 1)), self.policy.param)
@@ -101,12 +101,12 @@ class PostNormBlock(Block):
         self,
         x: Tensor,
         dropout: Dropout,
-        places: Places,
+        positions: BlockPositions,
         site: int,
         path_site: int,
         path_rate: float,
     ) -> Tensor:
-        y = self.norm1(drop(self.attn(x, places), dropout, site, self.rate))
+        y = self.norm1(drop(self.attn(x, positions), dropout, site, self.rate))
         x = x + drop_path(y, dropout, path_site, path_rate)
         y = self.norm2(self.mlp(x, dropout, site + 1))
         return x + drop_path(y, dropout, path_site + 1, path_rate)
@@ -189,10 +189,10 @@ class VisionTransformer(nn.Module):
         check_inputs(self, images, dropout)
         x = drop(self.embed(images), dropout, 0, self.cfg.dropout)
         x, outputs = self.norm_pre(x), []
-        for i, (block, places) in enumerate(zip(self.blocks, self.places())):
+        for i, (block, positions) in enumerate(zip(self.blocks, self.block_positions())):
             call = remat(block) if self.remat else block
             paths = path_site(self.cfg.depth, i), self.cfg.path_rate(i)
-            x = call(x, dropout, places, 1 + 3 * i, *paths)
+            x = call(x, dropout, positions, 1 + 3 * i, *paths)
             if i in kept:
                 outputs.append(x)
         return x, outputs
@@ -210,11 +210,11 @@ class VisionTransformer(nn.Module):
             x = torch.concatenate([*before, x], dim=1)
         return add_positions(x, self.pos_embed) if has_rows and every else stream(x)
 
-    def places(self) -> list[Places]:
+    def block_positions(self) -> list[BlockPositions]:
         """For each block, the positions that its attention is given."""
         if self.rope is not None:
-            return self.rope.places()
-        return [()] * self.cfg.depth if self.relative is None else self.relative.places()
+            return self.rope.block_positions()
+        return [()] * self.cfg.depth if self.relative is None else self.relative.block_positions()
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width], as `cfg.pool` says: the class token, the mean of the

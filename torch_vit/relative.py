@@ -19,12 +19,12 @@ class RelativeIndex(nn.Module):
         index = torch.from_numpy(np.array(relative.index(cfg.grid)))
         self.register_buffer("index", index, persistent=False)
 
-    def places(self) -> list[tuple[Tensor, ...]]:
+    def block_positions(self) -> list[tuple[Tensor, ...]]:
         """int64 [N, N] for each block."""
         return [(self.index,)] * self.depth
 
 
-def relative_bias(table: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+def relative_bias(table: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
     """table [rows, heads] -> what is added to scores, [1, heads, N, N]."""
-    (index,) = places
+    (index,) = positions
     return table[index].permute(2, 0, 1)[None]

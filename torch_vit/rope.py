@@ -14,7 +14,7 @@ from shared_vit.spec.config import ModelConfig
 from shared_vit.spec.precision import Policy
 from torch_vit.ops import parameter
 
-Places = tuple[Tensor, ...]
+BlockPositions = tuple[Tensor, ...]
 
 
 class Rope(nn.Module):
@@ -37,7 +37,7 @@ class Rope(nn.Module):
             fixed("sin", sin[:, None])
             fixed("cos", cos[:, None])
 
-    def places(self) -> list[Places]:
+    def block_positions(self) -> list[BlockPositions]:
         """Sines and cosines of each block, [N, heads or 1, d]."""
         if self.freqs is None:
             return [(self.sin, self.cos)] * self.depth
@@ -53,28 +53,28 @@ def _twice(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, dim=-1)
 
 
-def rotate(x: Tensor, places: Places) -> Tensor:
+def rotate(x: Tensor, positions: BlockPositions) -> Tensor:
     """x [B, N, heads, d] with neighbouring channels turned, in the dtype of the tables."""
-    sin, cos = places
+    sin, cos = positions
     x = x.to(sin.dtype)
     partner = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).reshape(x.shape)
     return x * cos + partner * sin
 
 
-def rotate_halves(x: Tensor, places: Places) -> Tensor:
+def rotate_halves(x: Tensor, positions: BlockPositions) -> Tensor:
     """x [B, N, heads, d] with channels j and j + d / 2 turned, in the dtype of the tables."""
-    sin, cos = places
+    sin, cos = positions
     x = x.to(sin.dtype)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.concatenate([-second, first], dim=-1) * sin
 
 
-def not_rotated(x: Tensor, places: Places) -> Tensor:
+def not_rotated(x: Tensor, positions: BlockPositions) -> Tensor:
     """x itself."""
     return x
 
 
-def rotation_of(cfg: ModelConfig) -> Callable[[Tensor, Places], Tensor]:
+def rotation_of(cfg: ModelConfig) -> Callable[[Tensor, BlockPositions], Tensor]:
     """How the model turns queries and keys."""
     if cfg.rope == "none":
         return not_rotated

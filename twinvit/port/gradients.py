@@ -91,7 +91,7 @@ class _Compared:
         generator = torch.Generator().manual_seed(1)
         cotangents = [
             size
-            * torch.randn(graph.values[o].shape, generator=generator, dtype=torch.float64)
+            * torch.randn(graph.values.shaped(o).shape, generator=generator, dtype=torch.float64)
             * graph.values[o].is_floating_point()
             for o in graph.outputs
         ]
@@ -259,7 +259,8 @@ def _search(
     compared: _Compared,
 ) -> tuple[Node, Edit, str, str, list[str]] | None:
     best: tuple[Node, Edit, str, str, list[str]] | None = None
-    budget = 400 if sum(v.numel() for v in graph.values) < 1 << 22 else 24
+    numbers = sum(graph.values.shaped(i).numel() for i in range(len(graph.values)))
+    budget = 400 if numbers < 1 << 22 else 24
     until = time.perf_counter() + SECONDS
     for candidate in candidates(graph, bool(theirs.broken)):
         node = candidate.node

@@ -28,7 +28,7 @@ def run_backward(
     leaves = {
         name: graph.values[i].detach().clone().requires_grad_(True)
         for name, i in ids.items()
-        if graph.values[i].dtype == torch.float64 and name not in graph.buffers
+        if graph.values.shaped(i).dtype == torch.float64 and name not in graph.buffers
     }
     with torch.enable_grad():
         changed = {

@@ -15,6 +15,7 @@ from twinvit.port.backward.rules import instead
 from twinvit.port.index import evidence
 from twinvit.port.ops import LAYOUT
 from twinvit.port.record.graph import Graph, Node
+from twinvit.port.record.graph_values import Values
 from twinvit.port.record.jax_tape import Tape
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.folding import count
@@ -52,7 +53,7 @@ def _held(flow: Flow, node: Node, out: int, tape: Tape) -> tuple[Held, int]:
     graph, gradient = flow.graph, len(flow.graph.values)
     extended = replace(
         graph,
-        values=(*graph.values, torch.from_numpy(flow.gradients[out])),
+        values=Values([*graph.values.kept, torch.from_numpy(flow.gradients[out])]),
         source=(*graph.source, GRADIENT),
         producer=(*graph.producer, None),
     )

@@ -49,8 +49,8 @@ class OfOneOperation:
     def __init__(self, x: torch.Tensor) -> None:
         self.values = [x]
 
-    def arguments(self, node: object, held: dict) -> tuple[tuple, dict]:
-        return (held[0],), {}
+    def arguments(self, node: object, held: dict | None = None) -> tuple[tuple, dict]:
+        return ((held or self.values)[0],), {}
 
 
 class Edit:

@@ -45,10 +45,9 @@ def _trace_jax(
 
     import jax_vit
 
-    if precision == "fp64":
-        jax.config.update("jax_enable_x64", True)
-    outputs = jax_vit.from_arrays(cfg, arrays, precision).trace(inputs)
-    return {name: np.asarray(value).astype(np.float64) for name, value in outputs.items()}
+    with jax.enable_x64(precision == "fp64"):
+        outputs = jax_vit.from_arrays(cfg, arrays, precision).trace(inputs)
+        return {name: np.asarray(value).astype(np.float64) for name, value in outputs.items()}
 
 
 def _trace_torch(

@@ -5,8 +5,8 @@ server, one to each process of pytest, imports them once, starts no thread and n
 for each command. The fork has the command's arguments, folder, environment, files and session, is
 `__main__` of its own, and ends as any process does; what it starts by `subprocess` with this Python
 comes from the server, too. What differs from a new interpreter: modules are there that it did not
-ask for. So the tests of imports, of memory, of launchers and of several runs start new ones, and
-FORK_SERVER=0 does so everywhere.
+ask for, and nothing is said while they are imported. So the tests of imports, of memory and of
+warnings start new ones, as do the ranks of PyTorch, and FORK_SERVER=0 does so everywhere.
 """
 
 from __future__ import annotations

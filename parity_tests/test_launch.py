@@ -47,6 +47,9 @@ def of_a_cluster(name: str) -> bool:
     )
 
 
+NEW = {"FORK_SERVER": "0"}  # a new interpreter, of which any import may print something
+
+
 def alone(**more: str) -> dict[str, str]:
     """The environment of a process."""
     return {n: v for n, v in environment().items() if not of_a_cluster(n)} | more
@@ -80,11 +83,11 @@ def start(tmp_path, function, *args, **env) -> subprocess.Popen:
     return fork_server.Popen(command, env=alone(**env), start_new_session=True, **pipes)
 
 
-def train(twin: str, *flags: str) -> subprocess.Popen:
+def train(twin: str, *flags: str, **env: str) -> subprocess.Popen:
     """`twinvit train` in a process of its own."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     command = [sys.executable, "-m", "twinvit", "train", f"--framework={twin}", *flags]
-    return fork_server.Popen(command, env=alone(TWINVIT_TIMEOUT="30"), **pipes)
+    return fork_server.Popen(command, env=alone(TWINVIT_TIMEOUT="30", **env), **pipes)
 
 
 def rank_pids(process: subprocess.Popen, number: int) -> list[int]:
@@ -237,7 +240,7 @@ def test_a_signal_while_the_ranks_start_is_not_lost(tmp_path):
 def test_ranks_start_without_a_warning(tmp_path):
     """Of a deprecated argument of DDP, for one, which each rank would print over the progress."""
     flags = ("--preset=digits", "--device=cpu", "--world_size=2", "--steps=1")
-    process = train("torch", *flags, f"--run_dir={tmp_path / 'run'}")
+    process = train("torch", *flags, f"--run_dir={tmp_path / 'run'}", **NEW)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert "Warning" not in out + err
@@ -298,7 +301,7 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
     cfg = CFG.replace(coordinator=f"127.0.0.1:{free_port()}", num_processes=2, process_id=1)
     for process_id, words in ((1, "did not answer"), (0, "processes [1] did not come")):
         own = cfg.replace(process_id=process_id)
-        process = start(tmp_path, ranks.jax_process, None, None, own, TWINVIT_TIMEOUT="1")
+        process = start(tmp_path, ranks.jax_process, None, None, own, TWINVIT_TIMEOUT="1", **NEW)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert words in err and cfg.coordinator in err and "within 1 s" in err

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import warnings
 
+import fork_server
 import ml_dtypes
 import numpy as np
 import pytest
 from helpers import SMALL, SUFFIX, random_arrays
 from safetensors.numpy import load_file
+from whole_runs import environment
 
 import torch_vit
 from shared_vit import model_config, weights
@@ -347,7 +349,7 @@ def test_impossible_targets(dst, to, match, tmp_path):
     assert sorted(f.name for f in tmp_path.rglob("*")) == ["a.safetensors", "file", "full"]
 
 
-def run(*args, cwd):
+def run(*args, cwd, **env):
     command = [
         sys.executable,
         "-c",
@@ -355,7 +357,9 @@ def run(*args, cwd):
         "convert",
         *map(str, args),
     ]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=_environment())
+    return fork_server.run(
+        command, cwd=cwd, capture_output=True, text=True, env=environment() | env
+    )
 
 
 def _environment():
@@ -459,13 +463,14 @@ def test_certificate_of_a_run_names_its_checkpoint(tmp_path, monkeypatch):
 
 def test_errors_are_one_line(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"nothing of the kind")
-    done = run("a.pth", "b.safetensors", "--to", "torch", cwd=tmp_path)
+    new = {"FORK_SERVER": "0"}  # an interpreter of which any import may print something
+    done = run("a.pth", "b.safetensors", "--to", "torch", cwd=tmp_path, **new)
     assert (
         done.returncode == 3
         and done.stderr.count("\n") == 1
         and done.stderr.startswith("error: a.pth is no weight file")
     )
-    done = run("a.pth", "b.safetensors", "--to", "tensorflow", cwd=tmp_path)
+    done = run("a.pth", "b.safetensors", "--to", "tensorflow", cwd=tmp_path, **new)
     assert done.returncode == 3 and "tensorflow" in done.stderr + done.stdout
 
 

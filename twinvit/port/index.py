@@ -10,6 +10,7 @@ bounds the distance of the sorted values from below, so only near candidates are
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twinvit.port.hashed import whole
-from twinvit.port.verdict import dwarfing
+from twinvit.port.verdict import DWARFED, dwarfing
 from twinvit.port.verdict import relative as distance
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FEW = 64
 EQUAL = 1e-13
 LARGE = 1 << 14
 PART = 1 << 20  # numbers that are looked at together
+LARGEST = 1e299  # sums of squares beyond are not reckoned with
 SORTED = 1 << 26  # bytes of values in order that are kept
 GIVEN = ("parameter", "constant", "input")
 
@@ -123,6 +125,23 @@ def countable(x: np.ndarray) -> tuple[np.ndarray, float]:
     return flat, others
 
 
+def _squares(flat: np.ndarray) -> float:
+    """The sum of the numbers' squares; of large ones it overflows."""
+    with np.errstate(all="ignore"):
+        return float(np.dot(flat, flat)) if flat.size else 0.0
+
+
+def is_plain(flat: np.ndarray, squares: float) -> bool:
+    """True where a few of the numbers tell that `countable` leaves none of them out: all are
+    finite, and one is neither small nor large beside the largest, whose size lies between their
+    root mean square and the root of the sum of their squares."""
+    if flat.dtype != np.float64 or not 0 < squares < LARGEST:
+        return False
+    few = np.abs(flat[:: max(1, flat.size // FEW)])
+    small, large = DWARFED * math.sqrt(squares), 0.1 * math.sqrt(squares / flat.size)
+    return bool(((few > 1.01 * small) & (few < 0.99 * large)).any())
+
+
 def sorted_finite(x: np.ndarray) -> np.ndarray:
     """The numbers that a lookup compares (`countable`), in order."""
     return np.sort(countable(x)[0])
@@ -141,6 +160,7 @@ class Index:
         self._by_size: dict[int, list[int]] = {}
         self._prints: dict[int, list[np.ndarray]] = {}
         self._table: dict[int, np.ndarray] = {}
+        self._rms: dict[int, np.ndarray] = {}
         self._sorted: OrderedDict[int, np.ndarray] = OrderedDict()
         self._sorted_bytes = 0
         self._keys: dict[int, tuple[int, str, str]] = {}
@@ -161,6 +181,7 @@ class Index:
             self._by_size[value.size].append(entry.id)
             self._prints.setdefault(value.size, []).append(fingerprint(value))
             self._table.pop(value.size, None)
+            self._rms.pop(value.size, None)
             kept = value if own is None else own
             if self.bytes + kept.nbytes <= self.budget:
                 entry.kept = kept
@@ -220,16 +241,29 @@ class Index:
         bound[table[:, 5] != print_[5]] = np.inf
         return bound
 
-    def find(self, x: np.ndarray, tolerance: float, print_: np.ndarray | None = None) -> int | None:
-        """The first entry whose sorted values are within `tolerance` of those of `x`."""
+    def find(
+        self,
+        x: np.ndarray,
+        tolerance: float,
+        print_: np.ndarray | None = None,
+        proves: bool = False,
+    ) -> int | None:
+        """The first entry whose sorted values are within `tolerance` of those of `x`. `proves`:
+        None also where equality with `x` would prove nothing (`evidence`)."""
         self.lookups += 1
         if x.size not in self._by_size:
             return None
         if print_ is None:
-            flat, others = countable(x)
-            if self._none_near(flat, others, x.size, tolerance):
+            flat, others = np.ascontiguousarray(x).reshape(-1), 0.0
+            total = _squares(flat)
+            if not is_plain(flat, total):
+                flat, others = countable(x)
+                total = _squares(flat)
+            if self._none_near(total, flat.size, others, x.size, tolerance):
                 return None
             print_ = _moments(flat, others)
+        if proves and not evidence(x):
+            return None
         bound = self.bounds(print_, x.size)
         hits = np.flatnonzero(bound <= tolerance)
         if not hits.size:
@@ -248,17 +282,26 @@ class Index:
                 return ids[hit]
         return None
 
-    def _none_near(self, flat: np.ndarray, others: float, size: int, tolerance: float) -> bool:
-        """True if the root mean square alone tells these values from each value of this size; it
-        is one of the bounds, and the cheapest."""
-        with np.errstate(over="ignore"):  # the squares of large numbers
-            total = float(np.dot(flat, flat)) if flat.size else 0.0
-        if not 0 < total < 1e299:
+    def _none_near(
+        self, total: float, count: int, others: float, size: int, tolerance: float
+    ) -> bool:
+        """True if the root mean square alone tells these values (`count` numbers, `total`: the sum
+        of their squares) from each value of this size; it is one of the bounds, and the
+        cheapest."""
+        if not 0 < total < LARGEST:
             return False
-        table = self.table(size)
-        rms = np.sqrt(total / flat.size)
-        near = (np.abs(table[:, 1] - rms) / max(rms, 1e-300) <= tolerance) & (table[:, 5] == others)
-        return not near.any()
+        rms = math.sqrt(total / count)
+        apart = np.abs(self._sizes(size) - rms)
+        if not apart.size or float(apart.min()) / max(rms, 1e-300) > tolerance:
+            return True
+        near = apart / max(rms, 1e-300) <= tolerance
+        return not (near & (self.table(size)[:, 5] == others)).any()
+
+    def _sizes(self, size: int) -> np.ndarray:
+        """The root mean squares of the values of this many elements."""
+        if size not in self._rms:
+            self._rms[size] = self.table(size)[:, 1].copy()
+        return self._rms[size]
 
     def _same_numbers(self, x: np.ndarray, entry_id: int) -> bool:
         """True for the elements of a large array that the program was given: weights are as a rule

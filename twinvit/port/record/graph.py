@@ -27,6 +27,10 @@ SIZED_BY_VALUES = frozenset(
 RANDOM_NUMBERS = (RANDOM | FRESH_DRAWS) - {"native_dropout"}
 
 
+_PLAIN = frozenset((int, float, bool, type(None), str, torch.dtype, torch.device))
+"""Types of arguments that hold no value."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """A recorded value in an operation's arguments."""
@@ -253,7 +257,27 @@ class Graph:
                 return changed[x.id] if changed is not None and x.id in changed else values[x.id]
             return x
 
-        return _map_refs(node.args, get), _map_refs(node.kwargs, get)
+        args = tuple(
+            get(a) if type(a) is Ref else a if type(a) in _PLAIN else _map_refs(a, get)
+            for a in node.args
+        )
+        return args, _map_refs(node.kwargs, get) if node.kwargs else {}
+
+    def step(
+        self, index: int, edits: Mapping[int, Edit], changed: Mapping[int, torch.Tensor]
+    ) -> list[tuple[int, torch.Tensor]]:
+        """Run one operation again if the edits or the changed values reach it; what it returns, by
+        id. The arguments are as of `run`."""
+        node, edit = self.nodes[index], edits.get(index)
+        if edit is None and not any(r in changed for r in node.refs):
+            return []
+        if edit is not None and edit.refs is not None:
+            out = edit.fn(*(changed[r] if r in changed else self.values[r] for r in edit.refs))
+        else:
+            args, kwargs = self.arguments(node, changed)
+            out = edit.fn(*args, **kwargs) if edit is not None else node.op(*args, **kwargs)
+        made = zip(node.outs, flat_tensors(out))
+        return [(o, t) for o, t in made if o is not None and o not in changed]
 
     def run(
         self,

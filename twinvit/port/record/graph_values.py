@@ -6,8 +6,9 @@ the model, and widened each time that it is read; so are its other layouts (`wei
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, overload
 
 import torch
@@ -25,11 +26,51 @@ class Narrow:
 
     def tensor(self) -> torch.Tensor:
         """It in float64."""
-        return self.own.to(WIDE[self.own.dtype])
+        wide = _widened.get(self)
+        if wide is None:
+            wide = self.own.to(WIDE[self.own.dtype])
+            _widened.put(self, wide)
+        return wide
 
     def empty(self) -> torch.Tensor:
         """Its shape and type alone."""
         return torch.empty_like(self.own, dtype=WIDE[self.own.dtype], device="meta")
+
+
+@dataclass
+class _Widened:
+    """Parameters that are held in float64 for a while: the first that are read, up to `room` bytes.
+    One that something wrote to is made anew."""
+
+    room: int = 0
+    made: dict[Narrow, tuple[torch.Tensor, int]] = field(default_factory=dict)
+
+    def get(self, narrow: Narrow) -> torch.Tensor | None:
+        found, version = self.made.get(narrow, (None, 0))
+        return found if found is not None and found._version == version else None
+
+    def put(self, narrow: Narrow, wide: torch.Tensor) -> None:
+        size = wide.nbytes
+        if narrow in self.made:  # written to
+            self.made[narrow] = wide, wide._version
+        elif size <= self.room:
+            self.room -= size
+            self.made[narrow] = wide, wide._version
+
+
+_widened = _Widened()
+
+
+@contextlib.contextmanager
+def held_in_float64(room: int) -> Iterator[None]:
+    """For as long as this lasts the first parameters that are read are held in float64, up to
+    `room` bytes: what runs the same few operations over and over need not widen them each time."""
+    global _widened
+    before, _widened = _widened, _Widened(room)
+    try:
+        yield
+    finally:
+        _widened = before
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,7 +179,10 @@ class _Walk:
         """Make the edit of a cause at this divergence; False where none regains anything."""
         session = self.session
         known = sum(a.kind == "unknown" and a.node.place == front.place for a in session.accepted)
-        trials = search(session, front, self.barred) if known < 3 else []
+        trials = []
+        if known < 3:
+            with session.parameters_in_float64():
+                trials = search(session, front, self.barred)
         for trial in trials:
             if trial.provisional and len(self.barred) + len(self.pending) >= MAX_BACK:
                 continue

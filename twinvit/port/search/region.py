@@ -224,9 +224,19 @@ def region_behind(
 ) -> Region:
     """`_region`, with what changes nothing on the way to a value that the reference holds, where
     that can be."""
+    taken = False
+
+    def inside(slot: int) -> bool:
+        nonlocal taken
+        further = held.further(slot)
+        taken = taken or further
+        return further
+
     try:
-        return _region(tape, held, out, before, limit, through, held.further)
+        return _region(tape, held, out, before, limit, through, inside)
     except Refused:
+        if not taken:  # the same walk again
+            raise
         return _region(tape, held, out, before, limit, through, lambda slot: False)
 
 
@@ -273,7 +283,7 @@ def _region(
             _leaf(tape, number, constants)
             continue
         step = tape.steps[slot.step]
-        if any(step.name.startswith(part) for part in DRAWING):
+        if step.name.startswith(DRAWING):
             raise Refused("it draws random numbers")
         if step.name.startswith(BY_VALUE):
             raise Refused(f"{step.name.removeprefix(BY_VALUE)} was recorded by its value")

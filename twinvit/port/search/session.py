@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from twinvit.port import verdict
 from twinvit.port.index import Index, distance, evidence
 from twinvit.port.ops import LAYOUT, MOVES, PARTS, SHAPE_ONLY
 from twinvit.port.record.graph import Edit, Graph, Node
+from twinvit.port.record.graph_values import held_in_float64
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.record.unused import unused_operands
 from twinvit.port.report import Operation
@@ -120,16 +122,25 @@ class Session:
     def lookup(self, value_id: int, value: torch.Tensor) -> int | None | bool:
         """The port's entry equal to this value; None if there is none; False if the value proves
         nothing."""
+        if not self._comparable(value_id, value):
+            return False
+        array = to_numpy(value)
+        return self._found(value_id, array, False) if evidence(array) else False
+
+    def _comparable(self, value_id: int, value: torch.Tensor) -> bool:
+        """True for a value with enough numbers that rounding alone does not change too far."""
         if value.dtype != torch.float64 or value.numel() < 8:
             return False
         noise = self.noise.get(value_id)
         if noise > verdict.UNJUDGED:
             self.unjudged[value_id] = noise
             return False
-        array = to_numpy(value)
-        if not evidence(array):
-            return False
-        hit = self.index.find(array, verdict.tolerance(noise))
+        return True
+
+    def _found(self, value_id: int, array: np.ndarray, proves: bool) -> int | None:
+        """The port's entry equal to this value's numbers. `proves`: None also where they prove
+        nothing."""
+        hit = self.index.find(array, self.tolerance(value_id), proves=proves)
         if hit is not None and value_id in self.watched and self.state is not None:
             return hit if self.index.key(hit) in self.state else None
         return hit
@@ -448,17 +459,15 @@ class Session:
                 continue
             node = self.graph.nodes[index]
             try:
-                new = self.graph.run(edits, changed, first=index, until=index)
+                made = self.graph.step(index, edits, changed)
             except Exception:
                 return None
             tally.follow(node)
-            for out in node.outs:
-                if out is None or out in placed or out not in new:
-                    continue
-                if index in edits and spoils(self.graph, node, self.graph.values[out], new[out]):
+            for out, value in made:
+                if index in edits and spoils(self.graph, node, self.graph.values[out], value):
                     return None
-                changed[out] = new[out]
-                tally.see(node, out, new[out], index >= last_front)
+                changed[out] = value
+                tally.see(node, out, value, index >= last_front)
             gained = len(tally.regained)
             if (
                 tally.broken > gained + tally.own + 3
@@ -467,6 +476,13 @@ class Session:
             ):
                 break
         return tally.judged()
+
+    def parameters_in_float64(self) -> contextlib.AbstractContextManager[None]:
+        """While many edits are tried, parameters are not widened each time that they are read: a
+        half of all of them at most, not to hold more than elsewhere in a comparison."""
+        values = self.graph.values
+        room = sum(4 * values.shaped(i).numel() for i in self.graph.params().values())
+        return held_in_float64(room)
 
     def missed(
         self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor], limit: int = 4
@@ -526,8 +542,9 @@ class Session:
     def found_as(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
             return -1 if self.agrees(self.graph.outputs.index(out), value) else None
-        hit = self.lookup(out, value)
-        return None if hit is False else hit
+        if not self._comparable(out, value):
+            return None
+        return self._found(out, to_numpy(value), True)
 
     def apply(self, edits: Mapping[int, Edit]) -> None:
         """Make an edit: values that follow from it are computed again, statuses looked up. If it

@@ -14,6 +14,7 @@ from twinvit.port.downcasts import as_run, tell_alone
 from twinvit.port.found import settle_layout
 from twinvit.port.harness import check_port, check_reference, other_weights
 from twinvit.port.index import Index
+from twinvit.port.memory import give_back
 from twinvit.port.native.run import NativeRun, run_native
 from twinvit.port.outputs import (
     Leaves,
@@ -419,6 +420,7 @@ def _before_steps(session: Session, findings: Sequence[Finding]) -> list[Finding
 
 def remeasure(session: Session) -> None:
     """Measure the rounding of the outputs again: edits have made other values of them."""
+    give_back()
     fresh = output_noise(session.graph)
     session.noise.elements = fresh.elements
     session.noise.relative.update({o: fresh.get(o) for o in session.graph.outputs})

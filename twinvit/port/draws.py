@@ -87,11 +87,15 @@ def verified(program: Program, others: Further, drawn: bool, seed: int = 1) -> V
     """
     result = Verified()
     program.index.forget_sorted()
+    if others or drawn:
+        program.index.set_aside()
+        give_back()
     for number, (inputs, jax_inputs) in enumerate(others, 2):
         mine, arrays = program.given(inputs, jax_inputs)
         _judge(result, program, Sample("given", f"inputs {number}", mine, arrays))
     if drawn:
         _draw_inputs(result, program, seed)
+        give_back()
         _draw_weights(result, program, seed + 2)
         give_back()
         _draw_zeros(result, program, seed + 3)
@@ -213,6 +217,12 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         )
         return open_(f"not decided, {_first_line(error)}")
 
+    theirs: list[np.ndarray] = []
+    failure: Exception | None = None
+    try:  # first: what the reference computes is more, and is not held meanwhile
+        theirs = program.port(sample.arrays, weights)
+    except Exception as error:
+        failure = error
     try:
         graph = program.reference(sample.mine, weights)
     except OtherNumbers as error:
@@ -226,12 +236,10 @@ def _judge(result: Verified, program: Program, sample: Sample) -> bool:
         return open_("not decided, the reference returns NaN")
     if sample.what == VARIED and any(x.dtype.kind in "fc" and np.isinf(x).any() for x in outs):
         return open_("not decided, the reference returns infinity")
-    try:
-        theirs = program.port(sample.arrays, weights)
-    except OtherNumbers as error:
-        return fixed(error)
-    except Exception as error:
-        return open_(f"not decided, the port fails: {_first_line(error)}")
+    if isinstance(failure, OtherNumbers):
+        return fixed(failure)
+    if failure is not None:
+        return open_(f"not decided, the port fails: {_first_line(failure)}")
     judged = [verdict.judge(x, y) for x, y in zip(outs, theirs)]
     if any(d.verdict != verdict.SAME for d in judged):
         noise = output_noise(graph)

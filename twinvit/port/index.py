@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twinvit.port.aside import set_aside
 from twinvit.port.hashed import whole
 from twinvit.port.verdict import DWARFED, dwarfing
 from twinvit.port.verdict import relative as distance
@@ -156,6 +157,7 @@ class Index:
         self.budget = budget
         self.bytes = 0
         self.lookups = 0
+        self._aside = False
         self._once: set[int] = set()  # entries that were sorted
         self._by_size: dict[int, list[int]] = {}
         self._prints: dict[int, list[np.ndarray]] = {}
@@ -201,6 +203,17 @@ class Index:
         """Keep no values in order: they are put in order again where that is asked for."""
         self._sorted.clear()
         self._sorted_bytes = 0
+
+    def set_aside(self) -> None:
+        """Keep the computed values' numbers in a file where they are many: nobody asks for them
+        while both programs are run on other inputs and weights."""
+        if self._aside:
+            return
+        self._aside = True
+        computed = [e for e in self.entries if e.kept is not None and e.name not in GIVEN]
+        moved = set_aside([e.kept for e in computed if e.kept is not None])
+        for entry, kept in zip(computed, moved):
+            entry.kept = kept
 
     def ids(self, size: int) -> list[int]:
         """Entries of this many elements, in the order of `table`'s rows."""

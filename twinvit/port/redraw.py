@@ -128,8 +128,15 @@ def _is_whole(x: np.ndarray) -> bool:
 class Drawn(Sequence[np.ndarray]):
     """Arrays that are computed each time that they are requested, and not stored."""
 
-    def __init__(self, count: int, make: Callable[[int], np.ndarray]) -> None:
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[int], np.ndarray],
+        own: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
+        """`own`: the same numbers in the type that they are kept in, which may be float32."""
         self._count, self._make = count, make
+        self._own = own or make
 
     def __len__(self) -> int:
         return self._count
@@ -144,6 +151,10 @@ class Drawn(Sequence[np.ndarray]):
         if not -self._count <= k < self._count:
             raise IndexError(k)
         return self._make(k % self._count)
+
+    def own(self, k: int) -> np.ndarray:
+        """An array in the type that it is kept in."""
+        return self._own(k)
 
 
 @dataclass
@@ -204,14 +215,14 @@ def redrawn_weights(
     goes = [[(a.moves or not a.strong) for a in side] for side in sides]
 
     def made(number: int, values: Sequence[np.ndarray], k: int) -> np.ndarray:
-        x = new = values[k]
+        x = new = values.own(k) if isinstance(values, Drawn) else values[k]
         if gates[number][k]:
             return np.full(x.shape, gate)
         if goes[number][k] and x.size:
             new = function(x)
             if pinned.size and (still := _among(x, pinned)).any():
                 new = np.where(still, x, new)
-        return np.asarray(new).reshape(x.shape)
+        return np.asarray(new, np.float64).reshape(x.shape)
 
     drawn = [
         Drawn(len(values), partial(made, number, values))
@@ -336,7 +347,8 @@ def _among(x: np.ndarray, few: np.ndarray) -> np.ndarray:
 
 
 def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A smooth function that keeps zero, the sign of every number, and their order."""
+    """A smooth function that keeps zero, the sign of every number, and their order; it returns
+    float64."""
     rng = np.random.default_rng(seed)
     size = _typical(mine)
     speed, shift = rng.uniform(1.0, 2.0) / size, rng.uniform(-0.5, 0.5)
@@ -353,8 +365,11 @@ def _function(mine: Sequence[np.ndarray], seed: int) -> Callable[[np.ndarray], n
         made = np.empty(x.shape)
         with np.errstate(all="ignore"):
             for flat, own in _parts(made, x):
-                flat[...] = part(own)
-            return made if np.isfinite(made.sum()) else np.where(np.abs(x) < HUGE, made, x)
+                flat[...] = part(own.astype(np.float64, copy=False))
+            if np.isfinite(made.sum()):
+                return made
+            wide = x.astype(np.float64, copy=False)
+            return np.where(np.abs(wide) < HUGE, made, wide)
 
     return function
 

@@ -114,7 +114,13 @@ class Program:
     @property
     def theirs(self) -> Drawn:
         """The port's arrays of floating-point numbers that an output depends on, float64."""
-        return Drawn(len(self.leaves), lambda i: self.pair.leaves[self.leaves[i]])
+        leaves, places = self.pair.leaves, self.leaves
+
+        def own(i: int) -> np.ndarray:
+            kept = np.asarray(leaves.kept(places[i]))
+            return kept if kept.dtype == np.float32 else leaves[places[i]]
+
+        return Drawn(len(places), lambda i: leaves[places[i]], own)
 
     def port(
         self, arrays: Arrays, weights: Weights | None, sink: Sink | None = None
@@ -160,7 +166,8 @@ class Program:
         if not self.edits:
             return graph
         if [n.name for n in graph.nodes] == self.order and not self._follows(graph):
-            return self._edited(graph)
+            graph = self._edited(graph)  # no name for the one without, whose values are let go
+            return _computed(graph)
         if any(a.values for a in self.edits):
             raise PortError(
                 "the reference runs other operations on these values than on the first "
@@ -174,7 +181,7 @@ class Program:
         return not self.train and graph.follows_values() and not any(a.values for a in self.edits)
 
     def _edited(self, graph: Graph) -> Graph:
-        """The graph with the edits made, and what follows from them."""
+        """The graph with the edits made, without what its live operations compute."""
         for a in self.edits:
             edited = {i: graph.nodes[i].edited(edit) for i, edit in a.edits.items()}
             graph = graph.with_nodes(edited)
@@ -186,8 +193,10 @@ class Program:
                 node = graph.nodes[producer]
                 given = node.with_result(node.outs.index(i), value)
                 graph = graph.with_nodes({producer: given})
-        with torch.no_grad():
-            return graph.with_values(_live(graph).run({}, everything=True))
+        made = {o for n in _live(graph).nodes for o in n.outs if o is not None}
+        values = graph.values.without(made)
+        recorded = graph.recorded and replace(graph.recorded, values=values)
+        return replace(graph, values=values, recorded=recorded)
 
     def convert(self, inputs: Arrays) -> list[np.ndarray]:
         """The port's inputs for these of the reference, by the rule of the first ones."""
@@ -328,6 +337,12 @@ def _nudged_run(live: Graph, size: float, seed: int) -> dict[int, torch.Tensor]:
     return held
 
 
+def _computed(graph: Graph) -> Graph:
+    """The graph with the values that its live operations compute."""
+    with torch.no_grad():
+        return graph.with_values(_live(graph).run({}, everything=True))
+
+
 def _live(graph: Graph) -> Graph:
     """The graph without operations that no output depends on."""
     wanted, nodes = set(graph.outputs), []
@@ -433,7 +448,8 @@ def _put(model: Any, values: Iterable[tuple[str, np.ndarray]]) -> None:
     held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, value in values:
-            held[name].copy_(torch.from_numpy(np.array(value)).reshape(held[name].shape))
+            given = value if value.flags.writeable else np.array(value)
+            held[name].copy_(torch.from_numpy(given).reshape(held[name].shape))
 
 
 def _used(jaxpr: Any, wanted: Sequence[bool]) -> list[bool]:

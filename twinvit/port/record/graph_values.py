@@ -7,7 +7,7 @@ the model, and widened each time that it is read; so are its other layouts (`wei
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, overload
 
@@ -125,6 +125,17 @@ class Values(Sequence[torch.Tensor]):
         the meta device."""
         held = self.kept[k]
         return held if isinstance(held, torch.Tensor) else held.empty()
+
+    def without(self, places: Collection[int]) -> Values:
+        """The same with shapes and types alone in these places."""
+        return Values(
+            [
+                torch.empty_like(x, device="meta")
+                if k in places and isinstance(x, torch.Tensor) and x.layout == torch.strided
+                else x
+                for k, x in enumerate(self.kept)
+            ]
+        )
 
     def rows(self, k: int, places: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix."""

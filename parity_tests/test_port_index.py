@@ -1,8 +1,11 @@
 """Looking the port's values up: which of them are told from each other, in which layouts."""
 
 import numpy as np
+import pytest
 
-from twinvit.port.index import Index, squeezed_distance
+from twinvit.port import index as lookups
+from twinvit.port.aside import set_aside
+from twinvit.port.index import Index, countable, is_plain, squeezed_distance
 
 X = np.random.default_rng(0).standard_normal((3, 6, 13, 8))
 
@@ -39,3 +42,62 @@ def test_numbers_whose_squares_overflow_are_looked_up_without_a_warning():
     entry = index.add(held, "mul", "", [])
     assert index.find(held[::-1].copy(), 1e-13) == entry
     assert index.find(held * (1 + 1e-9), 1e-13) is None
+
+
+def _odd(rng: np.random.Generator, kind: int) -> np.ndarray:
+    """Numbers of any size, some of which `countable` may leave out."""
+    x = rng.standard_normal(int(rng.integers(1, 300))) * 10.0 ** rng.integers(-160, 160)
+    some = rng.integers(0, x.size, 2)
+    if kind < 4:
+        x[some] = (np.nan, np.inf, -np.inf, -1.7e308)[kind]
+    elif kind == 4:
+        x[some] = np.abs(x).max() * 10.0 ** rng.integers(0, 9)
+    elif kind == 5:
+        x[rng.random(x.size) < 0.9] = 0
+    elif kind == 6:
+        x[rng.random(x.size) < 0.5] *= 1e-5
+    elif kind == 7:
+        x[:] = x[0]
+    return x
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_a_few_numbers_tell_that_all_count_all_do():
+    rng, told = np.random.default_rng(0), 0
+    for k in range(2000):
+        x = _odd(rng, k % 9)
+        if is_plain(x, lookups._squares(x)):
+            told += 1
+            flat, others = countable(x)
+            assert others == 0 and flat.size == x.size
+    assert told > 400
+
+
+def test_a_value_that_proves_nothing_is_not_found_where_it_must_prove():
+    few = np.repeat([1.0, 2.0, 3.0], 4)
+    index = Index()
+    entry = index.add(few + 1e-9 * np.arange(12), "add", "", [])
+    assert index.find(few, 1e-6) == entry and index.find(few, 1e-6, proves=True) is None
+
+
+def test_arrays_that_are_set_aside_are_the_same(monkeypatch):
+    made = np.random.default_rng(0).standard_normal((40, 30))
+    made[0, :4] = np.nan, -0.0, np.inf, 5e-324
+    arrays = [made, made.T, made[1:3], made.reshape(-1), made.astype(np.float32), np.zeros((0, 3))]
+    assert all(a is b for a, b in zip(set_aside(arrays), arrays))  # too few for a file
+    monkeypatch.setattr("twinvit.port.aside.LEAST", 1)
+    moved = set_aside(arrays)
+    for x, y in zip(arrays, moved):
+        assert (x.shape, x.dtype, x.strides) == (y.shape, y.dtype, y.strides)
+        assert x.tobytes() == y.tobytes() and y.flags.writeable
+    assert moved[0] is not made and moved[1] is arrays[1]
+    assert np.shares_memory(moved[0], moved[3]) and not np.shares_memory(moved[0], made)
+
+
+def test_without_a_file_nothing_is_set_aside(monkeypatch):
+    def fails():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("twinvit.port.aside.LEAST", 1)
+    monkeypatch.setattr("tempfile.TemporaryFile", fails)
+    assert set_aside([X])[0] is X

@@ -10,6 +10,8 @@ from laws import pairs
 from twinvit.port.expected import of_sizes
 from twinvit.port.port_leaves import PortLeaves
 from twinvit.port.record import torch_program
+from twinvit.port.record.graph import Edit
+from twinvit.port.record.graph_values import held_in_float64
 from twinvit.port.redraw import Drawn, redrawn_weights
 from twinvit.port.search.noise import (
     LARGE,
@@ -154,3 +156,53 @@ def test_rows_of_an_embedding_are_moved_as_in_the_whole_table():
     moved = nudge(graph.values[node.refs[0]], whole=True)
     assert graph.values[node.refs[0]].numel() >= LARGE
     assert torch.equal(told[node.outs[0]], moved[ids]) and told[node.outs[0]][0, 0, 3] == 2
+
+
+def test_parameters_are_held_in_float64_for_a_while_up_to_so_many_bytes():
+    torch.manual_seed(0)
+    model = _Wide().eval()
+    graph = torch_program.record(model, (torch.arange(3),), lambda out: [out])
+    table, dense = (graph.params()[n] for n in ("table.weight", "dense.weight"))
+    with held_in_float64(8 * 2000 * 40 + 8):
+        assert graph.values[table] is graph.values[table]
+        assert graph.values[dense] is not graph.values[dense]  # it does not fit beside the other
+    with held_in_float64(1 << 30):
+        first = graph.values[table]
+        assert graph.values[table] is first and graph.values[dense] is graph.values[dense]
+        first[3] += 1  # what somebody writes to is made anew
+        again = graph.values[table]
+        assert again is not first and torch.equal(again, model.table.weight.double())
+        assert graph.values[table] is again
+    assert graph.values[table] is not again
+
+
+def test_one_operation_at_a_time_is_run_as_all_of_them():
+    torch.manual_seed(0)
+    model = _Wide().eval()
+    ids = torch.arange(3)
+    graph = torch_program.record(
+        lambda x: model(x).chunk(2, -1)[0].exp(), (ids,), lambda out: [out]
+    )
+    place = next(n.index for n in graph.nodes if n.name == "addmm")
+    edits = {place: Edit(lambda *args: graph.nodes[place].op(*args) * 2)}
+    whole = graph.run(edits, first=place)
+    changed: dict[int, torch.Tensor] = {}
+    for node in graph.nodes:
+        changed.update(graph.step(node.index, edits, changed))
+    assert changed.keys() == whole.keys() and len(whole) > 3
+    assert all(torch.equal(changed[i], x) for i, x in whole.items())
+    given = {graph.outputs[0]: torch.zeros(1)}  # what is put in place stays
+    assert graph.step(graph.producer[graph.outputs[0]], edits, {**changed, **given}) == []
+
+
+def test_weights_are_drawn_alike_of_the_types_that_they_are_kept_in():
+    mine = [pairs.draws(6, 5, seed=k) for k in range(2)]
+    mine[0][0, :3] = -0.0, 1e38, 1e-40
+    mine[1][0, 0] = np.inf
+    wide = [x.astype(np.float64) for x in mine]
+    own = Drawn(2, wide.__getitem__, mine.__getitem__)
+    for of in (wide, own):
+        weights = redrawn_weights(wide, of, [], 3)
+        drawn = [x.tobytes() for x in weights.theirs]
+        assert drawn == [x.tobytes() for x in weights.mine] and weights.moved == 2
+        assert all(x.dtype == np.float64 for x in weights.theirs)

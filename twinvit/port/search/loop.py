@@ -181,7 +181,7 @@ class _Walk:
         known = sum(a.kind == "unknown" and a.node.place == front.place for a in session.accepted)
         trials = []
         if known < 3:
-            with session.parameters_in_float64():
+            with session.trying():
                 trials = search(session, front, self.barred)
         for trial in trials:
             if trial.provisional and len(self.barred) + len(self.pending) >= MAX_BACK:

@@ -48,7 +48,7 @@ class Joint:
 def joint(session: Session, front: Node) -> list[AppliedEdit]:
     """Make two edits at a divergence that no edit alone explains, and wherever both are needed in
     the same way; nothing where no two of different causes regain values together."""
-    with session.parameters_in_float64():
+    with session.trying():
         found = _regaining(session, front)
     best = max(found, key=lambda pair: pair.gain, default=None)
     return _accept(session, best) if best is not None else []

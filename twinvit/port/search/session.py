@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding,
 from twinvit.port.search.noise import Noise, output_noise
 from twinvit.port.search.order import chosen_by_order, find_by_order
 from twinvit.port.search.proof import Tally, spoils
+from twinvit.port.search.repeated import Repeated, draws
 from twinvit.port.search.trial import AppliedEdit, TrialResult
 
 CELLS = ("LSTM", "GRU", "RNN")
@@ -40,6 +43,9 @@ Pinned = tuple[dict[int, Node], dict[int, Node], dict[int, torch.Tensor]]
 """The operations that values were substituted for, what stands there now, and the values of no
 operation that others were substituted for."""
 
+
+_LookedUp = tuple[weakref.ref[torch.Tensor], int | None, int]
+"""A value of a trial, the port's entry that it is, and how many lookups that took."""
 
 _NEARLY = 1e-10
 """Outputs this near, of which some numbers differ, may differ by an edit's own rounding."""
@@ -60,6 +66,8 @@ class Session:
         self.index = index
         self.noise = noise
         self._measured: tuple[Graph, Noise] | None = None  # of an edited graph
+        self._repeated: Repeated | None = None  # while edits are tried
+        self._known: dict[int, _LookedUp] = {}
         self.port_outputs = list(port_outputs)
         self.hidden: set[int] = set()  # what nothing found depends on, though it leads there
         self.stepped: set[int] = set()  # of these what something depends on through a step alone
@@ -454,12 +462,16 @@ class Session:
         last_front = max(front.index, max(edits, default=0))
         if self.follows_values and window == WINDOW:
             window = EXPERTS
+        step = self.graph.step
+        if self._repeated is not None:
+            self._repeated.begin()
+            step = partial(self._repeated.step, self.graph)
         for index in range(first, min(len(self.graph.nodes), last_front + window)):
             if index not in self.live:
                 continue
             node = self.graph.nodes[index]
             try:
-                made = self.graph.step(index, edits, changed)
+                made = step(index, edits, changed)
             except Exception:
                 return None
             tally.follow(node)
@@ -477,12 +489,20 @@ class Session:
                 break
         return tally.judged()
 
-    def parameters_in_float64(self) -> contextlib.AbstractContextManager[None]:
-        """While many edits are tried, parameters are not widened each time that they are read: a
-        half of all of them at most, not to hold more than elsewhere in a comparison."""
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        """While many edits are tried, parameters are not widened each time that they are read, and
+        what two trials in a row have in common is computed once: so much of it as is held
+        elsewhere in a comparison."""
         values = self.graph.values
-        room = sum(4 * values.shaped(i).numel() for i in self.graph.params().values())
-        return held_in_float64(room)
+        count = sum(values.shaped(i).numel() for i in self.graph.params().values())
+        self._repeated = None if draws(self.graph) else Repeated(max(count, 1 << 22))
+        try:
+            with held_in_float64(2 * count):
+                yield
+        finally:
+            self._repeated = None
+            self._known.clear()
 
     def missed(
         self, nodes: Mapping[int, Node], values: Mapping[int, torch.Tensor], limit: int = 4
@@ -542,9 +562,16 @@ class Session:
     def found_as(self, out: int, value: torch.Tensor) -> int | None:
         if out in self.graph.outputs:
             return -1 if self.agrees(self.graph.outputs.index(out), value) else None
-        if not self._comparable(out, value):
-            return None
-        return self._found(out, to_numpy(value), True)
+        known = self._known.get(out)
+        if known is not None and known[0]() is value:  # the same object, looked up before
+            self.index.lookups += known[2]
+            return known[1]
+        before, hit = self.index.lookups, None
+        if self._comparable(out, value):
+            hit = self._found(out, to_numpy(value), True)
+        if self._repeated is not None:
+            self._known[out] = weakref.ref(value), hit, self.index.lookups - before
+        return hit
 
     def apply(self, edits: Mapping[int, Edit]) -> None:
         """Make an edit: values that follow from it are computed again, statuses looked up. If it

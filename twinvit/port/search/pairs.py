@@ -21,7 +21,7 @@ from twinvit.port.search.accept import (
 from twinvit.port.search.candidates import aligned, told, variants
 from twinvit.port.search.edits import edits_of
 from twinvit.port.search.proof import felt
-from twinvit.port.search.session import Session
+from twinvit.port.search.session import WINDOW, Session
 from twinvit.port.search.trial import AppliedEdit, Trial
 
 TRIES = 2500  # pairs that are tried at one place
@@ -132,7 +132,9 @@ def _on_top(session: Session, first: Trial, site: Node, front: Node, found: list
             trial = Trial(cause, variant, altered.nodes[site.index], {}, first.judged, 0, True)
             try:
                 trial.edits = _spread(session, trial, first)
-                judged = session.judge({**made, **trial.edits}, front, patience=PATIENCE)
+                # Weights that are exchanged with a layer far behind are right here without that.
+                both = {**made, **trial.edits}
+                judged = session.judge(both, front, patience=PATIENCE, near=WINDOW)
             except Exception:  # a cause that does not apply here
                 continue
             if judged is not None:

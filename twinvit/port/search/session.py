@@ -449,9 +449,11 @@ class Session:
         window: int = WINDOW,
         patience: int = 5,
         enough: int = 6,
+        near: int = 0,
     ) -> TrialResult | None:
         """What an edit regains; None if the reference cannot run with it, or makes NaN of
-        numbers."""
+        numbers. `near`: operations after the divergence at which a further place of the edit can
+        be what the values before it wait for; 0: at any distance."""
         self.trials += 1
         if not self.graph.by_value.isdisjoint(edits):
             return None
@@ -460,6 +462,8 @@ class Session:
         tally = Tally(self, edits, placed)
         changed: dict[int, torch.Tensor] = dict(placed)
         last_front = max(front.index, max(edits, default=0))
+        waits = [i for i in edits if not near or i <= front.index + near]
+        late = max([front.index, *waits])
         if self.follows_values and window == WINDOW:
             window = EXPERTS
         step = self.graph.step
@@ -479,7 +483,7 @@ class Session:
                 if index in edits and spoils(self.graph, node, self.graph.values[out], value):
                     return None
                 changed[out] = value
-                tally.see(node, out, value, index >= last_front)
+                tally.see(node, out, value, index >= late)
             gained = len(tally.regained)
             if (
                 tally.broken > gained + tally.own + 3

@@ -54,10 +54,10 @@ def made(wrong: frozenset[str]):
     return forward
 
 
-@pytest.fixture(scope="module")
-def reference():
+def modelled(layers: int):
+    """A reference of so many layers, and its parameters."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(*(Layer() for _ in range(LAYERS)))
+    model = torch.nn.Sequential(*(Layer() for _ in range(layers)))
     for layer in model:
         torch.nn.init.normal_(layer.norm.weight, 1, 0.3)
         torch.nn.init.normal_(layer.norm.bias, 0, 0.3)
@@ -67,6 +67,11 @@ def reference():
         for layer in model
     ]  # fmt: skip
     return model, params
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return modelled(LAYERS)
 
 
 def explained(reference, *wrong: str) -> port.Report:
@@ -97,3 +102,12 @@ def test_each_of_two_is_needed(reference):
     assert [f.cause for f in report.findings] == ["norm_eps", ""], report
     assert report.findings[1].kind == "expression" and "cos(softmax)" in report.findings[1].text
     assert report.explained
+
+
+def test_weights_exchanged_with_a_layer_far_behind_are_named_beside_another_mistake():
+    model, params = modelled(4)
+    first, last = params[0]["norm"], params[3]["norm"]
+    first["weight"], last["weight"] = last["weight"], first["weight"]
+    report = explained((model, params), "eps")
+    assert {f.cause for f in report.findings} == {"norm_eps", "weights_swapped"}, report
+    assert report.explained and report.remaining < 1e-12

@@ -47,15 +47,15 @@ class _Widened:
 
     def get(self, narrow: Narrow) -> torch.Tensor | None:
         found, version = self.made.get(narrow, (None, 0))
-        return found if found is not None and found._version == version else None
+        return found if found is not None and writes(found) == version else None
 
     def put(self, narrow: Narrow, wide: torch.Tensor) -> None:
         size = wide.nbytes
         if narrow in self.made:  # written to
-            self.made[narrow] = wide, wide._version
+            self.made[narrow] = wide, writes(wide)
         elif size <= self.room:
             self.room -= size
-            self.made[narrow] = wide, wide._version
+            self.made[narrow] = wide, writes(wide)
 
 
 _widened = _Widened()
@@ -162,6 +162,11 @@ class Values(Sequence[torch.Tensor]):
                 geometry = tuple(value.shape), value.stride(), int(value.storage_offset())
                 kept[k] = Layout(narrow[_storage(value)], *geometry)
         return Values(kept)
+
+
+def writes(tensor: torch.Tensor) -> int:
+    """How often something was written to a tensor in place; 0 where PyTorch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _made(kept: Kept) -> torch.Tensor:

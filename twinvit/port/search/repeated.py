@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from twinvit.port.ops import FRESH_DRAWS, RANDOM
 from twinvit.port.record.graph import Edit, Graph, Node
+from twinvit.port.record.graph_values import writes
 
 Results = list[tuple[int, torch.Tensor]]
 """What an operation returns, by id."""
@@ -23,6 +24,18 @@ class _Run:
     node: Node | None
     operands: tuple[object, ...]
     made: Results
+    written: list[int] = field(init=False)
+    """How often something was written to each of the results then."""
+
+    def __post_init__(self) -> None:
+        self.written = self._writes()
+
+    def _writes(self) -> list[int]:
+        return [writes(t) for _, t in self.made if isinstance(t, torch.Tensor)]
+
+    def whole(self) -> bool:
+        """True unless something was written to a result since."""
+        return self.written == self._writes()
 
 
 class Repeated:
@@ -53,6 +66,8 @@ class Repeated:
     ) -> Results:
         """As `Graph.step`."""
         node, last = graph.nodes[index], self._last.get(index)
+        if last is not None and not last.whole():
+            last = None
         if index in edits:
             made = graph.step(index, edits, changed)
             if last is not None and _alike(made, last.made):

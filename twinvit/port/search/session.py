@@ -15,7 +15,7 @@ from twinvit.port import verdict
 from twinvit.port.index import Index, distance, evidence
 from twinvit.port.ops import LAYOUT, MOVES, PARTS, SHAPE_ONLY
 from twinvit.port.record.graph import Edit, Graph, Node
-from twinvit.port.record.graph_values import held_in_float64
+from twinvit.port.record.graph_values import held_in_float64, writes
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.record.unused import unused_operands
 from twinvit.port.report import Operation
@@ -44,8 +44,9 @@ Pinned = tuple[dict[int, Node], dict[int, Node], dict[int, torch.Tensor]]
 operation that others were substituted for."""
 
 
-_LookedUp = tuple[weakref.ref[torch.Tensor], int | None, int]
-"""A value of a trial, the port's entry that it is, and how many lookups that took."""
+_LookedUp = tuple[weakref.ref[torch.Tensor], int, int | None, int]
+"""A value of a trial and how often something was written to it, the port's entry that it is, and
+how many lookups that took."""
 
 _NEARLY = 1e-10
 """Outputs this near, of which some numbers differ, may differ by an edit's own rounding."""
@@ -567,14 +568,15 @@ class Session:
         if out in self.graph.outputs:
             return -1 if self.agrees(self.graph.outputs.index(out), value) else None
         known = self._known.get(out)
-        if known is not None and known[0]() is value:  # the same object, looked up before
-            self.index.lookups += known[2]
-            return known[1]
+        if known is not None and known[0]() is value and known[1] == writes(value):
+            self.index.lookups += known[3]  # the same object, looked up before
+            return known[2]
         before, hit = self.index.lookups, None
         if self._comparable(out, value):
             hit = self._found(out, to_numpy(value), True)
         if self._repeated is not None:
-            self._known[out] = weakref.ref(value), hit, self.index.lookups - before
+            lookups = self.index.lookups - before
+            self._known[out] = weakref.ref(value), writes(value), hit, lookups
         return hit
 
     def apply(self, edits: Mapping[int, Edit]) -> None:

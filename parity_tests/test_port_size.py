@@ -31,7 +31,7 @@ def test_parameters_memory_and_time_are_said_first():
     )
     pair.told(progress=said.append)
     assert said[0].startswith("the reference has 114 parameters, the port 114; expect about 0.3 GB")
-    assert "0.7 GB of memory beyond the two models, and 10 s" in of_sizes(24_000_000, 24_000_000)
+    assert "0.6 GB of memory beyond the two models, and 10 s" in of_sizes(24_000_000, 24_000_000)
 
 
 def test_drawn_weights_are_made_when_they_are_asked_for_and_alike_each_time():

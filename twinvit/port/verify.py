@@ -181,7 +181,7 @@ class Program:
         return not self.train and graph.follows_values() and not any(a.values for a in self.edits)
 
     def _edited(self, graph: Graph) -> Graph:
-        """The graph with the edits made, without what its live operations compute."""
+        """The graph with the edits made, without the results of its live operations."""
         for a in self.edits:
             edited = {i: graph.nodes[i].edited(edit) for i, edit in a.edits.items()}
             graph = graph.with_nodes(edited)
@@ -193,7 +193,9 @@ class Program:
                 node = graph.nodes[producer]
                 given = node.with_result(node.outs.index(i), value)
                 graph = graph.with_nodes({producer: given})
-        made = {o for n in _live(graph).nodes for o in n.outs if o is not None}
+        # Of several results an edit may leave some as they were.
+        live = _live(graph).nodes
+        made = {n.outs[0] for n in live if len(n.outs) == 1 and n.outs[0] is not None}
         values = graph.values.without(made)
         recorded = graph.recorded and replace(graph.recorded, values=values)
         return replace(graph, values=values, recorded=recorded)

@@ -31,7 +31,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = (
-    "torch", "torch.distributed", "jax", "flax.nnx", "optax", "cv2", "matplotlib.pyplot", "tyro",
+    "torch", "torch.distributed", "jax", "flax.nnx", "optax", "cv2", "matplotlib.pyplot",
     "torch_vit.train", "jax_vit.train", "twinvit.cli", "twinvit.training.command",
     "twinvit.convert.command", "twinvit.parity.command",
 )  # fmt: skip
@@ -40,6 +40,8 @@ READ_AT_IMPORT = (
     "CUDA_", "FORK_SERVER", "JAX_", "LD_", "MKL_", "MPL", "NPY_", "OMP_", "OPENBLAS_", "PYTHON",
     "TORCH", "TF_", "XLA_",
 )  # fmt: skip
+# Set by a library in the middle of a process (torch.compile, Keras), and read where it is used.
+SET_BY_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "TF_FORCE_GPU_ALLOW_GROWTH")
 _SOCKET: str | None = None  # of the server, in the processes that it forks
 
 
@@ -132,7 +134,11 @@ def forks(args: Any, env: Any) -> bool:
 
 
 def _read_at_import(env: Any) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT)}
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith(READ_AT_IMPORT) and name not in SET_BY_LIBRARIES
+    }
 
 
 def _environment() -> dict[str, str]:

@@ -114,7 +114,7 @@ def test_forward_passes_of_parts_ask_nothing_of_the_model(name):
 def test_a_question_in_a_forward_pass_is_found():
     for text in sources("model.py"):
         changed = text.replace(
-            "self.attn(self.norm1(x), places)", "self.attn(x) if self.cfg.post else x"
+            "self.attn(self.norm1(x), positions)", "self.attn(x) if self.cfg.post else x"
         )
         assert len(asks_of_the_model(forward_passes(changed)["Block"])) == 2
         assert len(text.splitlines()) <= 280

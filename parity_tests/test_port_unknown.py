@@ -75,3 +75,39 @@ def test_numbers_that_the_port_does_not_have_are_said():
     report = port.explain(model, port.Function(hollow, params), (x,))
     assert "the port returns NaN in 6 of the 30 numbers" in report.findings[0].text
     assert "another order" not in report.findings[0].text
+
+
+def masked_from(first: int) -> port.Function:
+    """The linear layer of `Masked` with -inf from a column on."""
+    torch.manual_seed(0)
+    params = {k: v.numpy() for k, v in torch.nn.Linear(WIDTH, 6).state_dict().items()}
+
+    def call(p: dict, x: jax.Array) -> jax.Array:
+        y = x @ p["weight"].T + p["bias"]
+        return jnp.where(jnp.arange(6) >= first, -jnp.inf, y)
+
+    return port.Function(call, params)
+
+
+class Masked(torch.nn.Linear):
+    """A linear layer whose last outputs are -inf; none with 6."""
+
+    first = 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).masked_fill(torch.arange(6) >= self.first, -torch.inf)
+
+
+def test_infinities_that_the_port_has_elsewhere_are_explained():
+    torch.manual_seed(0)
+    model = Masked(WIDTH, 6)
+    x = (np.random.default_rng(0).standard_normal((5, WIDTH)).astype(np.float32),)
+    assert port.explain(model, masked_from(4), x).same
+    for first in (2, 5):
+        report = port.explain(model, masked_from(first), x)
+        (finding,) = report.findings
+        assert report.explained and finding.kind == "expression", report
+        assert f">= {first}, -inf" in finding.text
+        assert len(report.verified) == 2 and all(d.rounding for d in report.verified)
+    model.first = 6
+    assert port.explain(model, masked_from(4), x).explained

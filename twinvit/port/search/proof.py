@@ -39,18 +39,25 @@ def telling(x: np.ndarray) -> bool:
 
 
 def spoils(graph: Graph, node: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
-    """True if an edit makes NaN or infinity where there were numbers, unless the operation takes
-    NaN. -inf is how a softmax's masks hide."""
+    """True if an edit makes NaN or +inf where there were numbers, unless the operation takes
+    NaN."""
     if not (after.is_floating_point() and before.is_floating_point()):
         return False
     if int(after.isposinf().sum()) > int(before.isposinf().sum()):
         return True
-    if int(after.isneginf().sum()) > int(before.isneginf().sum()):
-        if not Call(graph, node).leads_to("softmax", "_safe_softmax", "logsumexp", "amax", "exp"):
-            return True
     taken = (graph.values[r] for r in node.refs)
     given = any(t.is_floating_point() and bool(t.isnan().any()) for t in taken)
     return not given and int(after.isnan().sum()) > int(before.isnan().sum())
+
+
+def hides(graph: Graph, node: Node, before: torch.Tensor, after: torch.Tensor) -> bool:
+    """True if an edit makes -inf where there were numbers, and no operation follows in which -inf
+    is how masks hide."""
+    if not (after.is_floating_point() and before.is_floating_point()):
+        return False
+    if int(after.isneginf().sum()) <= int(before.isneginf().sum()):
+        return False
+    return not Call(graph, node).leads_to("softmax", "_safe_softmax", "logsumexp", "amax", "exp")
 
 
 class Tally:

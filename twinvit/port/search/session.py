@@ -23,7 +23,7 @@ from twinvit.port.search.cancelled import cancelled
 from twinvit.port.search.hidden import BLIND, always_lost, behind_steps, hiding, sensitivities
 from twinvit.port.search.noise import Noise, output_noise
 from twinvit.port.search.order import chosen_by_order, find_by_order
-from twinvit.port.search.proof import Tally, spoils
+from twinvit.port.search.proof import Tally, hides, spoils
 from twinvit.port.search.repeated import Repeated, draws
 from twinvit.port.search.trial import AppliedEdit, TrialResult
 
@@ -481,7 +481,7 @@ class Session:
                 return None
             tally.follow(node)
             for out, value in made:
-                if index in edits and spoils(self.graph, node, self.graph.values[out], value):
+                if index in edits and self._spoilt(node, out, value):
                     return None
                 changed[out] = value
                 tally.see(node, out, value, index >= late)
@@ -493,6 +493,14 @@ class Session:
             ):
                 break
         return tally.judged()
+
+    def _spoilt(self, node: Node, out: int, value: torch.Tensor) -> bool:
+        """True for an edit's result that is no candidate: it has NaN, or infinities that the port
+        has not (its masks may hide what the reference shows)."""
+        before = self.graph.values[out]
+        if spoils(self.graph, node, before, value):
+            return True
+        return hides(self.graph, node, before, value) and self.found_as(out, value) is None
 
     @contextlib.contextmanager
     def trying(self) -> Iterator[None]:

@@ -174,3 +174,52 @@ def test_an_operand_is_unused_only_where_no_values_make_it_count(case):
     (node,) = (n for n in graph.nodes if n.name == "where")
     found = unused_operands(node.edited(Edit(edit, None)), dict(enumerate(graph.values)))
     assert found == ({node.refs[2]} if unused else set())
+
+
+class Limited(nn.Module):
+    """Of four groups of two rows the two groups that are preferred, of these the three best rows,
+    weighted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Linear(WIDTH, 8)
+        self.rows = nn.Parameter(torch.randn(8, WIDTH))
+        self.shift = nn.Parameter(0.3 * torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.gate(2 * x).sigmoid()
+        shifted = scores + self.shift
+        groups = shifted.view(-1, 4, 2).sum(-1)
+        kept = torch.zeros_like(groups).scatter(1, groups.topk(2, -1).indices, 1.0)
+        shifted = shifted.masked_fill(kept.repeat_interleave(2, 1) == 0, -torch.inf)
+        chosen = shifted.topk(3, -1).indices
+        return (scores.gather(1, chosen)[..., None] * self.rows[chosen]).sum(1)
+
+
+def limited(wrong: str) -> Any:
+    def call(p: dict[str, Any], x: jax.Array) -> jax.Array:
+        scores = jax.nn.sigmoid((2 * x) @ p["gate.weight"].T + p["gate.bias"])
+        shifted = scores + p["shift"]
+        groups = shifted.reshape(-1, 4, 2).sum(-1)
+        chosen = jax.lax.top_k(groups, 3 if wrong == "groups" else 2)[1]
+        kept = jax.nn.one_hot(chosen, 4).sum(1)
+        if wrong != "limit":
+            shifted = jnp.where(jnp.repeat(kept, 2, 1) > 0, shifted, -jnp.inf)
+        chosen = jax.lax.top_k(shifted, 3)[1]
+        weights = jnp.take_along_axis(shifted if wrong == "shifted" else scores, chosen, 1)
+        return jnp.einsum("nk,nkd->nd", weights, p["rows"][chosen])
+
+    return call
+
+
+@pytest.mark.parametrize("wrong", ["", "limit", "shifted", "groups"])
+def test_what_a_choice_alone_depends_on_is_named(wrong):
+    model = Limited()
+    held = {k: v.numpy() for k, v in model.state_dict().items()}
+    report = port.explain(model, port.Function(limited(wrong), held), (INPUT,))
+    assert report.same == (not wrong), report
+    assert ("mask_missing" in [f.cause for f in report.findings]) == (wrong == "limit"), report
+    if wrong == "limit":
+        assert report.explained and len(report.findings) == 1, report
+        assert len(report.verified) == 2 and all(d.rounding for d in report.verified)

@@ -125,7 +125,8 @@ def _joined(first: Comparison, found: Comparison, carried: Sequence[Finding]) ->
         same.jax_lines = list(dict.fromkeys([*same.jax_lines, *finding.jax_lines]))
     for a in found.session.accepted:
         if a.finding is not None:
-            a.finding = next(f for f in findings if f is a.finding or _same(f, a.finding))
+            mine = (f for f in findings if f is a.finding or _same(f, a.finding))
+            a.finding = next(mine, a.finding)  # one that may be none is reported nowhere
     return replace(
         found,
         findings=findings,

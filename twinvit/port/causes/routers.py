@@ -114,6 +114,9 @@ def not_normalised(call: Call) -> Iterator[Variant]:
 def router_k(call: Call) -> Iterator[Variant]:
     """The port chooses another number of experts."""
     k, axis = int(call.args[1]), _axis(call)
+    chosen = call.node.outs[1] if len(call.node.outs) > 1 else None
+    if chosen is None or not call.graph.consumers.get(chosen):  # it routes nothing
+        return
     if not _routes(call):
         return
     for other in range(1, min(MOST, call.args[0].shape[axis]) + 1):

@@ -49,15 +49,15 @@ def checked(
     return call
 
 
-def nudged(node: Node) -> Callable[..., object]:
-    """The operation with a small change of its floating-point results."""
+def nudged(node: Node, much: float = 1e-5) -> Callable[..., object]:
+    """The operation with its floating-point results up to this much larger, relatively."""
     op = node.op
     generator = torch.Generator().manual_seed(node.index)
 
     def nudge(x: object) -> object:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             return x
-        return x * (1 + 1e-5 * torch.rand(x.shape, generator=generator, dtype=x.dtype))
+        return x * (1 + much * torch.rand(x.shape, generator=generator, dtype=x.dtype))
 
     def fn(*args: object, **kwargs: object) -> object:
         out = op(*args, **kwargs)

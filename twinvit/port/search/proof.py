@@ -16,6 +16,8 @@ import torch
 
 from twinvit.port.call import Call
 from twinvit.port.index import SMALLEST, squeezed_distance
+from twinvit.port.ops import INDICES, STEPS, WITH_INDICES
+from twinvit.port.ops.primitives import CHOOSING
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import to_numpy
 from twinvit.port.search.edits import nudged
@@ -178,7 +180,8 @@ def felt(session: Session, edited: Iterable[int], values: Collection[int]) -> bo
     """True if some of these values depend on each of the edited operations as they are now.
 
     A value that does not change with an edit's result (the larger one of two, a term times zero) is
-    regained by what the edit takes away and proves nothing of what it puts there.
+    regained by what the edit takes away and proves nothing of what it puts there. What depends on
+    it over choices alone (the order of scores) changes with it where the choice does.
     """
     graph = session.graph
     if not values:
@@ -189,14 +192,49 @@ def felt(session: Session, edited: Iterable[int], values: Collection[int]) -> bo
         outs = [graph.values[o] for o in node.outs if o is not None]
         if index > last or not any(o.is_floating_point() for o in outs):
             continue
-        try:
-            changed = graph.run({index: Edit(nudged(node))}, first=index, until=last)
-        except Exception:  # a value that only the recorded numbers fit
-            continue
-        reached = [v for v in values if v in changed]
-        if reached and not any(not torch.equal(changed[v], graph.values[v]) for v in reached):
+        strong = values if _by_choice(session, node, values) else ()
+        if not _moves(graph, node, values, last) and not _moves(graph, node, strong, last, much=1):
             return False
     return True
+
+
+def _moves(
+    graph: Graph, node: Node, values: Collection[int], last: int, much: float = 1e-5
+) -> bool:
+    """True if one of the values changes with an operation's result, or nothing can be said."""
+    if not values:
+        return False
+    try:
+        changed = graph.run({node.index: Edit(nudged(node, much))}, first=node.index, until=last)
+    except Exception:  # a value that only the recorded numbers fit
+        return True
+    reached = [v for v in values if v in changed]
+    return not reached or any(not torch.equal(changed[v], graph.values[v]) for v in reached)
+
+
+def _by_choice(session: Session, node: Node, values: Collection[int]) -> bool:
+    """True if all of these values that depend on an operation do so over what is chosen by the
+    order of numbers alone, and the port chooses by these numbers, too: other ones may happen to
+    lead to the same choice."""
+    graph, choices = session.graph, []
+    smooth = {o for o in node.outs if o is not None}
+    for later in graph.nodes[node.index + 1 :]:
+        read = [r for r in later.refs if r in smooth]
+        if not read or later.index not in session.live:
+            continue
+        if later.name in INDICES | WITH_INDICES:
+            choices += read
+        elif later.name not in STEPS:
+            smooth.update(
+                o
+                for o in later.outs
+                if o is not None and graph.values.shaped(o).is_floating_point()
+            )
+    entries, key = session.index.entries, session.index.key
+    chosen = {key(k) for e in entries if e.name in CHOOSING for k in e.parents if k >= 0}
+    hits = (session.lookup(i, graph.values[i]) for i in choices)
+    ported = [h for h in hits if h is not None and h is not False and key(h) in chosen]
+    return bool(choices) and len(ported) == len(choices) and smooth.isdisjoint(values)
 
 
 def behind(graph: Graph, edited: Iterable[int], node: Node) -> bool:

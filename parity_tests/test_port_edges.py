@@ -84,3 +84,49 @@ def test_a_report_of_rows_that_are_masked_whole_is_verified_where_none_is():
     other = seen.copy()
     other[0, 2:] = True
     assert report.verify((x, other))[""] < 1e-12
+
+
+class Attending(torch.nn.Module):
+    """Attention of one head; `padded` zeroes the weights of the last query after its softmax."""
+
+    def __init__(self, padded: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.padded = padded
+        self.qkv = torch.nn.Linear(6, 18)
+
+    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if not self.padded:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, seen)
+        weights = (q @ k.mT / 6**0.5).softmax(-1)
+        return weights.masked_fill(~seen.any(-1, keepdim=True), 0.0) @ v
+
+
+def attending(kind: str) -> port.Function:
+    params = {k: v.numpy() for k, v in Attending(False).state_dict().items()}
+
+    def call(p: dict, x: jax.Array, seen: jax.Array) -> jax.Array:
+        q, k, v = jnp.split(x @ p["qkv.weight"].T + p["qkv.bias"], 3, -1)
+        scores = q @ k.mT / 6**0.5
+        if kind != "padded":
+            scores = jnp.where(seen, scores, -1e9 if kind == "finite" else -jnp.inf)
+        weights = jax.nn.softmax(scores, -1)
+        if kind == "right":
+            weights = jnp.where(seen.any(-1, keepdims=True), weights, 0)
+        return weights @ v
+
+    return port.Function(call, params)
+
+
+def test_rows_without_any_key_are_named():
+    x = np.random.default_rng(0).standard_normal((2, 5, 6)).astype(np.float32)
+    seen = np.tril(np.ones((2, 5, 5), bool))
+    seen[:, 0] = False
+    for kind, count in (("right", 0), ("nan", 1), ("finite", 2)):
+        report = port.explain(Attending(False), attending(kind), (x, seen))
+        assert report.same == (kind == "right") and report.explained, report
+        assert [f.cause for f in report.findings] == ["mask_value"] * count, report
+        assert not count or "rows without any key" in report.findings[-1].text
+    report = port.explain(Attending(True), attending("padded"), (x, seen))
+    assert [f.cause for f in report.findings] == ["mask_missing"], report

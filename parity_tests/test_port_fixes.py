@@ -22,6 +22,9 @@ ROWS = [
      "num_groups=8", "num_groups=4"),
     ("mask_value", "the port masks with -1e+09; the reference with -inf",
      "jnp.where(mask, scores, -inf)", "masked_fill(mask, -1e+09)"),
+    ("mask_value", "the port leaves the weights of rows without any key as its softmax makes them",
+     "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
+     "without zeros in rows without any key"),
     ("padding", "the port pads this convolution by (0, 2) on each axis; the reference by (1, 1) on"
      " both sides", "padding=((1, 1), (1, 1))",
      "torch.nn.functional.pad(x, (0, 2, 0, 2)), then padding=0"),

@@ -116,6 +116,8 @@ _FIXES: tuple[tuple[str, str, Write, Write], ...] = (
     ("softmax_missing", r"takes softmax for log softmax", "jax.nn.log_softmax", "torch.softmax"),
     ("mask_value", r"masks with (\S+); the reference with (\S+)$", "jnp.where(mask, scores, {1})",
      "masked_fill(mask, {0})"),
+    ("mask_value", r"rows without any key", "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
+     "without zeros in rows without any key"),
     ("padding", r"convolution by (.+); the reference by (\(.+\)) on both sides$", _pads,
      _torch_pads),
     ("padding", r"pads with mode (\w+); the reference with zeros$", "", 'padding_mode="{0}"'),

@@ -168,6 +168,33 @@ def masked_rows(call: Call) -> Iterator[Variant]:
     )
 
 
+def _zeroes_rows(call: Call) -> bool:
+    """True if an operation gives rows of a softmax that have no key (NaN, or uniform where the mask
+    is finite) the weight zero."""
+    mask, producer = call.argument(1), call.graph.producer[call.root(call.ref(0)) or 0]
+    if call.node.name != "masked_fill" or producer is None or call.argument(2) != 0:
+        return False
+    if call.graph.nodes[producer].name not in ("softmax", "_safe_softmax"):
+        return False
+    if not isinstance(mask, torch.Tensor) or mask.ndim < 1 or mask.shape[-1] != 1:
+        return False
+    weights = call.args[0]
+    rows = weights[mask.expand(*weights.shape[:-1], 1)[..., 0]]
+    even = rows.isnan() | ((rows - rows[..., :1]).abs() <= 1e-12)
+    return weights.shape[-1] > 1 and rows.numel() > 0 and bool(even.all())
+
+
+@cause("mask_value", on="masked_fill")
+def rows_without_keys(call: Call) -> Iterator[Variant]:
+    """The port does not give rows without any key the weight zero."""
+    if _zeroes_rows(call):
+        yield Variant(
+            "the port leaves the weights of rows without any key as its softmax makes them; the "
+            "reference's are zero",
+            lambda x, *_, **__: x.clone(),
+        )
+
+
 def _is_mask(call: Call, position: int) -> bool:
     """True for an added term that is no trained bias: it depends on no parameter and no input."""
     return isinstance(call.argument(position), torch.Tensor) and call.fixed(position)
@@ -183,6 +210,8 @@ def mask_missing(call: Call) -> Iterator[Variant]:
                     "the port does not add this mask",
                     lambda *args, p=position, **_: args[1 - p].expand(call.out.shape).clone(),
                 )
+        return
+    if _zeroes_rows(call):
         return
     if call.node.name == "masked_fill":
         yield Variant(

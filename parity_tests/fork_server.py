@@ -40,8 +40,8 @@ READ_AT_IMPORT = (
     "CUDA_", "FORK_SERVER", "JAX_", "LD_", "MKL_", "MPL", "NPY_", "OMP_", "OPENBLAS_", "PYTHON",
     "TORCH", "TF_", "XLA_",
 )  # fmt: skip
-# Set by a library in the middle of a process (torch.compile, Keras), and read where it is used.
-SET_BY_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "TF_FORCE_GPU_ALLOW_GROWTH")
+# A new process ignores those of them that the one that starts it ignores.
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _SOCKET: str | None = None  # of the server, in the processes that it forks
 
 
@@ -64,6 +64,7 @@ class Popen(subprocess.Popen):
             "cwd": os.fspath(cwd or os.getcwd()),
             "env": dict(os.environ if env is None else env),
             "session": bool(new_session),
+            "ignored": [int(n) for n in SIGNALS if signal.getsignal(n) == signal.SIG_IGN],
         }
         files = enumerate((p2cread, c2pwrite, errwrite))
         own = [number if fd == -1 else fd for number, fd in files]
@@ -134,15 +135,11 @@ def forks(args: Any, env: Any) -> bool:
 
 
 def _read_at_import(env: Any) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in env.items()
-        if name.startswith(READ_AT_IMPORT) and name not in SET_BY_LIBRARIES
-    }
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT)}
 
 
 def _environment() -> dict[str, str]:
-    """The server's own, in which a forked process finds itself."""
+    """That of the server, and in what it forks that of the fork."""
     if _SOCKET is not None:
         return _BEGUN_WITH
     from benchmarks.runs import environment
@@ -181,7 +178,7 @@ def _server() -> str:
 
 # The server, and what it forks.
 
-_BEGUN_WITH: dict[str, str] = {}  # the environment, once everything is imported
+_BEGUN_WITH: dict[str, str] = {}  # the environment of a fork when it begins
 _GIVEN: set[str] = set()  # the names of those that the server was given
 
 
@@ -244,6 +241,10 @@ def _become(request: dict[str, Any]) -> None:
     for name in _GIVEN - set(request["env"]):  # what an imported module has set stays
         os.environ.pop(name, None)
     os.environ.update(request["env"])
+    _BEGUN_WITH.update(os.environ)
+    for number in SIGNALS:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else usual)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
@@ -279,7 +280,6 @@ def main() -> None:
         importlib.import_module(name)
     del sys.path[:2]
     _SOCKET = path
-    _BEGUN_WITH.update(os.environ)
     gc.freeze()
     request = _serve(socket.socket(fileno=int(number)))
     _become(request)

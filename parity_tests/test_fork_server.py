@@ -42,7 +42,15 @@ def command(request, tmp_path):
     return of
 
 
-def test_it_is_given_what_a_new_process_is_given(command, tmp_path):
+@pytest.fixture(params=[signal.SIG_IGN, signal.default_int_handler])
+def interrupts(request):
+    """SIGINT ignored, as by what a shell starts in the background, and not."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_it_is_given_what_a_new_process_is_given(command, tmp_path, interrupts):
     options = dict(input="a line\n", cwd=tmp_path, start_new_session=True)
     options |= dict(env=environment() | {"WORD": "x"})
     assert fork_server.forks(command(SAID), options["env"])
@@ -79,13 +87,13 @@ def test_it_is_awaited_signalled_and_killed():
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
     os.kill(process.pid, 0)
-    process.send_signal(signal.SIGTERM)  # SIGINT is ignored where pytest runs in the background
+    process.send_signal(signal.SIGTERM)
     assert process.wait(20) == process.poll() == -signal.SIGTERM
     process.stdout.close()
 
 
 def test_what_it_starts_is_forked_too(tmp_path, monkeypatch):
-    """By `subprocess` and this Python, also after torch.compile has set a variable here."""
+    """By `subprocess` and this Python, also with a variable that the server did not have."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     code = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', {!r}]).returncode)"
     inner = "import json, sys; print('torch' in sys.modules, flush=True); sys.exit(4)"

@@ -17,7 +17,7 @@ from twinvit.port.backward.flow import TOLERANCE, derivatives, parameter_gradien
 from twinvit.port.backward.ported import Backward, PortGradients, largest
 from twinvit.port.backward.rules import Made
 from twinvit.port.gradient_edits import candidates
-from twinvit.port.index import SMALLEST, distance, evidence, layouts
+from twinvit.port.index import SMALLEST, evidence, layouts
 from twinvit.port.own_gradients import NOTE, apart, own_gradients
 from twinvit.port.record.graph import Edit, Graph, Node
 from twinvit.port.record.torch_values import to_numpy
@@ -315,7 +315,7 @@ def _nearest(theirs: PortGradients, name: str, g: np.ndarray) -> tuple[float, st
     """Distance and place of the port's nearest gradient, and its ratio to this one."""
     if name in theirs.own:
         value: np.ndarray | None = theirs.own[name]
-        far, where = distance(np.sort(g, axis=None), np.sort(theirs.own[name], axis=None)), ""
+        far, where = theirs.apart(name, g), ""
     else:
         near = theirs.index.nearest(g)
         if not near:

@@ -28,7 +28,8 @@ class PortGradients:
     Attributes:
         index: every value of its backward pass that can be looked up.
         own: by the name of a parameter of the reference, the gradient of the port's one array that
-            holds the same values.
+            holds the same values, each number in the place of the parameter's.
+        values: those parameters.
         few: gradients and parts of them with too few elements to be looked up, sorted, by size.
         zeros: how many gradients and parts of them are zero, by size.
         broken: of each gradient that holds NaN or infinity their counts, by `kinds`.
@@ -45,12 +46,14 @@ class PortGradients:
     def __init__(
         self,
         index: Index,
-        own: Mapping[str, np.ndarray],
+        own: Mapping[str, tuple[np.ndarray, np.ndarray]],
         gradients: Sequence[np.ndarray],
         size: float,
     ) -> None:
+        """`own`: the parameters and their gradients."""
         self.index = index
-        self.own = own
+        self.own = {name: g for name, (_, g) in own.items()}
+        self.values = {name: value for name, (value, _) in own.items()}
         self.size = size
         self.few: dict[int, list[np.ndarray]] = {}
         self.zeros: Counter[int] = Counter()
@@ -81,7 +84,7 @@ class PortGradients:
             return (
                 not np.any(np.abs(theirs) > tolerance * self.size)
                 if self._is_rounding(g)
-                else distance(np.sort(g, axis=None), np.sort(theirs, axis=None)) <= tolerance
+                else self.apart(name, g) <= tolerance
             )
         return (
             not evidence(g)
@@ -93,6 +96,13 @@ class PortGradients:
                 for n in (2, 3, 4)
             )
         )
+
+    def apart(self, name: str, g: np.ndarray) -> float:
+        """Distance of a gradient of a parameter in `own` from the port's, number by number; those
+        of equal numbers of the parameter in any order."""
+        value = self.values[name].reshape(-1)
+        mine, theirs = g.reshape(-1), self.own[name].reshape(-1)
+        return distance(mine[np.lexsort((mine, value))], theirs[np.lexsort((theirs, value))])
 
     def has_cut(self, g: np.ndarray) -> bool:
         """True if the port has a gradient of zeros of this size, or parts of this one."""
@@ -141,27 +151,36 @@ def _parts(g: np.ndarray) -> Iterator[np.ndarray]:
 
 def _own(
     graph: Graph, leaves: Sequence[np.ndarray], gradients: Sequence[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The port's gradient of each parameter whose numbers exactly one of its arrays holds."""
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each parameter whose numbers exactly one of the port's arrays holds, and that one's gradient
+    with each number in the place of the parameter's."""
 
     def key(x: np.ndarray) -> bytes:
         return np.sort(x, axis=None).tobytes()
 
-    mine: dict[bytes, list[str]] = {}
+    mine: dict[bytes, list[tuple[str, np.ndarray]]] = {}
     for name, i in graph.params().items():
         value = to_numpy(graph.values[i])
         if name not in graph.buffers and evidence(value):
-            mine.setdefault(key(value), []).append(name)
-    theirs: dict[bytes, list[np.ndarray]] = {}
+            mine.setdefault(key(value), []).append((name, value))
+    theirs: dict[bytes, list[tuple[np.ndarray, np.ndarray]]] = {}
     for leaf, g in zip(leaves, gradients):
         stacked = leaf.ndim >= 2 and 1 < leaf.shape[0] <= LAYERS
         for x, part in ((leaf, g), *(zip(leaf, g) if stacked else ())):
-            theirs.setdefault(key(x), []).append(part)
+            theirs.setdefault(key(x), []).append((x, part))
     return {
-        names[0]: theirs[k][0]
-        for k, names in mine.items()
-        if len(names) == len(theirs.get(k, ())) == 1
+        named[0][0]: (named[0][1], _placed(named[0][1], *theirs[k][0]))
+        for k, named in mine.items()
+        if len(named) == len(theirs.get(k, ())) == 1
     }
+
+
+def _placed(value: np.ndarray, leaf: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The gradient of an array as that of a parameter with the same numbers in other places."""
+    made = np.empty(value.size)
+    by_value = np.argsort(value, axis=None, kind="stable")
+    made[by_value] = g.reshape(-1)[np.argsort(leaf, axis=None, kind="stable")]
+    return made.reshape(value.shape)
 
 
 def largest(gradients: Mapping[Any, np.ndarray]) -> float:
